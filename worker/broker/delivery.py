@@ -1,0 +1,56 @@
+"""A delivery: one message as the broker handed it to us, with the tag that acknowledges it. Knows nothing of its content."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pamqp import commands as spec
+
+from worker.contract.message import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One delivery on one channel.
+
+    Attributes:
+        tag: the channel's delivery tag, in the order of arrival from 1.
+        message: what was published.
+    """
+
+    tag: int
+    message: Message
+
+    @property
+    def size(self) -> int:
+        """Body size in bytes."""
+        return len(self.message.body)
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether it, or one like it, was delivered before."""
+        return self.message.redelivered
+
+
+def delivery_from_frames(deliver: spec.Basic.Deliver, properties: spec.Basic.Properties, body: bytes) -> Delivery:
+    """Put together what came in as a method, a header and its body frames."""
+    headers: Any = properties.headers
+    return Delivery(
+        tag=deliver.delivery_tag or 0,
+        message=Message(
+            body=body,
+            headers=headers or {},
+            content_type=properties.content_type,
+            content_encoding=properties.content_encoding,
+            reply_to=properties.reply_to,
+            correlation_id=properties.correlation_id,
+            message_id=properties.message_id,
+            type=properties.message_type,
+            user_id=properties.user_id,
+            app_id=properties.app_id,
+            expiration=properties.expiration,
+            delivery_mode=properties.delivery_mode,
+            priority=properties.priority,
+            timestamp=properties.timestamp,
+            redelivered=bool(deliver.redelivered),
+        ),
+    )

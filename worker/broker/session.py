@@ -1,0 +1,205 @@
+"""One stay at the broker: connection, channel, topology, consumer; knows nothing of requests and of the database.
+
+Whatever lets go (``basic.cancel`` because the queue was deleted, the channel, the connection) ends the session. There
+is one way on from there: open another. What was in flight is delivered again by the broker.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import unquote
+
+import aiormq
+import structlog
+from aiormq.abc import AbstractConnection
+from aiormq.exceptions import (
+    AuthenticationError,
+    ChannelAccessRefused,
+    ConnectionClosed,
+    ConnectionNotAllowed,
+    ProbableAuthenticationError,
+)
+from pamqp import commands as spec
+from yarl import URL
+
+from worker.broker.acknowledgement import Acknowledgements
+from worker.broker.channel import BulkChannel, ChannelLost
+from worker.broker.confirmation import Confirmation
+from worker.broker.delivery import Delivery
+from worker.broker.publication import Publication
+from worker.broker.topology import Topology
+from worker.mailbox import Mailbox
+
+log = structlog.get_logger(__name__)
+
+# A connection attempt that hangs (a silent firewall) counts as failed after this many seconds.
+CONNECT_TIMEOUT = 10.0
+CLOSE_TIMEOUT = 5.0
+
+
+class BrokerUnavailable(ConnectionError):
+    """The broker cannot be reached now; it may be reached later."""
+
+
+class BrokerRefused(Exception):
+    """The broker answers, and says no: login, virtual host or permission. Its message says which."""
+
+
+class Session:
+    """A consumer and a publisher on one channel of one connection.
+
+    Made by :meth:`open`; ends by :meth:`close` or by itself, which :attr:`lost` tells.
+
+    Attributes:
+        topology: what was declared.
+        lost: done once the session has ended; its result is the reason in words.
+    """
+
+    def __init__(self, connection: AbstractConnection, channel: BulkChannel, topology: Topology) -> None:
+        self.topology = topology
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._connection = connection
+        self._channel = channel
+        self._acknowledgements = Acknowledgements()
+        self._consumer_tag: str | None = None
+        channel.closing.add_done_callback(self._channel_closed)
+        channel.on_consumer_cancel_callbacks.add(self._consumer_cancelled)
+
+    @classmethod
+    async def open(cls, url: str, topology: Topology, *, name: str) -> "Session":
+        """Connect and declare the topology.
+
+        Args:
+            url: ``amqp://`` or ``amqps://`` URL; TLS files and heartbeat in its query as aiormq takes them.
+            topology: what to declare.
+            name: the connection's name as the management UI shows it.
+
+        Raises:
+            BrokerUnavailable: nobody answers, or not in time.
+            BrokerRefused: login, virtual host or permission refused.
+            TopologyMismatch: something stands there under these names with other properties.
+        """
+        connection = await connect(url, name=name)
+        try:
+            channel = await BulkChannel.open_on(connection)
+            await topology.declare(channel)
+        except ChannelAccessRefused as error:
+            await _close(connection)
+            raise BrokerRefused(f"The broker refuses what the worker needs: {error}") from error
+        except (aiormq.AMQPError, ConnectionError, OSError) as error:
+            await _close(connection)
+            raise BrokerUnavailable(f"The broker closed the connection: {error}") from error
+        except BaseException:
+            await _close(connection)
+            raise
+        return cls(connection, channel, topology)
+
+    @property
+    def deliveries(self) -> Mailbox[Delivery]:
+        """What came in. Closed when the session is lost or consuming has stopped."""
+        return self._channel.deliveries
+
+    @property
+    def login(self) -> str | None:
+        """The user that we are at the broker (publications may carry this ``user_id`` and no other)."""
+        user = URL(str(self._connection.url)).user
+        return unquote(user) if user else None
+
+    @property
+    def frame_max(self) -> int:
+        """The largest frame in bytes."""
+        return self._channel.frame_max
+
+    async def consume(self, prefetch: int) -> None:
+        """Begin to consume, with at most ``prefetch`` deliveries unacknowledged.
+
+        Raises:
+            ChannelLost: the session ended.
+        """
+        try:
+            await self._channel.basic_qos(prefetch_count=prefetch)
+            consumed = await self._channel.basic_consume(self.topology.queue, _never_called)
+        except (aiormq.AMQPError, ConnectionError) as error:
+            raise ChannelLost(str(error)) from error
+        self._consumer_tag = consumed.consumer_tag
+
+    async def stop_consuming(self) -> None:
+        """Cancel the consumer. What was delivered until then stays in :attr:`deliveries`, which is closed behind it."""
+        tag, self._consumer_tag = self._consumer_tag, None
+        if tag is not None and not self.lost.done():
+            try:
+                await self._channel.basic_cancel(tag)
+            except (aiormq.AMQPError, ConnectionError) as error:
+                raise ChannelLost(str(error)) from error
+        self.deliveries.close()
+
+    async def publish(self, publications: Sequence[Publication]) -> Confirmation:
+        """Publish with confirms; see :meth:`BulkChannel.publish`."""
+        return await self._channel.publish(publications)
+
+    async def redeclare(self) -> None:
+        """Declare the topology again, on a channel of its own: a queue of it is missing."""
+        channel = await self._connection.channel()
+        try:
+            await self.topology.declare(channel)
+        finally:
+            await channel.close()
+
+    async def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
+        """Acknowledge deliveries that are settled, each once.
+
+        Raises:
+            ChannelLost: the session ended; they will be delivered again.
+        """
+        acknowledgement = self._acknowledgements.settle(delivery.tag for delivery in deliveries)
+        await self._channel.acknowledge(acknowledgement.single, up_to=acknowledgement.up_to)
+
+    async def close(self) -> None:
+        """Close the connection; the broker requeues what was not acknowledged."""
+        await _close(self._connection)
+        self._end("closed by the worker")
+
+    def _channel_closed(self, closing: asyncio.Future[Any]) -> None:
+        error = None if closing.cancelled() else closing.exception()
+        self._end(str(error) if error is not None and str(error) else "the connection to the broker is gone")
+
+    def _consumer_cancelled(self, frame: spec.Basic.Cancel) -> None:
+        self._end("the broker cancelled the consumer: its queue was deleted or moved")
+
+    def _end(self, reason: str) -> None:
+        if not self.lost.done():
+            self.lost.set_result(reason)
+
+
+async def connect(url: str, *, name: str) -> AbstractConnection:
+    """Connect, with errors that a person understands.
+
+    Raises:
+        BrokerUnavailable, BrokerRefused: as :meth:`Session.open` does.
+    """
+    where = URL(url).with_user(None).with_password(None).with_query(None)
+    connection = aiormq.Connection(URL(url).update_query(name=name))
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            await connection.connect()
+    except (AuthenticationError, ProbableAuthenticationError) as error:
+        raise BrokerRefused(f"The broker at {where} refuses the login: check the user and the password") from error
+    except ConnectionNotAllowed as error:
+        raise BrokerRefused(f"The broker at {where} refuses the virtual host: {error}") from error
+    except ConnectionClosed as error:
+        raise BrokerRefused(f"The broker at {where} closed the connection: {error}") from error
+    except (aiormq.AMQPError, OSError, TimeoutError) as error:
+        await _close(connection)
+        raise BrokerUnavailable(f"No broker answers at {where}: {error or 'timed out'}") from error
+    return connection
+
+
+async def _close(connection: AbstractConnection) -> None:
+    try:
+        await connection.close(timeout=CLOSE_TIMEOUT)
+    except Exception as error:  # the edge: whatever hinders a close, the socket is given up
+        log.debug("connection_close_failed", error=str(error))
+
+
+async def _never_called(message: Any) -> None:
+    """BulkChannel keeps the deliveries; aiormq still wants a callback with its consumer."""

@@ -1,0 +1,98 @@
+"""The queues, the exchange and the binding of the wire contract, all named after one queue; knows no messages."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiormq
+from aiormq.abc import AbstractChannel
+from aiormq.exceptions import ChannelPreconditionFailed
+
+DEAD_LETTER_SUFFIX = ".dead"
+DELIVERY_LIMIT = 20
+
+
+class TopologyMismatch(Exception):
+    """Something of the same name stands at the broker with other properties; its message says what and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """What must stand at the broker before a request can be served.
+
+    Attributes:
+        queue: where requests wait (durable quorum queue).
+        dead_letter_queue: where refused requests are kept (durable quorum queue).
+        exchange: the direct exchange for producers, or None where the queue's name has no dot.
+        routing_key: the key that leads from ``exchange`` to ``queue``.
+    """
+
+    queue: str
+    dead_letter_queue: str
+    exchange: str | None
+    routing_key: str | None
+
+    @classmethod
+    def from_queue_name(cls, queue: str) -> "Topology":
+        """Derive the names: ``flow-runs.create`` gives the exchange ``flow-runs`` and the routing key ``create``."""
+        exchange, dot, routing_key = queue.rpartition(".")
+        named = bool(dot and exchange and routing_key)
+        return cls(
+            queue=queue,
+            dead_letter_queue=queue + DEAD_LETTER_SUFFIX,
+            exchange=exchange if named else None,
+            routing_key=routing_key if named else None,
+        )
+
+    @property
+    def queue_arguments(self) -> Mapping[str, Any]:
+        """The request queue's arguments: nothing is dropped on overflow, and a poisonous request ends in the dead letters."""
+        return {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": self.dead_letter_queue,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+
+    @property
+    def dead_letter_queue_arguments(self) -> Mapping[str, Any]:
+        return {"x-queue-type": "quorum"}
+
+    async def declare(self, channel: AbstractChannel) -> None:
+        """Declare everything; what already stands as it should is left as it is.
+
+        Raises:
+            TopologyMismatch: something stands there with other properties (the broker closes the channel over it).
+        """
+        await _declare(
+            f"queue '{self.dead_letter_queue}'",
+            channel.queue_declare(
+                self.dead_letter_queue, durable=True, arguments=dict(self.dead_letter_queue_arguments)
+            ),
+        )
+        await _declare(
+            f"queue '{self.queue}'",
+            channel.queue_declare(self.queue, durable=True, arguments=dict(self.queue_arguments)),
+        )
+        if self.exchange is not None:
+            await _declare(
+                f"exchange '{self.exchange}'",
+                channel.exchange_declare(self.exchange, exchange_type="direct", durable=True),
+            )
+            await channel.queue_bind(self.queue, self.exchange, routing_key=self.routing_key or "")
+
+
+async def _declare(what: str, declaration: Any) -> None:
+    try:
+        await declaration
+    except ChannelPreconditionFailed as error:
+        raise TopologyMismatch(
+            f"The {what} stands at the broker with other properties than the worker declares: {_reason(error)}. "
+            "Delete it there (after emptying it), or choose another name with WORKER_QUEUE."
+        ) from error
+
+
+def _reason(error: aiormq.AMQPError) -> str:
+    return str(error).removeprefix("PRECONDITION_FAILED - ")

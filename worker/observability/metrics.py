@@ -1,0 +1,92 @@
+"""The worker's Prometheus metrics and its readiness; counted once a batch, so that they cost nothing on the hot path."""
+
+from collections import Counter as Tally
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# From half a millisecond (a commit on a fast disk) to half a minute (a database that was away).
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+
+requests = Counter("flow_run_worker_requests", "Requests that were answered and acknowledged.", ["outcome", "status"])
+redelivered = Counter("flow_run_worker_redelivered", "Deliveries that the broker had delivered before.")
+replies_unroutable = Counter("flow_run_worker_replies_unroutable", "Replies whose queue is gone or takes nothing.")
+reconnects = Counter("flow_run_worker_broker_reconnects", "Sessions opened at the broker after the first.")
+database_retries = Counter("flow_run_worker_database_retries", "Tries at the database that failed and were repeated.")
+in_flight = Gauge("flow_run_worker_in_flight", "Deliveries taken and not yet acknowledged.")
+batch_size = Histogram("flow_run_worker_batch_size", "Requests in one transaction.", buckets=_SIZES)
+stage_seconds = Histogram("flow_run_worker_stage_seconds", "Time of one batch in a stage.", ["stage"], buckets=_SECONDS)
+
+_OUTCOMES = {201: "created", 200: "existing"}
+
+
+class _Delivery(Protocol):
+    @property
+    def redelivered(self) -> bool: ...
+
+
+class _Answer(Protocol):
+    @property
+    def status(self) -> int: ...
+
+
+class Readiness:
+    """Whether requests are being served, and if not, why."""
+
+    def __init__(self) -> None:
+        self.broker: str | None = "not connected yet"
+        self.database: str | None = "not connected yet"
+
+    @property
+    def ready(self) -> bool:
+        return self.broker is None and self.database is None
+
+
+readiness = Readiness()
+
+
+def delivered(deliveries: Sequence[_Delivery], seconds: float) -> None:
+    """Count deliveries that were taken, and the time to decode them."""
+    in_flight.inc(len(deliveries))
+    stage_seconds.labels("decode").observe(seconds)
+    if again := sum(delivery.redelivered for delivery in deliveries):
+        redelivered.inc(again)
+
+
+def batch(size: int, seconds: float) -> None:
+    """Count a batch that was stored."""
+    batch_size.observe(size)
+    stage_seconds.labels("create").observe(seconds)
+
+
+def settled(answers: Iterable[_Answer], seconds: float) -> None:
+    """Count answers whose deliveries are acknowledged, and the time from publishing to confirm."""
+    tally = Tally(answer.status for answer in answers)
+    for status, count in tally.items():
+        requests.labels(_OUTCOMES.get(status, "refused"), str(status)).inc(count)
+    in_flight.dec(tally.total())
+    stage_seconds.labels("reply").observe(seconds)
+
+
+def database_away(reason: str) -> None:
+    """Note that the database failed us."""
+    readiness.database = reason
+    database_retries.inc()
+
+
+def database_here() -> None:
+    """Note that the database answers."""
+    readiness.database = None
+
+
+def broker_away(reason: str) -> None:
+    """Note that there is no session; what was in flight is no longer ours."""
+    readiness.broker = reason
+    in_flight.set(0)
+
+
+def broker_here() -> None:
+    """Note that requests are being consumed."""
+    readiness.broker = None

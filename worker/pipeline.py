@@ -1,0 +1,138 @@
+"""The line from queue to acknowledgement: delivery, decode, create, reply, acknowledge. It joins broker and store.
+
+Each stage is a task that takes whatever the one before it has put out. So batches form by themselves, the next batch is
+decoded while one commits, and the replies of the last one are being confirmed meanwhile.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from time import monotonic
+
+import structlog
+
+from worker.backoff import Backoff
+from worker.broker.delivery import Delivery
+from worker.broker.session import Session
+from worker.contract.errors import Fault, Refusal, ReplyToRefused, Unprocessable
+from worker.contract.record import encode_record
+from worker.contract.request import decode
+from worker.creation import NewRun, new_run
+from worker.mailbox import Mailbox
+from worker.observability import metrics
+from worker.settings import Settings
+from worker.settlement import Answer, Settlement
+from worker.store import Created, Outcome, Store
+
+log = structlog.get_logger(__name__)
+
+# Decoding holds the event loop; this many at a time keep it to a few milliseconds.
+DECODE_MAX = 100
+# A batch of large bodies ends here: more in one statement gains nothing and costs memory at both ends. A guess.
+BATCH_MAX_BYTES = 8 * 1024 * 1024
+# A database that stays away longer than this gets its deliveries handed back, before the broker's consumer timeout
+# (30 minutes by default) closes the channel over them. That costs each of them one delivery of the limit.
+HOLD_SECONDS = 600.0
+
+
+class DatabaseAway(Exception):
+    """The database stayed away for longer than deliveries can be held."""
+
+
+class Pipeline:
+    """Serves the deliveries of one session until they end."""
+
+    def __init__(self, session: Session, store: Store, settings: Settings) -> None:
+        self._session = session
+        self._store = store
+        self._settings = settings
+        self._requests: Mailbox[tuple[Delivery, NewRun]] = Mailbox()
+        self._answers: Mailbox[Answer] = Mailbox()
+
+    async def run(self) -> None:
+        """Serve until the session's deliveries end and all that were taken are acknowledged.
+
+        Raises:
+            ExceptionGroup: of :class:`ChannelLost` (the session ended; what was in flight comes again) or
+                :class:`DatabaseAway`.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._decode())
+            tasks.create_task(self._create())
+            tasks.create_task(self._settle(Settlement(self._session, tasks)))
+
+    async def _decode(self) -> None:
+        while deliveries := await self._session.deliveries.take(DECODE_MAX):
+            started = monotonic()
+            for delivery in deliveries:
+                try:
+                    self._requests.put((delivery, self._new_run(delivery)))
+                except Refusal as refusal:
+                    self._refuse(delivery, refusal)
+                except Exception:  # the edge: a message that breaks us harms no other
+                    log.exception("decode_failed", message_id=delivery.message.message_id)
+                    self._refuse(delivery, Unprocessable())
+            metrics.delivered(deliveries, monotonic() - started)
+            await asyncio.sleep(0)
+        self._requests.close()
+
+    def _new_run(self, delivery: Delivery) -> NewRun:
+        message = delivery.message
+        if message.reply_to in (self._session.topology.queue, self._session.topology.dead_letter_queue):
+            raise ReplyToRefused(message.reply_to)
+        return new_run(decode(message, max_body_bytes=self._settings.max_body_bytes), datetime.now(UTC))
+
+    def _refuse(self, delivery: Delivery, refusal: Refusal) -> None:
+        log.warning(
+            "refused",
+            status=refusal.status,
+            error=refusal.line,
+            message_id=delivery.message.message_id,
+            correlation_id=delivery.message.correlation_id,
+        )
+        self._answers.put(Answer.refused(delivery, refusal))
+
+    async def _create(self) -> None:
+        while requests := await self._requests.take(
+            self._settings.batch_max, size=lambda request: request[0].size, max_size=BATCH_MAX_BYTES
+        ):
+            started = monotonic()
+            outcomes = await self._stored([run for _, run in requests])
+            now = datetime.now(UTC)
+            created = existing = 0
+            for (delivery, _), outcome in zip(requests, outcomes, strict=True):
+                if isinstance(outcome, Refusal):
+                    self._refuse(delivery, outcome)
+                    continue
+                if isinstance(outcome, Created):
+                    status, created = 201, created + 1
+                else:
+                    status, existing = 200, existing + 1
+                run = outcome.run
+                self._answers.put(Answer(delivery, status, encode_record(run, now), run.id))
+            seconds = monotonic() - started
+            metrics.batch(len(requests), seconds)
+            refused = len(requests) - created - existing
+            log.info("batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1))
+        self._answers.close()
+
+    async def _stored(self, runs: Sequence[NewRun]) -> list[Outcome]:
+        """Store the runs. A fault of the database is waited out, with their deliveries held."""
+        backoff = Backoff()
+        since = monotonic()
+        while True:
+            try:
+                outcomes = await self._store.create(runs)
+            except Fault as fault:
+                metrics.database_away(str(fault))
+                log.warning("database_away", error=str(fault), tries=backoff.tries + 1, held=len(runs))
+                if monotonic() - since > HOLD_SECONDS:
+                    raise DatabaseAway(str(fault)) from fault
+                await backoff.sleep()
+            else:
+                metrics.database_here()
+                return outcomes
+
+    async def _settle(self, settlement: Settlement) -> None:
+        while answers := await self._answers.take(self._settings.batch_max):
+            await settlement.settle(answers)

@@ -1,0 +1,155 @@
+"""The worker's life: open the database, stay at the broker, serve, and leave cleanly. Knows both sides, decides nothing of requests."""
+
+import asyncio
+import signal
+from importlib.metadata import version
+
+import structlog
+
+from worker.backoff import Backoff
+from worker.broker.channel import ChannelLost
+from worker.broker.session import BrokerUnavailable, Session
+from worker.broker.topology import Topology
+from worker.contract.errors import Fault
+from worker.observability import metrics
+from worker.pipeline import DatabaseAway, Pipeline
+from worker.settings import Settings, redact
+from worker.store import Store
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is in flight and return.
+
+    Raises:
+        StoreError: the database is there, and not as it has to be (login, name, schema).
+        BrokerRefused: the broker refuses login, virtual host or permission at the start.
+        TopologyMismatch: a queue or exchange stands at the broker with other properties.
+    """
+    service = Service(settings)
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, service.stop, each.name)
+    try:
+        await service.run()
+    finally:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+
+
+class Service:
+    """One worker process's run, from the first connection to the last acknowledgement."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._topology = Topology.from_queue_name(settings.queue)
+        self._stopping = asyncio.Event()
+
+    def stop(self, reason: str = "asked to") -> None:
+        """Leave: consume no more, finish what is in flight within the shutdown timeout."""
+        if not self._stopping.is_set():
+            log.info("stopping", reason=reason, shutdown_timeout=self._settings.shutdown_timeout)
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Run until :meth:`stop`; raises as :func:`serve` does."""
+        store = await self._open_store()
+        if store is None:
+            return
+        try:
+            await self._stay_at_broker(store)
+        finally:
+            await store.close()
+            log.info("stopped")
+
+    async def _open_store(self) -> Store | None:
+        backoff = Backoff()
+        while not self._stopping.is_set():
+            try:
+                store = await Store.open(self._settings.database_url, migrate=self._settings.migrate)
+            except Fault as fault:
+                metrics.database_away(str(fault))
+                log.warning("database_away", error=str(fault), tries=backoff.tries + 1)
+                await self._pause(backoff)
+            else:
+                metrics.database_here()
+                return store
+        return None
+
+    async def _stay_at_broker(self, store: Store) -> None:
+        backoff = Backoff()
+        first = True
+        while not self._stopping.is_set():
+            try:
+                session = await Session.open(self._settings.amqp_url, self._topology, name="flow-run-worker")
+            except BrokerUnavailable as error:
+                metrics.broker_away(str(error))
+                log.warning("broker_away", error=str(error), tries=backoff.tries + 1)
+                await self._pause(backoff)
+                continue
+            if not first:
+                metrics.reconnects.inc()
+            first = False
+            backoff.reset()
+            try:
+                await self._serve(session, store)
+            except* ChannelLost as lost:
+                log.warning("session_lost", error=str(lost.exceptions[0]))
+            except* DatabaseAway as away:
+                log.warning("deliveries_handed_back", error=str(away.exceptions[0]))
+            finally:
+                await session.close()
+                metrics.broker_away("no session")
+            await self._until_database_answers(store)
+
+    async def _serve(self, session: Session, store: Store) -> None:
+        """Serve one session until it is lost or we are to stop."""
+        await session.consume(self._settings.prefetch)
+        metrics.broker_here()
+        log.info(
+            "serving",
+            queue=self._topology.queue,
+            broker=redact(self._settings.amqp_url),
+            database=store.description,
+            prefetch=self._settings.prefetch,
+            batch_max=self._settings.batch_max,
+            version=version("flow-run-worker"),
+        )
+        pipeline = asyncio.create_task(Pipeline(session, store, self._settings).run())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((pipeline, stopping, session.lost), return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done() and not session.lost.done():
+                await session.stop_consuming()
+                done, _ = await asyncio.wait((pipeline, session.lost), timeout=self._settings.shutdown_timeout)
+                if not done:
+                    log.warning("shutdown_timeout", handed_back="what is still in flight")
+            if session.lost.done():
+                raise ChannelLost(session.lost.result())
+            if pipeline.done():
+                pipeline.result()
+        finally:
+            stopping.cancel()
+            pipeline.cancel()
+            await asyncio.gather(pipeline, return_exceptions=True)
+
+    async def _until_database_answers(self, store: Store) -> None:
+        """Don't take requests that could not be stored."""
+        backoff = Backoff()
+        while not self._stopping.is_set():
+            try:
+                await store.ping()
+            except Fault as fault:
+                metrics.database_away(str(fault))
+                await self._pause(backoff)
+            else:
+                metrics.database_here()
+                return
+
+    async def _pause(self, backoff: Backoff) -> None:
+        try:
+            async with asyncio.timeout(backoff.next_delay()):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,162 @@
+"""The end of the line: publish replies and dead-letter copies, wait for their confirms, acknowledge. It alone decides that a
+delivery is settled; knows no database.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import monotonic
+from uuid import UUID
+
+import structlog
+
+from worker.backoff import Backoff
+from worker.broker.confirmation import Confirmation
+from worker.broker.delivery import Delivery
+from worker.broker.publication import Publication, dead_letter_copy, reply
+from worker.broker.session import Session
+from worker.contract.errors import Refusal, ReplyToRefused, encode_error
+from worker.observability import metrics
+
+log = structlog.get_logger(__name__)
+
+# How often a reply is published again that the broker refuses (its queue is full, say), before the requester is given
+# up as one whose queue is gone. With the waits of a Backoff that is about ten seconds. A guess.
+REPLY_TRIES = 8
+# Confirms mostly come within milliseconds. One that hangs (a reply queue without a majority) must not hold up the
+# acknowledgement of its neighbours for longer than this many seconds.
+HANGING_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is to be said to one delivery: a flow run record, or a refusal.
+
+    Attributes:
+        status: the HTTP status that Prefect answers.
+        body: the JSON of the record or of the error.
+        run_id: the run that the record shows; None for a refusal.
+        refusal: why the request is refused; its whole message then goes to the dead letters as well.
+    """
+
+    delivery: Delivery
+    status: int
+    body: bytes
+    run_id: UUID | None = None
+    refusal: Refusal | None = None
+
+    @classmethod
+    def refused(cls, delivery: Delivery, refusal: Refusal) -> "Answer":
+        """The answer to a request that is refused."""
+        return cls(delivery, refusal.status, encode_error(refusal), refusal=refusal)
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """An answer whose publications are at the broker, under the delivery tags from ``first`` on."""
+
+    answer: Answer
+    publications: tuple[Publication, ...]
+    first: int
+
+    def tags(self) -> range:
+        return range(self.first, self.first + len(self.publications))
+
+
+class Settlement:
+    """Publishes answers and acknowledges their deliveries.
+
+    Args:
+        session: where they came from, and where all of this goes.
+        tasks: what waits for confirms runs in here, so that its end is everything's end.
+    """
+
+    def __init__(self, session: Session, tasks: asyncio.TaskGroup) -> None:
+        self._session = session
+        self._tasks = tasks
+
+    async def settle(self, answers: Sequence[Answer]) -> None:
+        """Publish what the answers need; a task of its own then waits for the confirms and acknowledges.
+
+        Raises:
+            ChannelLost: the session ended; all of them will be delivered again.
+        """
+        now = datetime.now(UTC)
+        await self._publish([(answer, self._publications(answer, now)) for answer in answers], Backoff())
+
+    def _publications(self, answer: Answer, now: datetime) -> tuple[Publication, ...]:
+        message, refusal = answer.delivery.message, answer.refusal
+        wanted = bool(message.reply_to) and not isinstance(refusal, ReplyToRefused)
+        replies = (reply(message, status=answer.status, body=answer.body, now=now),) if wanted else ()
+        if refusal is None:
+            return replies
+        copy = dead_letter_copy(
+            message,
+            queue=self._session.topology.dead_letter_queue,
+            status=refusal.status,
+            error=refusal.line,
+            now=now,
+            login=self._session.login,
+            frame_max=self._session.frame_max,
+        )
+        return (*replies, copy)
+
+    async def _publish(self, due: Iterable[tuple[Answer, tuple[Publication, ...]]], backoff: Backoff) -> None:
+        started = monotonic()
+        due = list(due)
+        confirmation = await self._session.publish([each for _, publications in due for each in publications])
+        published: list[_Published] = []
+        tag = confirmation.first
+        for answer, publications in due:
+            published.append(_Published(answer, publications, tag))
+            tag += len(publications)
+        self._tasks.create_task(self._confirmed(published, confirmation, backoff, started))
+
+    async def _confirmed(
+        self, published: list[_Published], confirmation: Confirmation, backoff: Backoff, started: float
+    ) -> None:
+        """Wait for the confirms; acknowledge what is settled, and publish again what the broker did not take."""
+        again: list[tuple[Answer, tuple[Publication, ...]]] = []
+        while published:
+            await confirmation.wait(HANGING_SECONDS)
+            settled: list[Answer] = []
+            hanging: list[_Published] = []
+            for each in published:
+                if confirmation.outstanding and not confirmation.outstanding.isdisjoint(each.tags()):
+                    hanging.append(each)
+                elif missing := self._missing(each, confirmation, give_up=backoff.tries + 1 >= REPLY_TRIES):
+                    again.append((each.answer, missing))
+                else:
+                    settled.append(each.answer)
+            if settled:
+                await self._session.acknowledge(answer.delivery for answer in settled)
+                metrics.settled(settled, monotonic() - started)
+            published = hanging
+        if again:
+            await backoff.sleep()
+            if any(publication.queue == self._session.topology.dead_letter_queue for _, p in again for publication in p):
+                await self._session.redeclare()
+            await self._publish(again, backoff)
+
+    def _missing(self, published: _Published, confirmation: Confirmation, *, give_up: bool) -> tuple[Publication, ...]:
+        """What of an answer's publications has to be published again: a dead letter always, a reply within reason."""
+        missing: list[Publication] = []
+        for tag, publication in zip(published.tags(), published.publications, strict=True):
+            returned, refused = tag in confirmation.returned, tag in confirmation.refused
+            if not (returned or refused):
+                continue
+            if publication.queue == self._session.topology.dead_letter_queue or (refused and not give_up):
+                missing.append(publication)
+            else:
+                metrics.replies_unroutable.inc()
+                log.warning(
+                    "reply_unroutable",
+                    reply_to=publication.queue,
+                    reason="no such queue" if returned else "the broker does not take it",
+                    run_id=str(published.answer.run_id) if published.answer.run_id else None,
+                    status=published.answer.status,
+                    message_id=published.answer.delivery.message.message_id,
+                    correlation_id=published.answer.delivery.message.correlation_id,
+                )
+        return tuple(missing)
