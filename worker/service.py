@@ -2,10 +2,10 @@
 
 import asyncio
 import signal
-from importlib.metadata import version
 
 import structlog
 
+from worker import __version__
 from worker.backoff import Backoff
 from worker.broker.channel import ChannelLost
 from worker.broker.session import BrokerUnavailable, Session
@@ -114,7 +114,7 @@ class Service:
             database=store.description,
             prefetch=self._settings.prefetch,
             batch_max=self._settings.batch_max,
-            version=version("flow-run-worker"),
+            version=__version__,
         )
         pipeline = asyncio.create_task(Pipeline(session, store, self._settings).run())
         stopping = asyncio.create_task(self._stopping.wait())

@@ -1,0 +1,171 @@
+"""The command line: reads options, prints for people, maps errors to exit codes (0, 1 a failure, 2 wrong usage or settings)."""
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import orjson
+import structlog
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from worker.broker.session import BrokerRefused, BrokerUnavailable, Session
+from worker.broker.topology import Topology, TopologyMismatch
+from worker.client import ClientError, FlowRunClient, FlowRunRefused
+from worker.contract.errors import Fault
+from worker.observability.logs import configure_logging
+from worker.service import serve
+from worker.settings import Settings, SettingsError, load_settings, redact
+from worker.store import StoreError, migrations
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="flow-run-worker",
+    help="Create Prefect flow runs from a RabbitMQ queue: each request once, each answered as Prefect's API would.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+topology_app = typer.Typer(help="The queues and the exchange at the broker.", no_args_is_help=True)
+db_app = typer.Typer(help="The database's schema.", no_args_is_help=True)
+app.add_typer(topology_app, name="topology")
+app.add_typer(db_app, name="db")
+
+out = Console()
+err = Console(stderr=True)
+
+AmqpUrl = Annotated[
+    str | None, typer.Option("--amqp-url", help="The broker, amqp:// or amqps://. [WORKER_AMQP_URL]", show_default=False)
+]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option("--database-url", help="sqlite+aiosqlite:///FILE or postgresql+asyncpg://… [WORKER_DATABASE_URL]", show_default=False),
+]
+Queue = Annotated[str | None, typer.Option("--queue", help="The request queue. [WORKER_QUEUE]", show_default=False)]
+
+
+def main() -> None:
+    """The console script: runs the command, and turns what a user can mend into one readable line."""
+    try:
+        app()
+    except (SettingsError, ValidationError) as error:
+        _fail(str(error), code=2)
+    except FlowRunRefused as error:
+        _fail(str(error))
+    except (ClientError, StoreError, BrokerRefused, BrokerUnavailable, TopologyMismatch, Fault) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def run(
+    amqp_url: AmqpUrl = None,
+    database_url: DatabaseUrl = None,
+    queue: Queue = None,
+    prefetch: Annotated[int | None, typer.Option(help="Deliveries held at once. [WORKER_PREFETCH]", show_default=False)] = None,
+    batch_max: Annotated[
+        int | None, typer.Option(help="Requests in one transaction at the most. [WORKER_BATCH_MAX]", show_default=False)
+    ] = None,
+    migrate: Annotated[
+        bool | None,
+        typer.Option(
+            "--migrate/--no-migrate",
+            help="Bring a PostgreSQL schema up to date first (SQLite's always is). [WORKER_MIGRATE]",
+            show_default=False,
+        ),
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="console or json. [WORKER_LOG_FORMAT]", show_default=False)] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error. [WORKER_LOG_LEVEL]", show_default=False)
+    ] = None,
+) -> None:
+    """Serve requests until SIGTERM or Ctrl-C, then finish what is in flight."""
+    settings = load_settings(
+        amqp_url=amqp_url,
+        database_url=database_url,
+        queue=queue,
+        prefetch=prefetch,
+        batch_max=batch_max,
+        migrate=migrate,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    configure_logging(settings.log_format, settings.log_level)
+    try:
+        _run(serve(settings))
+    except (StoreError, BrokerRefused, TopologyMismatch) as error:
+        structlog.get_logger(__name__).error("cannot_start", error=str(error))
+        sys.exit(1)
+
+
+@topology_app.command("declare")
+def topology_declare(amqp_url: AmqpUrl = None, queue: Queue = None) -> None:
+    """Declare the queues, the exchange and the binding. Harmless when they stand already."""
+    settings = load_settings(amqp_url=amqp_url, queue=queue)
+    topology = Topology.from_queue_name(settings.queue)
+
+    async def declare() -> None:
+        session = await Session.open(settings.amqp_url, topology, name="flow-run-worker topology")
+        await session.close()
+
+    _run(declare())
+    out.print(f"Declared at {redact(settings.amqp_url)}:", highlight=False)
+    _print_topology(topology)
+
+
+@topology_app.command("show")
+def topology_show(queue: Queue = None) -> None:
+    """Show what the worker declares; asks no broker."""
+    _print_topology(Topology.from_queue_name(load_settings(queue=queue).queue))
+
+
+def _print_topology(topology: Topology) -> None:
+    table = Table("what", "name", "properties")
+    table.add_row("queue", topology.queue, _arguments({"durable": True, **topology.queue_arguments}))
+    table.add_row("queue", topology.dead_letter_queue, _arguments({"durable": True, **topology.dead_letter_queue_arguments}))
+    if topology.exchange is not None:
+        table.add_row("exchange", topology.exchange, "direct, durable")
+        table.add_row("binding", topology.routing_key, f"{topology.exchange} -> {topology.queue}")
+    out.print(table)
+
+
+def _arguments(arguments: dict[str, Any]) -> str:
+    return "\n".join("durable" if name == "durable" else f"{name}: {value!r}" for name, value in arguments.items())
+
+
+@db_app.command("upgrade")
+def db_upgrade(database_url: DatabaseUrl = None) -> None:
+    """Create the tables or bring them up to date. Never touches a Prefect server's database."""
+    settings = load_settings(database_url=database_url)
+    before, after = _run(migrations.upgrade(settings.database_url))
+    where = redact(settings.database_url)
+    out.print(
+        f"{where}: {'already at' if before == after else f'{before or 'empty'} ->'} {after}", highlight=False, soft_wrap=True
+    )
+
+
+@db_app.command("current")
+def db_current(database_url: DatabaseUrl = None) -> None:
+    """Show which kind of database this is and its schema revision."""
+    settings = load_settings(database_url=database_url)
+    out.print(_run(migrations.current(settings.database_url)), highlight=False, soft_wrap=True)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run on uvloop where there is one (not on Windows)."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    err.print(f"[bold red]error[/]: {message}", highlight=False, soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,232 @@
+"""From a message to a create request, or to the refusal that Prefect's endpoint answers; no other exception gets out."""
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from worker.contract.errors import (
+    ApiVersionRefused,
+    BodyTooLarge,
+    BodyUnreadable,
+    UnsupportedMediaType,
+    ValidationRefused,
+)
+from worker.contract.message import Message, fingerprint
+from worker.contract.policy import CreatedBy
+from worker.contract.request import CreateFlowRun
+
+MINIMUM_API_VERSION = (0, 8, 0)
+
+_body = TypeAdapter(CreateFlowRun)
+_uuid = TypeAdapter(UUID)
+# What may stand for a character that no database stores: NUL, or one half of a surrogate pair.
+_SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+# FastAPI answers 400 where its parser's stack ends, near 1,000 levels; ours ends earlier, so that the record can still
+# be written, stored and sent back.
+MAX_DEPTH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """A request that has been understood.
+
+    Attributes:
+        api_version: from ``x-prefect-api-version``.
+        created_by: from the automation headers.
+        run_id: the id that the run gets, from the message's fingerprint, when it has a ``message_id`` and no
+            idempotency key; else None.
+    """
+
+    body: CreateFlowRun
+    api_version: tuple[int, int, int] | None = None
+    created_by: CreatedBy | None = None
+    run_id: UUID | None = None
+    traceparent: str | None = None
+
+
+def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
+    """Understand a message.
+
+    Args:
+        max_body_bytes: a larger body is refused unread.
+
+    Raises:
+        Refusal: with Prefect's status and error body. The checks come in the order in which its server makes them.
+    """
+    _check_encoding(message)
+    if len(message.body) > max_body_bytes:
+        raise BodyTooLarge(len(message.body), max_body_bytes)
+    api_version = _api_version(_header(message, "x-prefect-api-version"))
+    content = _parse(message.body)
+    errors: list[dict[str, Any]] = []
+    created_by = _created_by(message, errors)
+    body = _validate(content, len(message.body), errors)
+    if _SUSPICIOUS.search(message.body):
+        errors.extend(_unstorable(content))
+    if body is None or errors:
+        raise ValidationRefused(errors, content)
+    return CreateRequest(
+        body=body,
+        api_version=api_version,
+        created_by=created_by,
+        run_id=fingerprint(message) if message.message_id and not body.idempotency_key else None,
+        traceparent=_header(message, "traceparent"),
+    )
+
+
+def _check_encoding(message: Message) -> None:
+    if message.content_encoding:
+        raise UnsupportedMediaType(f"The content encoding '{message.content_encoding}' is not supported: send plain JSON.")
+    if message.content_type:
+        media_type, _, parameters = message.content_type.partition(";")
+        charset = parameters.strip().lower().removeprefix("charset=").strip('"')
+        if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8", "utf8"):
+            raise UnsupportedMediaType(
+                f"The content type '{message.content_type}' is not supported: send application/json in UTF-8."
+            )
+
+
+def _header(message: Message, name: str) -> str | None:
+    """A header as HTTP would carry it: text, or nothing."""
+    value = message.headers.get(name) if message.headers else None
+    if value is None:
+        return None
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value).decode("latin-1")
+    return str(value)
+
+
+def _api_version(header: str | None) -> tuple[int, int, int] | None:
+    """``EnforceMinimumAPIVersion``: three integers, and none too old."""
+    if not header:
+        return None
+    try:
+        major, minor, patch = (int(part) for part in header.split("."))
+    except ValueError:
+        raise ApiVersionRefused(
+            f"Invalid X-PREFECT-API-VERSION header format.Expected header in format 'x.y.z' but received {header}"
+        ) from None
+    if (major, minor, patch) < MINIMUM_API_VERSION:
+        minimum = ".".join(str(part) for part in MINIMUM_API_VERSION)
+        raise ApiVersionRefused(
+            f"The request specified API version {header} but this server requires version {minimum} or higher."
+        )
+    return major, minor, patch
+
+
+def _created_by(message: Message, errors: list[dict[str, Any]]) -> CreatedBy | None:
+    """``get_created_by``: an automation, if both of its headers are there and its name is base64."""
+    automation_id, name = _header(message, "prefect-automation-id"), _header(message, "prefect-automation-name")
+    if automation_id is None:
+        return None
+    try:
+        creator = _uuid.validate_python(automation_id)
+    except ValidationError as error:
+        errors.extend(_located(error, "header", "prefect-automation-id"))
+        return None
+    try:
+        display_value = base64.b64decode((name or "").encode()).decode()
+    except ValueError:
+        return None
+    if not display_value or "\0" in display_value:
+        return None
+    return CreatedBy(id=creator, type="AUTOMATION", display_value=display_value)
+
+
+def _parse(body: bytes) -> Any:
+    """JSON as the standard library reads it for Prefect's server, by a faster parser where the two agree."""
+    if not body:
+        return None
+    try:
+        return from_json(body)
+    except ValueError:
+        pass
+    try:
+        content = json.loads(body)
+    except json.JSONDecodeError as error:
+        invalid = {
+            "type": "json_invalid",
+            "loc": ["body", error.pos],
+            "msg": "JSON decode error",
+            "input": {},
+            "ctx": {"error": error.msg},
+        }
+        raise ValidationRefused([invalid], error.doc) from None
+    except (ValueError, RecursionError):
+        raise BodyUnreadable from None
+    if _depth_exceeds(content, MAX_DEPTH):
+        raise BodyUnreadable
+    return content
+
+
+def _depth_exceeds(content: Any, limit: int) -> bool:
+    level = [content]
+    for _ in range(limit):
+        level = [
+            child
+            for each in level
+            if isinstance(each, (dict, list))
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _validate(content: Any, size: int, errors: list[dict[str, Any]]) -> CreateFlowRun | None:
+    if content is None:
+        errors.append({"type": "missing", "loc": ["body"], "msg": "Field required", "input": None})
+        return None
+    try:
+        body = _body.validate_python(content, from_attributes=True, context=size)
+    except ValidationError as error:
+        errors.extend(_located(error, "body"))
+        return None
+    except RecursionError:
+        raise BodyUnreadable from None
+    return body
+
+
+def _located(error: ValidationError, *location: str) -> Iterator[dict[str, Any]]:
+    """Pydantic's errors as FastAPI prints them: under a location, and with exceptions as empty objects."""
+    for each in error.errors(include_url=False):
+        found: dict[str, Any] = {**each, "loc": [*location, *each["loc"]]}
+        if "ctx" in found:
+            found["ctx"] = {name: {} if isinstance(value, Exception) else value for name, value in found["ctx"].items()}
+        yield found
+
+
+def _unstorable(content: Any) -> Iterator[dict[str, Any]]:
+    """Every text with a character that no database stores; Prefect answers 503 to them."""
+    pending: list[tuple[tuple[str | int, ...], Any]] = [(("body",), content)]
+    while pending:
+        location, value = pending.pop()
+        if isinstance(value, str):
+            if "\0" in value or not _is_unicode(value):
+                yield {
+                    "type": "string_unicode",
+                    "loc": list(location),
+                    "msg": "Input should not contain NUL characters or unpaired surrogates: they cannot be stored",
+                    "input": value,
+                }
+        elif isinstance(value, dict):
+            for key, each in value.items():
+                pending.append(((*location, key, "[key]"), key))
+                pending.append(((*location, key), each))
+        elif isinstance(value, list):
+            pending.extend(((*location, index), each) for index, each in enumerate(value))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,124 @@
+"""Why a request is refused, each class one status on the wire with Prefect's error body; and faults of ours."""
+
+from typing import Any
+
+from worker.contract.encoding import dumps
+
+
+class Fault(Exception):
+    """Ours to wait out (a database that is away), never an answer to a request."""
+
+
+class Refusal(Exception):
+    """A request that gets a 4xx and goes to the dead letters.
+
+    Attributes:
+        status: the HTTP status that Prefect answers.
+        body: the JSON object that it answers with.
+        line: the reason in one line, for a header and for logs.
+    """
+
+    status: int
+
+    def __init__(self, line: str, body: dict[str, Any] | None = None) -> None:
+        super().__init__(line)
+        self.line = line
+        self.body = {"detail": line} if body is None else body
+
+
+class ApiVersionRefused(Refusal):
+    """The header ``x-prefect-api-version`` is malformed or too old (``EnforceMinimumAPIVersion``)."""
+
+    status = 400
+
+
+class BodyUnreadable(Refusal):
+    """The body can't be read as text, or nests too deep to be parsed; FastAPI says the same of both."""
+
+    status = 400
+
+    def __init__(self) -> None:
+        super().__init__("There was an error parsing the body")
+
+
+class ReplyToRefused(Refusal):
+    """The request names a reply queue that the worker must not publish to. The refusal itself is not sent there either."""
+
+    status = 400
+
+    def __init__(self, reply_to: str) -> None:
+        super().__init__(f"Replies are not sent to the queue '{reply_to}'.")
+
+
+class WorkPoolNotFound(Refusal):
+    """No work pool or work queue of that name (``WorkerLookups``)."""
+
+    status = 404
+
+
+class IntegrityConflict(Refusal):
+    """A row that the request refers to does not exist (``integrity_exception_handler``)."""
+
+    status = 409
+
+    def __init__(self, what: str = "") -> None:
+        detail = (
+            "Data integrity conflict. This usually means a unique or foreign key constraint was violated. "
+            "See server logs for details."
+        )
+        super().__init__(what or detail, {"detail": detail})
+
+
+class BodyTooLarge(Refusal):
+    """The body is over the worker's limit."""
+
+    status = 413
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"The request body has {size:,} bytes; the limit is {limit:,} bytes.")
+
+
+class UnsupportedMediaType(Refusal):
+    """The message says that its body is something else than plain JSON."""
+
+    status = 415
+
+
+class ValidationRefused(Refusal):
+    """The body, or a header, is not what the endpoint takes (``validation_exception_handler``).
+
+    Args:
+        errors: as pydantic gives them, with ``loc`` beginning with ``body`` or ``header``.
+        request_body: the parsed body, or its text where it could not be parsed.
+    """
+
+    status = 422
+
+    def __init__(self, errors: list[dict[str, Any]], request_body: Any) -> None:
+        first = errors[0]
+        where = ".".join(str(part) for part in first["loc"])
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        super().__init__(
+            f"{where}: {first['msg']}{more}",
+            {
+                "exception_message": "Invalid request received.",
+                "exception_detail": errors,
+                "request_body": request_body,
+            },
+        )
+
+
+class Unprocessable(Refusal):
+    """A request that neither fits a rule nor can be stored; what it broke is in the worker's log."""
+
+    status = 422
+
+    def __init__(self, line: str = "This request cannot be processed.") -> None:
+        error = {"type": "value_error", "loc": ["body"], "msg": line, "input": None}
+        body = {"exception_message": "Invalid request received.", "exception_detail": [error], "request_body": None}
+        super().__init__(line, body)
+
+
+def encode_error(refusal: Refusal) -> bytes:
+    """The error's body as JSON."""
+    return dumps(refusal.body)

@@ -1,0 +1,67 @@
+"""A flow run and its state as they are stored and shown: the columns of Prefect's tables, by their names."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+
+@dataclass(slots=True)
+class FlowRunState:
+    """A row of ``flow_run_state``; ``state_details`` and ``data`` are JSON values."""
+
+    id: UUID
+    created: datetime
+    updated: datetime
+    flow_run_id: UUID
+    type: str
+    timestamp: datetime
+    name: str
+    message: str | None
+    state_details: dict[str, Any]
+    data: Any
+
+
+@dataclass(slots=True)
+class FlowRun:
+    """A row of ``flow_run``, with what a record shows of its work queue and its state.
+
+    Datetimes are aware. ``parameters``, ``context``, ``empirical_policy``, ``tags``, ``labels``, ``created_by`` and
+    ``job_variables`` are JSON values.
+    """
+
+    id: UUID
+    created: datetime
+    updated: datetime
+    name: str
+    flow_id: UUID
+    state_id: UUID | None
+    state_type: str | None
+    state_name: str | None
+    state_timestamp: datetime | None
+    run_count: int
+    expected_start_time: datetime | None
+    next_scheduled_start_time: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    total_run_time: timedelta
+    deployment_id: UUID | None
+    deployment_version: str | None
+    work_queue_id: UUID | None
+    work_queue_name: str | None
+    flow_version: str | None
+    parameters: dict[str, Any]
+    idempotency_key: str | None
+    context: dict[str, Any]
+    empirical_policy: dict[str, Any]
+    tags: list[str]
+    labels: dict[str, Any] | None
+    created_by: dict[str, Any] | None
+    infrastructure_pid: str | None
+    infrastructure_document_id: UUID | None
+    parent_task_run_id: UUID | None
+    auto_scheduled: bool
+    job_variables: dict[str, Any] | None
+    state: FlowRunState | None = None
+    work_pool_id: UUID | None = None
+    work_pool_name: str | None = None

@@ -1,0 +1,39 @@
+"""A run's policy and its creator: Prefect's ``FlowRunPolicy`` and ``CreatedBy``."""
+
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class FlowRunPolicy(BaseModel):
+    """How a run retries and pauses."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    max_retries: int = Field(0, description="Deprecated; use ``retries``.", deprecated=True)
+    retry_delay_seconds: float = Field(0, description="Deprecated; use ``retry_delay``.", deprecated=True)
+    retries: int | None = Field(None, description="How often a failed run is tried again.")
+    retry_delay: int | None = Field(None, description="Seconds between two tries.")
+    pause_keys: set[str] | None = Field(default_factory=set, description="Pauses that the run has gone through.")
+    resuming: bool | None = Field(False, description="Whether the run is being resumed from a pause.")
+    retry_type: Literal["in_process", "reschedule"] | None = Field(None, description="How the current retry is done.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def populate_deprecated_fields(cls, values: Any) -> Any:
+        """Fill ``retries`` and ``retry_delay`` from the fields that they replace (``set_run_policy_deprecated_fields``)."""
+        if isinstance(values, dict):
+            if not values.get("retries") and values.get("max_retries", 0) != 0:
+                values["retries"] = values["max_retries"]
+            if not values.get("retry_delay") and values.get("retry_delay_seconds", 0) != 0:
+                values["retry_delay"] = values["retry_delay_seconds"]
+        return values
+
+
+class CreatedBy(BaseModel):
+    """Who made a run."""
+
+    id: UUID | None = Field(None, description="The creator's id.")
+    type: str | None = Field(None, description="The kind of creator; AUTOMATION from the automation headers.")
+    display_value: str | None = Field(None, description="The creator's name.")

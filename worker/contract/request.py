@@ -1,0 +1,91 @@
+"""The body of a create request: Prefect's ``FlowRunCreate``, field by field."""
+
+import json
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationInfo,
+)
+
+from worker.contract.policy import FlowRunPolicy
+from worker.contract.state import StateCreate
+
+# PREFECT_SERVER_API_MAX_PARAMETER_SIZE, as a Prefect server has it by default; bytes.
+MAX_PARAMETER_SIZE = 524_288
+# JSON as Python writes it takes at most six bytes for one of ours (a control character), or five (1e15): so much
+# smaller bodies need not be written out again to know that they fit.
+_LONGEST_EXPANSION = 8
+
+
+def _parameter_size(parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    body_size = info.context
+    if parameters and not (isinstance(body_size, int) and body_size * _LONGEST_EXPANSION <= MAX_PARAMETER_SIZE):
+        size = len(json.dumps(parameters, separators=(",", ":")).encode())
+        if size > MAX_PARAMETER_SIZE:
+            raise ValueError(
+                f"Flow run parameters must be less than {MAX_PARAMETER_SIZE:,} bytes when serialized (got {size:,} bytes)."
+            )
+    return parameters
+
+
+def _name(value: Any) -> Any:
+    return value or ""
+
+
+def _labels(value: Any) -> Any:
+    return {} if value is None else value
+
+
+Labels = Annotated[dict[str, StrictBool | StrictInt | StrictFloat | str], BeforeValidator(_labels)]
+
+
+class CreateFlowRun(BaseModel):
+    """What a producer publishes. An unknown field is refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "flow_id": "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11",
+                    "name": "order-4711",
+                    "parameters": {"order": 4711},
+                    "tags": ["orders"],
+                    "idempotency_key": "order-4711",
+                    "state": {"type": "SCHEDULED"},
+                }
+            ]
+        },
+    )
+
+    state: StateCreate | None = Field(None, description="The state that the run begins with; PENDING by default.")
+    name: Annotated[str, BeforeValidator(_name)] = Field(
+        "", description="The run's name; two random words when it is missing or empty."
+    )
+    flow_id: UUID = Field(description="The flow that is to be run.")
+    flow_version: str | None = Field(None, description="The flow's version.")
+    parameters: Annotated[dict[str, Any], AfterValidator(_parameter_size)] = Field(
+        default_factory=dict, description="The flow's parameters; at most 512 KiB of JSON."
+    )
+    context: dict[str, Any] = Field(default_factory=dict, description="More about the run, for the flow to read.")
+    parent_task_run_id: UUID | None = Field(None, description="For a subflow: the task run that stands for it.")
+    infrastructure_document_id: UUID | None = Field(None, description="The block document of its infrastructure.")
+    empirical_policy: FlowRunPolicy = Field(default_factory=FlowRunPolicy, description="How the run retries.")
+    tags: list[str] = Field(default_factory=list, description="Tags.")
+    labels: Labels | None = Field(default_factory=dict, description="Labels: strings, numbers and booleans by name.")
+    idempotency_key: str | None = Field(
+        None, description="The run is created once per flow and key; later requests get the run that exists."
+    )
+    work_pool_name: str | None = Field(None, description="The work pool that is to run it.")
+    work_queue_name: str | None = Field(None, description="The queue in the work pool; the pool's default queue else.")
+    job_variables: dict[str, Any] | None = Field(None, description="Overrides for the infrastructure's template.")
+    deployment_id: UUID | None = Field(None, description="The deployment that the run belongs to.", deprecated=True)

@@ -1,0 +1,97 @@
+"""States of a flow run as they come in a request and as they are stored; Prefect's ``StateCreate`` and ``StateDetails``."""
+
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
+
+
+class StateType(str, Enum):
+    """The nine state types."""
+
+    SCHEDULED = "SCHEDULED"
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    CRASHED = "CRASHED"
+    PAUSED = "PAUSED"
+    CANCELLING = "CANCELLING"
+
+
+TERMINAL_STATES = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED})
+
+
+def _aware(value: Any, handler: ValidatorFunctionWrapHandler) -> datetime:
+    """Pydantic's datetime; a naive one is UTC, and what pydantic can't read gets a second try as pendulum reads it."""
+    try:
+        parsed: datetime = handler(value)
+    except ValueError:
+        parsed = _parsed_by_pendulum(value)
+    if parsed.tzinfo is None:
+        parsed = parsed.replace(tzinfo=UTC)
+    try:
+        parsed.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError("datetime_out_of_range", "Input cannot be expressed in UTC") from None
+    return parsed
+
+
+def _parsed_by_pendulum(value: Any) -> datetime:
+    # Only for what is not ISO 8601 as pydantic reads it; Prefect's DateTime takes the same way, and its errors show.
+    import pendulum
+
+    try:
+        parsed = pendulum.parse(value, strict=True)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise PydanticCustomError("value_error", "value is not a valid datetime") from error
+    if not isinstance(parsed, datetime):
+        raise ValueError(f"value is not a valid datetime it is a {type(parsed)}")
+    # A datetime of the standard library, without the other's zone names.
+    return datetime.fromisoformat(parsed.isoformat())
+
+
+DateTime = Annotated[datetime, WrapValidator(_aware)]
+
+
+class StateDetails(BaseModel):
+    """What a state carries besides its type; unknown fields are passed over, as Prefect does."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    flow_run_id: UUID | None = Field(None, description="The run of this state; set by the worker.")
+    task_run_id: UUID | None = Field(None, description="The task run in the parent flow that stands for a subflow run.")
+    child_flow_run_id: UUID | None = Field(None, description="For such a task run: the subflow's run.")
+    scheduled_time: DateTime | None = Field(None, description="When a SCHEDULED run is to start.")
+    cache_key: str | None = None
+    cache_expiration: DateTime | None = None
+    deferred: bool | None = False
+    untrackable_result: bool = False
+    pause_timeout: DateTime | None = None
+    pause_reschedule: bool = False
+    pause_key: str | None = None
+    run_input_keyset: dict[str, str] | None = None
+    refresh_cache: bool | None = None
+    retriable: bool | None = None
+    transition_id: UUID | None = None
+    task_parameters_id: UUID | None = None
+    traceparent: str | None = Field(None, description="W3C trace context of the span that made this state.")
+    deployment_concurrency_lease_id: UUID | None = None
+
+
+class StateCreate(BaseModel):
+    """The state that a run is to begin with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: StateType = Field(description="The state's type.")
+    name: str | None = Field(None, description="The state's name; the type's by default.")
+    message: str | None = Field(None, description="A message for people.")
+    data: Any | None = Field(None, description="Any JSON value.")
+    state_details: StateDetails = Field(default_factory=StateDetails, description="The state's details.")

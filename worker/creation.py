@@ -1,0 +1,161 @@
+"""From a request and a time to the rows of a new run and its first state: Prefect's bookkeeping rules. Pure; stores nothing."""
+
+import os
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import coolname
+
+from worker.contract.decode import CreateRequest
+from worker.contract.flow_run import FlowRun, FlowRunState
+from worker.contract.policy import FlowRunPolicy
+from worker.contract.state import TERMINAL_STATES, StateCreate, StateDetails, StateType
+
+# The first API version whose clients say that a run is being resumed (``IncrementFlowRunCount``).
+RESUMING_SINCE = (0, 8, 4)
+
+# Words that Prefect leaves out of names, as they read badly in somebody's log.
+_LEFT_OUT = frozenset(
+    "sexy demonic kickass heretic godlike booby chubby gay sloppy funky juicy beaver curvy fat flashy flat thick nippy".split()
+)
+
+_PENDING = StateCreate(type=StateType.PENDING)
+_TERMINAL = TERMINAL_STATES
+_ZERO = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run that is to be created, unless one with its key exists.
+
+    Attributes:
+        request: what was asked for.
+        run: its row, with ``run.state`` as the row of its first state.
+    """
+
+    request: CreateRequest
+    run: FlowRun
+
+
+def new_run(request: CreateRequest, now: datetime) -> NewRun:
+    """Make the rows for a request.
+
+    Args:
+        now: aware; what Prefect takes from its clock (``created``, the state's ``timestamp`` and, for a SCHEDULED state
+            without one, ``scheduled_time``).
+    """
+    body = request.body
+    run_id = request.run_id or uuid7(now)
+    state = _first_state(body.state or _PENDING, run_id, body.parent_task_run_id, now)
+    kind = StateType(state.type)
+    scheduled = kind is StateType.SCHEDULED
+    started = kind is StateType.RUNNING or kind in _TERMINAL
+    expected = _scheduled_time(body.state, now) if scheduled else now
+    resuming = bool(body.empirical_policy.resuming) and (
+        request.api_version is None or request.api_version >= RESUMING_SINCE
+    )
+    policy = _policy(body.empirical_policy)
+    if resuming and started:
+        policy["resuming"] = False
+    return NewRun(
+        request,
+        FlowRun(
+            id=run_id,
+            created=now,
+            updated=now,
+            name=body.name or random_name(),
+            flow_id=body.flow_id,
+            state_id=state.id,
+            state_type=state.type,
+            state_name=state.name,
+            state_timestamp=now,
+            run_count=1 if kind is StateType.RUNNING and not resuming else 0,
+            expected_start_time=expected,
+            next_scheduled_start_time=expected if scheduled else None,
+            start_time=now if started else None,
+            end_time=now if kind in _TERMINAL else None,
+            total_run_time=_ZERO,
+            deployment_id=body.deployment_id,
+            deployment_version=None,
+            work_queue_id=None,
+            work_queue_name=body.work_queue_name,
+            flow_version=body.flow_version,
+            parameters=body.parameters,
+            # An empty key is no key. Stored as it is, the unique index would refuse the next run that has one.
+            idempotency_key=body.idempotency_key or None,
+            context=body.context,
+            empirical_policy=policy,
+            tags=body.tags,
+            labels={"prefect.flow.id": str(body.flow_id), **(body.labels or {})},
+            created_by=None if request.created_by is None else request.created_by.model_dump(mode="json"),
+            infrastructure_pid=None,
+            infrastructure_document_id=body.infrastructure_document_id,
+            parent_task_run_id=body.parent_task_run_id,
+            auto_scheduled=False,
+            job_variables=body.job_variables,
+            state=state,
+        ),
+    )
+
+
+def _first_state(state: StateCreate, run_id: UUID, parent_task_run_id: UUID | None, now: datetime) -> FlowRunState:
+    details = state.state_details
+    if details.model_fields_set or state.type is StateType.SCHEDULED:
+        stored = details.model_dump(mode="json")
+        if state.type is StateType.SCHEDULED and details.scheduled_time is None:
+            stored["scheduled_time"] = now.isoformat().replace("+00:00", "Z")
+    else:
+        stored = dict(_NO_DETAILS)
+    stored["flow_run_id"] = str(run_id)
+    if parent_task_run_id is not None:
+        stored["task_run_id"] = str(parent_task_run_id)
+    return FlowRunState(
+        id=uuid7(now),
+        created=now,
+        updated=now,
+        flow_run_id=run_id,
+        type=state.type.value,
+        timestamp=now,
+        name=state.type.value.capitalize() if state.name is None else state.name,
+        message=state.message,
+        state_details=stored,
+        data=_stored_data(state.data),
+    )
+
+
+def _scheduled_time(state: StateCreate | None, now: datetime) -> datetime:
+    given = None if state is None else state.state_details.scheduled_time
+    return given or now
+
+
+def _stored_data(data: Any) -> Any:
+    """A result that says of itself that it isn't persisted is not (``_validate_proposed_state``)."""
+    if isinstance(data, dict) and data.get("type") == "unpersisted":
+        return None
+    return data
+
+
+def _policy(policy: FlowRunPolicy) -> dict[str, Any]:
+    # Most requests have none, and a model takes longer to write out than a dict to copy.
+    return policy.model_dump(mode="json") if policy.model_fields_set else dict(_NO_POLICY, pause_keys=[])
+
+
+_NO_DETAILS = StateDetails().model_dump(mode="json")
+_NO_POLICY = FlowRunPolicy().model_dump(mode="json")
+
+
+def random_name() -> str:
+    """Two random words, such as ``misty-otter``."""
+    words = coolname.generate(2)
+    while _LEFT_OUT.intersection(words):
+        words = coolname.generate(2)
+    return "-".join(words)
+
+
+def uuid7(now: datetime) -> UUID:
+    """A time-ordered UUID (RFC 9562), so that new rows go to one end of an index."""
+    random = int.from_bytes(os.urandom(10))
+    milliseconds = int(now.timestamp() * 1000)
+    return UUID(int=milliseconds << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64 | 0x2 << 62 | random & (1 << 62) - 1)

@@ -1,0 +1,86 @@
+"""The worker's settings: environment variables with the prefix WORKER_, a .env file, or a command's options."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from yarl import URL
+
+PREFIX = "WORKER_"
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message names it as the user wrote it."""
+
+
+def _amqp_url(url: str) -> str:
+    try:
+        parsed = URL(url)
+        port = parsed.port
+    except ValueError as error:
+        raise ValueError(f"is not a URL: {error}") from None
+    if parsed.scheme not in ("amqp", "amqps") or not parsed.host:
+        raise ValueError("must be a URL such as amqp://user:password@host:5672/vhost, or amqps:// for TLS")
+    if port is not None and not 0 < port < 65536:
+        raise ValueError("has no usable port")
+    return url
+
+
+def _queue(name: str) -> str:
+    if not name or len(f"{name}.dead".encode()) > 255:
+        raise ValueError("must have 1 to 250 bytes")
+    if name.startswith("amq."):
+        raise ValueError("must not begin with 'amq.', which the broker keeps for itself")
+    return name
+
+
+class Settings(BaseSettings):
+    """All settings, each by the same name in the environment, with ``WORKER_`` before it."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", env_file_encoding="utf-8", extra="ignore")
+
+    amqp_url: Annotated[str, AfterValidator(_amqp_url)] = Field(
+        "amqp://guest:guest@localhost:5672/",
+        description="The broker; amqps:// for TLS, with cafile, certfile and keyfile in the query.",
+    )
+    database_url: str = Field(
+        "sqlite+aiosqlite:///flow_runs.db",
+        description="sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name.",
+    )
+    queue: Annotated[str, AfterValidator(_queue)] = Field(
+        "flow-runs.create", description="The request queue; exchange, routing key and dead-letter queue follow from it."
+    )
+    # Two batches and a half: one that commits, one decoded behind it, and what is being confirmed.
+    prefetch: int = Field(1250, ge=1, le=65535, description="Deliveries held at once; bounds the worker's memory.")
+    # Where larger batches stopped to be faster; see tests/benchmarks.
+    batch_max: int = Field(500, ge=1, le=10_000, description="Requests in one transaction at the most.")
+    max_body_bytes: int = Field(1_048_576, ge=1, description="A larger request is refused with 413; bytes.")
+    migrate: bool = Field(False, description="Bring a PostgreSQL schema up to date at the start (SQLite's always is).")
+    http_host: str = Field("127.0.0.1", description="Where health and metrics are served.")
+    http_port: int = Field(8080, ge=0, le=65535, description="Their port; 0 for any free one.")
+    log_format: Literal["console", "json"] = Field("console", description="console for people, json for collectors.")
+    log_level: LogLevel = Field("info", description="debug, info, warning or error.")
+    shutdown_timeout: float = Field(30.0, ge=0, description="Seconds to finish what is in flight after SIGTERM.")
+
+
+def load_settings(**options: Any) -> Settings:
+    """Settings from options (None: not given), the environment and ``.env``, in this order.
+
+    Raises:
+        SettingsError: with a line for each setting that is wrong.
+    """
+    try:
+        return Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        lines = (
+            f"{PREFIX}{'.'.join(str(part) for part in each['loc']).upper()}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors(include_url=False, include_input=False)
+        )
+        raise SettingsError("\n".join(lines)) from None
+
+
+def redact(url: str) -> str:
+    """A URL without its password and without what its query may hide."""
+    return re.sub(r"(?<=://)([^/@:]*):[^@]*(?=@)", r"\1:***", url).partition("?")[0]

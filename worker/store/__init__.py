@@ -1,0 +1,6 @@
+"""Where runs are kept: Prefect's own tables, on PostgreSQL or SQLite; knows no broker."""
+
+from worker.store.outcome import Created, Existing, Outcome
+from worker.store.store import Store, StoreError
+
+__all__ = ["Created", "Existing", "Outcome", "Store", "StoreError"]

@@ -1,0 +1,73 @@
+"""Prefect's tables ``flow_run`` and ``flow_run_state``: names, columns and types as its server makes them.
+
+One definition serves both databases, the migrations of a database of our own, and the check of a Prefect server's.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from worker.contract.state import StateType
+
+metadata = sa.MetaData()
+
+STATE_TYPE = "state_type"
+
+Uuid = sa.Uuid().with_variant(sa.CHAR(36), "sqlite")
+Timestamp = sa.TIMESTAMP(timezone=True).with_variant(sqlite.DATETIME(), "sqlite")
+Json = postgresql.JSONB().with_variant(sqlite.JSON(), "sqlite")
+State = sa.Enum(*(state.value for state in StateType), name=STATE_TYPE)
+Text = sa.String()
+
+flow_run = sa.Table(
+    "flow_run",
+    metadata,
+    sa.Column("id", Uuid, primary_key=True),
+    sa.Column("created", Timestamp, nullable=False, server_default=sa.func.now()),
+    sa.Column("updated", Timestamp, nullable=False, server_default=sa.func.now()),
+    sa.Column("name", Text, nullable=False),
+    sa.Column("flow_id", Uuid, nullable=False),
+    sa.Column("state_id", Uuid),
+    sa.Column("state_type", State),
+    sa.Column("state_name", Text),
+    sa.Column("state_timestamp", Timestamp),
+    sa.Column("run_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("expected_start_time", Timestamp),
+    sa.Column("next_scheduled_start_time", Timestamp),
+    sa.Column("start_time", Timestamp),
+    sa.Column("end_time", Timestamp),
+    sa.Column("total_run_time", sa.Interval, nullable=False),
+    sa.Column("deployment_id", Uuid),
+    sa.Column("deployment_version", Text),
+    sa.Column("work_queue_id", Uuid),
+    sa.Column("work_queue_name", Text),
+    sa.Column("flow_version", Text),
+    sa.Column("parameters", Json, nullable=False, server_default="{}"),
+    sa.Column("idempotency_key", Text),
+    sa.Column("context", Json, nullable=False, server_default="{}"),
+    sa.Column("empirical_policy", Json, nullable=False, server_default="{}"),
+    sa.Column("tags", Json, nullable=False, server_default="[]"),
+    sa.Column("labels", Json),
+    sa.Column("created_by", Json),
+    sa.Column("infrastructure_pid", Text),
+    sa.Column("infrastructure_document_id", Uuid),
+    sa.Column("parent_task_run_id", Uuid),
+    sa.Column("auto_scheduled", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("job_variables", Json, server_default="{}"),
+    sa.Index("uq_flow_run__flow_id_idempotency_key", "flow_id", "idempotency_key", unique=True),
+)
+
+flow_run_state = sa.Table(
+    "flow_run_state",
+    metadata,
+    sa.Column("id", Uuid, primary_key=True),
+    sa.Column("created", Timestamp, nullable=False, server_default=sa.func.now()),
+    sa.Column("updated", Timestamp, nullable=False, server_default=sa.func.now()),
+    sa.Column("flow_run_id", Uuid, sa.ForeignKey("flow_run.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("type", State, nullable=False),
+    sa.Column("timestamp", Timestamp, nullable=False, server_default=sa.func.now()),
+    sa.Column("name", Text, nullable=False),
+    sa.Column("message", Text),
+    sa.Column("state_details", Json, nullable=False, server_default="{}"),
+    sa.Column("data", Json),
+    sa.Index("uq_flow_run_state__flow_run_id_timestamp_desc", "flow_run_id", sa.text("timestamp DESC"), unique=True),
+)
