@@ -122,7 +122,11 @@ class Service:
             await asyncio.wait((pipeline, stopping, session.lost), return_when=asyncio.FIRST_COMPLETED)
             if stopping.done() and not session.lost.done():
                 await session.stop_consuming()
-                done, _ = await asyncio.wait((pipeline, session.lost), timeout=self._settings.shutdown_timeout)
+                done, _ = await asyncio.wait(
+                    (pipeline, session.lost),
+                    timeout=self._settings.shutdown_timeout,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
                 if not done:
                     log.warning("shutdown_timeout", handed_back="what is still in flight")
             if session.lost.done():

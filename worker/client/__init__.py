@@ -1,0 +1,29 @@
+"""What a Python producer imports: publish a request, or call and await the flow run record. Knows no database."""
+
+from worker.client.client import CreateOutcome, FlowRunClient, FlowRunFields
+from worker.client.errors import (
+    BrokerGone,
+    ClientError,
+    Conflict,
+    FlowRunRefused,
+    InvalidFlowRun,
+    NoReply,
+    NotFound,
+    NotTaken,
+    NotRoutable,
+)
+
+__all__ = [
+    "BrokerGone",
+    "ClientError",
+    "Conflict",
+    "CreateOutcome",
+    "FlowRunClient",
+    "FlowRunFields",
+    "FlowRunRefused",
+    "InvalidFlowRun",
+    "NoReply",
+    "NotFound",
+    "NotRoutable",
+    "NotTaken",
+]
