@@ -1,0 +1,43 @@
+# Everything a developer runs. Each target does its own set-up, the second time in no time.
+# `make test`, `make demo` and `make run` need Python 3.11+ and make; RabbitMQ and PostgreSQL are installed where that is possible.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help test lint demo run bench soak servers clean
+
+help:                 ## Show this list
+	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: set PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed requirements-test.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-test.txt
+	@touch $@
+
+servers:              ## Install the servers that the tests start for themselves (Debian, as root), or say what to do
+	@deploy/dev/servers.sh rabbitmq postgresql
+
+test: $(VENV)/installed-test servers lint   ## Run all tests, against a real RabbitMQ, PostgreSQL and SQLite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test   ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: $(VENV)/installed   ## Show the main job on a broker, a worker and SQLite; leaves nothing running
+	@$(BIN)/python -m deploy.dev.demo
+
+run: $(VENV)/installed   ## Run a worker in the foreground, with a broker of its own if none answers
+	@$(BIN)/python -m deploy.dev.run
+
+clean:                ## Remove what the targets made
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

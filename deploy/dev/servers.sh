@@ -1,0 +1,44 @@
+#!/bin/sh
+# Sees to it that the programs of RabbitMQ and PostgreSQL are on the machine; starts neither.
+# Usage: servers.sh [rabbitmq] [postgresql]
+set -eu
+
+have_rabbitmq() {
+    [ -n "${RABBITMQ_SERVER:-}" ] || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null 2>&1
+}
+have_postgresql() {
+    [ -n "${POSTGRESQL_BIN:-}" ] || ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null 2>&1
+}
+
+missing=
+for server in "$@"; do
+    "have_$server" || missing="$missing $server"
+done
+[ -n "$missing" ] || exit 0
+
+packages=
+for server in $missing; do
+    case $server in
+        rabbitmq) packages="$packages rabbitmq-server" ;;
+        postgresql) packages="$packages postgresql" ;;
+    esac
+done
+
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "Installing$packages"
+    # No service is started by the installation: what we need we start ourselves, on ports of our own.
+    [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; ours=1; }
+    apt-get update -qq
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
+    [ -z "${ours:-}" ] || rm /usr/sbin/policy-rc.d
+    exit 0
+fi
+
+{
+    echo "Not on this machine:$missing."
+    echo "On Debian or Ubuntu: sudo apt-get install$packages"
+    echo "Elsewhere: install it, and set RABBITMQ_SERVER to the path of rabbitmq-server, POSTGRESQL_BIN to the folder of initdb."
+    case $missing in *rabbitmq*) echo "Or have a broker ready and set WORKER_AMQP_URL (for 'make demo' and 'make run')." ;; esac
+} >&2
+exit 1

@@ -1,0 +1,131 @@
+"""The servers that the tests run against: a RabbitMQ node and a PostgreSQL cluster of their own, real ones, ended with them."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from deploy.dev.postgresql import PostgreSQL
+from deploy.dev.processes import wait_until
+from deploy.dev.rabbitmq import RabbitMQ
+from tests.producer import Producer
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    with RabbitMQ() as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    with PostgreSQL() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def amqp_url(rabbitmq: RabbitMQ) -> str:
+    return rabbitmq.url
+
+
+@pytest.fixture
+def queue() -> str:
+    """A request queue of this test's own; the rest of the topology follows from its name."""
+    return f"test-{uuid4().hex[:8]}.create"
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path}/flow_runs.db"
+
+
+@pytest.fixture
+def postgresql_url(postgresql: PostgreSQL) -> str:
+    return postgresql.create_database()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database, of either kind in turn."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+class WorkerProcess:
+    """A worker as a user runs it: ``python -m worker run`` with settings in its environment."""
+
+    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "worker", "run"],
+                cwd=log.parent,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait_until_logged(self, event: str, seconds: float = 30.0) -> None:
+        def logged() -> bool:
+            assert self.process.poll() is None or event in self.output, self.output
+            return event in self.output
+
+        wait_until(logged, f"'{event}' in {self.log}", seconds)
+
+    def terminate(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+StartWorker = Callable[..., WorkerProcess]
+
+
+@pytest.fixture
+def start_worker(amqp_url: str, queue: str, tmp_path: Path) -> Iterator[StartWorker]:
+    """Start worker processes on this test's queue; those still running at its end are killed."""
+    started: list[WorkerProcess] = []
+
+    def start(database_url: str, *, wait: bool = True, **settings: Any) -> WorkerProcess:
+        environment = {
+            "WORKER_AMQP_URL": amqp_url,
+            "WORKER_DATABASE_URL": database_url,
+            "WORKER_QUEUE": queue,
+            "WORKER_MIGRATE": "true",
+            "WORKER_HTTP_PORT": "0",
+            **{f"WORKER_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        worker = WorkerProcess(tmp_path / f"worker-{len(started)}.log", environment)
+        started.append(worker)
+        if wait:
+            worker.wait_until_logged("serving")
+        return worker
+
+    yield start
+    for worker in started:
+        if worker.process.poll() is None:
+            worker.kill()
+
+
+@pytest.fixture
+async def producer(amqp_url: str, queue: str) -> AsyncIterator[Producer]:
+    """A producer that speaks plain AMQP with a reply queue of its own, by a library that the worker doesn't use."""
+    async with Producer(amqp_url, queue) as producer:
+        yield producer

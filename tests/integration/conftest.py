@@ -1,0 +1,38 @@
+"""A worker that several tests may share, where each starts from an empty dead-letter queue."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from deploy.dev.rabbitmq import RabbitMQ
+from tests.conftest import WorkerProcess
+from tests.producer import Producer
+
+
+@pytest.fixture(scope="module")
+def running_worker(rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path_factory.mktemp("worker")
+    queue = f"shared-{uuid4().hex[:8]}.create"
+    worker = WorkerProcess(
+        folder / "worker.log",
+        {
+            "WORKER_AMQP_URL": rabbitmq.url,
+            "WORKER_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/flow_runs.db",
+            "WORKER_QUEUE": queue,
+            "WORKER_HTTP_PORT": "0",
+            "WORKER_MAX_BODY_BYTES": "10000",
+        },
+    )
+    worker.wait_until_logged("serving")
+    yield queue, worker.log
+    assert worker.terminate() == 0, worker.output
+
+
+@pytest.fixture
+async def shared_worker(running_worker: tuple[str, Path], amqp_url: str) -> AsyncIterator[Producer]:
+    """A producer at a worker on SQLite with a body limit of 10,000 bytes."""
+    queue, _ = running_worker
+    async with Producer(amqp_url, queue) as producer:
+        yield producer
