@@ -19,7 +19,7 @@ from worker.client import ClientError, FlowRunClient
 from worker.contract.errors import Fault
 from worker.observability.logs import configure_logging
 from worker.service import serve
-from worker.settings import Settings, SettingsError, load_settings, redact
+from worker.settings import SettingsError, load_settings, redact
 from worker.store import StoreError, migrations
 
 T = TypeVar("T")
@@ -40,11 +40,16 @@ out = Console()
 err = Console(stderr=True)
 
 AmqpUrl = Annotated[
-    str | None, typer.Option("--amqp-url", help="The broker, amqp:// or amqps://. [WORKER_AMQP_URL]", show_default=False)
+    str | None,
+    typer.Option("--amqp-url", help="The broker, amqp:// or amqps://. [WORKER_AMQP_URL]", show_default=False),
 ]
 DatabaseUrl = Annotated[
     str | None,
-    typer.Option("--database-url", help="sqlite+aiosqlite:///FILE or postgresql+asyncpg://… [WORKER_DATABASE_URL]", show_default=False),
+    typer.Option(
+        "--database-url",
+        help="sqlite+aiosqlite:///FILE or postgresql+asyncpg://… [WORKER_DATABASE_URL]",
+        show_default=False,
+    ),
 ]
 Queue = Annotated[str | None, typer.Option("--queue", help="The request queue. [WORKER_QUEUE]", show_default=False)]
 

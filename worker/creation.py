@@ -18,7 +18,7 @@ RESUMING_SINCE = (0, 8, 4)
 
 # Words that Prefect leaves out of names, as they read badly in somebody's log.
 _LEFT_OUT = frozenset(
-    "sexy demonic kickass heretic godlike booby chubby gay sloppy funky juicy beaver curvy fat flashy flat thick nippy".split()
+    ("sexy demonic kickass heretic godlike booby chubby gay sloppy funky juicy beaver curvy fat flashy flat thick nippy").split()  # noqa: SIM905
 )
 
 _PENDING = StateCreate(type=StateType.PENDING)
@@ -53,9 +53,7 @@ def new_run(request: CreateRequest, now: datetime) -> NewRun:
     scheduled = kind is StateType.SCHEDULED
     started = kind is StateType.RUNNING or kind in _TERMINAL
     expected = _scheduled_time(body.state, now) if scheduled else now
-    resuming = bool(body.empirical_policy.resuming) and (
-        request.api_version is None or request.api_version >= RESUMING_SINCE
-    )
+    resuming = bool(body.empirical_policy.resuming) and (request.api_version is None or request.api_version >= RESUMING_SINCE)
     policy = _policy(body.empirical_policy)
     if resuming and started:
         policy["resuming"] = False

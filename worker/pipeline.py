@@ -14,9 +14,9 @@ import structlog
 from worker.backoff import Backoff
 from worker.broker.delivery import Delivery
 from worker.broker.session import Session
+from worker.contract.decode import decode
 from worker.contract.errors import Fault, Refusal, ReplyToRefused, Unprocessable
 from worker.contract.record import encode_record
-from worker.contract.decode import decode
 from worker.creation import NewRun, new_run
 from worker.mailbox import Mailbox
 from worker.observability import metrics

@@ -1,4 +1,4 @@
-"""The worker's life: open the database, stay at the broker, serve, and leave cleanly. Knows both sides, decides nothing of requests."""
+"""The worker's life: open the database, stay at the broker, serve, and leave cleanly. Decides nothing of requests."""
 
 import asyncio
 import signal

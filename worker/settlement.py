@@ -113,9 +113,7 @@ class Settlement:
             tag += len(publications)
         self._tasks.create_task(self._confirmed(published, confirmation, backoff, started))
 
-    async def _confirmed(
-        self, published: list[_Published], confirmation: Confirmation, backoff: Backoff, started: float
-    ) -> None:
+    async def _confirmed(self, published: list[_Published], confirmation: Confirmation, backoff: Backoff, started: float) -> None:
         """Wait for the confirms; acknowledge what is settled, and publish again what the broker did not take."""
         again: list[tuple[Answer, tuple[Publication, ...]]] = []
         while published:

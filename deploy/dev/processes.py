@@ -50,7 +50,13 @@ class ServerProcess:
         self._log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, user=user, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=env,
+                user=user,
+                start_new_session=True,
             )
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:

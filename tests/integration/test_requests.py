@@ -20,7 +20,11 @@ EVERY_FIELD: dict[str, Any] = {
         "name": "Planned",
         "message": "for tonight",
         "data": {"why": ["nightly", 1]},
-        "state_details": {"scheduled_time": "2030-01-02T03:04:05.678900+02:00", "cache_key": "c", "pause_reschedule": True},
+        "state_details": {
+            "scheduled_time": "2030-01-02T03:04:05.678900+02:00",
+            "cache_key": "c",
+            "pause_reschedule": True,
+        },
     },
     "name": "order-4711",
     "flow_id": FLOW_ID,
@@ -153,9 +157,7 @@ async def test_a_refused_request_is_answered_and_kept_and_its_neighbours_are_ser
     first, refused, last = await producer.replies_to([before, bad, after])
     assert (first.status, refused.status, last.status) == (201, status, 201)
     assert refused.type == "error"
-    assert set(refused.body) == (
-        {"exception_message", "exception_detail", "request_body"} if status == 422 else {"detail"}
-    )
+    assert set(refused.body) == ({"exception_message", "exception_detail", "request_body"} if status == 422 else {"detail"})
     (letter,) = await producer.dead_letters(1)
     assert letter.raw == (body if isinstance(body, bytes) else json.dumps(body).encode())
     assert (letter.correlation_id, letter.message_id, letter.headers["mine"]) == (bad, "bad-1", "kept")

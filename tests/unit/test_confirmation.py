@@ -12,11 +12,13 @@ async def test_one_multiple_ack_confirms_several_batches() -> None:
     confirmations = Confirmations()
     first, second = confirmations.expect(3), confirmations.expect(2)
     confirmations.answer(4, multiple=True, refused=False)
-    assert first.done.done() and not second.done.done()
+    assert first.done.done()
+    assert not second.done.done()
     assert second.outstanding == {5}
     confirmations.answer(5, multiple=False, refused=False)
     await second.wait(1)
-    assert not second.returned and not second.refused
+    assert not second.returned
+    assert not second.refused
 
 
 async def test_a_nack_is_told_from_an_ack() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pamqp.frame
-from aiormq.abc import AbstractConnection, ChannelFrame
+from aiormq.abc import AbstractConnection, ChannelFrame, ConfirmationFrameType
 from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError
 from pamqp import commands as spec
@@ -113,10 +113,10 @@ class BulkChannel(Channel):
         else:
             self._confirms.returned_anonymously()
 
-    async def _on_confirm_frame(self, frame: spec.Basic.Ack | spec.Basic.Nack) -> None:
+    async def _on_confirm_frame(self, frame: ConfirmationFrameType) -> None:
         self._confirms.answer(
             frame.delivery_tag or 0,
-            multiple=bool(frame.multiple),
+            multiple=bool(getattr(frame, "multiple", False)),
             refused=isinstance(frame, spec.Basic.Nack),
         )
 

@@ -92,8 +92,7 @@ def dead_letter_copy(
     ``CC``/``BCC`` headers (the copy would also go to those queues). Headers that AMQP cannot carry any more are dropped.
     """
     headers: dict[str, Any] = {
-        (f"x-original-{name.lower()}" if name in _ROUTING_HEADERS else name): value
-        for name, value in message.headers.items()
+        (f"x-original-{name.lower()}" if name in _ROUTING_HEADERS else name): value for name, value in message.headers.items()
     }
     if message.expiration is not None:
         headers["x-original-expiration"] = message.expiration

@@ -196,7 +196,8 @@ async def connect(url: str, *, name: str) -> AbstractConnection:
 
 async def _close(connection: AbstractConnection) -> None:
     try:
-        await connection.close(timeout=CLOSE_TIMEOUT)
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await connection.close()
     except Exception as error:  # the edge: whatever hinders a close, the socket is given up
         log.debug("connection_close_failed", error=str(error))
 

@@ -68,9 +68,7 @@ class Topology:
         """
         await _declare(
             f"queue '{self.dead_letter_queue}'",
-            channel.queue_declare(
-                self.dead_letter_queue, durable=True, arguments=dict(self.dead_letter_queue_arguments)
-            ),
+            channel.queue_declare(self.dead_letter_queue, durable=True, arguments=dict(self.dead_letter_queue_arguments)),
         )
         await _declare(
             f"queue '{self.queue}'",

@@ -9,8 +9,8 @@ from worker.client.errors import (
     InvalidFlowRun,
     NoReply,
     NotFound,
-    NotTaken,
     NotRoutable,
+    NotTaken,
 )
 
 __all__ = [

@@ -307,9 +307,7 @@ class _Link:
         backoff = Backoff()
         while True:
             try:
-                await self._channel.basic_publish(
-                    message.body, routing_key=queue, properties=message.properties, mandatory=True
-                )
+                await self._channel.basic_publish(message.body, routing_key=queue, properties=message.properties, mandatory=True)
             except PublishError:
                 raise NotRoutable(f"There is no queue '{queue}': has a worker declared it?") from None
             except DeliveryError:

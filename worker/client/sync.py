@@ -50,9 +50,7 @@ class FlowRunClient:
         """Send a request and wait for its reply."""
         return self._run(self._client.request(request, headers=headers))
 
-    def publish(
-        self, request: Mapping[str, Any] | CreateFlowRun | bytes, *, headers: Mapping[str, Any] | None = None
-    ) -> str:
+    def publish(self, request: Mapping[str, Any] | CreateFlowRun | bytes, *, headers: Mapping[str, Any] | None = None) -> str:
         """Publish a request and want no reply."""
         return self._run(self._client.publish(request, headers=headers))
 

@@ -96,7 +96,7 @@ def _encoded(value: Any) -> Iterator[bytes]:
         for item in value:
             yield from _encoded(item)
     else:
-        content = value if isinstance(value, (bytes, bytearray)) else str(value).encode("utf-8", "surrogatepass")
+        content = bytes(value) if isinstance(value, (bytes, bytearray)) else str(value).encode("utf-8", "surrogatepass")
         name = type(value).__name__.encode()
         yield struct.pack(">QQ", len(name), len(content))
         yield name

@@ -17,7 +17,7 @@ from sqlalchemy.engine import URL
 
 from worker.contract.errors import Fault, Unprocessable
 from worker.contract.flow_run import FlowRun
-from worker.store.rows import RUN_COLUMNS, STATE_COLUMNS, RowCodec, kind_of
+from worker.store.rows import RUN_COLUMNS, RowCodec, kind_of
 from worker.store.tables import STATE_TYPE, flow_run, flow_run_state
 
 # A statement that takes longer is taken for lost (a silent network): waited out and given again. Longer than the locks
@@ -48,9 +48,7 @@ _ROW_ERRORS = (
 
 
 def _columns(table: sa.Table, alias: str, *, cast: bool) -> str:
-    return ", ".join(
-        f'{alias}."{column.name}"{_CASTS.get(kind_of(column), "") if cast else ""}' for column in table.columns
-    )
+    return ", ".join(f'{alias}."{column.name}"{_CASTS.get(kind_of(column), "") if cast else ""}' for column in table.columns)
 
 
 def _names(table: sa.Table) -> str:
@@ -58,9 +56,7 @@ def _names(table: sa.Table) -> str:
 
 
 def _input(table: sa.Table, alias: str, first: int) -> str:
-    arrays = ", ".join(
-        f"${number}::{_ARRAY_TYPES[kind_of(column)]}" for number, column in enumerate(table.columns, start=first)
-    )
+    arrays = ", ".join(f"${number}::{_ARRAY_TYPES[kind_of(column)]}" for number, column in enumerate(table.columns, start=first))
     return f"unnest({arrays}) AS {alias}({_names(table)})"
 
 

@@ -83,9 +83,7 @@ class RowCodec:
     """
 
     def __init__(self, dialect: str) -> None:
-        write, read = (
-            (_SQLITE_WRITE, _SQLITE_READ) if dialect == "sqlite" else (_POSTGRESQL_WRITE, _POSTGRESQL_READ)
-        )
+        write, read = (_SQLITE_WRITE, _SQLITE_READ) if dialect == "sqlite" else (_POSTGRESQL_WRITE, _POSTGRESQL_READ)
         self._write_run, self._write_state = _codecs(flow_run, write), _codecs(flow_run_state, write)
         self._read_run, self._read_state = _codecs(flow_run, read), _codecs(flow_run_state, read)
 
@@ -95,9 +93,7 @@ class RowCodec:
 
     def state_values(self, state: FlowRunState) -> list[Any]:
         """A state's parameters in the order of ``STATE_COLUMNS``."""
-        return [
-            getattr(state, name) if write is None else write(getattr(state, name)) for name, write in self._write_state
-        ]
+        return [getattr(state, name) if write is None else write(getattr(state, name)) for name, write in self._write_state]
 
     def read(self, row: Any) -> FlowRun:
         """A run from a row of ``RUN_COLUMNS``, then ``STATE_COLUMNS`` (null without a state), then work pool id and name."""

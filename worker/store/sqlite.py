@@ -32,7 +32,13 @@ SELECT {", ".join(f"r.{name}" for name in RUN_COLUMNS)}, {", ".join(f"s.{name}" 
 FROM flow_run r LEFT JOIN flow_run_state s ON s.id = r.state_id {{joins}}
 """
 
-_ROW_ERRORS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError)
+_ROW_ERRORS = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.ProgrammingError,
+    sqlite3.InterfaceError,
+    OverflowError,
+)
 
 
 class SQLite:
@@ -127,5 +133,3 @@ def _open(path: str) -> sqlite3.Connection:
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "cache_size = -65536"):
         connection.execute(f"PRAGMA {pragma}").fetchall()
     return connection
-
-

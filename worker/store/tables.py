@@ -13,7 +13,7 @@ metadata = sa.MetaData()
 STATE_TYPE = "state_type"
 
 Uuid = sa.Uuid().with_variant(sa.CHAR(36), "sqlite")
-Timestamp = sa.TIMESTAMP(timezone=True).with_variant(sqlite.DATETIME(), "sqlite")
+Timestamp = sa.TIMESTAMP(timezone=True).with_variant(sa.DateTime(), "sqlite")
 Json = postgresql.JSONB().with_variant(sqlite.JSON(), "sqlite")
 State = sa.Enum(*(state.value for state in StateType), name=STATE_TYPE)
 Text = sa.String()

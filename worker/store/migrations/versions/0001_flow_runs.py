@@ -1,9 +1,8 @@
 """The two tables, with the unique index that makes a run one per flow and key."""
 
+import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql, sqlite
-
-import sqlalchemy as sa
 
 revision = "0001"
 down_revision = None
@@ -16,7 +15,7 @@ STATES = (
 def upgrade() -> None:
     """Create the tables."""
     uuid = sa.Uuid().with_variant(sa.CHAR(36), "sqlite")
-    timestamp = sa.TIMESTAMP(timezone=True).with_variant(sqlite.DATETIME(), "sqlite")
+    timestamp = sa.TIMESTAMP(timezone=True).with_variant(sa.DateTime(), "sqlite")
     json = postgresql.JSONB().with_variant(sqlite.JSON(), "sqlite")
     state = sa.Enum(*STATES, name="state_type").with_variant(
         postgresql.ENUM(*STATES, name="state_type", create_type=False), "postgresql"
