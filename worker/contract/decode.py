@@ -24,6 +24,9 @@ from worker.contract.request import CreateFlowRun
 
 MINIMUM_API_VERSION = (0, 8, 0)
 
+# Nine digits: an integer of thousands takes Python seconds to read, and no version has them.
+_API_VERSION = re.compile(r"\s*(\d{1,9})\.(\d{1,9})\.(\d{1,9})\s*", re.ASCII)
+
 _body = TypeAdapter(CreateFlowRun)
 _uuid = TypeAdapter(UUID)
 # What may stand for a character that no database stores: NUL, or one half of a surrogate pair.
@@ -107,12 +110,12 @@ def _api_version(header: str | None) -> tuple[int, int, int] | None:
     """``EnforceMinimumAPIVersion``: three integers, and none too old."""
     if not header:
         return None
-    try:
-        major, minor, patch = (int(part) for part in header.split("."))
-    except ValueError:
+    version = _API_VERSION.fullmatch(header)
+    if version is None:
         raise ApiVersionRefused(
             f"Invalid X-PREFECT-API-VERSION header format.Expected header in format 'x.y.z' but received {header}"
-        ) from None
+        )
+    major, minor, patch = (int(part) for part in version.groups())
     if (major, minor, patch) < MINIMUM_API_VERSION:
         minimum = ".".join(str(part) for part in MINIMUM_API_VERSION)
         raise ApiVersionRefused(
