@@ -3,12 +3,17 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 from yarl import URL
 
 PREFIX = "WORKER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+# What stands in the way of reading a URL is most often this; the URL itself is not shown, as it has the password.
+_ENCODE = "(in a user name, password or vhost, each of / ? # @ : is written as %2F %3F %23 %40 %3A)"
 
 
 class SettingsError(Exception):
@@ -19,12 +24,24 @@ def _amqp_url(url: str) -> str:
     try:
         parsed = URL(url)
         port = parsed.port
-    except ValueError as error:
-        raise ValueError(f"is not a URL: {error}") from None
+    except ValueError:
+        raise ValueError(f"can't be read as a URL {_ENCODE}") from None
     if parsed.scheme not in ("amqp", "amqps") or not parsed.host:
         raise ValueError("must be a URL such as amqp://user:password@host:5672/vhost, or amqps:// for TLS")
+    if "@" in parsed.raw_path:  # a slash in the password ends the host's part before the host
+        raise ValueError(f"has an @ behind the host {_ENCODE}")
     if port is not None and not 0 < port < 65536:
         raise ValueError("has no usable port")
+    return url
+
+
+def _database_url(url: str) -> str:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ValueError(f"can't be read as a URL {_ENCODE}") from None
+    if parsed.get_backend_name() not in ("sqlite", "postgresql", "postgres"):
+        raise ValueError("must be sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name")
     return url
 
 
@@ -36,17 +53,25 @@ def _queue(name: str) -> str:
     return name
 
 
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
 class Settings(BaseSettings):
     """All settings, each by the same name in the environment, with ``WORKER_`` before it."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", env_file_encoding="utf-8", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore"
+    )
 
     amqp_url: Annotated[str, AfterValidator(_amqp_url)] = Field(
         "amqp://guest:guest@localhost:5672/",
+        repr=False,
         description="The broker; amqps:// for TLS, with cafile, certfile and keyfile in the query.",
     )
-    database_url: str = Field(
+    database_url: Annotated[str, AfterValidator(_database_url)] = Field(
         "sqlite+aiosqlite:///flow_runs.db",
+        repr=False,
         description="sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name.",
     )
     queue: Annotated[str, AfterValidator(_queue)] = Field(
@@ -61,8 +86,10 @@ class Settings(BaseSettings):
     http_host: str = Field("127.0.0.1", description="Where health and metrics are served.")
     http_port: int = Field(8080, ge=0, le=65535, description="Their port; 0 for any free one.")
     log_format: Literal["console", "json"] = Field("console", description="console for people, json for collectors.")
-    log_level: LogLevel = Field("info", description="debug, info, warning or error.")
-    shutdown_timeout: float = Field(30.0, ge=0, description="Seconds to finish what is in flight after SIGTERM.")
+    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = Field("info", description="debug, info, warning or error.")
+    shutdown_timeout: float = Field(
+        30.0, ge=0, allow_inf_nan=False, description="Seconds to finish what is in flight after SIGTERM."
+    )
 
 
 def load_settings(**options: Any) -> Settings:
@@ -79,8 +106,10 @@ def load_settings(**options: Any) -> Settings:
             for each in error.errors(include_url=False, include_input=False)
         )
         raise SettingsError("\n".join(lines)) from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f".env can't be read: {error}") from None
 
 
 def redact(url: str) -> str:
-    """A URL without its password and without what its query may hide."""
-    return re.sub(r"(?<=://)([^/@:]*):[^@]*(?=@)", r"\1:***", url).partition("?")[0]
+    """A URL without its password and without its query, which may hide another; rather too little of it than too much."""
+    return re.sub(r"(?<=://)([^/@:]*):.*(?=@)", r"\1:***", url, flags=re.DOTALL).partition("?")[0]

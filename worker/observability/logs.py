@@ -1,10 +1,15 @@
 """How the worker logs: structlog, one event a line, for people or as JSON; knows nothing of what is logged."""
 
 import logging
+import re
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
+from structlog.typing import EventDict, Processor
+
+# Passwords as they stand in URLs: before the host, and as a parameter.
+_PASSWORD = re.compile(r"""(://[^\s/:@"]*:)[^\s"]+(?=@)|([?&]password=)[^\s&"']+""")
 
 
 def configure_logging(format: Literal["console", "json"], level: str) -> None:
@@ -15,16 +20,20 @@ def configure_logging(format: Literal["console", "json"], level: str) -> None:
         level: ``debug``, ``info``, ``warning`` or ``error``.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
-    shared: list[structlog.typing.Processor] = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: list[structlog.typing.Processor]
+    renderer: list[Processor]
+    # No traceback shows local variables: URLs with their passwords are among them.
     if format == "json":
-        renderer = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        renderer = [structlog.processors.ExceptionRenderer(frames), structlog.processors.JSONRenderer(default=str)]
     else:
-        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        renderer = [_escape_control_characters, console]
+    renderer.append(_without_passwords)
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -44,3 +53,16 @@ def configure_logging(format: Literal["console", "json"], level: str) -> None:
     root.setLevel(max(number, logging.WARNING))
     # What ends a session is logged by the service in a line of its own; aiormq's own lines on it come with tracebacks.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+
+
+def _escape_control_characters(_: Any, __: str, event: EventDict) -> EventDict:
+    """What a producer sent (a message id, a reply queue) neither begins a new line nor steers the terminal."""
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[name] = value.encode("unicode_escape").decode("ascii")
+    return event
+
+
+def _without_passwords(_: Any, __: str, line: Any) -> Any:
+    """The rendered line, wherever in it a URL stands: an error's own words have it too."""
+    return _PASSWORD.sub(r"\1\2***", line)
