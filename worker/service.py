@@ -18,6 +18,10 @@ from worker.store import Store
 
 log = structlog.get_logger(__name__)
 
+# How long, in seconds, to stay away after a session was lost (half of it to all of it), so that a fleet of workers does
+# not come back in one moment, and one whose sessions are lost at once does not spin. A guess.
+REOPEN_SECONDS = 0.2
+
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight and return.
@@ -96,6 +100,7 @@ class Service:
                 await self._serve(session, store)
             except* ChannelLost as lost:
                 log.warning("session_lost", error=str(lost.exceptions[0]))
+                await self._pause(Backoff(first=REOPEN_SECONDS))
             except* DatabaseAway as away:
                 log.warning("deliveries_handed_back", error=str(away.exceptions[0]))
             finally:

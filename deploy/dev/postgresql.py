@@ -18,20 +18,22 @@ class PostgreSQL:
 
     def __init__(self) -> None:
         self._bin = executables()
-        self._folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
         (self.port,) = free_ports(1)
         # PostgreSQL refuses to run as root.
-        self._user = "postgres" if os.getuid() == 0 else None
+        self._user = _unprivileged_user() if os.getuid() == 0 else None
+        self._folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
         if self._user:
-            account = pwd.getpwnam(self._user)
-            os.chown(self._folder, account.pw_uid, account.pw_gid)
+            shutil.chown(self._folder, self._user)
         self._env = {"PATH": os.environ.get("PATH", ""), "HOME": str(self._folder), "LANG": "C.UTF-8"}
         self._numbers = count(1)
         self._process: ServerProcess | None = None
-        self._run("initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,7 +44,13 @@ class PostgreSQL:
         return self._folder / "data"
 
     def start(self, *options: str) -> None:
-        """Start the cluster, and wait until it takes connections; ``options`` are for ``postgres``, as ``-c fsync=on``."""
+        """Start the cluster, and wait until it takes connections; ``options`` are for ``postgres``, as ``-c fsync=off``.
+
+        Raises:
+            ServerFailed: it does not come up.
+        """
+        if not self._data.exists():
+            self._run("initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
         self._process = ServerProcess(
             [
                 str(self._bin / "postgres"),
@@ -54,26 +62,33 @@ class PostgreSQL:
             self._folder / "output",
             env=self._env,
             user=self._user,
+            orderly=signal.SIGINT,
         )
         self._process.wait_until(lambda: answers(self.port) and self._accepts())
 
     def stop(self) -> None:
         """Stop the cluster as an operator does (fast: connections are closed); its data stay."""
         if self._process is not None:
-            self._process.stop(signal.SIGINT)
+            self._process.stop()
             self._process = None
 
     def kill(self) -> None:
-        """Kill the cluster; its data stay, and are recovered at the next start."""
+        """End the cluster as a crash does: nothing is flushed; its data stay, and are recovered at the next start."""
         if self._process is not None:
-            self._process.kill()
+            # An immediate shutdown, in PostgreSQL's terms. SIGKILL would leave its children, which are not of its process group,
+            # and which keep the next start from its shared memory for as long as a statement runs.
+            self._process.stop(signal.SIGQUIT)
             self._process = None
 
     def create_database(self) -> str:
         """Make an empty database; returns its URL."""
         name = f"test_{next(self._numbers)}"
         self._run("createdb", "-h", str(self._folder), "-p", str(self.port), "-U", "postgres", name)
-        return f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/{name}"
+        return self.url(name)
+
+    def url(self, database: str) -> str:
+        """The URL of a database."""
+        return f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/{database}"
 
     def close(self) -> None:
         """End the cluster and remove its folder."""
@@ -93,12 +108,24 @@ class PostgreSQL:
             env=self._env,
             cwd=self._folder,
             user=self._user,
+            group=pwd.getpwnam(self._user).pw_gid if self._user else None,
+            extra_groups=[] if self._user else None,
             capture_output=True,
             text=True,
             timeout=60,
         )
         if done.returncode:
             raise ServerFailed(f"{program}: {done.stderr or done.stdout}")
+
+
+def _unprivileged_user() -> str:
+    """Debian's user for PostgreSQL, or nobody."""
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name).pw_name
+        except KeyError:
+            continue
+    raise ServerFailed("PostgreSQL doesn't run as root, and there is neither a user 'postgres' nor 'nobody'")
 
 
 def executables() -> Path:

@@ -1,0 +1,1 @@
+"""Tries to break each guarantee, on real servers."""

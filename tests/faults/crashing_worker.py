@@ -1,0 +1,48 @@
+"""A worker that kills itself at a seam of the line, once: ``python -m tests.faults.crashing_worker SEAM FILE``.
+
+The seam is patched from outside, so that the worker has no code for this. FILE says that it has happened.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from worker.broker.session import Session
+from worker.cli import app
+from worker.pipeline import Pipeline
+from worker.store import Store
+
+SEAMS: dict[str, tuple[Any, str, str]] = {
+    "after decode, before commit": (Store, "create", "before"),
+    "after commit, before reply": (Store, "create", "after"),
+    "after reply, before acknowledgement": (Session, "acknowledge", "before"),
+    "while decoding": (Pipeline, "_stored", "before"),
+}
+
+
+def main() -> None:
+    seam, marker = sys.argv[1], Path(sys.argv[2])
+    owner, name, when = SEAMS[seam]
+    original = getattr(owner, name)
+
+    def die() -> None:
+        if not marker.exists():
+            marker.write_text(seam)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def patched(self: Any, *arguments: Any, **options: Any) -> Any:
+        if when == "before":
+            die()
+        result = await original(self, *arguments, **options)
+        if when == "after":
+            die()
+        return result
+
+    setattr(owner, name, patched)
+    app(["run"])
+
+
+if __name__ == "__main__":
+    main()
