@@ -1,7 +1,8 @@
-"""The create statements on SQLite: one transaction for a batch, in one go on a thread of its own; knows rows, not requests.
+"""The create statements on SQLite: one transaction for a batch; knows rows, not requests.
 
-The standard library's driver is used without an asynchronous layer, as that hands each statement to its thread, and a
-batch would take hundreds of such hand-overs.
+Rows are written on the event loop, since they are microseconds each, and a thread that writes them would fight the loop
+for the interpreter at every one. What may take long, waiting for another writer's lock and for the disk, is left to a
+thread of its own. The standard library's driver is used without an asynchronous layer, as that hands over each statement.
 """
 
 import asyncio
@@ -42,11 +43,12 @@ _ROW_ERRORS = (
 
 
 class SQLite:
-    """The store's side to SQLite: one connection, used by one thread."""
+    """The store's side to SQLite: one connection, used by one caller at a time."""
 
     def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, *, prefect: bool = False) -> None:
         self._connection = connection
         self._thread = thread
+        self._turn = asyncio.Lock()
         self._codec = RowCodec("sqlite")
         joins = "LEFT JOIN work_queue q ON q.id = r.work_queue_id LEFT JOIN work_pool p ON p.id = q.work_pool_id"
         self._read = _READ.format(pool="p.id, p.name" if prefect else "NULL, NULL", joins=joins if prefect else "")
@@ -69,62 +71,63 @@ class SQLite:
 
     async def ping(self) -> None:
         """Raise Fault unless the file can be read."""
-        await self._in_thread(lambda: self._connection.execute("SELECT 1 FROM flow_run LIMIT 1").fetchone())
+        async with self._turn:
+            await self._in_thread(lambda: self._connection.execute("SELECT 1 FROM flow_run LIMIT 1").fetchone())
 
     async def insert(self, runs: Sequence[FlowRun]) -> dict[UUID, FlowRun | Unprocessable]:
         """Insert runs with their states, as :meth:`PostgreSQL.insert` does; all in one transaction."""
-        return await self._in_thread(lambda: self._insert(runs))
+        async with self._turn:
+            await self._in_thread(self._begin)
+            with _faults():
+                outcomes = {run.id: stored for run in runs if (stored := self._insert(run)) is not None}
+            await self._in_thread(self._connection.commit)
+        return outcomes
 
     async def read_by_key(self, keys: Sequence[tuple[UUID, str]]) -> list[FlowRun]:
         """The runs of these flows and idempotency keys, as they are now."""
-        parameters = [(str(flow_id), key) for flow_id, key in keys]
-        return await self._in_thread(lambda: self._select("r.flow_id = ? AND r.idempotency_key = ?", parameters))
+        return await self._select("r.flow_id = ? AND r.idempotency_key = ?", [(str(flow), key) for flow, key in keys])
 
     async def read_by_id(self, ids: Sequence[UUID]) -> list[FlowRun]:
         """The runs of these ids, as they are now."""
-        return await self._in_thread(lambda: self._select("r.id = ?", [(str(each),) for each in ids]))
+        return await self._select("r.id = ?", [(str(each),) for each in ids])
 
-    def _insert(self, runs: Sequence[FlowRun]) -> dict[UUID, FlowRun | Unprocessable]:
-        outcomes: dict[UUID, FlowRun | Unprocessable] = {}
-        with self._transaction() as cursor:
-            for run in runs:
-                cursor.execute("SAVEPOINT run")
-                try:
-                    inserted = cursor.execute(_INSERT_RUN, self._codec.run_values(run)).rowcount
-                    if inserted and run.state is not None:
-                        cursor.execute(_INSERT_STATE, self._codec.state_values(run.state))
-                except _ROW_ERRORS as error:
-                    cursor.execute("ROLLBACK TO run")
-                    outcomes[run.id] = Unprocessable(f"The database cannot store this run: {error}")
-                else:
-                    if inserted:
-                        outcomes[run.id] = run
-                cursor.execute("RELEASE run")
-        return outcomes
+    def _begin(self) -> None:
+        # A caller that was cancelled may have left a transaction open. IMMEDIATE: another writer's lock is waited for
+        # here, where waiting works; an upgrade from a read lock fails at once.
+        self._connection.rollback()
+        self._connection.execute("BEGIN IMMEDIATE")
 
-    def _select(self, where: str, parameters: Sequence[tuple[str, ...]]) -> list[FlowRun]:
+    def _insert(self, run: FlowRun) -> FlowRun | Unprocessable | None:
+        """The run if it was inserted, a refusal if SQLite can't store it, None if it conflicts with one that exists."""
+        try:
+            if not self._connection.execute(_INSERT_RUN, self._codec.run_values(run)).rowcount:
+                return None
+            if run.state is not None:
+                self._connection.execute(_INSERT_STATE, self._codec.state_values(run.state))
+        except _ROW_ERRORS as error:
+            # A statement that fails leaves nothing behind, but the run may be there without its state.
+            self._connection.execute("DELETE FROM flow_run WHERE id = ?", (str(run.id),))
+            return Unprocessable(f"The database cannot store this run: {error}")
+        return run
+
+    async def _select(self, where: str, parameters: Sequence[tuple[str, ...]]) -> list[FlowRun]:
         query = f"{self._read} WHERE {where}"
-        rows = (self._connection.execute(query, each).fetchone() for each in parameters)
+        async with self._turn:
+            with _faults():
+                rows = [self._connection.execute(query, each).fetchone() for each in parameters]
         return [self._codec.read(row) for row in rows if row is not None]
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Cursor]:
-        # IMMEDIATE: the lock is waited for at the start, where waiting works; an upgrade from a read lock fails at once.
-        cursor = self._connection.cursor()
-        cursor.execute("BEGIN IMMEDIATE")
-        try:
-            yield cursor
-            cursor.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                cursor.execute("ROLLBACK")
-            raise
-
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        try:
+        with _faults():
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except sqlite3.Error as error:
-            raise Fault(f"SQLite: {error}") from error
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise Fault(f"SQLite: {error}") from error
 
 
 def _open(path: str) -> sqlite3.Connection:
