@@ -1,12 +1,19 @@
 """Starting and ending a server that belongs to us alone; knows no particular server."""
 
 import os
+import pwd
+import random
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+
+# Below the range from which systems take the ports of outgoing connections (Linux: from 32768, others: from 49152). A port in
+# that range may be gone when a server comes back to it, even to a client that tries to reach it and meets itself.
+PORTS = range(20000, 32768)
 
 
 class ServerFailed(Exception):
@@ -14,15 +21,19 @@ class ServerFailed(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """Free TCP ports on the loopback address, different ones."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Free TCP ports on the loopback address, different ones, to which a server can come back after a restart."""
+    found: list[int] = []
+    with ExitStack() as held:
+        for port in random.sample(PORTS, len(PORTS)):
+            candidate = held.enter_context(socket.socket())
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise ServerFailed("no free port")
 
 
 def answers(port: int, host: str = "127.0.0.1") -> bool:
@@ -44,10 +55,23 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) 
 
 
 class ServerProcess:
-    """A process with its children in a group of their own, so that all of it can be ended and nothing else."""
+    """A process in a group of its own with its children, so that all of it can be ended and nothing else.
 
-    def __init__(self, command: Sequence[str], log: Path, *, env: Mapping[str, str], user: str | None = None) -> None:
+    It also ends when we do without having stopped it.
+
+    Args:
+        command: the program and its arguments.
+        log: gets what it prints, behind what is there.
+        env: its environment, all of it.
+        user: who runs it, with that user's group alone; None for us.
+        orderly: the signal at which it ends by itself, as an operator ends it.
+    """
+
+    def __init__(
+        self, command: Sequence[str], log: Path, *, env: Mapping[str, str], user: str | None = None, orderly: int = signal.SIGTERM
+    ) -> None:
         self._log = log
+        self._orderly = orderly
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
@@ -56,8 +80,19 @@ class ServerProcess:
                 stderr=output,
                 env=env,
                 user=user,
+                group=pwd.getpwnam(user).pw_gid if user else None,
+                extra_groups=[] if user else None,
                 start_new_session=True,
             )
+        # Whatever ends us closes the pipe. (Linux could tell the server itself of its parent's end, but means the thread that
+        # started it.)
+        self._lifeline = subprocess.Popen(
+            ["sh", "-c", f"read -r _; kill -{int(orderly)} -{self._process.pid}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         """Wait until the server is ready; raises ServerFailed with its log when it ends before."""
@@ -69,7 +104,7 @@ class ServerProcess:
 
         try:
             wait_until(ready, str(self._log), seconds)
-        except ServerFailed:
+        except BaseException:
             self.kill()
             raise
 
@@ -77,18 +112,26 @@ class ServerProcess:
         """The last lines that it printed."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
 
-    def stop(self, number: int = signal.SIGTERM, seconds: float = 30.0) -> None:
-        """Ask it to end, and wait; after so many seconds it is killed."""
-        self._signal(number)
+    def stop(self, number: int | None = None, seconds: float = 30.0) -> None:
+        """Ask it to end (by the orderly signal or another), and wait; after so many seconds it is killed."""
+        self._signal(self._orderly if number is None else number)
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self.kill()
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+        self._cut_lifeline()
 
     def kill(self) -> None:
         """End it and its children at once."""
         self._signal(signal.SIGKILL)
         self._process.wait()
+        self._cut_lifeline()
+
+    def _cut_lifeline(self) -> None:
+        """The process's number may soon be another's."""
+        self._lifeline.kill()
+        self._lifeline.communicate()
 
     def _signal(self, number: int) -> None:
         try:

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from deploy.dev.processes import ServerFailed, ServerProcess, answers, free_ports
+from deploy.dev.processes import ServerFailed, ServerProcess, answers, free_ports, wait_until
 
 SERVER = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
 
@@ -16,22 +16,28 @@ SERVER = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
 class RabbitMQ:
     """A private node, in a folder that goes with it.
 
+    Args:
+        plugins: names of plugins to enable.
+
     Attributes:
         url: where it listens; user and password are ``guest``.
+        management_url: where the management API listens, if that plugin is enabled; the same user.
     """
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="rabbitmq-"))
-        self.port, distribution, port_mapper = free_ports(3)
+    def __init__(self, plugins: Sequence[str] = ()) -> None:
+        executable()
+        self.port, management, self._distribution, port_mapper = free_ports(4)
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
-        self._config = self._folder / "rabbitmq.conf"
-        self._config.write_text(
+        self.management_url = f"http://127.0.0.1:{management}"
+        self._folder = Path(tempfile.mkdtemp(prefix="rabbitmq-"))
+        config = (
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
             "disk_free_limit.absolute = 50MB\n"
             "vm_memory_high_watermark.absolute = 2GB\n"
             "log.console.level = warning\n"
         )
-        (self._folder / "enabled_plugins").write_text("[].\n")
+        if "rabbitmq_management" in plugins:
+            config += f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n"
         self._env = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "HOME": str(self._folder),
@@ -39,17 +45,27 @@ class RabbitMQ:
             "RABBITMQ_NODENAME": f"private{self.port}@localhost",
             "RABBITMQ_MNESIA_BASE": str(self._folder / "data"),
             "RABBITMQ_LOG_BASE": str(self._folder / "log"),
-            "RABBITMQ_CONFIG_FILE": str(self._config),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "enabled_plugins"),
+            # All files of the machine's own broker are replaced, those that we need nothing in as well.
+            "RABBITMQ_CONF_ENV_FILE": self._write("rabbitmq-env.conf", ""),
+            "RABBITMQ_CONFIG_FILE": self._write("rabbitmq.conf", config),
+            "RABBITMQ_CONFIG_FILES": str(self._folder / "conf.d"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": self._write("advanced.config", "[].\n"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": self._write("enabled_plugins", f"[{','.join(plugins)}].\n"),
             "RABBITMQ_PID_FILE": str(self._folder / "pid"),
-            "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_DIST_PORT": str(self._distribution),
             "ERL_EPMD_PORT": str(port_mapper),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
+        self._port_mapper_port = port_mapper
+        self._port_mapper: ServerProcess | None = None
         self._process: ServerProcess | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,6 +77,10 @@ class RabbitMQ:
         Raises:
             ServerFailed: it is not installed, or does not come up.
         """
+        if self._port_mapper is None:
+            # The node would start one by itself, as a daemon that outlives it.
+            self._port_mapper = ServerProcess([_epmd()], self._folder / "epmd", env=self._env)
+            self._port_mapper.wait_until(lambda: answers(self._port_mapper_port))
         self._process = ServerProcess([executable()], self._folder / "output", env=self._env)
         self._process.wait_until(lambda: answers(self.port))
 
@@ -68,13 +88,21 @@ class RabbitMQ:
         """Stop the node as an operator does; its data stay."""
         if self._process is not None:
             self._process.stop()
-            self._process = None
+            self._ended()
 
     def kill(self) -> None:
-        """Kill the node; its data stay."""
+        """Kill the node; its data stay, but for queues that are not :meth:`on_disk` yet."""
         if self._process is not None:
             self._process.kill()
-            self._process = None
+            self._ended()
+
+    def on_disk(self, queue: str) -> bool:
+        """Whether a quorum queue would survive :meth:`kill`.
+
+        RabbitMQ writes which Raft log is whose every half second (``ra_directory``, a dets table); a queue that was declared and
+        filled since is there after a kill, and answers nothing.
+        """
+        return any(queue.encode() in file.read_bytes() for file in self._folder.glob("data/*/quorum/*/names.dets"))
 
     def ctl(self, *arguments: str) -> str:
         """Run ``rabbitmqctl``; returns what it prints."""
@@ -87,19 +115,20 @@ class RabbitMQ:
     def close(self) -> None:
         """End the node and its port mapper, and remove the folder."""
         self.kill()
-        self._end_port_mapper()
+        if self._port_mapper is not None:
+            self._port_mapper.kill()
+            self._port_mapper = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _end_port_mapper(self) -> None:
-        # The node starts its mapper as a daemon, outside the process group; it is known by our own port.
-        wanted = f"ERL_EPMD_PORT={self._env['ERL_EPMD_PORT']}".encode()
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                is_ours = b"epmd" in (folder / "cmdline").read_bytes() and wanted in (folder / "environ").read_bytes()
-            except OSError:
-                continue
-            if is_ours:
-                os.kill(int(folder.name), signal.SIGTERM)
+    def _ended(self) -> None:
+        """Wait for the node itself, which is a child of the script that we started: it gives its ports back at its end."""
+        self._process = None
+        wait_until(lambda: not answers(self.port) and not answers(self._distribution), "the end of RabbitMQ")
+
+    def _write(self, name: str, content: str) -> str:
+        path = self._folder / name
+        path.write_text(content)
+        return str(path)
 
 
 def executable() -> str:
@@ -112,3 +141,14 @@ def executable() -> str:
         if candidate and (found := shutil.which(candidate)):
             return found
     raise ServerFailed("rabbitmq-server is not on this machine: 'make servers' says what to do")
+
+
+def _epmd() -> str:
+    """The path of Erlang's port mapper, which is not on the search path everywhere."""
+    if found := shutil.which("epmd"):
+        return found
+    show_root = ["erl", "-noshell", "-eval", "io:put_chars(code:root_dir()), halt()."]
+    root = subprocess.run(show_root, capture_output=True, text=True, check=True, timeout=60).stdout
+    for path in Path(root).glob("erts-*/bin/epmd"):
+        return str(path)
+    raise ServerFailed("Erlang's epmd is not on this machine")
