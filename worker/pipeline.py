@@ -33,6 +33,8 @@ BATCH_MAX_BYTES = 8 * 1024 * 1024
 # A database that stays away longer than this gets its deliveries handed back, before the broker's consumer timeout
 # (30 minutes by default) closes the channel over them. That costs each of them one delivery of the limit.
 HOLD_SECONDS = 600.0
+# How often a batch is tried again after an error that is neither the database's nor a row's. A guess.
+UNFORESEEN_TRIES = 3
 
 
 class DatabaseAway(Exception):
@@ -123,7 +125,16 @@ class Pipeline:
         while True:
             try:
                 outcomes = await self._store.create(runs)
-            except Fault as fault:
+            except Exception as error:  # the edge: what no rule foresees is tried again, then each run by itself
+                if isinstance(error, Fault):
+                    fault = error
+                else:
+                    log.exception("store_failed", held=len(runs))
+                    if backoff.tries >= UNFORESEEN_TRIES:
+                        if len(runs) == 1:
+                            return [Unprocessable()]
+                        return [outcome for run in runs for outcome in await self._stored([run])]
+                    fault = Fault(repr(error))
                 metrics.database_away(str(fault))
                 log.warning("database_away", error=str(fault), tries=backoff.tries + 1, held=len(runs))
                 if monotonic() - since > HOLD_SECONDS:

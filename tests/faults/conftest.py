@@ -69,12 +69,16 @@ class Supervisor:
         """SIGTERM and a new one in its place; returns the exit code."""
         worker = self._workers[index % len(self._workers)]
         self._expected.add(worker.process.pid)
+        # Before that it is Python that starts, and has no handler for a signal yet.
+        await asyncio.to_thread(worker.wait_until_logged, "serving")
         return await asyncio.to_thread(worker.terminate)
 
     async def stop(self) -> list[int]:
         """SIGTERM to all; returns their exit codes."""
         if self._task:
             self._task.cancel()
+        for worker in self._workers:
+            await asyncio.to_thread(worker.wait_until_logged, "serving")
         return [await asyncio.to_thread(worker.terminate) for worker in self._workers if worker.process.poll() is None]
 
     def kill_all(self) -> None:

@@ -125,7 +125,8 @@ class Load:
                 while not all(self.replies[each] for each in self.keys):
                     await asyncio.sleep(0.1)
         rows = await fetch(
-            database_url, f"SELECT idempotency_key AS key, count(*) AS n FROM flow_run WHERE flow_id = '{self.flow_id}' GROUP BY 1"
+            database_url,
+            f"SELECT idempotency_key AS key, count(*) AS n FROM flow_run WHERE flow_id = '{self.flow_id}' GROUP BY 1",
         )
         runs = {row["key"]: row["n"] for row in rows}
         wanted = {key for key in self.keys.values() if key is not None}
@@ -144,9 +145,7 @@ class Load:
             runs=sum(runs.values()),
             replies=sum(len(self.replies[each]) for each in self.keys),
             created=sum(status == 201 for each in self.keys for status, _ in self.replies[each]),
-            lost=sum(not self.replies[each] for each in self.keys)
-            + len(wanted - runs.keys())
-            + max(refused - dead_letters, 0),
+            lost=sum(not self.replies[each] for each in self.keys) + len(wanted - runs.keys()) + max(refused - dead_letters, 0),
             doubled=sum(count > 1 for count in runs.values()) + sum(len(found) > 1 for found in ids.values()),
             dead_letters=dead_letters,
         )

@@ -81,9 +81,7 @@ async def test_broker_stopped_and_started(load: Load, supervisor: Make, cluster:
     assert workers.logged("broker_away") > 0
 
 
-async def test_connections_closed_by_the_broker(
-    load: Load, supervisor: Make, cluster: PostgreSQL, broker: RabbitMQ
-) -> None:
+async def test_connections_closed_by_the_broker(load: Load, supervisor: Make, cluster: PostgreSQL, broker: RabbitMQ) -> None:
     url = cluster.create_database()
     workers = supervisor(url)
 
@@ -96,9 +94,7 @@ async def test_connections_closed_by_the_broker(
     assert workers.logged("session_lost") > 0
 
 
-async def test_memory_alarm_blocks_publishers(
-    load: Load, supervisor: Make, cluster: PostgreSQL, broker: RabbitMQ
-) -> None:
+async def test_memory_alarm_blocks_publishers(load: Load, supervisor: Make, cluster: PostgreSQL, broker: RabbitMQ) -> None:
     url = cluster.create_database()
     workers = supervisor(url)
 

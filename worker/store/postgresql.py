@@ -45,6 +45,8 @@ _ROW_ERRORS = (
     UnicodeEncodeError,
     OverflowError,
 )
+# InternalClientError: asyncpg's own state machine, when a connection ends at the wrong moment.
+_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 
 def _columns(table: sa.Table, alias: str, *, cast: bool) -> str:
@@ -187,7 +189,7 @@ def faults() -> Iterator[None]:
         yield
     except _ROW_ERRORS:
         raise
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except _FAULTS as error:
         raise Fault(f"PostgreSQL: {first_line(error)}") from error
 
 

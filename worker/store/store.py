@@ -176,5 +176,5 @@ class opening:
             raise StoreError(f"{self._where}: {first_line(error)}. Check the user and the password.") from error
         if isinstance(error, asyncpg.InvalidCatalogNameError):
             raise StoreError(f"{self._where}: {first_line(error)}. Create it: CREATE DATABASE {self._name};") from error
-        if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)):
+        if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)):
             raise Fault(f"{self._where}: {first_line(error)}") from error

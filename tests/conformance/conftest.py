@@ -1,0 +1,93 @@
+"""A Prefect server and a worker beside it, for the whole session."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from deploy.dev.postgresql import PostgreSQL
+from deploy.dev.rabbitmq import RabbitMQ
+from tests.conformance.comparison import comparable
+from tests.conformance.prefect_server import PrefectMissing, PrefectServer
+from tests.conftest import WorkerProcess
+from tests.producer import Producer
+
+
+@pytest.fixture(scope="session")
+def prefect(postgresql: PostgreSQL) -> Iterator[PrefectServer]:
+    try:
+        server = PrefectServer(postgresql.create_database())
+    except PrefectMissing as missing:
+        if os.environ.get("WORKER_TEST_WITHOUT_PREFECT"):
+            pytest.skip(f"Prefect cannot be installed here: {missing}")
+        pytest.fail(f"Prefect cannot be installed here; to do without set WORKER_TEST_WITHOUT_PREFECT=1.\n{missing}")
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def flow_id(prefect: PrefectServer, worker_queue: str) -> str:
+    """A flow of each worker's own, so that the keys of the cases are new to both sides."""
+    response = httpx.post(f"{prefect.api}/flows/", json={"name": f"conformance of {worker_queue}"})
+    return str(response.json()["id"])
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def worker_queue(request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A worker on a database of its own, of either kind in turn."""
+    folder = tmp_path_factory.mktemp("conformance")
+    queue = f"conformance-{uuid4().hex[:8]}.create"
+    if request.param == "sqlite":
+        url = f"sqlite+aiosqlite:///{folder}/flow_runs.db"
+    else:
+        url = request.getfixturevalue("postgresql").create_database()
+    environment = {
+        "WORKER_AMQP_URL": rabbitmq.url,
+        "WORKER_DATABASE_URL": url,
+        "WORKER_QUEUE": queue,
+        "WORKER_MIGRATE": "true",
+        "WORKER_HTTP_PORT": "0",
+    }
+    worker = WorkerProcess(folder / "worker.log", environment)
+    worker.wait_until_logged("serving")
+    yield queue
+    assert worker.terminate() == 0, worker.output
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What Prefect and a worker answered to the same request; status 599: Prefect broke the connection."""
+
+    prefect: tuple[int, Any]
+    ours: tuple[int, Any]
+
+
+class Both:
+    """Sends a request to both."""
+
+    def __init__(self, http: httpx.AsyncClient, producer: Producer) -> None:
+        self.http = http
+        self.producer = producer
+
+    async def answers(self, body: bytes, headers: dict[str, str] | None = None) -> Answers:
+        try:
+            response = await self.http.post(
+                "/flow_runs/", content=body, headers={"content-type": "application/json", **(headers or {})}
+            )
+            prefect = response.status_code, response.json()
+        except httpx.TransportError as error:
+            prefect = 599, repr(error)
+        now = datetime.now(UTC)
+        reply = await self.producer.request(body, headers=headers)
+        return Answers((prefect[0], comparable(prefect[1], now)), (reply.status, comparable(reply.body, now)))
+
+
+@pytest.fixture
+async def both(prefect: PrefectServer, rabbitmq: RabbitMQ, worker_queue: str) -> AsyncIterator[Both]:
+    async with httpx.AsyncClient(base_url=prefect.api, timeout=30) as http, Producer(rabbitmq.url, worker_queue) as producer:
+        yield Both(http, producer)

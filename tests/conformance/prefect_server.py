@@ -1,0 +1,79 @@
+"""A real Prefect server: an environment of its own, made once, and a process on a database that it is given."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+from deploy.dev.processes import ServerProcess, free_ports
+
+VERSION = "3.8.8"
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = ROOT / ".cache" / f"prefect-{VERSION}"
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+
+
+class PrefectMissing(Exception):
+    """Prefect cannot be installed here; the message says why."""
+
+
+def install() -> Path:
+    """The folder of its programs; made at the first call.
+
+    Raises:
+        PrefectMissing: pip fails.
+    """
+    installed = ENVIRONMENT / "installed"
+    if not installed.exists():
+        pip = [str(ENVIRONMENT / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+        for command in (
+            [sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)],
+            [*pip, "--no-deps", "--require-hashes", "-r", str(REQUIREMENTS)],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            if done.returncode:
+                raise PrefectMissing(f"{' '.join(command)}:\n{done.stderr[-2000:]}")
+        installed.touch()
+    return ENVIRONMENT / "bin"
+
+
+class PrefectServer:
+    """An unmodified Prefect server on a database, by HTTP at :attr:`api`."""
+
+    def __init__(self, database_url: str) -> None:
+        self._bin = install()
+        self._folder = Path(tempfile.mkdtemp(prefix="prefect-"))
+        (port,) = free_ports(1)
+        self._port = port
+        self.api = f"http://127.0.0.1:{port}/api"
+        self.environment = {
+            "PATH": f"{self._bin}:{os.environ.get('PATH', '')}",
+            "HOME": str(self._folder),
+            "PREFECT_HOME": str(self._folder),
+            "PREFECT_API_URL": self.api,
+            "PREFECT_API_DATABASE_CONNECTION_URL": database_url,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_UI_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+        }
+        self._process: ServerProcess | None = None
+
+    def __enter__(self) -> Self:
+        command = [str(self._bin / "prefect"), "server", "start", "--no-ui", "--host", "127.0.0.1", "--port", str(self._port)]
+        self._process = ServerProcess(command, self._folder / "output", env=self.environment)
+        self._process.wait_until(self._healthy, 120)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.stop()
+
+    def _healthy(self) -> bool:
+        try:
+            return httpx.get(f"{self.api}/health", timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
