@@ -117,6 +117,7 @@ class Service:
             queue=self._topology.queue,
             broker=redact(self._settings.amqp_url),
             database=store.description,
+            kind=store.kind,
             prefetch=self._settings.prefetch,
             batch_max=self._settings.batch_max,
             version=__version__,

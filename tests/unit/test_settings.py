@@ -1,6 +1,5 @@
 """Settings: where they come from, how a wrong one is told, and that no password is shown."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ from worker.settings import Settings, SettingsError, load_settings, redact
 
 
 @pytest.fixture(autouse=True)
-def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting of the machine's, and an empty folder."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"WORKER_{name.upper()}", raising=False)
     monkeypatch.chdir(tmp_path)
-    return
 
 
 def test_defaults_are_those_of_the_contract() -> None:

@@ -24,7 +24,7 @@ class FlowRunState:
 
 @dataclass(slots=True)
 class FlowRun:
-    """A row of ``flow_run``, with what a record shows of its work queue and its state.
+    """A row of ``flow_run``, with what a record shows of its state, and of its work queue and work pool by their own rows.
 
     Datetimes are aware. ``parameters``, ``context``, ``empirical_policy``, ``tags``, ``labels``, ``created_by`` and
     ``job_variables`` are JSON values.
@@ -65,3 +65,4 @@ class FlowRun:
     state: FlowRunState | None = None
     work_pool_id: UUID | None = None
     work_pool_name: str | None = None
+    pool_queue_name: str | None = None

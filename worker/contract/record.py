@@ -88,7 +88,7 @@ def encode_record(run: FlowRun, now: datetime) -> bytes:
             "deployment_id": run.deployment_id,
             "deployment_version": run.deployment_version,
             "work_queue_id": run.work_queue_id,
-            "work_queue_name": run.work_queue_name,
+            "work_queue_name": run.pool_queue_name or run.work_queue_name,
             "flow_version": run.flow_version,
             "parameters": run.parameters,
             "idempotency_key": run.idempotency_key,

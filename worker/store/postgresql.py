@@ -6,8 +6,9 @@ and bind than PostgreSQL takes to store them.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -15,8 +16,11 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from worker.contract.errors import Fault, Unprocessable
+from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
+from worker.creation import NewRun
+from worker.store.outcome import refused_by_database
+from worker.store.prefect import follow, task_run, task_run_state
 from worker.store.rows import RUN_COLUMNS, RowCodec, kind_of
 from worker.store.tables import STATE_TYPE, flow_run, flow_run_state
 
@@ -35,7 +39,7 @@ _ARRAY_TYPES = {
     "state": "text[]",
     "text": "text[]",
 }
-_CASTS = {"json": "::jsonb", "state": f"::{STATE_TYPE}"}
+_CASTS = {"json": "::text::jsonb", "state": f"::text::{STATE_TYPE}"}
 
 # What one row can be blamed for; everything else is the database's trouble.
 _ROW_ERRORS = (
@@ -47,6 +51,12 @@ _ROW_ERRORS = (
 )
 # InternalClientError: asyncpg's own state machine, when a connection ends at the wrong moment.
 _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+
+_PREFECT_JOINS = """
+LEFT JOIN artifact a ON a.id = s.result_artifact_id
+LEFT JOIN work_queue q ON q.id = r.work_queue_id
+LEFT JOIN work_pool p ON p.id = q.work_pool_id
+"""
 
 
 def _columns(table: sa.Table, alias: str, *, cast: bool) -> str:
@@ -88,13 +98,15 @@ LEFT JOIN flow_run_state s ON s.id = r.state_id
 
 
 def _read(keys: str, names: str, match: str, *, prefect: bool) -> str:
+    states = _columns(flow_run_state, "s", cast=False)
+    if prefect:
+        # ``FlowRunState.data``: older states keep it themselves, newer ones in an artifact.
+        states = states.replace('s."data"', "coalesce(s.data, a.data::jsonb)")
     return _READ.format(
         runs=_columns(flow_run, "r", cast=False),
-        states=_columns(flow_run_state, "s", cast=False),
-        pool="p.id, p.name" if prefect else "NULL::uuid, NULL::text",
-        joins="LEFT JOIN work_queue q ON q.id = r.work_queue_id LEFT JOIN work_pool p ON p.id = q.work_pool_id"
-        if prefect
-        else "",
+        states=states,
+        pool="p.id, p.name, q.name" if prefect else "NULL::uuid, NULL::text, NULL::text",
+        joins=_PREFECT_JOINS if prefect else "",
         keys=keys,
         names=names,
         match=match,
@@ -106,6 +118,7 @@ class PostgreSQL:
 
     def __init__(self, pool: "asyncpg.Pool[Any]", *, prefect: bool = False) -> None:
         self._pool = pool
+        self._prefect = prefect
         self._codec = RowCodec("postgresql")
         self._read_by_key = _read(
             "$1::uuid[], $2::text[]",
@@ -116,7 +129,7 @@ class PostgreSQL:
         self._read_by_id = _read("$1::uuid[]", "id", "r.id = k.id", prefect=prefect)
 
     @classmethod
-    async def connect(cls, url: URL) -> "PostgreSQL":
+    async def connect(cls, url: URL, *, prefect: bool = False) -> "PostgreSQL":
         """Connect; raises what asyncpg raises."""
         pool = await asyncpg.create_pool(
             dsn(url),
@@ -126,7 +139,7 @@ class PostgreSQL:
             command_timeout=COMMAND_TIMEOUT,
             server_settings={"application_name": "flow-run-worker"},
         )
-        return cls(pool)
+        return cls(pool, prefect=prefect)
 
     async def close(self) -> None:
         """Close the connections, by force where they don't close by themselves in time."""
@@ -140,7 +153,7 @@ class PostgreSQL:
         with faults():
             await self._pool.fetchval("SELECT 1")
 
-    async def insert(self, runs: Sequence[FlowRun]) -> dict[UUID, FlowRun | Unprocessable]:
+    async def insert(self, runs: Sequence[NewRun]) -> dict[UUID, FlowRun | Refusal]:
         """Insert runs with their states; those that conflict with a run that exists are left out.
 
         Returns:
@@ -152,18 +165,45 @@ class PostgreSQL:
         """
         if not runs:
             return {}
-        run_arrays = zip(*(self._codec.run_values(run) for run in runs), strict=True)
-        state_arrays = zip(*(self._codec.state_values(run.state) for run in runs if run.state is not None), strict=True)
+        rows = [new.run for new in runs]
+        run_arrays = zip(*(self._codec.run_values(run) for run in rows), strict=True)
+        state_arrays = zip(*(self._codec.state_values(run.state) for run in rows if run.state is not None), strict=True)
+        subflows = [new for new in runs if self._prefect and new.run.parent_task_run_id is not None]
         try:
             with faults():
-                inserted = await self._pool.fetch(_INSERT, *run_arrays, *state_arrays)
+                if subflows:
+                    inserted = await self._insert_with_parents(subflows, *run_arrays, *state_arrays)
+                else:
+                    inserted = await self._pool.fetch(_INSERT, *run_arrays, *state_arrays)
         except _ROW_ERRORS as error:
             if len(runs) == 1:
-                return {runs[0].id: Unprocessable(f"The database cannot store this run: {first_line(error)}")}
+                return {rows[0].id: refused_by_database(error, asyncpg.IntegrityConstraintViolationError)}
             half = len(runs) // 2
             return {**await self.insert(runs[:half]), **await self.insert(runs[half:])}
-        by_id = {run.id: run for run in runs}
+        by_id = {run.id: run for run in rows}
         return {row[0]: by_id[row[0]] for row in inserted}
+
+    async def _insert_with_parents(self, subflows: Sequence[NewRun], *arrays: Any) -> list[Any]:
+        """Insert, and let the parent task runs of those that are new follow, in one transaction."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            inserted = await connection.fetch(_INSERT, *arrays)
+            new_ids = {row[0] for row in inserted}
+            for new in subflows:
+                if new.run.id in new_ids:
+                    query = f"{_select(task_run)} WHERE id = $1 FOR UPDATE"
+                    parent = self._codec.row(task_run, await connection.fetchrow(query, new.run.parent_task_run_id))
+                    state, changes = follow(parent, new, datetime.now(UTC))
+                    await connection.execute(_insert_statement(task_run_state, state), *self._codec.values(task_run_state, state))
+                    update = _update_statement(task_run, changes)
+                    await connection.execute(update, *self._codec.values(task_run, changes), parent["id"])
+        return list(inserted)
+
+    async def rows(self, table: sa.Table, column: str, values: Sequence[Any]) -> list[Mapping[str, Any]]:
+        """See :class:`worker.store.prefect.Lookup`."""
+        array = _ARRAY_TYPES[kind_of(table.columns[column])]
+        with faults():
+            found = await self._pool.fetch(f"{_select(table)} WHERE {column} = ANY($1::{array})", values)
+        return [self._codec.row(table, row) for row in found]
 
     async def read_by_key(self, keys: Sequence[tuple[UUID, str]]) -> list[FlowRun]:
         """The runs of these flows and idempotency keys, as they are now."""
@@ -180,6 +220,22 @@ class PostgreSQL:
         with faults():
             rows = await self._pool.fetch(self._read_by_id, ids)
         return [self._codec.read(row) for row in rows]
+
+
+def _select(table: sa.Table) -> str:
+    return f"SELECT {_names(table)} FROM {table.name}"
+
+
+def _insert_statement(table: sa.Table, row: Mapping[str, Any]) -> str:
+    values = ", ".join(f"${number}{_CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(row, start=1))
+    return f"INSERT INTO {table.name} ({', '.join(row)}) VALUES ({values})"
+
+
+def _update_statement(table: sa.Table, changes: Mapping[str, Any]) -> str:
+    values = ", ".join(
+        f"{name} = ${number}{_CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(changes, start=1)
+    )
+    return f"UPDATE {table.name} SET {values} WHERE id = ${len(changes) + 1}"
 
 
 @contextmanager

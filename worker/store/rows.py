@@ -85,6 +85,7 @@ class RowCodec:
     def __init__(self, dialect: str) -> None:
         write, read = (_SQLITE_WRITE, _SQLITE_READ) if dialect == "sqlite" else (_POSTGRESQL_WRITE, _POSTGRESQL_READ)
         self._write_run, self._write_state = _codecs(flow_run, write), _codecs(flow_run_state, write)
+        self._write, self._read = write, read
         self._read_run, self._read_state = _codecs(flow_run, read), _codecs(flow_run_state, read)
 
     def run_values(self, run: FlowRun) -> list[Any]:
@@ -95,8 +96,20 @@ class RowCodec:
         """A state's parameters in the order of ``STATE_COLUMNS``."""
         return [getattr(state, name) if write is None else write(getattr(state, name)) for name, write in self._write_state]
 
+    def values(self, table: sa.Table, row: Mapping[str, Any]) -> list[Any]:
+        """Some columns of a row of any table as parameters, in the order of ``row``."""
+        written = []
+        for name, value in row.items():
+            write = self._write.get(kind_of(table.columns[name]))
+            written.append(value if write is None or value is None else write(value))
+        return written
+
+    def row(self, table: sa.Table, row: Any) -> dict[str, Any]:
+        """A row of any table, from the columns of its definition."""
+        return _values(iter(row), _codecs(table, self._read))
+
     def read(self, row: Any) -> FlowRun:
-        """A run from a row of ``RUN_COLUMNS``, then ``STATE_COLUMNS`` (null without a state), then work pool id and name."""
+        """A run from a row of ``RUN_COLUMNS``, ``STATE_COLUMNS`` (null without a state), work pool's id, name, queue's name."""
         values = iter(row)
         run = FlowRun(**_values(values, self._read_run))
         state = _values(values, self._read_state)
@@ -105,6 +118,7 @@ class RowCodec:
         pool_id = next(values, None)
         run.work_pool_id = UUID(str(pool_id)) if pool_id else None
         run.work_pool_name = next(values, None)
+        run.pool_queue_name = next(values, None)
         return run
 
 

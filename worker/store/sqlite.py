@@ -7,16 +7,22 @@ thread of its own. The standard library's driver is used without an asynchronous
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 from uuid import UUID
 
+import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from worker.contract.errors import Fault, Unprocessable
+from worker.contract.encoding import dumps
+from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
+from worker.creation import NewRun
+from worker.store.outcome import refused_by_database
+from worker.store.prefect import follow, task_run, task_run_state
 from worker.store.rows import RUN_COLUMNS, STATE_COLUMNS, RowCodec
 
 T = TypeVar("T")
@@ -48,13 +54,20 @@ class SQLite:
     def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, *, prefect: bool = False) -> None:
         self._connection = connection
         self._thread = thread
+        self._prefect = prefect
         self._turn = asyncio.Lock()
         self._codec = RowCodec("sqlite")
-        joins = "LEFT JOIN work_queue q ON q.id = r.work_queue_id LEFT JOIN work_pool p ON p.id = q.work_pool_id"
-        self._read = _READ.format(pool="p.id, p.name" if prefect else "NULL, NULL", joins=joins if prefect else "")
+        joins = (
+            "LEFT JOIN artifact a ON a.id = s.result_artifact_id "
+            "LEFT JOIN work_queue q ON q.id = r.work_queue_id LEFT JOIN work_pool p ON p.id = q.work_pool_id"
+        )
+        self._read = _READ.format(pool="p.id, p.name, q.name" if prefect else "NULL, NULL, NULL", joins=joins if prefect else "")
+        if prefect:
+            # ``FlowRunState.data``: older states keep it themselves, newer ones in an artifact.
+            self._read = self._read.replace("s.data", "coalesce(s.data, a.data)")
 
     @classmethod
-    async def connect(cls, url: URL) -> "SQLite":
+    async def connect(cls, url: URL, *, prefect: bool = False) -> "SQLite":
         """Open the file; raises what sqlite3 raises."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         try:
@@ -62,7 +75,7 @@ class SQLite:
         except BaseException:
             thread.shutdown(wait=False)
             raise
-        return cls(connection, thread)
+        return cls(connection, thread, prefect=prefect)
 
     async def close(self) -> None:
         """Close the file."""
@@ -74,14 +87,22 @@ class SQLite:
         async with self._turn:
             await self._in_thread(lambda: self._connection.execute("SELECT 1 FROM flow_run LIMIT 1").fetchone())
 
-    async def insert(self, runs: Sequence[FlowRun]) -> dict[UUID, FlowRun | Unprocessable]:
+    async def insert(self, runs: Sequence[NewRun]) -> dict[UUID, FlowRun | Refusal]:
         """Insert runs with their states, as :meth:`PostgreSQL.insert` does; all in one transaction."""
         async with self._turn:
             await self._in_thread(self._begin)
             with _faults():
-                outcomes = {run.id: stored for run in runs if (stored := self._insert(run)) is not None}
+                outcomes = {new.run.id: stored for new in runs if (stored := self._insert(new)) is not None}
             await self._in_thread(self._connection.commit)
         return outcomes
+
+    async def rows(self, table: sa.Table, column: str, values: Sequence[Any]) -> list[Mapping[str, Any]]:
+        """See :class:`worker.store.prefect.Lookup`."""
+        wanted = dumps([str(value) for value in values]).decode()
+        query = f"{_select(table)} WHERE {column} IN (SELECT value FROM json_each(?))"
+        async with self._turn:
+            with _faults():
+                return [self._codec.row(table, row) for row in self._connection.execute(query, (wanted,))]
 
     async def read_by_key(self, keys: Sequence[tuple[UUID, str]]) -> list[FlowRun]:
         """The runs of these flows and idempotency keys, as they are now."""
@@ -96,19 +117,35 @@ class SQLite:
         # here, where waiting works; an upgrade from a read lock fails at once.
         self._connection.rollback()
         self._connection.execute("BEGIN IMMEDIATE")
+        if self._prefect:
+            # A run refers to its state and the state to its run: checked once both are there.
+            self._connection.execute("PRAGMA defer_foreign_keys = ON")
 
-    def _insert(self, run: FlowRun) -> FlowRun | Unprocessable | None:
+    def _insert(self, new: NewRun) -> FlowRun | Refusal | None:
         """The run if it was inserted, a refusal if SQLite can't store it, None if it conflicts with one that exists."""
+        run = new.run
         try:
             if not self._connection.execute(_INSERT_RUN, self._codec.run_values(run)).rowcount:
                 return None
             if run.state is not None:
                 self._connection.execute(_INSERT_STATE, self._codec.state_values(run.state))
+            if self._prefect and run.parent_task_run_id is not None:
+                self._let_parent_follow(new)
         except _ROW_ERRORS as error:
             # A statement that fails leaves nothing behind, but the run may be there without its state.
             self._connection.execute("DELETE FROM flow_run WHERE id = ?", (str(run.id),))
-            return Unprocessable(f"The database cannot store this run: {error}")
+            return refused_by_database(error, sqlite3.IntegrityError)
         return run
+
+    def _let_parent_follow(self, new: NewRun) -> None:
+        query = f"{_select(task_run)} WHERE id = ?"
+        found = self._connection.execute(query, (str(new.run.parent_task_run_id),)).fetchone()
+        parent = self._codec.row(task_run, found)
+        state, changes = follow(parent, new, datetime.now(UTC))
+        insert = f"INSERT INTO task_run_state ({', '.join(state)}) VALUES ({', '.join('?' * len(state))})"
+        self._connection.execute(insert, self._codec.values(task_run_state, state))
+        update = f"UPDATE task_run SET {', '.join(f'{name} = ?' for name in changes)} WHERE id = ?"
+        self._connection.execute(update, [*self._codec.values(task_run, changes), str(parent["id"])])
 
     async def _select(self, where: str, parameters: Sequence[tuple[str, ...]]) -> list[FlowRun]:
         query = f"{self._read} WHERE {where}"
@@ -120,6 +157,10 @@ class SQLite:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         with _faults():
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _select(table: sa.Table) -> str:
+    return f"SELECT {', '.join(column.name for column in table.columns)} FROM {table.name}"
 
 
 @contextmanager

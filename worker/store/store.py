@@ -14,6 +14,7 @@ from worker.contract.flow_run import FlowRun
 from worker.creation import NewRun
 from worker.store.outcome import Created, Existing, Outcome
 from worker.store.postgresql import PostgreSQL, first_line
+from worker.store.prefect import References, resolve
 from worker.store.sqlite import SQLite
 
 # A run that is deleted between the conflict with it and the look at it: the batch tries again, this often.
@@ -32,12 +33,14 @@ class Store:
     Its methods may be called from several tasks. Open it with :meth:`open`.
 
     Attributes:
+        kind: a database of our own, or a Prefect server's.
         dialect: which database.
         description: where it is, without a password.
     """
 
-    def __init__(self, database: PostgreSQL | SQLite, url: URL) -> None:
+    def __init__(self, database: PostgreSQL | SQLite, url: URL, *, prefect: bool) -> None:
         self._database = database
+        self.kind: Literal["standalone", "prefect"] = "prefect" if prefect else "standalone"
         self.dialect: Literal["postgresql", "sqlite"] = "postgresql" if isinstance(database, PostgreSQL) else "sqlite"
         self.description = url.render_as_string(hide_password=True)
 
@@ -57,14 +60,14 @@ class Store:
         from worker.store import migrations
 
         with_schema = migrate or parsed.get_backend_name() == "sqlite"
-        await migrations.ensure(parsed, upgrade=with_schema)
+        prefect = await migrations.ensure(parsed, upgrade=with_schema)
         database: PostgreSQL | SQLite
         with opening(parsed):
             if parsed.get_backend_name() == "sqlite":
-                database = await SQLite.connect(parsed)
+                database = await SQLite.connect(parsed, prefect=prefect)
             else:
-                database = await PostgreSQL.connect(parsed)
-        return cls(database, parsed)
+                database = await PostgreSQL.connect(parsed, prefect=prefect)
+        return cls(database, parsed, prefect=prefect)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -94,7 +97,7 @@ class Store:
                 break
             # One order of keys in all workers, so that no two of them wait for each other's rows.
             leading = sorted((members[0] for members in waiting.values()), key=lambda index: _order(runs[index].run))
-            found = await self._insert_or_read([runs[index].run for index in leading])
+            found = await self._insert_or_read([runs[index] for index in leading])
             for index in leading:
                 run = runs[index].run
                 outcome = found.get(run.id)
@@ -113,19 +116,21 @@ class Store:
             raise Fault("runs vanish as soon as they are created")
         return [outcomes[index] for index in range(len(runs))]
 
-    async def _insert_or_read(self, runs: Sequence[FlowRun]) -> dict[UUID, Outcome]:
+    async def _insert_or_read(self, runs: Sequence[NewRun]) -> dict[UUID, Outcome]:
         """What became of runs with different keys, by their ids; those that exist no longer are left out."""
-        outcomes: dict[UUID, Outcome] = {}
-        for run_id, stored in (await self._database.insert(runs)).items():
+        references = await resolve(self._database, runs) if self.kind == "prefect" else References()
+        outcomes: dict[UUID, Outcome] = dict(references.refused)
+        unresolved = references.missing.keys() | references.refused.keys()
+        for run_id, stored in (await self._database.insert([new for new in runs if new.run.id not in unresolved])).items():
             outcomes[run_id] = stored if isinstance(stored, Refusal) else Created(stored)
-        conflicting = [run for run in runs if run.id not in outcomes]
+        conflicting = [new.run for new in runs if new.run.id not in outcomes]
         keyed = {_key(run): run for run in conflicting if run.idempotency_key is not None}
         for existing in await self._database.read_by_key(list(keyed)):
             outcomes[keyed[_key(existing)].id] = Existing(existing)
         unkeyed = [run.id for run in conflicting if run.idempotency_key is None]
         for existing in await self._database.read_by_id(unkeyed):
             outcomes[existing.id] = Existing(existing)
-        return outcomes
+        return {**references.missing, **outcomes}
 
 
 def _key(run: FlowRun) -> Key:

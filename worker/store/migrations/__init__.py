@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from worker.store.prefect import MARKS, problems
 from worker.store.store import StoreError, opening, parse_url
 from worker.store.tables import metadata
 
@@ -27,8 +28,8 @@ VERSION_TABLE = "flow_run_worker_version"
 ADVISORY_LOCK = 0x666C6F772D72756E
 
 
-async def ensure(url: URL, *, upgrade: bool) -> None:
-    """See to it that the schema is the one that this version writes to.
+async def ensure(url: URL, *, upgrade: bool) -> bool:
+    """See to it that the schema is one that this version writes to; returns whether it is a Prefect server's.
 
     Args:
         upgrade: bring it up to date; else it has to be.
@@ -37,7 +38,7 @@ async def ensure(url: URL, *, upgrade: bool) -> None:
         StoreError: it is behind, ahead, missing, or of an unknown shape.
         Fault: the database cannot be reached now.
     """
-    await _with_connection(url, lambda connection: _ensure(connection, upgrade=upgrade))
+    return await _with_connection(url, lambda connection: _ensure(connection, upgrade=upgrade))
 
 
 async def upgrade(url: str) -> tuple[str | None, str]:
@@ -46,7 +47,9 @@ async def upgrade(url: str) -> tuple[str | None, str]:
 
     def run(connection: Connection) -> tuple[str | None, str]:
         before = _revision(connection)
-        _ensure(connection, upgrade=True)
+        if _ensure(connection, upgrade=True):
+            prefect = _describe_prefect(connection)
+            return prefect, prefect
         return before, _revision(connection) or ""
 
     return await _with_connection(parsed, run)
@@ -54,14 +57,37 @@ async def upgrade(url: str) -> tuple[str | None, str]:
 
 async def current(url: str) -> str:
     """One line about the schema that is there."""
-    revision = await _with_connection(parse_url(url), _revision)
+    return await _with_connection(parse_url(url), _current)
+
+
+def _current(connection: Connection) -> str:
+    if _is_prefect(connection):
+        found = problems(sa.inspect(connection))
+        return _describe_prefect(connection) + (f"; not usable: {'; '.join(found)}" if found else "; usable, never altered")
+    revision = _revision(connection)
     if revision is None:
         return "no schema yet: run 'flow-run-worker db upgrade'"
     head = _head()
     return f"standalone, at {revision}" + (" (up to date)" if revision == head else f", behind {head}")
 
 
-def _ensure(connection: Connection, *, upgrade: bool) -> None:
+def _is_prefect(connection: Connection) -> bool:
+    return set(sa.inspect(connection).get_table_names()) >= MARKS
+
+
+def _describe_prefect(connection: Connection) -> str:
+    revision = MigrationContext.configure(connection).get_current_revision()
+    return f"a Prefect server's database, at its migration {revision}"
+
+
+def _ensure(connection: Connection, *, upgrade: bool) -> bool:
+    if _is_prefect(connection):
+        if found := problems(sa.inspect(connection)):
+            raise StoreError(
+                f"This is {_describe_prefect(connection)}, and it lacks what the worker writes to: {'; '.join(found)}. "
+                "It is left untouched. Use a Prefect version that the README names."
+            )
+        return True
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
     else:
@@ -70,7 +96,7 @@ def _ensure(connection: Connection, *, upgrade: bool) -> None:
     if revision is None:
         _refuse_strangers(connection)
     if revision == _head():
-        return
+        return False
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if revision is not None and revision not in known:
         raise StoreError(
@@ -85,6 +111,7 @@ def _ensure(connection: Connection, *, upgrade: bool) -> None:
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+    return False
 
 
 def _refuse_strangers(connection: Connection) -> None:
