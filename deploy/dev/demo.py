@@ -124,7 +124,7 @@ async def show_dead_letter(url: str, queue: str) -> None:
     connection = await aiormq.connect(url)
     channel = await connection.channel()
     letter = await channel.basic_get(queue, no_ack=True)
-    headers = letter.header.properties.headers or {}
+    headers: dict[str, Any] = dict(letter.header.properties.headers or {})
     console.print(f"      it went to {queue}: {letter.body.decode()}")
     for name in ("x-error-status", "x-error", "x-failed-at"):
         console.print(f"      {name}: {headers.get(name)}", markup=False)
@@ -182,6 +182,8 @@ async def forget(url: str, queue: str) -> None:
 
 
 def main() -> None:
+    # Ended from outside, it still ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     queue = f"flow-runs-demo-{uuid4().hex[:6]}.create"
     with tempfile.TemporaryDirectory(prefix="flow-run-worker-") as folder, broker() as (url, how):
         console.print(f"Broker: {how}. Database: SQLite in {folder}.\n")

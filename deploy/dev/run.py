@@ -11,6 +11,8 @@ from deploy.dev.broker import broker
 
 
 def main() -> int:
+    # Ended while the broker starts, it still ends that one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with broker() as (url, how):
         command = Path(sys.executable).with_name("flow-run-worker")
         prefix = "" if how == "WORKER_AMQP_URL" else f"WORKER_AMQP_URL={shlex.quote(url)} "

@@ -24,15 +24,25 @@ for server in $missing; do
     esac
 done
 
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+install() {
     echo "Installing$packages"
     # No service is started by the installation: what we need we start ourselves, on ports of our own.
-    [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; ours=1; }
-    apt-get update -qq
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        trap 'rm -f $policy' EXIT
+        printf '#!/bin/sh\nexit 101\n' >$policy
+        chmod +x $policy
+    fi
+    # Whoever else installs something at this moment is waited for.
+    wait="-o DPkg::Lock::Timeout=300"
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
-    [ -z "${ours:-}" ] || rm /usr/sbin/policy-rc.d
-    exit 0
+    apt-get update -qq $wait &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $wait --no-install-recommends $packages >/dev/null </dev/null
+}
+
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    install && exit 0
+    echo "The installation failed." >&2
 fi
 
 {
