@@ -37,13 +37,15 @@ def flow_id(prefect: PrefectServer, worker_queue: str) -> str:
     return str(response.json()["id"])
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="session", params=["sqlite", "postgresql", "prefect"])
 def worker_queue(request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A worker on a database of its own, of either kind in turn."""
+    """A worker on a database of its own, of either kind in turn, and on the Prefect server's."""
     folder = tmp_path_factory.mktemp("conformance")
     queue = f"conformance-{uuid4().hex[:8]}.create"
     if request.param == "sqlite":
         url = f"sqlite+aiosqlite:///{folder}/flow_runs.db"
+    elif request.param == "prefect":
+        url = request.getfixturevalue("prefect").database_url
     else:
         url = request.getfixturevalue("postgresql").create_database()
     environment = {

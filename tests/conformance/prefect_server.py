@@ -46,6 +46,7 @@ class PrefectServer:
 
     def __init__(self, database_url: str) -> None:
         self._bin = install()
+        self.database_url = database_url
         self._folder = Path(tempfile.mkdtemp(prefix="prefect-"))
         (port,) = free_ports(1)
         self._port = port

@@ -1,0 +1,347 @@
+"""A worker that writes into a Prefect server's own database: what it answers is what Prefect serves, finds and executes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from deploy.dev.processes import ServerProcess
+from deploy.dev.rabbitmq import RabbitMQ
+from tests.conformance.cases import CASES
+from tests.conformance.comparison import comparable, differences
+from tests.conformance.prefect_server import PrefectServer, install
+from tests.conftest import WorkerProcess
+from tests.producer import Producer, Reply
+
+# Of the moment at which they are asked for.
+ESTIMATES = ("estimated_run_time", "estimated_start_time_delta")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A Prefect server, and the queue of a worker on the same database."""
+
+    server: PrefectServer
+    queue: str
+
+    @property
+    def database_url(self) -> str:
+        return self.server.environment["PREFECT_API_DATABASE_CONNECTION_URL"]
+
+
+@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
+def shared(request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    folder = tmp_path_factory.mktemp("shared")
+    prefect: PrefectServer = request.getfixturevalue("prefect")
+    if request.param == "sqlite":
+        prefect = PrefectServer(f"sqlite+aiosqlite:///{folder}/prefect.db")
+        prefect.__enter__()
+    shared = Shared(prefect, f"shared-{uuid4().hex[:8]}.create")
+    environment = {
+        "WORKER_AMQP_URL": rabbitmq.url,
+        "WORKER_DATABASE_URL": shared.database_url,
+        "WORKER_QUEUE": shared.queue,
+        "WORKER_HTTP_PORT": "0",
+    }
+    worker = WorkerProcess(folder / "worker.log", environment)
+    try:
+        worker.wait_until_logged("serving")
+        yield shared
+        assert worker.terminate() == 0, worker.output
+    finally:
+        worker.kill()
+        if request.param == "sqlite":
+            prefect.__exit__()
+
+
+class Both:
+    """The same request to Prefect's API and to the worker, which share a database."""
+
+    def __init__(self, http: httpx.AsyncClient, producer: Producer) -> None:
+        self.http = http
+        self.producer = producer
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        response = await self.http.post(path, json=body)
+        assert response.is_success, response.text
+        return response.json() if response.content else None
+
+    async def served(self, run_id: str) -> Any:
+        return (await self.http.get(f"/flow_runs/{run_id}")).json()
+
+    async def new_flow(self, **fields: Any) -> str:
+        return str((await self.post("/flows/", {"name": f"flow-{uuid4()}", **fields}))["id"])
+
+    async def assert_equal(
+        self,
+        ours: bytes,
+        prefects: bytes | None = None,
+        same: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Reply:
+        """Send a request to each, which need the same answer but for ids in ``same`` (ours: Prefect's)."""
+        reply = await self.producer.request(ours, headers=headers)
+        response = await self.http.post(
+            "/flow_runs/",
+            content=ours if prefects is None else prefects,
+            headers={"content-type": "application/json", **(headers or {})},
+        )
+        now = datetime.now(UTC)
+        text = json.dumps(reply.body)
+        for our_id, their_id in (same or {}).items():
+            for write in (str, str.upper, lambda each: each.replace("-", "")):
+                text = text.replace(write(our_id), write(their_id))
+        assert (response.status_code, response.text[:500]) == (reply.status, response.text[:500]), reply.body
+        found = list(differences(comparable(response.json(), now), comparable(json.loads(text), now)))
+        assert not found, "\n".join(found)
+        return reply
+
+
+@pytest.fixture
+async def both(shared: Shared, rabbitmq: RabbitMQ) -> AsyncIterator[Both]:
+    async with (
+        httpx.AsyncClient(base_url=shared.server.api, timeout=60) as http,
+        Producer(rabbitmq.url, shared.queue) as producer,
+    ):
+        yield Both(http, producer)
+
+
+def assert_served(reply: Reply, served: Any) -> None:
+    """Prefect serves what the reply said, field by field."""
+    ours = {name: value for name, value in reply.body.items() if name not in ESTIMATES}
+    theirs = {name: value for name, value in served.items() if name not in ESTIMATES}
+    for record in (ours, theirs):
+        # A new run's reply has the times with the offset that was sent, in Prefect as well; later they are in UTC.
+        for name in ("expected_start_time", "next_scheduled_start_time"):
+            record[name] = record[name] and datetime.fromisoformat(record[name])
+        record["empirical_policy"]["pause_keys"] = sorted(record["empirical_policy"]["pause_keys"] or [])
+    found = list(differences(theirs, ours))
+    assert not found, "\n".join(found)
+
+
+async def test_prefect_answers_the_same_and_serves_what_the_reply_said(both: Both) -> None:
+    labels = {"team": "blue", "tier": 1}
+    our_flow, their_flow = await both.new_flow(labels=labels), await both.new_flow(labels=labels)
+    wrong: list[str] = []
+    for case in CASES:
+        try:
+            reply = await both.assert_equal(
+                case.body(our_flow), case.body(their_flow), same={our_flow: their_flow}, headers=case.headers
+            )
+            if reply.status < 300:
+                assert_served(reply, await both.served(reply.body["id"]))
+        except AssertionError as error:
+            wrong.append(f"{case.name}: {error}")
+    assert not wrong, f"{len(wrong)} of {len(CASES)} cases differ\n\n" + "\n\n".join(wrong)
+
+
+async def test_work_pool_and_queue_are_found_by_name(both: Both) -> None:
+    flow, pool, queue = await both.new_flow(), f"pool-{uuid4()}", f"queue-{uuid4()}"
+    await both.post("/work_pools/", {"name": pool, "type": "process"})
+    await both.post(f"/work_pools/{pool}/queues", {"name": queue})
+    for fields in (
+        {"work_pool_name": pool},
+        {"work_pool_name": pool, "work_queue_name": queue},
+        {"work_pool_name": pool, "work_queue_name": "missing"},
+        {"work_pool_name": "missing"},
+        {"work_pool_name": "missing", "work_queue_name": queue},
+        {"work_queue_name": queue},
+        {"work_pool_name": "", "work_queue_name": ""},
+    ):
+        for keyed in (False, True):
+            ours, theirs = ({"idempotency_key": f"{side}-{fields}"} if keyed else {} for side in ("ours", "theirs"))
+            reply = await both.assert_equal(
+                json.dumps({"flow_id": flow, **fields, **ours}).encode(),
+                json.dumps({"flow_id": flow, **fields, **theirs}).encode(),
+                same={"ours-": "theirs-"},
+            )
+            if reply.status == 201:
+                assert_served(reply, await both.served(reply.body["id"]))
+
+
+async def test_rows_that_are_missing_are_conflicts_of_that_request_alone(both: Both) -> None:
+    flow = await both.new_flow()
+    for missing in ("flow_id", "parent_task_run_id", "infrastructure_document_id"):
+        await both.assert_equal(json.dumps({"flow_id": flow, missing: str(uuid4())}).encode())
+    bodies = [{"flow_id": str(uuid4()) if number % 3 == 0 else flow, "idempotency_key": f"{number}"} for number in range(120)]
+    sent = [await both.producer.publish(body) for body in bodies]
+    statuses = [reply.status for reply in await both.producer.replies_to(sent)]
+    assert statuses == [409 if number % 3 == 0 else 201 for number in range(120)]
+
+
+async def test_labels_come_from_the_deployment(both: Both) -> None:
+    flow = await both.new_flow(labels={"of": "flow"})
+    deployment = await both.post("/deployments/", {"name": "d", "flow_id": flow, "labels": {"of": "deployment", "tier": 1}})
+    for deployment_id in (deployment["id"], str(uuid4())):
+        body = {"flow_id": flow, "deployment_id": deployment_id, "labels": {"tier": 2}}
+        reply = await both.assert_equal(json.dumps(body).encode())
+        assert_served(reply, await both.served(reply.body["id"]))
+
+
+@pytest.mark.parametrize("before", [None, "PENDING", "RUNNING", "COMPLETED", "SCHEDULED"])
+async def test_the_parent_task_run_follows_its_subflow(both: Both, before: str | None) -> None:
+    flow = await both.new_flow()
+    parent_run = (await both.post("/flow_runs/", {"flow_id": flow}))["id"]
+    for state in ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED"):
+        ours, theirs = [
+            (
+                await both.post(
+                    "/task_runs/",
+                    {
+                        "flow_run_id": parent_run,
+                        "task_key": "t",
+                        "dynamic_key": uuid4().hex,
+                        "name": "t",
+                        **({"state": {"type": before}} if before else {}),
+                    },
+                )
+            )["id"]
+            for _ in range(2)
+        ]
+        body = {"flow_id": flow, "state": {"type": state, "message": "m"}}
+        reply = await both.assert_equal(
+            json.dumps({**body, "parent_task_run_id": ours}).encode(),
+            json.dumps({**body, "parent_task_run_id": theirs}).encode(),
+            same={ours: theirs},
+        )
+        assert_served(reply, await both.served(reply.body["id"]))
+        now = datetime.now(UTC)
+        our_task, their_task = [(await both.http.get(f"/task_runs/{each}")).json() for each in (ours, theirs)]
+        assert our_task["state"]["state_details"]["child_flow_run_id"] == reply.body["id"]
+        assert our_task["state"]["state_details"]["task_run_id"] == ours
+        for task in (our_task, their_task):
+            for name in ("child_flow_run_id", "task_run_id"):
+                del task["state"]["state_details"][name]
+            for name in ("dynamic_key", "id", "state_id", "total_run_time"):
+                del task[name]
+            del task["state"]["id"]
+        assert list(differences(_without_times(their_task, now), _without_times(our_task, now))) == []
+
+
+def _without_times(task: dict[str, Any], now: datetime) -> Any:
+    return comparable({name: value for name, value in task.items() if not name.startswith("estimated_")}, now)
+
+
+async def test_a_duplicate_shows_the_run_as_prefect_has_moved_it_on(both: Both) -> None:
+    body = {"flow_id": await both.new_flow(), "idempotency_key": "k", "state": {"type": "SCHEDULED"}}
+    created = await both.producer.request(body)
+    for state in ("RUNNING", "COMPLETED"):
+        await both.post(f"/flow_runs/{created.body['id']}/set_state", {"state": {"type": state}, "force": True})
+        again = await both.producer.request(body)
+        assert (again.status, again.body["id"], again.body["state"]["type"]) == (200, created.body["id"], state)
+        assert_served(again, await both.served(created.body["id"]))
+    assert again.body["run_count"] == 1
+    assert again.body["end_time"] is not None
+
+
+async def test_prefect_and_a_worker_that_race_for_a_key_make_one_run(both: Both) -> None:
+    flow = await both.new_flow()
+    bodies = [{"flow_id": flow, "idempotency_key": f"{number}"} for number in range(50)]
+    sent = [await both.producer.publish(body) for body in bodies]
+    theirs = await asyncio.gather(*(both.http.post("/flow_runs/", json=body) for body in bodies))
+    ours = await both.producer.replies_to(sent)
+    for response, reply in zip(theirs, ours, strict=True):
+        # Under load Prefect gives up on SQLite with 503; it then made no run.
+        if response.status_code != 503:
+            assert sorted((response.status_code, reply.status)) == [200, 201]
+            assert response.json()["id"] == reply.body["id"]
+    assert await both.post("/flow_runs/count", {"flows": {"id": {"any_": [flow]}}}) == 50
+
+
+async def test_prefects_own_queries_find_it(both: Both) -> None:
+    flow = await both.new_flow()
+    replies = [
+        await both.producer.request({"flow_id": flow, "tags": ["a", "b"], "state": {"type": "SCHEDULED"}}) for _ in range(3)
+    ]
+    wanted = {
+        "flows": {"id": {"any_": [flow]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}, "tags": {"all_": ["a", "b"]}},
+    }
+    assert await both.post("/flow_runs/count", wanted) == 3
+    found = {run["id"]: run for run in await both.post("/flow_runs/filter", wanted)}
+    for reply in replies:
+        assert_served(reply, found[reply.body["id"]])
+    now = datetime.now(UTC)
+    history = await both.post(
+        "/flow_runs/history",
+        {
+            "history_start": f"{now.date()}T00:00:00Z",
+            "history_end": f"{now.date()}T23:59:59.999Z",
+            "history_interval_seconds": 86_400,
+            "flows": {"id": {"any_": [flow]}},
+        },
+    )
+    assert sum(state["count_runs"] for interval in history for state in interval["states"]) == 3
+
+
+FLOW = """
+from prefect import flow
+
+@flow
+def hello(name: str = "nobody") -> str:
+    print(f"hello {name}")
+    return name
+"""
+
+
+async def test_it_executes(both: Both, shared: Shared, tmp_path: Path) -> None:
+    (tmp_path / "flows.py").write_text(FLOW)
+    pool = f"pool-{uuid4()}"
+    await both.post("/work_pools/", {"name": pool, "type": "process", "base_job_template": PROCESS_TEMPLATE})
+    flow = (await both.post("/flows/", {"name": "hello"}))["id"]
+    deployment = await both.post(
+        "/deployments/",
+        {"name": pool, "flow_id": flow, "work_pool_name": pool, "path": str(tmp_path), "entrypoint": "flows.py:hello"},
+    )
+    command = [str(install() / "prefect"), "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"]
+    worker = ServerProcess(command, tmp_path / "prefect-worker.log", env=shared.server.environment)
+    try:
+        body = {
+            "flow_id": flow,
+            "deployment_id": deployment["id"],
+            "work_pool_name": pool,
+            "parameters": {"name": "queue"},
+            "idempotency_key": pool,
+            "state": {"type": "SCHEDULED"},
+        }
+        created = await both.producer.request(body)
+        assert created.status == 201
+        async with asyncio.timeout(120):
+            while (await both.served(created.body["id"]))["state_type"] not in ("COMPLETED", "FAILED", "CRASHED"):
+                await asyncio.sleep(0.5)
+        again = await both.producer.request(body)
+        assert (again.status, again.body["state_type"], again.body["run_count"]) == (200, "COMPLETED", 1), worker.log_tail()
+        assert_served(again, await both.served(created.body["id"]))
+    finally:
+        worker.stop()
+
+
+# What `prefect work-pool create --type process` sends, as far as it is needed.
+PROCESS_TEMPLATE = {
+    "job_configuration": {
+        "command": "{{ command }}",
+        "env": "{{ env }}",
+        "labels": "{{ labels }}",
+        "name": "{{ name }}",
+        "stream_output": "{{ stream_output }}",
+        "working_dir": "{{ working_dir }}",
+    },
+    "variables": {
+        "type": "object",
+        "properties": {
+            "command": {"type": "string"},
+            "env": {"type": "object", "additionalProperties": {"type": "string"}},
+            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+            "name": {"type": "string"},
+            "stream_output": {"type": "boolean", "default": True},
+            "working_dir": {"type": "string"},
+        },
+    },
+}
