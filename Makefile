@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint demo run servers clean
+.PHONY: help test test-rabbitmq4 lint demo run servers clean
 
 help:                 ## Show this list
-	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: set PYTHON=…")'
@@ -28,6 +28,9 @@ servers:              ## Install the servers that the tests start for themselves
 test: $(VENV)/installed-test servers lint   ## Run all tests, against a real RabbitMQ, PostgreSQL and SQLite
 	$(BIN)/python -m pytest
 
+test-rabbitmq4: $(VENV)/installed-test   ## Run the integration tests against RabbitMQ 4 (Debian, as root, with debootstrap)
+	server=$$(deploy/dev/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(BIN)/python -m pytest tests/integration
+
 lint: $(VENV)/installed-test   ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,6 +41,9 @@ demo: $(VENV)/installed   ## Show the main job on a broker, a worker and SQLite;
 
 run: $(VENV)/installed   ## Run a worker in the foreground, with a broker of its own if none answers
 	@$(BIN)/python -m deploy.dev.run
+
+bench: $(VENV)/installed-test servers   ## Compare with Prefect's API and others, in one run on this machine (about ten minutes)
+	@$(BIN)/python -m tests.benchmarks.compare
 
 clean:                ## Remove what the targets made
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

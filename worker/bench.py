@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,6 +103,8 @@ async def measure(
     rate: float = 0.0,
     body: Body = "small",
     settings: dict[str, str] | None = None,
+    command: Sequence[str] = (),
+    flow_id: UUID | str | None = None,
     progress: Progress = lambda count: None,
 ) -> Measurement:
     """Run workers under load and measure.
@@ -111,12 +113,14 @@ async def measure(
         database_url: None for a SQLite file that is removed afterwards; elsewhere only the runs of this run are removed.
         rate: requests a second; 0 for as fast as possible.
         settings: further environment variables for the workers.
+        flow_id: a flow that exists, for a Prefect server's database.
+        command: another program than the worker, for comparisons; it is given the broker's URL, the database's and the queue.
         progress: is told how many more replies have come.
 
     Raises:
         BenchFailed: no figures, and why.
     """
-    flow_id = uuid4()
+    flow_id = uuid4() if flow_id is None else UUID(str(flow_id))
     topology = Topology.from_queue_name(f"flow-runs-bench-{uuid4().hex[:8]}.create")
     with tempfile.TemporaryDirectory(prefix="flow-run-bench-") as folder:
         url = database_url or f"sqlite+aiosqlite:///{folder}/flow_runs.db"
@@ -137,14 +141,14 @@ async def measure(
 
             try:
                 if rate:
-                    async with _workers(workers, environment, Path(folder), load.consumers_on_queue):
+                    async with _workers(workers, command, environment, Path(folder), load.consumers_on_queue):
                         await load.warm_up(flow_id)
                         before = _usage()
                         latencies, seconds = await load.at_rate(make, requests, rate, progress)
                 else:
                     await load.fill(make, requests)
                     before = _usage()
-                    async with _workers(workers, environment, Path(folder), None):
+                    async with _workers(workers, command, environment, Path(folder), None):
                         latencies, seconds = [], await load.count(requests, progress)
             finally:
                 if database_url is not None:
@@ -284,18 +288,20 @@ async def _load(amqp_url: str, topology: Topology) -> AsyncIterator[_Load]:
 
 @asynccontextmanager
 async def _workers(
-    count: int, environment: dict[str, str], folder: Path, consumers: Callable[[], Any] | None
+    count: int,
+    command: Sequence[str],
+    environment: dict[str, str],
+    folder: Path,
+    consumers: Callable[[], Any] | None,
 ) -> AsyncIterator[None]:
     """Worker processes; with ``consumers`` it is waited until that many consume."""
+    arguments = [environment[f"WORKER_{name}"] for name in ("AMQP_URL", "DATABASE_URL", "QUEUE")]
+    program = [*command, *arguments] if command else [sys.executable, "-m", "worker", "run"]
     processes = []
     log = folder / "workers.log"
     with log.open("ab") as output:
         for _ in range(count):
-            processes.append(
-                await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "worker", "run"), env={**os.environ, **environment}, stderr=output
-                )
-            )
+            processes.append(await asyncio.create_subprocess_exec(*program, env={**os.environ, **environment}, stderr=output))
     try:
         while consumers is not None and await consumers() < count:
             if any(process.returncode is not None for process in processes):
@@ -307,7 +313,7 @@ async def _workers(
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
         codes = [await process.wait() for process in processes]
-    if any(codes):
+    if any(codes) and not command:
         raise BenchFailed(f"workers ended with {codes}: {log.read_text()[-2000:]}")
 
 

@@ -50,7 +50,7 @@ _ROW_ERRORS = (
     OverflowError,
 )
 # InternalClientError: asyncpg's own state machine, when a connection ends at the wrong moment.
-_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 _PREFECT_JOINS = """
 LEFT JOIN artifact a ON a.id = s.result_artifact_id
@@ -245,7 +245,7 @@ def faults() -> Iterator[None]:
         yield
     except _ROW_ERRORS:
         raise
-    except _FAULTS as error:
+    except FAULTS as error:
         raise Fault(f"PostgreSQL: {first_line(error)}") from error
 
 

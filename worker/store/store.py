@@ -7,13 +7,13 @@ from uuid import UUID
 
 import asyncpg
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
 from worker.creation import NewRun
 from worker.store.outcome import Created, Existing, Outcome
-from worker.store.postgresql import PostgreSQL, first_line
+from worker.store.postgresql import FAULTS, PostgreSQL, first_line
 from worker.store.prefect import References, resolve
 from worker.store.sqlite import SQLite
 
@@ -175,11 +175,24 @@ class opening:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        error = _drivers(error)
         if isinstance(error, sqlite3.Error):
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise Fault(f"{self._where}: {error}") from error
             raise StoreError(f"{self._where}: {error}. Does the folder exist, and may the worker write there?") from error
         if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
             raise StoreError(f"{self._where}: {first_line(error)}. Check the user and the password.") from error
         if isinstance(error, asyncpg.InvalidCatalogNameError):
             raise StoreError(f"{self._where}: {first_line(error)}. Create it: CREATE DATABASE {self._name};") from error
-        if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)):
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            raise StoreError(f"{self._where}: {first_line(error)}. Grant it to the worker's user.") from error
+        if isinstance(error, FAULTS):
             raise Fault(f"{self._where}: {first_line(error)}") from error
+
+
+def _drivers(error: BaseException | None) -> BaseException | None:
+    """The driver's own error beneath those that SQLAlchemy and its adapter make of it."""
+    cause = error if isinstance(error, DBAPIError) else None
+    while isinstance(cause, Exception) and not isinstance(cause, (sqlite3.Error, *FAULTS)):
+        cause = cause.__cause__
+    return cause or error

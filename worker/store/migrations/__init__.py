@@ -157,7 +157,6 @@ def _with_sqlite(url: URL, work: Callable[[Connection], T]) -> T:
     )
     try:
         with engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
             result = work(connection)
             connection.exec_driver_sql("COMMIT") if _in_transaction(connection) else None
             return result

@@ -1,0 +1,173 @@
+"""A batch of runs is created, each once, and what can't be created harms nothing else."""
+
+import asyncio
+import dataclasses
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.database import fetch, fetch_runs
+from tests.integration.store.requests import FLOW_ID, keyed, request, unstorable
+from tests.integration.test_requests import EVERY_FIELD
+from worker.contract.errors import Fault, Refusal
+from worker.contract.flow_run import FlowRun
+from worker.creation import NewRun
+from worker.store import Created, Existing, Store
+
+
+def kinds(outcomes: Sequence[object]) -> list[str]:
+    return [type(outcome).__name__ if not isinstance(outcome, Refusal) else "Refusal" for outcome in outcomes]
+
+
+def run_of(outcome: object) -> FlowRun:
+    assert isinstance(outcome, (Created, Existing))
+    return outcome.run
+
+
+async def test_every_column_comes_back_as_it_was_written(store: Store) -> None:
+    for state in ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED", "CRASHED", "PAUSED", "CANCELLING"):
+        new = request(**{**EVERY_FIELD, "idempotency_key": state, "state": {**EVERY_FIELD["state"], "type": state}})
+        for number, field in enumerate(dataclasses.fields(FlowRun)):
+            if getattr(new.run, field.name) is None and field.name.endswith("_id") and field.name != "work_pool_id":
+                setattr(new.run, field.name, UUID(int=number))
+        new.run.infrastructure_pid, new.run.deployment_version, new.run.created_by = "17", "v2", {"type": "AUTOMATION"}
+        written = dataclasses.replace(new.run)
+        assert kinds(await store.create([new])) == ["Created"]
+        (again,) = await store.create([request(idempotency_key=state, flow_id=FLOW_ID)])
+        assert isinstance(again, Existing)
+        assert again.run == written
+
+
+async def test_sqlite_stores_as_prefect_does(sqlite_url: str) -> None:
+    store = await Store.open(sqlite_url, migrate=True)
+    new = request(idempotency_key="k")
+    await store.create([new])
+    await store.close()
+    (row,) = await fetch_runs(sqlite_url)
+    assert (row["id"], row["flow_id"]) == (str(new.run.id), FLOW_ID)
+    assert row["created"] == new.run.created.strftime("%Y-%m-%d %H:%M:%S.%f")
+    assert row["total_run_time"] == "1970-01-01 00:00:00.000000"
+    assert (row["auto_scheduled"], row["tags"]) == (0, "[]")
+
+
+async def test_duplicates_in_one_batch_make_one_run(store: Store, database_url: str) -> None:
+    batch = keyed(["a", "b", "a", "c", "a", "b"])
+    outcomes = await store.create(batch)
+    assert kinds(outcomes) == ["Created", "Created", "Existing", "Created", "Existing", "Existing"]
+    assert [run_of(outcome).id for outcome in outcomes] == [batch[leader].run.id for leader in (0, 1, 0, 3, 0, 1)]
+    assert len(await fetch_runs(database_url)) == 3
+    assert len(await fetch(database_url, "SELECT * FROM flow_run_state")) == 3
+
+
+async def test_a_key_counts_within_its_flow_alone(store: Store) -> None:
+    other = "6f9619ff-8b86-4d11-b42d-00cf4fc964ff"
+    assert kinds(await store.create([request(idempotency_key="k"), request(idempotency_key="k", flow_id=other)])) == [
+        "Created",
+        "Created",
+    ]
+
+
+async def test_without_a_key_each_is_a_run_unless_it_is_the_same_message(store: Store) -> None:
+    batch = [request(), request(), request(message_id="m"), request(message_id="m"), request(message_id="m", name="other")]
+    assert kinds(await store.create(batch)) == ["Created", "Created", "Created", "Existing", "Created"]
+    (again,) = await store.create([request(message_id="m")])
+    assert isinstance(again, Existing)
+    assert again.run.id == batch[2].run.id
+
+
+async def test_an_empty_key_is_no_key(store: Store) -> None:
+    assert kinds(await store.create([request(idempotency_key=""), request(idempotency_key="")])) == ["Created", "Created"]
+
+
+async def test_the_next_leads_where_the_first_of_a_key_is_refused(store: Store) -> None:
+    batch = [unstorable(idempotency_key="k"), unstorable(idempotency_key="k"), *keyed(["k", "k"])]
+    outcomes = await store.create(batch)
+    assert kinds(outcomes) == ["Refusal", "Refusal", "Created", "Existing"]
+    assert run_of(outcomes[3]).id == batch[2].run.id
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+async def test_a_bad_row_harms_no_other_wherever_it_is(store: Store, database_url: str, size: int) -> None:
+    for position in range(size):
+        batch = keyed([f"{position}-{number}" for number in range(size)])
+        batch[position] = unstorable(idempotency_key=f"{position}-{position}")
+        assert kinds(await store.create(batch)) == ["Refusal" if number == position else "Created" for number in range(size)]
+    assert len(await fetch_runs(database_url)) == size * (size - 1)
+    assert len(await fetch(database_url, "SELECT * FROM flow_run_state")) == size * (size - 1)
+
+
+async def test_many_bad_rows_in_a_large_batch(store: Store) -> None:
+    batch = [(unstorable if number % 7 == 0 else request)(idempotency_key=f"{number}") for number in range(300)]
+    assert kinds(await store.create(batch)) == ["Refusal" if number % 7 == 0 else "Created" for number in range(300)]
+
+
+async def test_a_run_that_vanishes_between_conflict_and_look_is_created(
+    store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.create(keyed(["k"]))
+    database: Any = store._database
+    read, deleter = database.read_by_key, await Store.open(database_url, migrate=True)
+
+    async def read_too_late(keys: Sequence[tuple[UUID, str]]) -> list[FlowRun]:
+        monkeypatch.undo()
+        await _delete(deleter, "k")
+        found: list[FlowRun] = await read(keys)
+        return found
+
+    monkeypatch.setattr(database, "read_by_key", read_too_late)
+    batch = keyed(["k", "l"])
+    outcomes = await store.create(batch)
+    await deleter.close()
+    assert kinds(outcomes) == ["Created", "Created"]
+    assert run_of(outcomes[0]).id == batch[0].run.id
+
+
+async def test_runs_that_always_vanish_are_a_fault(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.create(keyed(["k"]))
+
+    async def nothing(keys: Sequence[tuple[UUID, str]]) -> list[FlowRun]:
+        return []
+
+    monkeypatch.setattr(store._database, "read_by_key", nothing)
+    with pytest.raises(Fault):
+        await store.create(keyed(["k"]))
+
+
+async def _delete(store: Store, key: str) -> None:
+    database: Any = store._database
+    if store.dialect == "sqlite":
+        database._connection.execute("DELETE FROM flow_run WHERE idempotency_key = ?", (key,))
+        database._connection.commit()
+    else:
+        await database._pool.execute("DELETE FROM flow_run WHERE idempotency_key = $1", key)
+
+
+async def test_stores_that_race_for_the_same_keys_make_one_run_each(database_url: str) -> None:
+    """Each gets all keys, in an order of its own and in batches of other sizes, so that they meet in every way."""
+    keys = [f"{number}" for number in range(1_000)]
+    stores = [await Store.open(database_url, migrate=True) for _ in range(3)]
+
+    async def create_all(store: Store, seed: int) -> dict[str, tuple[UUID, str]]:
+        mine = random.Random(seed).sample(keys, len(keys))
+        size = 50 * (seed + 1)
+        got: dict[str, tuple[UUID, str]] = {}
+        for start in range(0, len(mine), size):
+            batch: list[NewRun] = keyed(mine[start : start + size])
+            for key, outcome in zip(mine[start : start + size], await store.create(batch), strict=True):
+                got[key] = run_of(outcome).id, kinds([outcome])[0]
+        return got
+
+    results = await asyncio.gather(*(create_all(store, seed) for seed, store in enumerate(stores)))
+    for store in stores:
+        await store.close()
+    seen: dict[str, list[tuple[UUID, str]]] = defaultdict(list)
+    for result in results:
+        for key, outcome in result.items():
+            seen[key].append(outcome)
+    assert all(len({run_id for run_id, _ in outcomes}) == 1 for outcomes in seen.values())
+    assert all(sorted(kind for _, kind in outcomes) == ["Created", "Existing", "Existing"] for outcomes in seen.values())
+    assert len(await fetch_runs(database_url)) == len(keys)
