@@ -192,7 +192,7 @@ class opening:
 
 def _drivers(error: BaseException | None) -> BaseException | None:
     """The driver's own error beneath those that SQLAlchemy and its adapter make of it."""
-    cause = error if isinstance(error, DBAPIError) else None
+    cause: BaseException | None = error if isinstance(error, DBAPIError) else None
     while isinstance(cause, Exception) and not isinstance(cause, (sqlite3.Error, *FAULTS)):
         cause = cause.__cause__
     return cause or error
