@@ -22,10 +22,14 @@ class Case:
 
     def body(self, flow_id: str) -> bytes:
         """The bytes to send: every way of writing ``FLOW`` is replaced by the same way of writing the flow's id."""
-        raw = self.raw
-        for write in (str, str.upper, lambda text: text.replace("-", "")):
-            raw = raw.replace(write(FLOW).encode(), write(flow_id).encode())
-        return raw
+        return written_for(flow_id, self.raw, FLOW)
+
+
+def written_for(flow_id: str, raw: bytes, instead_of: str) -> bytes:
+    """The same bytes for another flow, however its id is written there."""
+    for write in (str, str.upper, lambda text: text.replace("-", "")):
+        raw = raw.replace(write(instead_of).encode(), write(flow_id).encode())
+    return raw
 
 
 def case(name: str, fields: dict[str, Any] | None = None, headers: dict[str, str] | None = None) -> Case:

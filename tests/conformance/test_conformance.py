@@ -29,7 +29,7 @@ async def test_enumerated_cases(both: Both, flow_id: str) -> None:
     for case in CASES:
         body = case.body(flow_id)
         try:
-            assert_equal(await both.answers(body, case.headers), body)
+            assert_equal(await both.answers(flow_id, body, case.headers), body)
         except AssertionError as error:
             unequal.append(f"{case.name}: {error}")
     assert not unequal, f"{len(unequal)} of {len(CASES)} cases differ\n\n" + "\n\n".join(unequal)
@@ -38,7 +38,7 @@ async def test_enumerated_cases(both: Both, flow_id: str) -> None:
 
 @pytest.mark.parametrize(("case", "status"), BROKEN_AT_PREFECT, ids=[case.name for case, _ in BROKEN_AT_PREFECT])
 async def test_where_prefect_breaks_we_answer(both: Both, flow_id: str, case: Case, status: int) -> None:
-    answers = await both.answers(case.body(flow_id), case.headers)
+    answers = await both.answers(flow_id, case.body(flow_id), case.headers)
     assert answers.prefect[0] >= 500
     assert answers.ours[0] == status
 
@@ -51,7 +51,7 @@ async def test_state_data_comes_back(both: Both, flow_id: str) -> None:
 
 async def test_duplicates(both: Both, flow_id: str) -> None:
     """The same body again, another body with the same key, and the same key of another flow."""
-    other_flow = (await both.http.post("/flows/", json={"name": f"other-{uuid4()}"})).json()["id"]
+    other_flow = await both.flow()
     key = uuid4().hex
     for fields in (
         {"flow_id": flow_id, "name": "first", "parameters": {"a": 1}},
@@ -60,7 +60,7 @@ async def test_duplicates(both: Both, flow_id: str) -> None:
         {"flow_id": other_flow, "name": "third"},
     ):
         body = json.dumps({**fields, "idempotency_key": key}).encode()
-        assert_equal(await both.answers(body), body)
+        assert_equal(await both.answers(str(fields["flow_id"]), body), body)
 
 
 json_values = st.recursive(
@@ -139,7 +139,7 @@ async def test_generated_cases(both: Both, flow_id: str, body: dict[str, Any], m
     if request.pop("keyed", False):
         request["idempotency_key"] = uuid4().hex
     raw = json.dumps(request).replace(FLOW, flow_id).encode()
-    answers = await both.answers(raw)
+    answers = await both.answers(flow_id, raw)
     if answers.prefect[0] >= 500:
         assert answers.ours[0] < 500
         return
@@ -149,7 +149,7 @@ async def test_generated_cases(both: Both, flow_id: str, body: dict[str, Any], m
 async def test_a_field_that_only_one_of_them_has_shows(both: Both, flow_id: str) -> None:
     """What the suite rests on: a field more or less in either answer is a difference."""
     body = json.dumps({"flow_id": flow_id}).encode()
-    answers = await both.answers(body)
+    answers = await both.answers(flow_id, body)
     assert_equal(answers, body)
     for name in answers.ours[1]:
         without = {field: value for field, value in answers.ours[1].items() if field != name}
