@@ -7,6 +7,7 @@ thread of its own. The standard library's driver is used without an asynchronous
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -173,7 +174,17 @@ def _faults() -> Iterator[None]:
 
 def _open(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-    # Readers don't block the writer. FULL: a commit is on the disk before a reply says so; NORMAL can lose the last ones.
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "cache_size = -65536"):
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            # Readers don't block the writer. To switch to it needs the file for itself, and does not wait for that.
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    # FULL: a commit is on the disk before a reply says so; NORMAL can lose the last ones.
+    for pragma in ("synchronous = FULL", "foreign_keys = ON", "cache_size = -65536"):
         connection.execute(f"PRAGMA {pragma}").fetchall()
     return connection

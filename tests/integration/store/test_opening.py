@@ -38,6 +38,12 @@ async def test_ten_migrate_at_once(database_url: str) -> None:
     ]
 
 
+async def test_ten_open_at_once(database_url: str) -> None:
+    for store in await asyncio.gather(*(Store.open(database_url, migrate=True) for _ in range(10))):
+        await store.ping()
+        await store.close()
+
+
 @pytest.mark.parametrize("form", ["postgresql+asyncpg", "postgresql", "postgres"])
 async def test_forms_of_a_postgresql_url(postgresql_url: str, form: str) -> None:
     store = await Store.open(postgresql_url.replace("postgresql+asyncpg", form), migrate=True)
