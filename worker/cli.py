@@ -12,6 +12,7 @@ import structlog
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -342,5 +343,5 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    err.print(f"[bold red]error[/]: {message}", highlight=False, soft_wrap=True)
+    err.print("[bold red]error[/]:", escape(message), highlight=False, soft_wrap=True)
     sys.exit(code)

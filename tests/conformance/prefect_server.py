@@ -1,6 +1,7 @@
 """A real Prefect server: an environment of its own, made once, and a process on a database that it is given."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -72,6 +73,7 @@ class PrefectServer:
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
             self._process.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _healthy(self) -> bool:
         try:
