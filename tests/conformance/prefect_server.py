@@ -13,40 +13,42 @@ import httpx
 from deploy.dev.processes import ServerProcess, free_ports
 
 VERSION = "3.8.8"
+# Another one whose database is written to, by other migrations.
+OLDER_VERSION = "3.4.11"
 ROOT = Path(__file__).parent.parent.parent
-ENVIRONMENT = ROOT / ".cache" / f"prefect-{VERSION}"
-REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 
 class PrefectMissing(Exception):
     """Prefect cannot be installed here; the message says why."""
 
 
-def install() -> Path:
+def install(version: str) -> Path:
     """The folder of its programs; made at the first call.
 
     Raises:
         PrefectMissing: pip fails.
     """
-    installed = ENVIRONMENT / "installed"
+    folder = ROOT / ".cache" / f"prefect-{version}"
+    requirements = Path(__file__).with_name(f"requirements-{version}.txt")
+    installed = folder / "installed"
     if not installed.exists():
-        pip = [str(ENVIRONMENT / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+        pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
         for command in (
-            [sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)],
-            [*pip, "--no-deps", "--require-hashes", "-r", str(REQUIREMENTS)],
+            [sys.executable, "-m", "venv", "--clear", str(folder)],
+            [*pip, "--no-deps", "--require-hashes", "-r", str(requirements)],
         ):
             done = subprocess.run(command, capture_output=True, text=True, timeout=600)
             if done.returncode:
                 raise PrefectMissing(f"{' '.join(command)}:\n{done.stderr[-2000:]}")
         installed.touch()
-    return ENVIRONMENT / "bin"
+    return folder / "bin"
 
 
 class PrefectServer:
     """An unmodified Prefect server on a database, by HTTP at :attr:`api`."""
 
-    def __init__(self, database_url: str) -> None:
-        self._bin = install()
+    def __init__(self, database_url: str, version: str = VERSION) -> None:
+        self._bin = install(version)
         self.database_url = database_url
         self._folder = Path(tempfile.mkdtemp(prefix="prefect-"))
         (port,) = free_ports(1)

@@ -18,7 +18,7 @@ from deploy.dev.processes import ServerProcess
 from deploy.dev.rabbitmq import RabbitMQ
 from tests.conformance.cases import CASES
 from tests.conformance.comparison import comparable, differences
-from tests.conformance.prefect_server import PrefectServer, install
+from tests.conformance.prefect_server import VERSION, PrefectServer, install
 from tests.conftest import WorkerProcess
 from tests.producer import Producer, Reply
 from worker.store import Store, StoreError, migrations
@@ -348,7 +348,7 @@ async def test_it_executes(both: Both, shared: Shared, tmp_path: Path) -> None:
         "/deployments/",
         {"name": pool, "flow_id": flow, "work_pool_name": pool, "path": str(tmp_path), "entrypoint": "flows.py:hello"},
     )
-    command = [str(install() / "prefect"), "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"]
+    command = [str(install(VERSION) / "prefect"), "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"]
     worker = ServerProcess(command, tmp_path / "prefect-worker.log", env=shared.server.environment)
     try:
         body = {
