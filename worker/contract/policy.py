@@ -4,6 +4,10 @@ from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+# Said in the schema only: pydantic's own mark warns at every access, at run time.
+DEPRECATED: JsonDict = {"deprecated": True}
 
 
 class FlowRunPolicy(BaseModel):
@@ -11,8 +15,8 @@ class FlowRunPolicy(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    max_retries: int = Field(0, description="Deprecated; use ``retries``.", deprecated=True)
-    retry_delay_seconds: float = Field(0, description="Deprecated; use ``retry_delay``.", deprecated=True)
+    max_retries: int = Field(0, description="Deprecated; use ``retries``.", json_schema_extra=DEPRECATED)
+    retry_delay_seconds: float = Field(0, description="Deprecated; use ``retry_delay``.", json_schema_extra=DEPRECATED)
     retries: int | None = Field(None, description="How often a failed run is tried again.")
     retry_delay: int | None = Field(None, description="Seconds between two tries.")
     pause_keys: set[str] | None = Field(default_factory=set, description="Pauses that the run has gone through.")

@@ -16,7 +16,7 @@ from pydantic import (
     ValidationInfo,
 )
 
-from worker.contract.policy import FlowRunPolicy
+from worker.contract.policy import DEPRECATED, FlowRunPolicy
 from worker.contract.state import StateCreate
 
 # PREFECT_SERVER_API_MAX_PARAMETER_SIZE, as a Prefect server has it by default; bytes.
@@ -88,4 +88,4 @@ class CreateFlowRun(BaseModel):
     work_pool_name: str | None = Field(None, description="The work pool that is to run it.")
     work_queue_name: str | None = Field(None, description="The queue in the work pool; the pool's default queue else.")
     job_variables: dict[str, Any] | None = Field(None, description="Overrides for the infrastructure's template.")
-    deployment_id: UUID | None = Field(None, description="The deployment that the run belongs to.", deprecated=True)
+    deployment_id: UUID | None = Field(None, description="The deployment that the run belongs to.", json_schema_extra=DEPRECATED)
