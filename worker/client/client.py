@@ -93,6 +93,7 @@ class FlowRunClient:
         self._timeout = timeout
         self._link: _Link | None = None
         self._linking = asyncio.Lock()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,6 +103,7 @@ class FlowRunClient:
 
     async def close(self) -> None:
         """Close the connection. Calls that wait for a reply end with :class:`BrokerGone`."""
+        self._closed = True
         link, self._link = self._link, None
         if link is not None:
             await link.close()
@@ -217,6 +219,8 @@ class FlowRunClient:
         async with self._linking:
             backoff = Backoff()
             while self._link is None or self._link.lost:
+                if self._closed:
+                    raise BrokerGone("The client is closed.")
                 try:
                     self._link = await _Link.open(self._url)
                 except BrokerUnavailable as error:
