@@ -29,8 +29,9 @@ _API_VERSION = re.compile(r"\s*(\d{1,9})\.(\d{1,9})\.(\d{1,9})\s*", re.ASCII)
 
 _body = TypeAdapter(CreateFlowRun)
 _uuid = TypeAdapter(UUID)
-# What may stand for a character that no database stores: NUL, or one half of a surrogate pair.
-_SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+# What may stand for a character that no database stores: NUL, or one half of a surrogate pair. Escaped, in UTF-16 or
+# UTF-32 (which the standard library's parser reads, and where every JSON object has a zero byte), or in bytes as they are.
+_SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\x00|\xed[\xa0-\xbf]")
 # FastAPI answers 400 where its parser's stack ends, near 1,000 levels; ours ends earlier, so that the record can still
 # be written, stored and sent back.
 MAX_DEPTH = 500

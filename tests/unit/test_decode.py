@@ -1,0 +1,91 @@
+"""Whatever bytes and headers come in, decoding ends in a request or in a refusal, never in another exception."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.contract.decode import decode
+from worker.contract.errors import Refusal, encode_error
+from worker.contract.message import Message
+
+FLOW = "11111111-1111-4111-8111-111111111111"
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.datetimes().map(str),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+fields = st.sampled_from(
+    ["state", "name", "flow_id", "parameters", "context", "empirical_policy", "tags", "labels", "idempotency_key", "unknown"]
+)
+
+
+def refusal(body: bytes, **properties: Any) -> Refusal:
+    with pytest.raises(Refusal) as raised:
+        decode(Message(body=body, headers={}, **properties), max_body_bytes=20_000_000)
+    return raised.value
+
+
+def ends_well(message: Message) -> None:
+    """Any other exception fails the test, and so does a refusal that can't be written out."""
+    try:
+        decode(message, max_body_bytes=100_000)
+    except Refusal as refused:
+        encode_error(refused)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary() | anything.map(lambda value: json.dumps(value).encode()))
+def test_any_body_is_a_request_or_a_refusal(body: bytes) -> None:
+    ends_well(Message(body=body, headers={}))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(fields, anything))
+def test_any_field_is_a_request_or_a_refusal(values: dict[str, Any]) -> None:
+    ends_well(Message(body=json.dumps({"flow_id": FLOW, **values}).encode(), headers={}))
+
+
+@pytest.mark.parametrize("name", ["x-prefect-api-version", "prefect-automation-id", "prefect-automation-name", "traceparent"])
+@pytest.mark.parametrize("value", [b"\xff", b"", "", 1, 1.5, True, None, [], {}, ["a"], "\0", "\ud800", "9" * 5000])
+def test_any_header_is_a_request_or_a_refusal(name: str, value: Any) -> None:
+    headers = {"prefect-automation-id": FLOW, "prefect-automation-name": "YQ==", name: value}
+    ends_well(Message(body=json.dumps({"flow_id": FLOW}).encode(), headers=headers))
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 422),
+        (b"{", 422),
+        (b"[]", 422),
+        (b"null", 422),
+        (b"\xff\xfe{}", 422),
+        (b"\xff", 400),
+        (b"[" * 5_000_000, 400),
+        (b"[" * 5_000_000 + b"]" * 5_000_000, 400),
+        (b'{"flow_id":' + b"9" * 5000 + b"}", 400),
+    ],
+)
+def test_what_cannot_be_read_is_refused(body: bytes, status: int) -> None:
+    refused = refusal(body)
+    assert refused.status == status
+    assert json.loads(encode_error(refused))
+
+
+@pytest.mark.parametrize(("name", "escaped"), [("a\0b", True), ("a\ud800b", True), ("a\ud800b", False)])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-32", "utf-32-be"])
+def test_unstorable_text_is_refused_in_every_encoding(name: str, encoding: str, escaped: bool) -> None:
+    text = json.dumps({"flow_id": FLOW, "name": name}, ensure_ascii=escaped)
+    detail = refusal(text.encode(encoding, "surrogatepass")).body["exception_detail"]
+    assert [(each["type"], each["loc"]) for each in detail] == [("string_unicode", ["body", "name"])]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
+def test_storable_text_is_taken_in_every_encoding(encoding: str) -> None:
+    body = json.dumps({"flow_id": FLOW, "name": "\ud7a3 \U0001f680"}, ensure_ascii=False).encode(encoding)
+    request = decode(Message(body=body, headers={}), max_body_bytes=1000)
+    assert request.body.name == "\ud7a3 \U0001f680"
