@@ -70,3 +70,18 @@ async def test_blocking_client_works_under_a_running_loop(shared_worker: Produce
         outcomes = list(client.create_many([{"flow_id": FLOW_ID}, {"flow_id": "none"}]))
     assert str(run.flow_id) == FLOW_ID
     assert sorted(outcome.status for outcome in outcomes) == [201, 422]
+
+
+async def test_lost_connection_publishes_the_same_message_again(producer: Producer, amqp_url: str, queue: str) -> None:
+    declared = await producer.channel.declare_queue(queue, auto_delete=True)
+    async with FlowRunClient(amqp_url, queue=queue) as client:
+        call = asyncio.create_task(client.create_flow_run(FLOW_ID))
+        while await producer.depth() < 1:
+            await asyncio.sleep(0.01)
+        assert client._link is not None
+        await client._link.close()
+        while await producer.depth() < 2:
+            await asyncio.sleep(0.01)
+        call.cancel()
+    first, again = await declared.get(no_ack=True), await declared.get(no_ack=True)
+    assert (first.body, first.message_id, first.correlation_id) == (again.body, again.message_id, again.correlation_id)
