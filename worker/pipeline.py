@@ -5,6 +5,7 @@ decoded while one commits, and the replies of the last one are being confirmed m
 """
 
 import asyncio
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from time import monotonic
@@ -16,6 +17,7 @@ from worker.broker.delivery import Delivery
 from worker.broker.session import Session
 from worker.contract.decode import decode
 from worker.contract.errors import Fault, Refusal, ReplyToRefused, Unprocessable
+from worker.contract.message import DIRECT_REPLY_TO
 from worker.contract.record import encode_record
 from worker.creation import NewRun, new_run
 from worker.mailbox import Mailbox
@@ -80,9 +82,15 @@ class Pipeline:
 
     def _new_run(self, delivery: Delivery) -> NewRun:
         message = delivery.message
-        if message.reply_to in (self._session.topology.queue, self._session.topology.dead_letter_queue):
+        if message.reply_to and not self._may_reply_to(message.reply_to):
             raise ReplyToRefused(message.reply_to)
         return new_run(decode(message, max_body_bytes=self._settings.max_body_bytes), datetime.now(UTC))
+
+    def _may_reply_to(self, queue: str) -> bool:
+        if queue in (self._session.topology.queue, self._session.topology.dead_letter_queue):
+            return False
+        pattern = self._settings.reply_to_pattern
+        return pattern is None or queue.startswith(DIRECT_REPLY_TO) or re.fullmatch(pattern, queue) is not None
 
     def _refuse(self, delivery: Delivery, refusal: Refusal) -> None:
         log.warning(

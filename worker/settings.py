@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     prefetch: int = Field(1250, ge=1, le=65535, description="Deliveries held at once; bounds the worker's memory.")
     # Where larger batches stopped to be faster; see tests/benchmarks.
     batch_max: int = Field(500, ge=1, le=10_000, description="Requests in one transaction at the most.")
+    reply_to_pattern: str | None = Field(
+        None,
+        description="A regular expression that a reply queue's name must match as a whole; direct reply-to always may be used.",
+    )
     max_body_bytes: int = Field(1_048_576, ge=1, description="A larger request is refused with 413; bytes.")
     migrate: bool = Field(False, description="Bring a PostgreSQL schema up to date at the start (SQLite's always is).")
     http_host: str = Field("127.0.0.1", description="Where health and metrics are served.")

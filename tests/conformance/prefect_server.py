@@ -61,6 +61,8 @@ class PrefectServer:
             "PREFECT_API_URL": self.api,
             "PREFECT_API_DATABASE_CONNECTION_URL": database_url,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # Longer than any test waits: a connection that is closed while a request is under way to it is an error.
+            "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "600",
             "PREFECT_SERVER_UI_ENABLED": "false",
             "DO_NOT_TRACK": "1",
         }

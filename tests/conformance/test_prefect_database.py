@@ -72,11 +72,21 @@ class Both:
         self.producer = producer
 
     async def prefect(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """A request to Prefect's API, as often as it takes: on SQLite it answers 503 when its database is locked."""
+        """A request to Prefect's API, as often as it takes.
+
+        On SQLite it answers 503 when its database is locked; and it closes a connection that was idle for five seconds,
+        at times just when the next request is on its way there.
+        """
         async with asyncio.timeout(60):
-            while (response := await self.http.request(method, path, **request)).status_code == 503:
+            while True:
+                try:
+                    response = await self.http.request(method, path, **request)
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+                    continue
+                if response.status_code != 503:
+                    return response
                 await asyncio.sleep(0.05)
-        return response
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         response = await self.prefect("POST", path, json=body)

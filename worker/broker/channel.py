@@ -18,11 +18,15 @@ from pamqp import commands as spec
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
+from worker.broker import undecodable
 from worker.broker.confirmation import Confirmation, Confirmations
 from worker.broker.delivery import Delivery, delivery_from_frames
 from worker.broker.publication import Publication
 from worker.mailbox import Mailbox
 
+# A request that came back so often may be what ends the worker's process. It is served alone (see Session.consume), so
+# that the others don't use up their delivery limit with it.
+SUSPECT_DELIVERY_COUNT = 3
 # Confirms and returns come back by delivery tag and by message id; the id's tail is the tag.
 _MESSAGE_ID_SEPARATOR = "."
 
@@ -39,11 +43,14 @@ class BulkChannel(Channel):
 
     Attributes:
         deliveries: what came in and has not been taken yet, in the order of arrival.
+        calm: set once a delivery came in that is no suspect.
     """
 
     def __init__(self, connection: AbstractConnection, number: int) -> None:
         super().__init__(connection, number, publisher_confirms=True)
+        undecodable.install()
         self.deliveries: Mailbox[Delivery] = Mailbox()
+        self.calm = asyncio.Event()
         self._confirms = Confirmations()
         self._message_id_prefix = uuid4().hex
         # Called however the channel ends; _on_close is skipped when the connection under it goes first.
@@ -103,7 +110,10 @@ class BulkChannel(Channel):
 
     async def _on_deliver_frame(self, frame: spec.Basic.Deliver) -> None:
         header, body = await self._content()
-        self.deliveries.put(delivery_from_frames(frame, header.properties, body))
+        delivery = delivery_from_frames(frame, header.properties, body)
+        if delivery.delivery_count < SUSPECT_DELIVERY_COUNT:
+            self.calm.set()
+        self.deliveries.put(delivery)
 
     async def _on_return_frame(self, frame: spec.Basic.Return) -> None:
         header, _ = await self._content()

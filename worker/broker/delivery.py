@@ -5,7 +5,11 @@ from typing import Any
 
 from pamqp import commands as spec
 
+from worker.broker.undecodable import UndecodableProperties
 from worker.contract.message import Message
+
+# Set by quorum queues from the second delivery on.
+DELIVERY_COUNT_HEADER = "x-delivery-count"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,12 @@ class Delivery:
         return len(self.message.body)
 
     @property
+    def delivery_count(self) -> int:
+        """How often it was delivered before and came back."""
+        count = self.message.headers.get(DELIVERY_COUNT_HEADER, 0)
+        return count if isinstance(count, int) else 0
+
+    @property
     def redelivered(self) -> bool:
         """Whether it, or one like it, was delivered before."""
         return self.message.redelivered
@@ -34,6 +44,7 @@ class Delivery:
 def delivery_from_frames(deliver: spec.Basic.Deliver, properties: spec.Basic.Properties, body: bytes) -> Delivery:
     """Put together what came in as a method, a header and its body frames."""
     headers: Any = properties.headers
+    undecodable = properties if isinstance(properties, UndecodableProperties) else None
     return Delivery(
         tag=deliver.delivery_tag or 0,
         message=Message(
@@ -52,5 +63,7 @@ def delivery_from_frames(deliver: spec.Basic.Deliver, properties: spec.Basic.Pro
             priority=properties.priority,
             timestamp=properties.timestamp,
             redelivered=bool(deliver.redelivered),
+            undecodable=undecodable.reason if undecodable else None,
+            raw_properties=undecodable.raw if undecodable else None,
         ),
     )

@@ -96,6 +96,8 @@ def dead_letter_copy(
     }
     if message.expiration is not None:
         headers["x-original-expiration"] = message.expiration
+    if message.raw_properties is not None:
+        headers["x-original-properties"] = message.raw_properties
     user_id = message.user_id
     if user_id is not None and user_id != login:
         headers["x-original-user-id"] = user_id

@@ -111,11 +111,23 @@ class Session:
         return self._channel.frame_max
 
     async def consume(self, prefetch: int) -> None:
-        """Begin to consume, with at most ``prefetch`` deliveries unacknowledged.
+        """Consume, with at most ``prefetch`` deliveries unacknowledged; returns once that many are let in.
+
+        Begins with one at a time, and goes on so while requests come that were delivered too often before: one of them may
+        be what ended the worker that had it, and the broker counts that against all that were in flight.
 
         Raises:
             ChannelLost: the session ended.
         """
+        await self._consume(1)
+        if prefetch > 1:
+            await self._channel.calm.wait()
+            if self._consumer_tag is not None:
+                # A consumer's prefetch is set for good when it begins.
+                await self._channel.basic_cancel(self._consumer_tag)
+                await self._consume(prefetch)
+
+    async def _consume(self, prefetch: int) -> None:
         try:
             await self._channel.basic_qos(prefetch_count=prefetch)
             consumed = await self._channel.basic_consume(self.topology.queue, _never_called)

@@ -15,6 +15,7 @@ from worker.contract.errors import (
     ApiVersionRefused,
     BodyTooLarge,
     BodyUnreadable,
+    Unprocessable,
     UnsupportedMediaType,
     ValidationRefused,
 )
@@ -64,6 +65,8 @@ def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
     Raises:
         Refusal: with Prefect's status and error body. The checks come in the order in which its server makes them.
     """
+    if message.undecodable is not None:
+        raise Unprocessable(f"The message's properties cannot be read: {message.undecodable}")
     _check_encoding(message)
     if len(message.body) > max_body_bytes:
         raise BodyTooLarge(len(message.body), max_body_bytes)

@@ -26,6 +26,8 @@ class Message:
         body: the payload.
         headers: AMQP headers with the types that the client library gives them.
         redelivered: the broker has delivered it before.
+        undecodable: why its properties could not be read, and are all None; else None.
+        raw_properties: what they were, then.
     """
 
     body: bytes
@@ -43,6 +45,8 @@ class Message:
     priority: int | None = None
     timestamp: datetime | None = None
     redelivered: bool = False
+    undecodable: str | None = None
+    raw_properties: bytes | None = None
 
 
 def fingerprint(message: Message) -> UUID:

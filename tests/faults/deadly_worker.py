@@ -1,0 +1,21 @@
+"""A worker that dies of a request whose run is named ``deadly``, as a fault in native code would make it die."""
+
+import os
+import signal
+from typing import Any
+
+from worker.cli import app
+from worker.pipeline import Pipeline
+
+original = Pipeline._new_run
+
+
+def deadly(self: Pipeline, delivery: Any) -> Any:
+    if b'"deadly"' in delivery.message.body:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, delivery)
+
+
+if __name__ == "__main__":
+    Pipeline._new_run = deadly  # type: ignore[method-assign]  # the point of it
+    app(["run"])

@@ -1,0 +1,106 @@
+"""Requests that break more than themselves: properties that can't be read, and a request that ends the worker's process."""
+
+import asyncio
+import json
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiormq
+import pamqp.frame
+from aiormq.abc import ChannelFrame
+from pamqp import commands as spec
+from pamqp.body import ContentBody
+
+from tests.conftest import StartWorker
+from tests.database import fetch_runs
+from tests.producer import Producer
+
+FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
+
+
+async def publish_raw(url: str, queue: str, flags: int, properties: bytes, body: bytes) -> None:
+    """Publish with a content header of our own making, as a client in another language may send it."""
+    connection = await aiormq.connect(url)
+    channel = await connection.channel(publisher_confirms=False)
+    header = struct.pack(">HHQH", 60, 0, len(body), flags) + properties
+    frames = (
+        pamqp.frame.marshal(spec.Basic.Publish(routing_key=queue), channel.number)
+        + struct.pack(">BHI", 2, channel.number, len(header))
+        + header
+        + b"\xce"
+        + pamqp.frame.marshal(ContentBody(body), channel.number)
+    )
+    await connection.write_queue.put(ChannelFrame(payload=frames, should_close=False))
+    # A call that waits for its answer: what was written before it is at the broker then.
+    await channel.queue_declare(queue, passive=True)
+    await connection.close()
+
+
+async def test_properties_that_cannot_be_read_end_in_the_dead_letters(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str
+) -> None:
+    worker = start_worker(sqlite_url)
+    body = json.dumps({"flow_id": FLOW_ID}).encode()
+    before = await producer.publish({"flow_id": FLOW_ID})
+    # A correlation id that is no UTF-8, and a timestamp after the year 9999.
+    await publish_raw(amqp_url, producer.queue, 1024, b"\x03a\xff\xfe", body)
+    await publish_raw(amqp_url, producer.queue, 64, struct.pack(">Q", 2**62), body)
+    after = await producer.publish({"flow_id": FLOW_ID})
+    assert [reply.status for reply in await producer.replies_to([before, after])] == [201, 201]
+    letters = await producer.dead_letters(2)
+    assert [letter.headers["x-error-status"] for letter in letters] == [422, 422]
+    assert all(letter.raw == body for letter in letters)
+    assert "session_lost" not in worker.output
+    assert len(await fetch_runs(sqlite_url)) == 2
+
+
+async def test_a_request_that_ends_the_process_ends_in_the_dead_letters_and_the_others_are_served(
+    producer: Producer, sqlite_url: str, amqp_url: str, queue: str, tmp_path: Path
+) -> None:
+    """Twenty deliveries are the limit; the requests around it lose few of theirs, since a suspect is served alone."""
+    await _declare(amqp_url, queue)
+    good = [await producer.publish({"flow_id": FLOW_ID, "name": f"good-{number}"}) for number in range(30)]
+    await producer.publish({"flow_id": FLOW_ID, "name": "deadly"})
+    good += [await producer.publish({"flow_id": FLOW_ID, "name": f"good-{number}"}) for number in range(30, 60)]
+    environment = {
+        "WORKER_AMQP_URL": amqp_url,
+        "WORKER_DATABASE_URL": sqlite_url,
+        "WORKER_QUEUE": queue,
+        "WORKER_HTTP_PORT": "0",
+    }
+    deaths = 0
+    letters: list[Any] = []
+    while not letters:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.faults.deadly_worker"),
+            env={"PATH": "", "PYTHONPATH": ":".join(sys.path), **environment},
+            cwd=tmp_path,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        letter = asyncio.create_task(producer.dead_letters(1, seconds=60))
+        died = asyncio.create_task(process.wait())
+        await asyncio.wait((letter, died), return_when=asyncio.FIRST_COMPLETED)
+        if letter.done():
+            letters = letter.result()
+            replies = await producer.replies_to(good)
+            process.terminate()
+            await died
+        else:
+            letter.cancel()
+            deaths += 1
+            assert deaths <= 25
+    assert json.loads(letters[0].raw)["name"] == "deadly"
+    assert {reply.status for reply in replies} <= {200, 201}
+    assert await producer.depth() == 0
+    assert await producer.depth(f"{queue}.dead") == 0
+    print(f"the worker died {deaths} times of it")
+
+
+async def _declare(url: str, queue: str) -> None:
+    from worker.broker.session import Session
+    from worker.broker.topology import Topology
+
+    session = await Session.open(url, Topology.from_queue_name(queue), name="test")
+    await session.close()
