@@ -54,13 +54,14 @@ class Pipeline:
         self._answers: Mailbox[Answer] = Mailbox()
 
     async def run(self) -> None:
-        """Serve until the session's deliveries end and all that were taken are acknowledged.
+        """Consume and serve until the session's deliveries end and all that were taken are acknowledged.
 
         Raises:
             ExceptionGroup: of :class:`ChannelLost` (the session ended; what was in flight comes again) or
                 :class:`DatabaseAway`.
         """
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._session.consume(self._settings.prefetch))
             tasks.create_task(self._decode())
             tasks.create_task(self._create())
             tasks.create_task(self._settle(Settlement(self._session, tasks)))

@@ -110,7 +110,6 @@ class Service:
 
     async def _serve(self, session: Session, store: Store) -> None:
         """Serve one session until it is lost or we are to stop."""
-        consuming = asyncio.create_task(session.consume(self._settings.prefetch))
         metrics.broker_here()
         log.info(
             "serving",
@@ -127,8 +126,6 @@ class Service:
         try:
             await asyncio.wait((pipeline, stopping, session.lost), return_when=asyncio.FIRST_COMPLETED)
             if stopping.done() and not session.lost.done():
-                consuming.cancel()
-                await asyncio.gather(consuming, return_exceptions=True)
                 await session.stop_consuming()
                 done, _ = await asyncio.wait(
                     (pipeline, session.lost),
@@ -142,9 +139,9 @@ class Service:
             if pipeline.done():
                 pipeline.result()
         finally:
-            for task in (stopping, consuming, pipeline):
-                task.cancel()
-            await asyncio.gather(consuming, pipeline, return_exceptions=True)
+            stopping.cancel()
+            pipeline.cancel()
+            await asyncio.gather(pipeline, return_exceptions=True)
 
     async def _until_database_answers(self, store: Store) -> None:
         """Don't take requests that could not be stored."""

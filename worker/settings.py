@@ -53,6 +53,14 @@ def _queue(name: str) -> str:
     return name
 
 
+def _pattern(pattern: str | None) -> str | None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return pattern
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -81,7 +89,7 @@ class Settings(BaseSettings):
     prefetch: int = Field(1250, ge=1, le=65535, description="Deliveries held at once; bounds the worker's memory.")
     # Where larger batches stopped to be faster; see tests/benchmarks.
     batch_max: int = Field(500, ge=1, le=10_000, description="Requests in one transaction at the most.")
-    reply_to_pattern: str | None = Field(
+    reply_to_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
         None,
         description="A regular expression that a reply queue's name must match as a whole; direct reply-to always may be used.",
     )

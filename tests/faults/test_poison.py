@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import os
+import signal
 import struct
 import sys
 from pathlib import Path
-from typing import Any
 
 import aiormq
 import pamqp.frame
@@ -13,9 +14,11 @@ from aiormq.abc import ChannelFrame
 from pamqp import commands as spec
 from pamqp.body import ContentBody
 
-from tests.conftest import StartWorker
+from tests.conftest import ROOT, StartWorker
 from tests.database import fetch_runs
 from tests.producer import Producer
+from worker.broker.session import Session
+from worker.broker.topology import DELIVERY_LIMIT, Topology
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
@@ -71,36 +74,37 @@ async def test_a_request_that_ends_the_process_ends_in_the_dead_letters_and_the_
         "WORKER_HTTP_PORT": "0",
     }
     deaths = 0
-    letters: list[Any] = []
-    while not letters:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.faults.deadly_worker"),
-            env={"PATH": "", "PYTHONPATH": ":".join(sys.path), **environment},
-            cwd=tmp_path,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        letter = asyncio.create_task(producer.dead_letters(1, seconds=60))
-        died = asyncio.create_task(process.wait())
-        await asyncio.wait((letter, died), return_when=asyncio.FIRST_COMPLETED)
-        if letter.done():
-            letters = letter.result()
-            replies = await producer.replies_to(good)
-            process.terminate()
-            await died
-        else:
-            letter.cancel()
-            deaths += 1
-            assert deaths <= 25
-    assert json.loads(letters[0].raw)["name"] == "deadly"
+    dead_letters = 0
+    async with asyncio.timeout(120):
+        while not dead_letters:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.faults.deadly_worker"),
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                cwd=tmp_path,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            try:
+                while process.returncode is None and not dead_letters:
+                    await asyncio.sleep(0.05)
+                    dead_letters = await producer.depth(f"{queue}.dead")
+                if dead_letters:
+                    replies = await producer.replies_to(good)
+            finally:
+                if process.returncode is None:
+                    process.terminate()
+                code = await process.wait()
+            if code == -signal.SIGKILL:
+                deaths += 1
+    assert DELIVERY_LIMIT <= deaths <= DELIVERY_LIMIT + 1
     assert {reply.status for reply in replies} <= {200, 201}
+    (letter,) = await producer.dead_letters(1)
+    assert json.loads(letter.raw)["name"] == "deadly"
+    assert letter.headers["x-first-death-reason"] == "delivery_limit"
     assert await producer.depth() == 0
     assert await producer.depth(f"{queue}.dead") == 0
-    print(f"the worker died {deaths} times of it")
+    assert len(await fetch_runs(sqlite_url)) == len(good)
 
 
 async def _declare(url: str, queue: str) -> None:
-    from worker.broker.session import Session
-    from worker.broker.topology import Topology
-
     session = await Session.open(url, Topology.from_queue_name(queue), name="test")
     await session.close()

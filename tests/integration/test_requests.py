@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import StartWorker
 from tests.database import fetch_runs
 from tests.producer import Producer
+from worker.client import FlowRunClient
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
@@ -186,6 +187,20 @@ async def test_a_reply_queue_that_does_not_exist_holds_nobody_up(
     assert worker.terminate() == 0
     assert await producer.depth() == 0
     assert len(await fetch_runs(sqlite_url)) == 2
+
+
+async def test_replies_go_only_to_queues_that_the_pattern_allows(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str
+) -> None:
+    start_worker(sqlite_url, reply_to_pattern=r"replies\..*")
+    await producer.publish({"flow_id": FLOW_ID, "name": "not-allowed"})
+    (letter,) = await producer.dead_letters(1)
+    assert letter.headers["x-error-status"] == 400
+    assert producer.reply_to in letter.headers["x-error"]
+    async with FlowRunClient(amqp_url, queue=producer.queue) as client:  # by direct reply-to
+        assert (await client.create_flow_run(flow_id=FLOW_ID)).flow_id == UUID(FLOW_ID)
+    assert len(await fetch_runs(sqlite_url)) == 1
+    assert not producer.replies
 
 
 async def test_a_reply_to_the_workers_own_queue_is_refused(

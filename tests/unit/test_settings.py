@@ -56,6 +56,7 @@ def test_log_level_is_read_in_any_case() -> None:
         ("database_url", "postgresql://user:hunter@host:port/name", "can't be read as a URL"),
         ("database_url", "mysql://user:hunter@host/name", "postgresql+asyncpg://"),
         ("queue", "amq.create", "amq."),
+        ("reply_to_pattern", "replies.(", "no regular expression"),
         ("queue", "ä" * 126, "250 bytes"),
         ("prefetch", "0", "greater than or equal to 1"),
         ("prefetch", "65536", "65535"),

@@ -62,6 +62,8 @@ class Session:
         self._channel = channel
         self._acknowledgements = Acknowledgements()
         self._consumer_tag: str | None = None
+        self._changing = asyncio.Lock()
+        self._stopped = False
         channel.closing.add_done_callback(self._channel_closed)
         channel.on_consumer_cancel_callbacks.add(self._consumer_cancelled)
 
@@ -111,7 +113,7 @@ class Session:
         return self._channel.frame_max
 
     async def consume(self, prefetch: int) -> None:
-        """Consume, with at most ``prefetch`` deliveries unacknowledged; returns once that many are let in.
+        """Consume, with at most ``prefetch`` deliveries unacknowledged; returns once that many are let in, or none any more.
 
         Begins with one at a time, and goes on so while requests come that were delivered too often before: one of them may
         be what ended the worker that had it, and the broker counts that against all that were in flight.
@@ -119,31 +121,40 @@ class Session:
         Raises:
             ChannelLost: the session ended.
         """
-        await self._consume(1)
+        await self._change_consumer(1)
         if prefetch > 1:
             await self._channel.calm.wait()
-            if self._consumer_tag is not None:
-                # A consumer's prefetch is set for good when it begins.
-                await self._channel.basic_cancel(self._consumer_tag)
-                await self._consume(prefetch)
-
-    async def _consume(self, prefetch: int) -> None:
-        try:
-            await self._channel.basic_qos(prefetch_count=prefetch)
-            consumed = await self._channel.basic_consume(self.topology.queue, _never_called)
-        except (aiormq.AMQPError, ConnectionError) as error:
-            raise ChannelLost(str(error)) from error
-        self._consumer_tag = consumed.consumer_tag
+            await self._change_consumer(prefetch)
 
     async def stop_consuming(self) -> None:
-        """Cancel the consumer. What was delivered until then stays in :attr:`deliveries`, which is closed behind it."""
-        tag, self._consumer_tag = self._consumer_tag, None
-        if tag is not None and not self.lost.done():
+        """Cancel the consumer. What was delivered until then stays in :attr:`deliveries`, which is closed behind it.
+
+        Raises:
+            ChannelLost: the session ended.
+        """
+        self._stopped = True
+        self._channel.calm.set()
+        await self._change_consumer(0)
+        self.deliveries.close()
+
+    async def _change_consumer(self, prefetch: int) -> None:
+        """Put a consumer with this prefetch (none: 0) in the place of the one before; it is set for good when one begins.
+
+        One change at a time, and none is cancelled half way: aiormq closes the channel then.
+        """
+        async with self._changing:
+            if self.lost.done():
+                raise ChannelLost(self.lost.result())
+            tag, self._consumer_tag = self._consumer_tag, None
             try:
-                await self._channel.basic_cancel(tag)
+                if tag is not None:
+                    await self._channel.basic_cancel(tag)
+                if prefetch and not self._stopped:
+                    await self._channel.basic_qos(prefetch_count=prefetch)
+                    consumed = await self._channel.basic_consume(self.topology.queue, _never_called)
+                    self._consumer_tag = consumed.consumer_tag
             except (aiormq.AMQPError, ConnectionError) as error:
                 raise ChannelLost(str(error)) from error
-        self.deliveries.close()
 
     async def publish(self, publications: Sequence[Publication]) -> Confirmation:
         """Publish with confirms; see :meth:`BulkChannel.publish`."""
