@@ -1,0 +1,53 @@
+"""The command line, a module a command: reads options, prints for people, maps errors to exit codes (0, 1 a failure, 2 wrong
+usage or settings).
+"""
+
+import sys
+from typing import NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+
+from worker.bench import BenchFailed
+from worker.broker.session import BrokerRefused, BrokerUnavailable
+from worker.broker.topology import TopologyMismatch
+from worker.cli.bench import bench
+from worker.cli.common import err
+from worker.cli.create import create
+from worker.cli.db import db_app
+from worker.cli.run import run
+from worker.cli.topology import topology_app
+from worker.client import ClientError
+from worker.contract.errors import Fault
+from worker.settings import SettingsError
+from worker.store import StoreError
+
+app = typer.Typer(
+    name="flow-run-worker",
+    help="Create Prefect flow runs from a RabbitMQ queue: each request once, each answered as Prefect's API would.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (run, create, bench):
+    app.command()(command)
+app.add_typer(topology_app, name="topology")
+app.add_typer(db_app, name="db")
+
+
+def main() -> None:
+    """The console script: runs the command, and turns what a user can mend into one readable line."""
+    try:
+        app()
+    except (SettingsError, ValidationError) as error:
+        _fail(str(error), code=2)
+    except (ClientError, BenchFailed, StoreError, BrokerRefused, BrokerUnavailable, TopologyMismatch, Fault, OSError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    err.print("[bold red]error[/]:", escape(message), highlight=False, soft_wrap=True)
+    sys.exit(code)

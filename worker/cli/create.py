@@ -1,0 +1,109 @@
+"""``create``: one request from the shell, for trying things out and for scripts."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from worker.cli.common import AmqpUrl, Queue, err, out, run_async
+from worker.client import FlowRunClient
+from worker.settings import load_settings
+
+
+def create(
+    flow_id: Annotated[str | None, typer.Option(help="The flow that is to be run (a UUID).", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name; two random words else.", show_default=False)] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Create once per flow and key; later get the same run.", show_default=False)
+    ] = None,
+    parameters: Annotated[str | None, typer.Option(help="The flow's parameters, a JSON object.", show_default=False)] = None,
+    context: Annotated[str | None, typer.Option(help="A JSON object.", show_default=False)] = None,
+    state: Annotated[
+        str | None, typer.Option(help="A state type such as SCHEDULED, or a state as JSON.", show_default=False)
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag; may be given several times.", show_default=False)] = None,
+    label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be given several times.", show_default=False)] = None,
+    flow_version: Annotated[str | None, typer.Option(show_default=False)] = None,
+    deployment_id: Annotated[str | None, typer.Option(show_default=False)] = None,
+    parent_task_run_id: Annotated[str | None, typer.Option(show_default=False)] = None,
+    infrastructure_document_id: Annotated[str | None, typer.Option(show_default=False)] = None,
+    empirical_policy: Annotated[str | None, typer.Option(help="A JSON object.", show_default=False)] = None,
+    work_pool_name: Annotated[str | None, typer.Option(show_default=False)] = None,
+    work_queue_name: Annotated[str | None, typer.Option(show_default=False)] = None,
+    job_variables: Annotated[str | None, typer.Option(help="A JSON object.", show_default=False)] = None,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", help="The whole body from a file, or - for standard input.", show_default=False),
+    ] = None,
+    no_reply: Annotated[bool, typer.Option("--no-reply", help="Only publish; print the message id.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the reply.")] = 30.0,
+    amqp_url: AmqpUrl = None,
+    queue: Queue = None,
+) -> None:
+    """Send one request and print the flow run record (JSON on standard output)."""
+    settings = load_settings(amqp_url=amqp_url, queue=queue)
+    request: bytes | dict[str, Any]
+    if json_file is not None:
+        request = sys.stdin.buffer.read() if json_file == "-" else Path(json_file).read_bytes()
+    else:
+        request = {
+            "flow_id": flow_id,
+            "name": name,
+            "idempotency_key": idempotency_key,
+            "parameters": _json(parameters, "--parameters"),
+            "context": _json(context, "--context"),
+            "state": _state(state),
+            "tags": tag,
+            "labels": dict(_label(each) for each in label) if label else None,
+            "flow_version": flow_version,
+            "deployment_id": deployment_id,
+            "parent_task_run_id": parent_task_run_id,
+            "infrastructure_document_id": infrastructure_document_id,
+            "empirical_policy": _json(empirical_policy, "--empirical-policy"),
+            "work_pool_name": work_pool_name,
+            "work_queue_name": work_queue_name,
+            "job_variables": _json(job_variables, "--job-variables"),
+        }
+
+    async def send() -> None:
+        async with FlowRunClient(settings.amqp_url, queue=settings.queue, timeout=timeout) as client:
+            if no_reply:
+                print(await client.publish(request))
+                return
+            outcome = await client.request(request)
+            assert outcome.record is not None
+            if outcome.created:
+                err.print("[green]201 created[/]")
+            else:
+                err.print("[yellow]200 existing[/]: a run with this key was there already")
+            record = outcome.record.model_dump_json(indent=2)
+            if out.is_terminal:
+                out.print_json(record)
+            else:
+                print(record)
+
+    run_async(send())
+
+
+def _json(text: str | None, option: str) -> Any:
+    if text is None:
+        return None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise typer.BadParameter(f"is not JSON: {error}", param_hint=option) from None
+
+
+def _state(text: str | None) -> Any:
+    if text is None or text.lstrip().startswith("{"):
+        return _json(text, "--state")
+    return {"type": text.upper()}
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"'{text}' is not NAME=VALUE", param_hint="--label")
+    return name, value

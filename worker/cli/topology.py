@@ -1,0 +1,48 @@
+"""``topology``: the queues and the exchange at the broker."""
+
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from worker.broker.session import Session
+from worker.broker.topology import Topology
+from worker.cli.common import AmqpUrl, Queue, out, run_async
+from worker.settings import load_settings, redact
+
+topology_app = typer.Typer(help="The queues and the exchange at the broker.", no_args_is_help=True)
+
+
+@topology_app.command("declare")
+def topology_declare(amqp_url: AmqpUrl = None, queue: Queue = None) -> None:
+    """Declare the queues, the exchange and the binding. Harmless when they stand already."""
+    settings = load_settings(amqp_url=amqp_url, queue=queue)
+    topology = Topology.from_queue_name(settings.queue)
+
+    async def declare() -> None:
+        session = await Session.open(settings.amqp_url, topology, name="flow-run-worker topology")
+        await session.close()
+
+    run_async(declare())
+    out.print(f"Declared at {redact(settings.amqp_url)}:", highlight=False)
+    _print_topology(topology)
+
+
+@topology_app.command("show")
+def topology_show(queue: Queue = None) -> None:
+    """Show what the worker declares; asks no broker."""
+    _print_topology(Topology.from_queue_name(load_settings(queue=queue).queue))
+
+
+def _print_topology(topology: Topology) -> None:
+    table = Table("what", "name", "properties")
+    table.add_row("queue", topology.queue, _arguments({"durable": True, **topology.queue_arguments}))
+    table.add_row("queue", topology.dead_letter_queue, _arguments({"durable": True, **topology.dead_letter_queue_arguments}))
+    if topology.exchange is not None:
+        table.add_row("exchange", topology.exchange, "direct, durable")
+        table.add_row("binding", topology.routing_key, f"{topology.exchange} -> {topology.queue}")
+    out.print(table)
+
+
+def _arguments(arguments: dict[str, Any]) -> str:
+    return "\n".join("durable" if name == "durable" else f"{name}: {value!r}" for name, value in arguments.items())
