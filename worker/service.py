@@ -8,7 +8,7 @@ import structlog
 from worker import __version__
 from worker.backoff import Backoff
 from worker.broker.channel import ChannelLost
-from worker.broker.session import BrokerUnavailable, Session
+from worker.broker.session import BrokerRefused, BrokerUnavailable, Session
 from worker.broker.topology import Topology
 from worker.contract.errors import Fault
 from worker.observability import metrics
@@ -134,6 +134,8 @@ class Service:
                 )
                 if not done:
                     log.warning("shutdown_timeout", handed_back="what is still in flight")
+            if session.refused:
+                raise BrokerRefused(f"The broker refuses what the worker needs: {session.lost.result()}")
             if session.lost.done():
                 raise ChannelLost(session.lost.result())
             if pipeline.done():

@@ -16,6 +16,7 @@ from worker.broker.confirmation import Confirmation
 from worker.broker.delivery import Delivery
 from worker.broker.publication import Publication, dead_letter_copy, reply
 from worker.broker.session import Session
+from worker.broker.topology import TopologyMismatch
 from worker.contract.errors import Refusal, ReplyToRefused, encode_error
 from worker.observability import metrics
 
@@ -134,7 +135,10 @@ class Settlement:
         if again:
             await backoff.sleep()
             if any(publication.queue == self._session.topology.dead_letter_queue for _, p in again for publication in p):
-                await self._session.redeclare()
+                try:
+                    await self._session.redeclare()
+                except TopologyMismatch as error:
+                    log.error("dead_letter_queue_missing", error=str(error), held=len(again))
             await self._publish(again, backoff)
 
     def _missing(self, published: _Published, confirmation: Confirmation, *, give_up: bool) -> tuple[Publication, ...]:

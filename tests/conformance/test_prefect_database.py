@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
@@ -16,6 +17,7 @@ import pytest
 
 from deploy.dev.processes import ServerProcess
 from deploy.dev.rabbitmq import RabbitMQ
+from tests.command import command
 from tests.conformance.cases import CASES
 from tests.conformance.comparison import comparable, differences
 from tests.conformance.prefect_server import VERSION, PrefectServer, install
@@ -321,7 +323,15 @@ async def test_it_is_recognised_and_never_altered(prefect_file: Path) -> None:
     assert _schema(prefect_file) == before
 
 
-async def test_what_it_lacks_is_told(prefect_file: Path) -> None:
+async def test_doctor_names_its_kind_and_its_migration(both: Both, shared: Shared, amqp_url: str) -> None:
+    done = await command("doctor", amqp_url=amqp_url, queue=both.producer.queue, database_url=shared.database_url)
+    assert done.code == 0, done.out
+    assert re.search(
+        r"ok .*schema.*a Prefect server's, at its migration [0-9a-f]{12}; has all that the worker writes to", done.out
+    )
+
+
+async def test_what_it_lacks_is_told(prefect_file: Path, amqp_url: str) -> None:
     with closing(sqlite3.connect(prefect_file)) as connection:
         connection.execute("ALTER TABLE flow_run_state RENAME COLUMN state_details TO details")
         connection.execute("DROP INDEX uq_flow_run__flow_id_idempotency_key")
@@ -331,6 +341,9 @@ async def test_what_it_lacks_is_told(prefect_file: Path) -> None:
         await Store.open(f"sqlite:///{prefect_file}", migrate=True)
     assert "no column flow_run_state.state_details" in str(refused.value)
     assert "no unique index uq_flow_run__flow_id_idempotency_key" in str(refused.value)
+    done = await command("doctor", amqp_url=amqp_url, database_url=f"sqlite:///{prefect_file}")
+    assert done.code == 1
+    assert "no column flow_run_state.state_details" in done.out
     assert _schema(prefect_file) == before
 
 

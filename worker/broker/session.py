@@ -53,11 +53,13 @@ class Session:
     Attributes:
         topology: what was declared.
         lost: done once the session has ended; its result is the reason in words.
+        refused: whether it has ended for want of a permission.
     """
 
     def __init__(self, connection: AbstractConnection, channel: BulkChannel, topology: Topology) -> None:
         self.topology = topology
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.refused = False
         self._connection = connection
         self._channel = channel
         self._acknowledgements = Acknowledgements()
@@ -83,11 +85,8 @@ class Session:
         """
         connection = await connect(url, name=name)
         try:
+            await ensure(topology, connection)
             channel = await BulkChannel.open_on(connection)
-            await topology.declare(channel)
-        except ChannelAccessRefused as error:
-            await _close(connection)
-            raise BrokerRefused(f"The broker refuses what the worker needs: {error}") from error
         except (aiormq.AMQPError, ConnectionError, OSError) as error:
             await _close(connection)
             raise BrokerUnavailable(f"The broker closed the connection: {error}") from error
@@ -161,12 +160,16 @@ class Session:
         return await self._channel.publish(publications)
 
     async def redeclare(self) -> None:
-        """Declare the topology again, on a channel of its own: a queue of it is missing."""
-        channel = await self._connection.channel()
+        """Declare the topology again: a queue of it is missing.
+
+        Raises:
+            ChannelLost: the session ended.
+            TopologyMismatch: it can't be.
+        """
         try:
-            await self.topology.declare(channel)
-        finally:
-            await channel.close()
+            await ensure(self.topology, self._connection)
+        except (aiormq.AMQPError, ConnectionError) as error:
+            raise ChannelLost(str(error)) from error
 
     async def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
         """Acknowledge deliveries that are settled, each once.
@@ -184,6 +187,7 @@ class Session:
 
     def _channel_closed(self, closing: asyncio.Future[Any]) -> None:
         error = None if closing.cancelled() else closing.exception()
+        self.refused = isinstance(error, ChannelAccessRefused)
         self._end(str(error) if error is not None and str(error) else "the connection to the broker is gone")
 
     def _consumer_cancelled(self, frame: spec.Basic.Cancel) -> None:
@@ -192,6 +196,21 @@ class Session:
     def _end(self, reason: str) -> None:
         if not self.lost.done():
             self.lost.set_result(reason)
+
+
+async def ensure(topology: Topology, connection: AbstractConnection) -> None:
+    """Declare the topology or, as a user who may not, see that it stands.
+
+    Raises:
+        TopologyMismatch: it stands otherwise, or doesn't and may not be declared.
+    """
+    channel = await connection.channel()
+    try:
+        await topology.declare(channel)
+    except ChannelAccessRefused as refused:
+        channel = await connection.channel()
+        await topology.check(channel, refused)
+    await channel.close()
 
 
 async def connect(url: str, *, name: str) -> AbstractConnection:

@@ -6,7 +6,7 @@ from typing import Any
 
 import aiormq
 from aiormq.abc import AbstractChannel
-from aiormq.exceptions import ChannelPreconditionFailed
+from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 DEAD_LETTER_SUFFIX = ".dead"
 DELIVERY_LIMIT = 20
@@ -66,20 +66,39 @@ class Topology:
         Raises:
             TopologyMismatch: something stands there with other properties (the broker closes the channel over it).
         """
-        await _declare(
-            f"queue '{self.dead_letter_queue}'",
-            channel.queue_declare(self.dead_letter_queue, durable=True, arguments=dict(self.dead_letter_queue_arguments)),
-        )
-        await _declare(
-            f"queue '{self.queue}'",
-            channel.queue_declare(self.queue, durable=True, arguments=dict(self.queue_arguments)),
-        )
+        await self.declare_queue(channel, self.dead_letter_queue)
+        await self.declare_queue(channel, self.queue)
         if self.exchange is not None:
             await _declare(
                 f"exchange '{self.exchange}'",
                 channel.exchange_declare(self.exchange, exchange_type="direct", durable=True),
             )
             await channel.queue_bind(self.queue, self.exchange, routing_key=self.routing_key or "")
+
+    async def declare_queue(self, channel: AbstractChannel, queue: str) -> None:
+        """Declare one of the two queues; raises as :meth:`declare` does."""
+        arguments = self.queue_arguments if queue == self.queue else self.dead_letter_queue_arguments
+        await _declare(f"queue '{queue}'", channel.queue_declare(queue, durable=True, arguments=dict(arguments)))
+
+    async def check(self, channel: AbstractChannel, refused: Exception) -> None:
+        """See that everything stands, with no right to declare it; with which properties can't be seen so.
+
+        Args:
+            refused: why it can't be declared.
+
+        Raises:
+            TopologyMismatch: something is missing.
+        """
+        try:
+            await channel.queue_declare(self.dead_letter_queue, passive=True)
+            await channel.queue_declare(self.queue, passive=True)
+            if self.exchange is not None:
+                await channel.exchange_declare(self.exchange, passive=True)
+        except ChannelNotFoundEntity as error:
+            raise TopologyMismatch(
+                f"{str(error).removeprefix('NOT_FOUND - ')}, and this user may not declare it ({refused}). "
+                "Run 'flow-run-worker topology declare' as one who may."
+            ) from error
 
 
 async def _declare(what: str, declaration: Any) -> None:

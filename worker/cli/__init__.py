@@ -2,6 +2,7 @@
 usage or settings).
 """
 
+import logging
 import sys
 from typing import NoReturn
 
@@ -16,6 +17,7 @@ from worker.cli.bench import bench
 from worker.cli.common import err
 from worker.cli.create import create
 from worker.cli.db import db_app
+from worker.cli.doctor import doctor
 from worker.cli.run import run
 from worker.cli.topology import topology_app
 from worker.client import ClientError
@@ -30,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, create, bench):
+for command in (run, create, doctor, bench):
     app.command()(command)
 app.add_typer(topology_app, name="topology")
 app.add_typer(db_app, name="db")
@@ -38,6 +40,8 @@ app.add_typer(db_app, name="db")
 
 def main() -> None:
     """The console script: runs the command, and turns what a user can mend into one readable line."""
+    # What fails is told by the command itself, in a line; ``run`` sets the worker's own logging up.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     try:
         app()
     except (SettingsError, ValidationError) as error:

@@ -5,6 +5,7 @@ Alembic, with a version table of its own name, so that it can't be taken for Pre
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,7 +39,7 @@ async def ensure(url: URL, *, upgrade: bool) -> bool:
         StoreError: it is behind, ahead, missing, or of an unknown shape.
         Fault: the database cannot be reached now.
     """
-    return await _with_connection(url, lambda connection: _ensure(connection, upgrade=upgrade))
+    return await with_connection(url, lambda connection: _ensure(connection, upgrade=upgrade))
 
 
 async def upgrade(url: str) -> tuple[str | None, str]:
@@ -52,23 +53,63 @@ async def upgrade(url: str) -> tuple[str | None, str]:
             return prefect, prefect
         return before, _revision(connection) or ""
 
-    return await _with_connection(parsed, run)
+    return await with_connection(parsed, run)
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What stands in a database.
+
+    Attributes:
+        prefect: it is a Prefect server's.
+        revision: its migration, of its own kind; None where nothing stands yet.
+        head: the newest migration of ours.
+        problems: why it can't be used, a line each; none if it can, or could after an upgrade.
+    """
+
+    prefect: bool
+    revision: str | None
+    head: str
+    problems: list[str]
+
+
+async def inspect(url: URL) -> Schema:
+    """Look at the schema; changes nothing.
+
+    Raises:
+        StoreError, Fault: as :func:`ensure` does.
+    """
+    return await with_connection(url, _inspect)
 
 
 async def current(url: str) -> str:
     """One line about the schema that is there."""
-    return await _with_connection(parse_url(url), _current)
-
-
-def _current(connection: Connection) -> str:
-    if _is_prefect(connection):
-        found = problems(sa.inspect(connection))
-        return _describe_prefect(connection) + (f"; not usable: {'; '.join(found)}" if found else "; usable, never altered")
-    revision = _revision(connection)
-    if revision is None:
+    schema = await inspect(parse_url(url))
+    if schema.prefect:
+        verdict = f"not usable: {'; '.join(schema.problems)}" if schema.problems else "usable, never altered"
+        return f"a Prefect server's database, at its migration {schema.revision}; {verdict}"
+    if schema.problems:
+        return f"not usable: {'; '.join(schema.problems)}"
+    if schema.revision is None:
         return "no schema yet: run 'flow-run-worker db upgrade'"
-    head = _head()
-    return f"standalone, at {revision}" + (" (up to date)" if revision == head else f", behind {head}")
+    behind = " (up to date)" if schema.revision == schema.head else f", behind {schema.head}"
+    return f"standalone, at {schema.revision}{behind}"
+
+
+def _inspect(connection: Connection) -> Schema:
+    if _is_prefect(connection):
+        revision = MigrationContext.configure(connection).get_current_revision()
+        return Schema(True, revision, _head(), problems(sa.inspect(connection)))
+    found: list[str] = []
+    revision = _revision(connection)
+    try:
+        if revision is None:
+            _refuse_strangers(connection)
+        else:
+            _refuse_newer(revision)
+    except StoreError as error:
+        found.append(str(error))
+    return Schema(False, revision, _head(), found)
 
 
 def _is_prefect(connection: Connection) -> bool:
@@ -97,12 +138,8 @@ def _ensure(connection: Connection, *, upgrade: bool) -> bool:
         _refuse_strangers(connection)
     if revision == _head():
         return False
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if revision is not None and revision not in known:
-        raise StoreError(
-            f"The database schema is at {revision}, which this version does not know: a newer worker has upgraded it. "
-            "Run that version."
-        )
+    if revision is not None:
+        _refuse_newer(revision)
     if not upgrade:
         raise StoreError(
             f"The database schema is {'missing' if revision is None else f'behind (at {revision})'}: "
@@ -124,6 +161,14 @@ def _refuse_strangers(connection: Connection) -> None:
         )
 
 
+def _refuse_newer(revision: str) -> None:
+    if revision not in {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}:
+        raise StoreError(
+            f"The database schema is at {revision}, which this version does not know: a newer worker has upgraded it. "
+            "Run that version."
+        )
+
+
 def _revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
 
@@ -138,7 +183,12 @@ def _config() -> Config:
     return config
 
 
-async def _with_connection(url: URL, work: Callable[[Connection], T]) -> T:
+async def with_connection(url: URL, work: Callable[[Connection], T]) -> T:
+    """Run a function on a connection, in a transaction of its own.
+
+    Raises:
+        StoreError, Fault: the database can't be connected to.
+    """
     with opening(url):
         if url.get_backend_name() == "sqlite":
             return await asyncio.to_thread(_with_sqlite, url, work)

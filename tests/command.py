@@ -1,0 +1,35 @@
+"""Runs a command of the project as a user does."""
+
+import asyncio
+import os
+import sys
+from dataclasses import dataclass
+
+from tests.conftest import ROOT
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+async def command(*arguments: str, stdin: bytes | None = None, **settings: object) -> Done:
+    """``flow-run-worker`` with these arguments; ``settings`` go into its environment, as WORKER_NAME."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "worker", *arguments),
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "200",
+            **{f"WORKER_{name.upper()}": str(value) for name, value in settings.items()},
+        },
+        stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(stdin), 60)
+    return Done(process.returncode or 0, out.decode(), err.decode())

@@ -1,0 +1,47 @@
+"""``doctor``: looks at the broker and the database, and says what to do about what it finds."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import orjson
+import typer
+from rich.markup import escape
+
+from worker.cli.common import AmqpUrl, DatabaseUrl, Queue, out, run_async
+from worker.doctor import Finding, Verdict, examine_broker, examine_database
+from worker.settings import load_settings
+
+_MARKS = {Verdict.ok: "[green]ok[/]     ", Verdict.warning: "[yellow]warning[/]", Verdict.problem: "[bold red]problem[/]"}
+
+
+def doctor(
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines for people.")] = False,
+    amqp_url: AmqpUrl = None,
+    database_url: DatabaseUrl = None,
+    queue: Queue = None,
+) -> None:
+    """Check the broker, the topology and the database; changes nothing. Exit code 1 if a worker could not serve."""
+    settings = load_settings(amqp_url=amqp_url, database_url=database_url, queue=queue)
+
+    async def examine() -> list[Finding]:
+        findings = []
+        for examination in (examine_broker(settings), examine_database(settings)):
+            async for finding in examination:
+                findings.append(finding)
+                if not json_output:
+                    _show(finding)
+        return findings
+
+    findings = run_async(examine())
+    if json_output:
+        print(orjson.dumps([asdict(each) for each in findings], option=orjson.OPT_INDENT_2).decode())
+    if any(each.verdict is Verdict.problem for each in findings):
+        raise typer.Exit(1)
+
+
+def _show(finding: Finding) -> None:
+    out.print(
+        f"{_MARKS[finding.verdict]} [bold]{escape(finding.what)}[/]: {escape(finding.detail)}", highlight=False, soft_wrap=True
+    )
+    if finding.advice:
+        out.print(f"        → {escape(finding.advice)}", highlight=False, soft_wrap=True)

@@ -1,0 +1,7 @@
+"""Examines what a worker with these settings would meet, and says what to do about it; changes nothing that it examines."""
+
+from worker.doctor.broker import examine_broker
+from worker.doctor.database import examine_database
+from worker.doctor.finding import Finding, Verdict
+
+__all__ = ["Finding", "Verdict", "examine_broker", "examine_database"]

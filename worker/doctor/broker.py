@@ -1,0 +1,130 @@
+"""The broker's part: is it there, does it let us in, may we do what we need, and does the topology stand."""
+
+from collections.abc import AsyncIterator
+from time import monotonic
+from uuid import uuid4
+
+import aiormq
+from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, PublishError
+
+from worker.broker.session import BrokerRefused, BrokerUnavailable, connect
+from worker.broker.topology import Topology, TopologyMismatch
+from worker.doctor.finding import Finding, Verdict
+from worker.settings import Settings, redact
+
+# Quorum queues with at-least-once dead-lettering came with this one.
+OLDEST_RABBITMQ = (3, 10)
+_MISSING = (
+    "does not stand yet",
+    "A worker declares it at its start. If its user may not: 'flow-run-worker topology declare' as one who may.",
+)
+
+
+async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
+    """Look at the broker; declares nothing, and takes no message."""
+    started = monotonic()
+    try:
+        connection = await connect(settings.amqp_url, name="flow-run-worker doctor")
+    except BrokerUnavailable as error:
+        yield Finding("broker", Verdict.problem, str(error), "Start it, or set WORKER_AMQP_URL to where it is.")
+        return
+    except BrokerRefused as error:
+        yield Finding("broker", Verdict.problem, str(error), "Check the user, the password and the vhost in WORKER_AMQP_URL.")
+        return
+    try:
+        yield _version(connection, settings, (monotonic() - started) * 1000)
+        topology = Topology.from_queue_name(settings.queue)
+        waiting: int | None = None
+        for queue in (topology.queue, topology.dead_letter_queue):
+            finding, count = await _queue(connection, topology, queue)
+            if queue == topology.queue:
+                waiting = count
+            elif count and finding.verdict is Verdict.ok:
+                finding = Finding(
+                    finding.what, Verdict.warning, finding.detail, "Requests were refused: 'flow-run-worker dead-letters list'."
+                )
+            yield finding
+        if topology.exchange is not None:
+            yield await _exchange(connection, topology.exchange)
+        if waiting is not None:
+            yield await _read_permission(connection, topology.queue, waiting)
+        yield await _write_permission(connection)
+    finally:
+        await connection.close()
+
+
+def _version(connection: AbstractConnection, settings: Settings, milliseconds: float) -> Finding:
+    properties = connection.server_properties
+    product, version = _text(properties.get("product")), _text(properties.get("version"))
+    detail = f"{product} {version} at {redact(settings.amqp_url)}, connected in {milliseconds:.0f} ms"
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if product == "RabbitMQ" and numbers < OLDEST_RABBITMQ:
+        return Finding("broker", Verdict.problem, detail, "The worker's queues need RabbitMQ 3.10 or newer.")
+    return Finding("broker", Verdict.ok, detail)
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+async def _queue(connection: AbstractConnection, topology: Topology, queue: str) -> tuple[Finding, int | None]:
+    """Whether a queue stands as it should, and how many messages are ready in it."""
+    what = f"queue {queue}"
+    channel = await connection.channel()
+    try:
+        declared = await channel.queue_declare(queue, passive=True)
+    except ChannelNotFoundEntity:
+        return Finding(what, Verdict.warning, *_MISSING), None
+    except aiormq.AMQPError as error:
+        return Finding(what, Verdict.problem, str(error)), None
+    count = declared.message_count or 0
+    detail = f"{count} ready, {declared.consumer_count or 0} consumer(s)"
+    try:
+        # Declaring what stands already changes nothing, and compares.
+        await topology.declare_queue(channel, queue)
+    except TopologyMismatch as error:
+        return Finding(what, Verdict.problem, str(error), "'flow-run-worker topology show' prints what is declared."), count
+    except ChannelAccessRefused:
+        return Finding(what, Verdict.ok, f"{detail}; with which properties this user may not see"), count
+    await channel.close()
+    return Finding(what, Verdict.ok, f"{detail}; as the worker declares it"), count
+
+
+async def _exchange(connection: AbstractConnection, exchange: str) -> Finding:
+    channel = await connection.channel()
+    try:
+        await channel.exchange_declare(exchange, passive=True)
+    except ChannelNotFoundEntity:
+        return Finding(f"exchange {exchange}", Verdict.warning, *_MISSING)
+    except aiormq.AMQPError as error:
+        return Finding(f"exchange {exchange}", Verdict.problem, str(error))
+    await channel.close()
+    return Finding(f"exchange {exchange}", Verdict.ok, "stands")
+
+
+async def _read_permission(connection: AbstractConnection, queue: str, waiting: int) -> Finding:
+    if waiting:
+        return Finding("read permission", Verdict.ok, "not tried, since requests wait and one would be taken for it")
+    channel = await connection.channel()
+    try:
+        taken = await channel.basic_get(queue)
+        if taken.delivery_tag is not None:  # came in at this moment
+            await channel.basic_nack(taken.delivery_tag, requeue=True)
+    except ChannelAccessRefused as error:
+        return Finding("read permission", Verdict.problem, str(error), f"Grant the worker's user read on '{queue}'.")
+    await channel.close()
+    return Finding("read permission", Verdict.ok, f"may consume from {queue}")
+
+
+async def _write_permission(connection: AbstractConnection) -> Finding:
+    """Publish to a queue that doesn't exist: it comes back, or is refused."""
+    channel: AbstractChannel = await connection.channel()
+    try:
+        await channel.basic_publish(b"", routing_key=f"flow-run-worker-doctor-{uuid4()}", mandatory=True)
+    except PublishError:  # returned
+        await channel.close()
+    except aiormq.AMQPError as error:
+        advice = "Grant the worker's user write on 'amq.default', by which replies and dead letters go."
+        return Finding("write permission", Verdict.problem, str(error), advice)
+    return Finding("write permission", Verdict.ok, "may publish replies and dead letters")

@@ -1,0 +1,111 @@
+"""The database's part: is it there, of which kind, at which revision, may we write, is it durable, do the clocks agree."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from worker.contract.errors import Fault
+from worker.doctor.finding import Finding, Verdict
+from worker.settings import Settings
+from worker.store import StoreError, migrations
+from worker.store.prefect import task_run, task_run_state
+from worker.store.store import parse_url
+from worker.store.tables import flow_run, flow_run_state
+
+# More than this many seconds apart, the times in a run's record and those that Prefect or a person adds look out of order.
+CLOCK_SECONDS = 1.0
+
+
+async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
+    """Look at the database; writes nothing and creates nothing."""
+    url = parse_url(settings.database_url)
+    where = url.render_as_string(hide_password=True)
+    if url.get_backend_name() == "sqlite":
+        file = Path(url.database or "")
+        there = await asyncio.to_thread(file.exists)
+        finding = _file(file, there=there)
+        yield finding
+        if finding.verdict is Verdict.problem or not there:
+            return
+    try:
+        schema = await migrations.inspect(url)
+    except (StoreError, Fault) as error:
+        advice = "Start it, or set WORKER_DATABASE_URL to where it is." if isinstance(error, Fault) else ""
+        yield Finding("database", Verdict.problem, str(error), advice)
+        return
+    yield Finding("database", Verdict.ok, f"{'PostgreSQL' if url.get_backend_name() == 'postgresql' else 'SQLite'} at {where}")
+    yield _schema(schema, settings)
+    if url.get_backend_name() == "postgresql":
+        for finding in await migrations.with_connection(url, lambda connection: _postgresql(connection, prefect=schema.prefect)):
+            yield finding
+
+
+def _file(file: Path, *, there: bool) -> Finding:
+    if not file.parent.is_dir():
+        return Finding("database file", Verdict.problem, f"the folder {file.parent} does not exist", "Create it.")
+    # SQLite writes its log beside the file.
+    if not os.access(file.parent, os.W_OK) or (there and not os.access(file, os.W_OK)):
+        advice = "Let the worker's user write to the file and to its folder, where SQLite keeps its log."
+        return Finding("database file", Verdict.problem, f"{file} can't be written to", advice)
+    return Finding("database file", Verdict.ok, f"{file} {'stands' if there else 'will be made when a worker starts'}")
+
+
+def _schema(schema: migrations.Schema, settings: Settings) -> Finding:
+    if schema.prefect:
+        detail = f"a Prefect server's, at its migration {schema.revision}"
+        if schema.problems:
+            lacks = f"{detail}; lacks {'; '.join(schema.problems)}"
+            return Finding("schema", Verdict.problem, lacks, "Use a Prefect version that the README names. It is left untouched.")
+        return Finding("schema", Verdict.ok, f"{detail}; has all that the worker writes to, and is never altered")
+    if schema.problems:
+        return Finding("schema", Verdict.problem, "; ".join(schema.problems), "Give the worker a database of its own.")
+    if schema.revision == schema.head:
+        return Finding("schema", Verdict.ok, f"the worker's own, at {schema.revision}, up to date")
+    detail = f"the worker's own, at {schema.revision}, behind {schema.head}" if schema.revision else "none yet"
+    if settings.migrate:
+        return Finding("schema", Verdict.ok, f"{detail}; will be brought to {schema.head} at the start")
+    return Finding("schema", Verdict.problem, detail, "Run 'flow-run-worker db upgrade', or start with --migrate.")
+
+
+def _postgresql(connection: sa.Connection, *, prefect: bool) -> list[Finding]:
+    def ask(query: str, **values: Any) -> Any:
+        return connection.execute(sa.text(query), values).scalar()
+
+    before = datetime.now(UTC)
+    theirs: datetime = ask("SELECT clock_timestamp()")
+    after = datetime.now(UTC)
+    off = max((before - theirs).total_seconds(), (theirs - after).total_seconds(), 0.0)
+    milliseconds = (after - before).total_seconds() * 1000
+    findings = [Finding("round trip", Verdict.ok, f"{milliseconds:.1f} ms")]
+    if off > CLOCK_SECONDS:
+        advice = "Keep both by NTP: times of states are taken from the worker's clock."
+        findings.append(Finding("clock", Verdict.warning, f"{off:.1f} s apart from the database's", advice))
+    else:
+        findings.append(Finding("clock", Verdict.ok, f"agrees with the database's (to {milliseconds:.1f} ms)"))
+    if ask("SELECT pg_is_in_recovery()"):
+        findings.append(Finding("writes", Verdict.problem, "the server is a standby, in recovery", "Point at the primary."))
+    needed = {flow_run.name: "SELECT, INSERT", flow_run_state.name: "SELECT, INSERT"}
+    if prefect:
+        needed |= {task_run.name: "SELECT, UPDATE", task_run_state.name: "SELECT, INSERT"}
+    for table, privileges in needed.items():
+        if ask("SELECT to_regclass(:table) IS NOT NULL", table=table):
+            lacking = [p for p in privileges.split(", ") if not ask("SELECT has_table_privilege(:t, :p)", t=table, p=p)]
+            if lacking:
+                user = ask("SELECT current_user")
+                advice = f'GRANT {privileges} ON {table} TO "{user}";'
+                findings.append(Finding("privileges", Verdict.problem, f"no {', '.join(lacking)} on {table}", advice))
+    if not any(finding.verdict is Verdict.problem for finding in findings):
+        findings.append(Finding("writes", Verdict.ok, "may read and insert"))
+    unsafe = [name for name in ("fsync", "synchronous_commit", "full_page_writes") if ask(f"SHOW {name}") == "off"]
+    if unsafe:
+        detail = f"{', '.join(unsafe)} off"
+        advice = "A crash of the server can lose runs that were answered. Turn it on, unless that is meant."
+        findings.append(Finding("durability", Verdict.warning, detail, advice))
+    else:
+        findings.append(Finding("durability", Verdict.ok, "a commit is on disk before it is answered"))
+    return findings
