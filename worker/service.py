@@ -1,6 +1,7 @@
 """The worker's life: open the database, stay at the broker, serve, and leave cleanly. Decides nothing of requests."""
 
 import asyncio
+import gc
 import signal
 
 import structlog
@@ -31,6 +32,7 @@ async def serve(settings: Settings) -> None:
         BrokerRefused: the broker refuses login, virtual host or permission at the start.
         TopologyMismatch: a queue or exchange stands at the broker with other properties.
     """
+    _relieve_collector()
     service = Service(settings)
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -40,6 +42,17 @@ async def serve(settings: Settings) -> None:
     finally:
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(each)
+
+
+def _relieve_collector() -> None:
+    """Let Python's garbage collector run less often, and pass over what was there before the first request.
+
+    Requests make no reference cycles, so there is little for it to find; walking all modules and schemas each time costs
+    more than it gains. What it saves is in the README's page of measurements.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 class Service:

@@ -5,83 +5,60 @@ SQLAlchemy with its usual drivers, and gives the same reply; it has none of the 
 """
 
 import asyncio
-import sqlite3
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import aio_pika
-import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from worker.contract.decode import decode
+from worker.contract.flow_run import FlowRun
 from worker.contract.message import Message
 from worker.contract.record import encode_record
 from worker.creation import new_run
-from worker.store.rows import RUN_COLUMNS, STATE_COLUMNS, RowCodec
+from worker.store.tables import flow_run, flow_run_state
 
 
-class PostgreSQLStore:
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self._codec = RowCodec("postgresql")
+def open_engine(url: str) -> AsyncEngine:
+    engine = create_async_engine(url)
+    if engine.dialect.name == "sqlite":
 
-    async def create(self, run: Any) -> None:
-        async with self._pool.acquire() as connection, connection.transaction():
-            await connection.execute(_statement("flow_run", RUN_COLUMNS), *self._codec.run_values(run))
-            await connection.execute(_statement("flow_run_state", STATE_COLUMNS), *self._codec.state_values(run.state))
+        @sa.event.listens_for(engine.sync_engine, "connect")
+        def durable(connection: Any, _: Any) -> None:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA busy_timeout = 10000")
 
-
-class SQLiteStore:
-    """The usual settings for one that wants durable commits: WAL, synchronous FULL, a thread for each statement's work."""
-
-    def __init__(self, path: str) -> None:
-        self._connection = sqlite3.connect(path, timeout=10, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._codec = RowCodec("sqlite")
-        self._turn = asyncio.Lock()
-
-    async def create(self, run: Any) -> None:
-        async with self._turn:
-            await asyncio.to_thread(self._create, run)
-
-    def _create(self, run: Any) -> None:
-        for table, columns, values in (
-            ("flow_run", RUN_COLUMNS, self._codec.run_values(run)),
-            ("flow_run_state", STATE_COLUMNS, self._codec.state_values(run.state)),
-        ):
-            marks = ", ".join("?" * len(columns))
-            self._connection.execute(
-                f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT DO NOTHING", values
-            )
-        self._connection.commit()
+    return engine
 
 
-def _statement(table: str, columns: tuple[str, ...]) -> str:
-    casts = {
-        "parameters",
-        "context",
-        "empirical_policy",
-        "tags",
-        "labels",
-        "created_by",
-        "job_variables",
-        "state_details",
-        "data",
-    }
-    marks = ", ".join(
-        f"${number}" + ("::text::jsonb" if name in casts else "::text::state_type" if name in ("state_type", "type") else "")
-        for number, name in enumerate(columns, start=1)
-    )
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+async def create(engine: AsyncEngine, run: FlowRun) -> None:
+    insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    async with engine.begin() as connection:
+        values = row(engine, flow_run, run)
+        inserted = await connection.execute(insert(flow_run).values(values).on_conflict_do_nothing().returning(flow_run.c.id))
+        if inserted.first() is not None and run.state is not None:
+            await connection.execute(sa.insert(flow_run_state).values(row(engine, flow_run_state, run.state)))
+
+
+def row(engine: AsyncEngine, table: sa.Table, record: Any) -> dict[str, Any]:
+    values = {name: value for name, value in asdict(record).items() if name in table.columns}
+    if engine.dialect.name == "sqlite":
+        for name, value in values.items():
+            if isinstance(value, UUID):
+                values[name] = str(value)
+            elif isinstance(value, datetime):
+                values[name] = value.astimezone(UTC).replace(tzinfo=None)
+    return values
 
 
 async def serve(amqp_url: str, database_url: str, queue_name: str) -> None:
-    store: PostgreSQLStore | SQLiteStore
-    if database_url.startswith("sqlite"):
-        store = SQLiteStore(database_url.partition(":///")[2])
-    else:
-        store = PostgreSQLStore(await asyncpg.create_pool(database_url.replace("+asyncpg", ""), min_size=1, max_size=10))
+    engine = open_engine(database_url)
     connection = await aio_pika.connect(amqp_url)
     channel = await connection.channel()
     await channel.set_qos(prefetch_count=20)
@@ -91,7 +68,7 @@ async def serve(amqp_url: str, database_url: str, queue_name: str) -> None:
         async with message.process():
             request = decode(Message(message.body, {}), max_body_bytes=1_000_000)
             run = new_run(request, datetime.now(UTC)).run
-            await store.create(run)
+            await create(engine, run)
             reply = aio_pika.Message(
                 encode_record(run, datetime.now(UTC)),
                 content_type="application/json",

@@ -138,6 +138,8 @@ class PostgreSQL:
             timeout=CONNECT_TIMEOUT,
             command_timeout=COMMAND_TIMEOUT,
             server_settings={"application_name": "flow-run-worker"},
+            # Nothing of a session is changed, so there is nothing to reset: it would be one more round trip a batch.
+            reset=_keep,
         )
         return cls(pool, prefect=prefect)
 
@@ -220,6 +222,10 @@ class PostgreSQL:
         with faults():
             rows = await self._pool.fetch(self._read_by_id, ids)
         return [self._codec.read(row) for row in rows]
+
+
+async def _keep(_: Any) -> None:
+    """Leave a connection as it is."""
 
 
 def _select(table: sa.Table) -> str:
