@@ -1,6 +1,7 @@
 """The servers that the tests run against: a RabbitMQ node and a PostgreSQL cluster of their own, real ones, ended with them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +85,13 @@ class WorkerProcess:
             return event in self.output
 
         wait_until(logged, f"'{event}' in {self.log}", seconds)
+
+    @property
+    def http(self) -> str:
+        """Where its side port is."""
+        found = re.search(r"url=(http://[0-9.:]+)", re.sub(r"\x1b\[[0-9;]*m", "", self.output))
+        assert found is not None, self.output
+        return found[1]
 
     def terminate(self) -> int:
         """SIGTERM; returns the exit code."""

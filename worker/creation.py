@@ -39,16 +39,20 @@ class NewRun:
     run: FlowRun
 
 
-def new_run(request: CreateRequest, now: datetime) -> NewRun:
+def new_run(request: CreateRequest, now: datetime, *, traceparent: str | None = None) -> NewRun:
     """Make the rows for a request.
 
     Args:
         now: aware; what Prefect takes from its clock (``created``, the state's ``timestamp`` and, for a SCHEDULED state
             without one, ``scheduled_time``).
+        traceparent: goes into the state's details unless they have one, as a state made in Prefect's own code carries the
+            trace in which it was made.
     """
     body = request.body
     run_id = request.run_id or uuid7(now)
     state = _first_state(body.state or _PENDING, run_id, body.parent_task_run_id, now)
+    if traceparent and not state.state_details["traceparent"]:
+        state.state_details["traceparent"] = traceparent
     kind = StateType(state.type)
     scheduled = kind is StateType.SCHEDULED
     started = kind is StateType.RUNNING or kind in _TERMINAL

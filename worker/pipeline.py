@@ -22,6 +22,7 @@ from worker.contract.record import encode_record
 from worker.creation import NewRun, new_run
 from worker.mailbox import Mailbox
 from worker.observability import metrics
+from worker.observability.traces import Traces
 from worker.settings import Settings
 from worker.settlement import Answer, Settlement
 from worker.store import Created, Outcome, Store
@@ -46,10 +47,11 @@ class DatabaseAway(Exception):
 class Pipeline:
     """Serves the deliveries of one session until they end."""
 
-    def __init__(self, session: Session, store: Store, settings: Settings) -> None:
+    def __init__(self, session: Session, store: Store, settings: Settings, traces: Traces) -> None:
         self._session = session
         self._store = store
         self._settings = settings
+        self._traces = traces
         self._requests: Mailbox[tuple[Delivery, NewRun]] = Mailbox()
         self._answers: Mailbox[Answer] = Mailbox()
 
@@ -64,7 +66,7 @@ class Pipeline:
             tasks.create_task(self._session.consume(self._settings.prefetch))
             tasks.create_task(self._decode())
             tasks.create_task(self._create())
-            tasks.create_task(self._settle(Settlement(self._session, tasks)))
+            tasks.create_task(self._settle(Settlement(self._session, tasks, self._traces)))
 
     async def _decode(self) -> None:
         while deliveries := await self._session.deliveries.take(DECODE_MAX):
@@ -83,9 +85,11 @@ class Pipeline:
 
     def _new_run(self, delivery: Delivery) -> NewRun:
         message = delivery.message
+        traceparent = self._traces.taken(delivery)
         if message.reply_to and not self._may_reply_to(message.reply_to):
             raise ReplyToRefused(message.reply_to)
-        return new_run(decode(message, max_body_bytes=self._settings.max_body_bytes), datetime.now(UTC))
+        request = decode(message, max_body_bytes=self._settings.max_body_bytes)
+        return new_run(request, datetime.now(UTC), traceparent=traceparent or request.traceparent)
 
     def _may_reply_to(self, queue: str) -> bool:
         if queue in (self._session.topology.queue, self._session.topology.dead_letter_queue):
@@ -108,7 +112,8 @@ class Pipeline:
             self._settings.batch_max, size=lambda request: request[0].size, max_size=BATCH_MAX_BYTES
         ):
             started = monotonic()
-            outcomes = await self._stored([run for _, run in requests])
+            with self._traces.batch([delivery for delivery, _ in requests]):
+                outcomes = await self._stored([run for _, run in requests])
             now = datetime.now(UTC)
             created = existing = 0
             for (delivery, _), outcome in zip(requests, outcomes, strict=True):

@@ -13,6 +13,8 @@ from worker.broker.session import BrokerRefused, BrokerUnavailable, Session
 from worker.broker.topology import Topology
 from worker.contract.errors import Fault
 from worker.observability import metrics
+from worker.observability.http import side_port
+from worker.observability.traces import open_traces
 from worker.pipeline import DatabaseAway, Pipeline
 from worker.settings import Settings, redact
 from worker.store import Store
@@ -62,6 +64,8 @@ class Service:
         self._settings = settings
         self._topology = Topology.from_queue_name(settings.queue)
         self._stopping = asyncio.Event()
+        self._store: Store | None = None
+        self._traces = open_traces(settings.queue)
 
     def stop(self, reason: str = "asked to") -> None:
         """Leave: consume no more, finish what is in flight within the shutdown timeout."""
@@ -71,14 +75,20 @@ class Service:
 
     async def run(self) -> None:
         """Run until :meth:`stop`; raises as :func:`serve` does."""
-        store = await self._open_store()
-        if store is None:
-            return
-        try:
-            await self._stay_at_broker(store)
-        finally:
-            await store.close()
-            log.info("stopped")
+        async with side_port(self._settings.http_host, self._settings.http_port, self._ping):
+            self._store = await self._open_store()
+            if self._store is None:
+                return
+            try:
+                await self._stay_at_broker(self._store)
+            finally:
+                await self._store.close()
+                await asyncio.to_thread(self._traces.close)
+                log.info("stopped")
+
+    async def _ping(self) -> None:
+        if self._store is not None:
+            await self._store.ping()
 
     async def _open_store(self) -> Store | None:
         backoff = Backoff()
@@ -118,6 +128,7 @@ class Service:
                 log.warning("deliveries_handed_back", error=str(away.exceptions[0]))
             finally:
                 await session.close()
+                self._traces.lost()
                 metrics.broker_away("no session")
             await self._until_database_answers(store)
 
@@ -134,7 +145,7 @@ class Service:
             batch_max=self._settings.batch_max,
             version=__version__,
         )
-        pipeline = asyncio.create_task(Pipeline(session, store, self._settings).run())
+        pipeline = asyncio.create_task(Pipeline(session, store, self._settings, self._traces).run())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait((pipeline, stopping, session.lost), return_when=asyncio.FIRST_COMPLETED)

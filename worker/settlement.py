@@ -19,6 +19,7 @@ from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
 from worker.contract.errors import Refusal, ReplyToRefused, encode_error
 from worker.observability import metrics
+from worker.observability.traces import Traces
 
 log = structlog.get_logger(__name__)
 
@@ -71,11 +72,13 @@ class Settlement:
     Args:
         session: where they came from, and where all of this goes.
         tasks: what waits for confirms runs in here, so that its end is everything's end.
+        traces: is told when replies go out and when they are settled.
     """
 
-    def __init__(self, session: Session, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, session: Session, tasks: asyncio.TaskGroup, traces: Traces) -> None:
         self._session = session
         self._tasks = tasks
+        self._traces = traces
 
     async def settle(self, answers: Sequence[Answer]) -> None:
         """Publish what the answers need; a task of its own then waits for the confirms and acknowledges.
@@ -84,6 +87,8 @@ class Settlement:
             ChannelLost: the session ended; all of them will be delivered again.
         """
         now = datetime.now(UTC)
+        for answer in answers:
+            self._traces.replied(answer.delivery)
         await self._publish([(answer, self._publications(answer, now)) for answer in answers], Backoff())
 
     def _publications(self, answer: Answer, now: datetime) -> tuple[Publication, ...]:
@@ -131,6 +136,8 @@ class Settlement:
             if settled:
                 await self._session.acknowledge(answer.delivery for answer in settled)
                 metrics.settled(settled, monotonic() - started)
+                for answer in settled:
+                    self._traces.settled(answer.delivery, answer.status, answer.run_id)
             published = hanging
         if again:
             await backoff.sleep()

@@ -26,6 +26,7 @@ from worker.contract.request import CreateFlowRun
 MINIMUM_API_VERSION = (0, 8, 0)
 
 # Nine digits: an integer of thousands takes Python seconds to read, and no version has them.
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _API_VERSION = re.compile(r"\s*(\d{1,9})\.(\d{1,9})\.(\d{1,9})\s*", re.ASCII)
 
 _body = TypeAdapter(CreateFlowRun)
@@ -47,6 +48,7 @@ class CreateRequest:
         created_by: from the automation headers.
         run_id: the id that the run gets, from the message's fingerprint, when it has a ``message_id`` and no
             idempotency key; else None.
+        traceparent: the producer's W3C trace context; None if it has none, or one that can't be read.
     """
 
     body: CreateFlowRun
@@ -84,7 +86,7 @@ def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
         api_version=api_version,
         created_by=created_by,
         run_id=fingerprint(message) if message.message_id and not body.idempotency_key else None,
-        traceparent=_header(message, "traceparent"),
+        traceparent=_traceparent(_header(message, "traceparent")),
     )
 
 
@@ -108,6 +110,11 @@ def _header(message: Message, name: str) -> str | None:
     if isinstance(value, (bytes, bytearray)):
         return bytes(value).decode("latin-1")
     return str(value)
+
+
+def _traceparent(header: str | None) -> str | None:
+    """W3C Trace Context, section 3.2: what can't be read is passed over."""
+    return header if header and _TRACEPARENT.fullmatch(header) else None
 
 
 def _api_version(header: str | None) -> tuple[int, int, int] | None:

@@ -4,7 +4,9 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Info
+
+from worker import __version__
 
 # From half a millisecond (a commit on a fast disk) to half a minute (a database that was away).
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -18,6 +20,10 @@ database_retries = Counter("flow_run_worker_database_retries", "Tries at the dat
 in_flight = Gauge("flow_run_worker_in_flight", "Deliveries taken and not yet acknowledged.")
 batch_size = Histogram("flow_run_worker_batch_size", "Requests in one transaction.", buckets=_SIZES)
 stage_seconds = Histogram("flow_run_worker_stage_seconds", "Time of one batch in a stage.", ["stage"], buckets=_SECONDS)
+
+build = Info("flow_run_worker_build", "The version that runs.")
+build.info({"version": __version__})
+dependency_up = Gauge("flow_run_worker_dependency_up", "Whether it answers (1) or is away (0).", ["dependency"])
 
 _OUTCOMES = {201: "created", 200: "existing"}
 
@@ -73,20 +79,24 @@ def settled(answers: Iterable[_Answer], seconds: float) -> None:
 def database_away(reason: str) -> None:
     """Note that the database failed us."""
     readiness.database = reason
+    dependency_up.labels("database").set(0)
     database_retries.inc()
 
 
 def database_here() -> None:
     """Note that the database answers."""
     readiness.database = None
+    dependency_up.labels("database").set(1)
 
 
 def broker_away(reason: str) -> None:
     """Note that there is no session; what was in flight is no longer ours."""
     readiness.broker = reason
+    dependency_up.labels("broker").set(0)
     in_flight.set(0)
 
 
 def broker_here() -> None:
     """Note that requests are being consumed."""
     readiness.broker = None
+    dependency_up.labels("broker").set(1)

@@ -1,0 +1,92 @@
+"""Liveness, readiness and metrics, as a probe and a scraper see them."""
+
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from deploy.dev.postgresql import PostgreSQL
+from deploy.dev.processes import free_ports, wait_until
+from tests.conftest import StartWorker
+from tests.producer import Producer
+
+FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
+
+
+def sample(text: str, name: str, **labels: str) -> float | None:
+    """One sample of a metrics page."""
+    for family in text_string_to_metric_families(text):
+        for each in family.samples:
+            if each.name == name and each.labels.items() >= labels.items():
+                return float(each.value)
+    return None
+
+
+async def test_readiness_follows_the_database_and_liveness_does_not(start_worker: StartWorker, producer: Producer) -> None:
+    with PostgreSQL() as cluster:
+        worker = start_worker(cluster.create_database())
+
+        def ready() -> tuple[int, Any]:
+            response = httpx.get(f"{worker.http}/readyz", timeout=5)
+            return response.status_code, response.json()
+
+        assert ready() == (200, {"ready": True, "broker": "ok", "database": "ok"})
+        cluster.stop()
+        status, state = ready()
+        assert status == 503
+        assert state["broker"] == "ok"
+        assert "PostgreSQL" in state["database"]
+        assert httpx.get(f"{worker.http}/livez").status_code == 200
+        waiting = await producer.publish({"flow_id": FLOW_ID})
+        cluster.start()
+        wait_until(lambda: ready()[0] == 200, "readiness", 30)
+        (reply,) = await producer.replies_to([waiting])
+        assert reply.status == 201
+        assert httpx.get(f"{worker.http}/livez").status_code == 200
+        assert worker.terminate() == 0
+
+
+def test_without_a_broker_it_is_alive_and_not_ready(start_worker: StartWorker, sqlite_url: str) -> None:
+    (port,) = free_ports(1)
+    worker = start_worker(sqlite_url, amqp_url=f"amqp://127.0.0.1:{port}", wait=False)
+    worker.wait_until_logged("broker_away")
+    response = httpx.get(f"{worker.http}/readyz")
+    assert response.status_code == 503
+    assert f"127.0.0.1:{port}" in response.json()["broker"]
+    assert response.json()["database"] == "ok"
+    assert httpx.get(f"{worker.http}/livez").status_code == 200
+    assert worker.terminate() == 0
+
+
+async def test_metrics_count_what_became_of_requests(start_worker: StartWorker, producer: Producer, sqlite_url: str) -> None:
+    worker = start_worker(sqlite_url)
+    keyed = {"flow_id": FLOW_ID, "idempotency_key": "k"}
+    assert [(await producer.request(body)).status for body in (keyed, keyed, {"flow_id": 1})] == [201, 200, 422]
+    await producer.publish({"flow_id": FLOW_ID}, reply_to="no-such-queue")
+    worker.wait_until_logged("reply_unroutable")
+
+    def page() -> str:
+        return httpx.get(f"{worker.http}/metrics").text
+
+    wait_until(lambda: sample(page(), "flow_run_worker_in_flight") == 0, "all acknowledged", 10)
+    text = page()
+    outcomes = {("created", "201"): 2.0, ("existing", "200"): 1.0, ("refused", "422"): 1.0}
+    for (outcome, status), count in outcomes.items():
+        assert sample(text, "flow_run_worker_requests_total", outcome=outcome, status=status) == count
+    assert sample(text, "flow_run_worker_replies_unroutable_total") == 1
+    assert sample(text, "flow_run_worker_batch_size_sum") == 3
+    for stage in ("decode", "create", "reply"):
+        assert (sample(text, "flow_run_worker_stage_seconds_count", stage=stage) or 0) >= 1
+    for dependency in ("broker", "database"):
+        assert sample(text, "flow_run_worker_dependency_up", dependency=dependency) == 1
+    assert sample(text, "flow_run_worker_build_info") == 1
+    assert sample(text, "process_resident_memory_bytes")
+
+
+def test_a_second_worker_on_the_machine_takes_another_port(start_worker: StartWorker, sqlite_url: str) -> None:
+    (port,) = free_ports(1)
+    first, second = (start_worker(sqlite_url, http_port=port) for _ in range(2))
+    assert first.http == f"http://127.0.0.1:{port}"
+    assert "http_port_taken" in second.output
+    assert second.http != first.http
+    assert httpx.get(f"{second.http}/readyz").status_code == 200

@@ -1,0 +1,77 @@
+"""The side port: liveness, readiness and metrics over HTTP; off the way that requests go.
+
+It runs on the worker's own event loop, so that an answer from ``/livez`` says that this loop runs.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from aiohttp import web
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
+
+from worker.contract.errors import Fault
+from worker.observability.metrics import readiness
+
+log = structlog.get_logger(__name__)
+
+# A database that has not answered by then counts as away; seconds, less than what a probe waits for commonly.
+PING_TIMEOUT = 2.0
+
+Ping = Callable[[], Awaitable[None]]
+
+
+@asynccontextmanager
+async def side_port(host: str, port: int, ping: Ping) -> AsyncIterator[None]:
+    """Serve ``/livez``, ``/readyz`` and ``/metrics`` within the context.
+
+    Args:
+        port: a free one is taken, and logged, if this one is taken already (a second worker on one machine) or is 0.
+        ping: raises Fault when the database is away.
+    """
+
+    async def readyz(_: web.Request) -> web.Response:
+        state = await _state(ping)
+        return web.json_response(state, status=200 if state["ready"] else 503)
+
+    app = web.Application()
+    app.add_routes([web.get("/livez", _livez), web.get("/readyz", readyz), web.get("/metrics", _metrics)])
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            log.warning("http_port_taken", host=host, port=port, error=str(error), instead="a free one")
+            await web.TCPSite(runner, host, 0).start()
+        log.info("http", url=f"http://{host}:{runner.addresses[0][1]}", paths="/livez /readyz /metrics")
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def _state(ping: Ping) -> dict[str, Any]:
+    """Whether requests are being served, and of broker and database each ``ok`` or the reason why not."""
+    database = readiness.database
+    if database is None:
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                await ping()
+        except TimeoutError:
+            database = f"no answer within {PING_TIMEOUT:g} seconds"
+        except Fault as fault:
+            database = str(fault)
+    broker = readiness.broker
+    return {"ready": broker is None and database is None, "broker": broker or "ok", "database": database or "ok"}
+
+
+async def _livez(_: web.Request) -> web.Response:
+    return web.json_response({"alive": True})
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    return web.Response(body=encode(REGISTRY), headers={"Content-Type": content_type})

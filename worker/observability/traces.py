@@ -1,0 +1,156 @@
+"""Traces: the producer's trace goes on through the worker, in OpenTelemetry's semantic conventions for messaging.
+
+Off, and free, unless the extra ``otel`` is installed and ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or ``…_TRACES_ENDPOINT``) is set;
+sampler, headers and resource come from OpenTelemetry's own environment variables as well.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from worker import __version__
+from worker.broker.delivery import Delivery
+
+log = structlog.get_logger(__name__)
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+class Traces:
+    """What is told of a request on its way; this one keeps nothing.
+
+    A request's span begins when it is taken and ends when it is acknowledged, refused or not.
+    """
+
+    def taken(self, delivery: Delivery) -> str | None:
+        """Begin a delivery's span; returns its W3C ``traceparent``, for the state that it makes."""
+        return None
+
+    @contextmanager
+    def batch(self, deliveries: Sequence[Delivery]) -> Iterator[None]:
+        """Around the transaction of a batch: a span of its own, linked to the requests' spans."""
+        yield
+
+    def replied(self, delivery: Delivery) -> None:
+        """Note that the reply to a delivery goes out now."""
+
+    def settled(self, delivery: Delivery, status: int, run_id: UUID | None) -> None:
+        """End a delivery's span, and that of its reply."""
+
+    def lost(self) -> None:
+        """End what is open: the session is over, and the requests come again."""
+
+    def close(self) -> None:
+        """Send what is not sent yet."""
+
+
+class _OpenTelemetry(Traces):
+    def __init__(self, provider: Any, queue: str) -> None:
+        from opentelemetry import propagate, trace
+
+        self._trace = trace
+        self._propagate = propagate
+        self._provider = provider
+        self._tracer = provider.get_tracer("flow-run-worker", __version__)
+        self._queue = queue
+        self._requests: dict[int, Any] = {}
+        self._replies: dict[int, Any] = {}
+
+    def taken(self, delivery: Delivery) -> str | None:
+        message = delivery.message
+        carrier = {name: value for name in ("traceparent", "tracestate") if isinstance(value := message.headers.get(name), str)}
+        attributes = {
+            **self._attributes("process", "process"),
+            "messaging.message.body.size": delivery.size,
+            "messaging.rabbitmq.message.delivery_tag": delivery.tag,
+        }
+        if message.message_id:
+            attributes["messaging.message.id"] = message.message_id
+        if message.correlation_id:
+            attributes["messaging.message.conversation_id"] = message.correlation_id
+        span = self._tracer.start_span(
+            f"process {self._queue}",
+            context=self._propagate.extract(carrier),
+            kind=self._trace.SpanKind.CONSUMER,
+            attributes=attributes,
+        )
+        self._requests[delivery.tag] = span
+        injected: dict[str, str] = {}
+        self._propagate.inject(injected, self._trace.set_span_in_context(span))
+        return injected.get("traceparent")
+
+    @contextmanager
+    def batch(self, deliveries: Sequence[Delivery]) -> Iterator[None]:
+        spans = (self._requests.get(delivery.tag) for delivery in deliveries)
+        links = [self._trace.Link(span.get_span_context()) for span in spans if span is not None]
+        with self._tracer.start_as_current_span(
+            "create flow runs", links=links, attributes={"messaging.batch.message_count": len(deliveries)}
+        ):
+            yield
+
+    def replied(self, delivery: Delivery) -> None:
+        request = self._requests.get(delivery.tag)
+        if request is None or not delivery.message.reply_to:
+            return
+        attributes = {**self._attributes("send", "send"), "messaging.destination.name": delivery.message.reply_to}
+        if delivery.message.correlation_id:
+            attributes["messaging.message.conversation_id"] = delivery.message.correlation_id
+        self._replies[delivery.tag] = self._tracer.start_span(
+            "send reply",
+            context=self._trace.set_span_in_context(request),
+            kind=self._trace.SpanKind.PRODUCER,
+            attributes=attributes,
+        )
+
+    def settled(self, delivery: Delivery, status: int, run_id: UUID | None) -> None:
+        if reply := self._replies.pop(delivery.tag, None):
+            reply.end()
+        if request := self._requests.pop(delivery.tag, None):
+            request.set_attribute("flow_run_worker.status", status)
+            if run_id is not None:
+                request.set_attribute("prefect.run.id", str(run_id))
+            if status >= 400:
+                request.set_attribute("error.type", str(status))
+                request.set_status(self._trace.StatusCode.ERROR)
+            request.end()
+
+    def lost(self) -> None:
+        for spans in (self._replies, self._requests):
+            for span in spans.values():
+                span.set_attribute("error.type", "session_lost")
+                span.set_status(self._trace.StatusCode.ERROR)
+                span.end()
+            spans.clear()
+
+    def close(self) -> None:
+        self._provider.shutdown()
+
+    def _attributes(self, name: str, kind: str) -> dict[str, Any]:
+        return {
+            "messaging.system": "rabbitmq",
+            "messaging.operation.name": name,
+            "messaging.operation.type": kind,
+            "messaging.destination.name": self._queue,
+        }
+
+
+def open_traces(queue: str) -> Traces:
+    """Traces as OpenTelemetry's environment variables want them."""
+    if not any(os.environ.get(name) for name in _ENDPOINTS) or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return Traces()
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        log.warning("traces_off", reason="an OTLP endpoint is set, and the extra is missing: pip install flow-run-worker[otel]")
+        return Traces()
+    named = {"service.name": os.environ.get("OTEL_SERVICE_NAME", "flow-run-worker"), "service.version": __version__}
+    provider = TracerProvider(resource=Resource.create(named))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return _OpenTelemetry(provider, queue)
