@@ -12,7 +12,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from uuid import uuid4
 
 import httpx
@@ -67,7 +67,7 @@ async def prefect_latency(api: str, requests: int = 100) -> float:
 
 
 async def compare(rounds: int, seconds: float, requests: int) -> None:
-    with RabbitMQ() as broker, PostgreSQL() as cluster, PrefectServer(cluster.create_database()) as prefect:
+    with RabbitMQ() as broker, PostgreSQL() as cluster:
         own, first = cluster.create_database(), cluster.create_database()
 
         async def rate(database: str | None, program: str = "", share: float = 1.0) -> float:
@@ -75,41 +75,45 @@ async def compare(rounds: int, seconds: float, requests: int) -> None:
             done = await measure(broker.url, database, requests=int(requests * share), command=command)
             return done.throughput
 
-        measures: dict[str, Measure] = {
-            "worker, PostgreSQL": lambda: rate(own),
-            "Prefect's HTTP API, PostgreSQL": lambda: prefect_rate(prefect.api, seconds),
-            "first worker, PostgreSQL": lambda: rate(first, "first_worker", 0.15),
-            "aio-pika's confirmed echo, no database": lambda: rate(None, "echo_worker", 0.5),
-            "worker, Prefect's own database, PostgreSQL": lambda: into_prefect(broker.url, prefect, requests),
-            "worker, SQLite": lambda: rate(None),
-            "first worker, SQLite": lambda: rate(None, "first_worker", 0.1),
-        }
-        found: dict[str, list[float]] = {name: [] for name in measures}
-        for number in range(rounds):
-            for name, measured in measures.items():
-                found[name].append(await measured())
-                console.print(f"round {number + 1}: {name}: {found[name][-1]:,.0f}/s")
-        alone = await measure(broker.url, own, requests=500, rate=20.0)
+        with PrefectServer(cluster.create_database()) as prefect:
+            measures: dict[str, Measure] = {
+                "worker, PostgreSQL": lambda: rate(own),
+                "Prefect's HTTP API, PostgreSQL": lambda: prefect_rate(prefect.api, seconds),
+                "first worker, PostgreSQL": lambda: rate(first, "first_worker", 0.15),
+                "aio-pika's confirmed echo, no database": lambda: rate(None, "echo_worker", 0.5),
+                "worker, Prefect's own database, PostgreSQL": lambda: into_prefect(broker.url, prefect, requests),
+                "worker, SQLite": lambda: rate(None),
+                "first worker, SQLite": lambda: rate(None, "first_worker", 0.1),
+            }
+            found: dict[str, list[float]] = {name: [] for name in measures}
+            for number in range(rounds):
+                for name, measured in measures.items():
+                    found[name].append(await measured())
+                    console.print(f"round {number + 1}: {name}: {found[name][-1]:,.0f}/s")
+            http = [await prefect_latency(prefect.api) for _ in range(rounds)]
+        # Its background services would take their share of these two cores from the worker, which needs none of them.
+        alone = [await measure(broker.url, own, requests=300, rate=20.0) for _ in range(rounds)]
         # The most that is served while the producer works on the same cores, which the rates above leave out.
         offered = statistics.median(found["worker, PostgreSQL"])
-        most = await measure(broker.url, own, requests=int(offered * 8), rate=offered)
-        half = most.throughput / 2
-        loaded = await measure(broker.url, own, requests=int(half * 15), rate=half)
-        http = await prefect_latency(prefect.api)
+        most = [await measure(broker.url, own, requests=int(offered * 5), rate=offered) for _ in range(rounds)]
+        half = statistics.median(each.throughput for each in most) / 2
+        loaded = [await measure(broker.url, own, requests=int(half * 10), rate=half) for _ in range(rounds)]
         show(found)
+        console.print("Latency in milliseconds, medians of the rounds (min to max):")
+        console.print(f"  Prefect's API, one request at a time: p50 {_spread(http)}")
+        console.print(f"  worker, one request at a time: p50 {_spread(each.p50 for each in alone)}")
         console.print(
-            f"One request at a time: p50 {alone.p50} ms; Prefect's API {http:.1f} ms ({http / (alone.p50 or 1):.1f} times).\n"
-            f"With its producer on the same cores the worker serves {most.throughput:,.0f}/s. "
-            f"At half of that: p50 {loaded.p50} ms, p99 {loaded.p99} ms."
+            f"  worker at {half:,.0f}/s, half of what it serves with its producer on the same cores: "
+            f"p50 {_spread(each.p50 for each in loaded)}, p99 {_spread(each.p99 for each in loaded)}"
         )
-        results = {
-            "rates": found,
-            "alone": alone.as_dict(),
-            "most": most.as_dict(),
-            "half": loaded.as_dict(),
-            "prefect_p50_ms": http,
-        }
-        print(json.dumps(results))
+        measurements = {"alone": alone, "most": most, "half": loaded}
+        results = {"rates": found, "prefect_p50_ms": http}
+        print(json.dumps({**results, **{name: [each.as_dict() for each in made] for name, made in measurements.items()}}))
+
+
+def _spread(figures: Iterable[float | None]) -> str:
+    present = [each for each in figures if each is not None]
+    return f"{statistics.median(present):.1f} ({min(present):.1f} to {max(present):.1f})"
 
 
 async def into_prefect(amqp_url: str, prefect: PrefectServer, requests: int) -> float:
