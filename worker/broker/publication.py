@@ -18,6 +18,10 @@ PERSISTENT = 2
 ERROR_STATUS_HEADER = "x-error-status"
 ERROR_HEADER = "x-error"
 FAILED_AT_HEADER = "x-failed-at"
+HEADERS_DROPPED_HEADER = "x-headers-dropped"
+# Before the name of a property that the copy can't have.
+ORIGINAL_PREFIX = "x-original-"
+RAW_PROPERTIES_HEADER = f"{ORIGINAL_PREFIX}properties"
 
 # One line in a table or a management page; a longer one also costs room in the header frame.
 MAX_ERROR_LINE = 500
@@ -92,15 +96,16 @@ def dead_letter_copy(
     ``CC``/``BCC`` headers (the copy would also go to those queues). Headers that AMQP cannot carry any more are dropped.
     """
     headers: dict[str, Any] = {
-        (f"x-original-{name.lower()}" if name in _ROUTING_HEADERS else name): value for name, value in message.headers.items()
+        (f"{ORIGINAL_PREFIX}{name.lower()}" if name in _ROUTING_HEADERS else name): value
+        for name, value in message.headers.items()
     }
     if message.expiration is not None:
-        headers["x-original-expiration"] = message.expiration
+        headers[f"{ORIGINAL_PREFIX}expiration"] = message.expiration
     if message.raw_properties is not None:
-        headers["x-original-properties"] = message.raw_properties
+        headers[RAW_PROPERTIES_HEADER] = message.raw_properties
     user_id = message.user_id
     if user_id is not None and user_id != login:
-        headers["x-original-user-id"] = user_id
+        headers[f"{ORIGINAL_PREFIX}user-id"] = user_id
         user_id = None
     reason = {
         ERROR_STATUS_HEADER: status,
@@ -111,7 +116,7 @@ def dead_letter_copy(
     try:
         publication.marshal(1, frame_max)
     except (ValueError, TypeError, OverflowError) as failure:
-        dropped = {"x-headers-dropped": " ".join(str(failure).split())[:MAX_ERROR_LINE]}
+        dropped = {HEADERS_DROPPED_HEADER: " ".join(str(failure).split())[:MAX_ERROR_LINE]}
         publication = _copy(message, queue, {**reason, **dropped}, user_id)
     return publication
 

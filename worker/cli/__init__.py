@@ -13,15 +13,18 @@ from rich.markup import escape
 from worker.bench import BenchFailed
 from worker.broker.session import BrokerRefused, BrokerUnavailable
 from worker.broker.topology import TopologyMismatch
+from worker.cli.asyncapi import asyncapi
 from worker.cli.bench import bench
 from worker.cli.common import err
 from worker.cli.create import create
 from worker.cli.db import db_app
+from worker.cli.dead_letters import dead_letters_app
 from worker.cli.doctor import doctor
 from worker.cli.run import run
 from worker.cli.topology import topology_app
 from worker.client import ClientError
 from worker.contract.errors import Fault
+from worker.dead_letters import DeadLettersFailed
 from worker.settings import SettingsError
 from worker.store import StoreError
 
@@ -32,10 +35,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, create, doctor, bench):
+for command in (run, create, doctor, bench, asyncapi):
     app.command()(command)
 app.add_typer(topology_app, name="topology")
 app.add_typer(db_app, name="db")
+app.add_typer(dead_letters_app, name="dead-letters")
+
+
+FAILURES = (
+    BenchFailed,
+    BrokerRefused,
+    BrokerUnavailable,
+    ClientError,
+    DeadLettersFailed,
+    Fault,
+    OSError,
+    StoreError,
+    TopologyMismatch,
+)
 
 
 def main() -> None:
@@ -46,7 +63,7 @@ def main() -> None:
         app()
     except (SettingsError, ValidationError) as error:
         _fail(str(error), code=2)
-    except (ClientError, BenchFailed, StoreError, BrokerRefused, BrokerUnavailable, TopologyMismatch, Fault, OSError) as error:
+    except FAILURES as error:
         _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)

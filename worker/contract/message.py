@@ -76,7 +76,7 @@ def fingerprint(message: Message) -> UUID:
         message.delivery_mode,
         message.priority,
         message.timestamp,
-        {name: value for name, value in message.headers.items() if not _added(name)},
+        {name: value for name, value in message.headers.items() if not added_header(name)},
     ):
         for part in _encoded(value):
             digest.update(part)
@@ -84,7 +84,8 @@ def fingerprint(message: Message) -> UUID:
     return UUID(int=hashed & ~(0xF << 76) & ~(0x3 << 62) | 0x8 << 76 | 0x2 << 62)
 
 
-def _added(header: str) -> bool:
+def added_header(header: str) -> bool:
+    """Whether the broker, and not the producer, sets this header."""
     return header in _ADDED or header.startswith(_ADDED_PREFIXES)
 
 

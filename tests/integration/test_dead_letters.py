@@ -1,0 +1,176 @@
+"""``dead-letters``: looked at, sent again and thrown away, by the commands that a user types."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import aio_pika
+import pytest
+
+from tests.command import Done, command
+from tests.conftest import StartWorker
+from tests.database import fetch_runs
+from tests.producer import Producer
+
+FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
+
+
+@pytest.fixture
+def dead_letters(amqp_url: str, queue: str) -> Callable[..., Any]:
+    async def run(*arguments: str, **more: Any) -> Done:
+        return await command("dead-letters", *arguments, amqp_url=amqp_url, queue=queue, **more)
+
+    return run
+
+
+async def listed(dead_letters: Callable[..., Any], *arguments: str) -> list[dict[str, Any]]:
+    done = await dead_letters("list", "--json", *arguments)
+    assert done.code == 0, done.err
+    return [json.loads(line) for line in done.out.splitlines()]
+
+
+async def refuse(
+    start_worker: StartWorker, producer: Producer, database_url: str, *bodies: dict[str, Any], **properties: Any
+) -> None:
+    """Have a worker refuse requests, and leave."""
+    worker = start_worker(database_url, max_body_bytes=300)
+    assert {(await producer.request(body, **properties)).status for body in bodies} <= {413, 422}
+    assert worker.terminate() == 0
+
+
+async def test_they_are_listed_and_shown(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, dead_letters: Callable[..., Any]
+) -> None:
+    await refuse(
+        start_worker,
+        producer,
+        sqlite_url,
+        {"flow_id": 1, "idempotency_key": "order-1"},
+        {"flow_id": FLOW_ID, "idempotency_key": "order-2", "parameters": {"x": "x" * 300}},
+        headers={"colour": "red"},
+        message_id="m-1",
+    )
+    first, second = await listed(dead_letters)
+    assert (first["status"], first["idempotency_key"], first["message_id"]) == (422, "order-1", "m-1")
+    assert (second["status"], second["idempotency_key"]) == (413, "order-2")
+    assert "flow_id" in first["error"]
+    assert first["failed_at"] < second["failed_at"]
+    table = await dead_letters("list")
+    assert first["id"] in table.out
+    assert "2 of 2" in table.out
+    assert await listed(dead_letters, "--status", "413") == [second]
+    assert await listed(dead_letters, "--error", "FLOW_ID") == [first]
+    shown = json.loads((await dead_letters("show", first["id"])).out)
+    assert shown["body"] == {"flow_id": 1, "idempotency_key": "order-1"}
+    assert shown["headers"]["colour"] == "red"
+    assert shown["properties"]["reply_to"] == producer.reply_to
+    unknown = await dead_letters("show", "ffffffffffff")
+    assert unknown.code == 2
+    assert await producer.depth(f"{producer.queue}.dead") == 2
+
+
+async def test_looking_at_them_often_loses_none(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, dead_letters: Callable[..., Any]
+) -> None:
+    """RabbitMQ 4 drops a message that was given back twenty times, if nothing is done about it."""
+    await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, {"flow_id": 2})
+    before = await listed(dead_letters)
+    for _ in range(24):
+        assert sorted(each["id"] for each in await listed(dead_letters)) == sorted(each["id"] for each in before)
+    letters = await producer.dead_letters(2)
+    assert {letter.raw for letter in letters} == {b'{"flow_id": 1}', b'{"flow_id": 2}'}
+    assert {letter.headers["x-error-status"] for letter in letters} == {422}
+
+
+async def test_they_are_sent_again_as_they_were(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, dead_letters: Callable[..., Any]
+) -> None:
+    large = {"flow_id": FLOW_ID, "idempotency_key": "large", "parameters": {"x": "x" * 300}}
+    await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, large, {"flow_id": 2}, headers={"colour": "red"})
+    start_worker(sqlite_url)
+    done = await dead_letters("replay", "--status", "413")
+    assert (done.code, done.out.strip()) == (0, "1 sent again.")
+    async with asyncio.timeout(10):
+        while sum(map(len, producer.replies.values())) < 4:
+            await asyncio.sleep(0.05)
+    (replies,) = (each for each in producer.replies.values() if len(each) == 2)
+    assert [reply.status for reply in replies] == [413, 201]
+    assert [run["idempotency_key"] for run in await fetch_runs(sqlite_url)] == ["large"]
+    assert {each["status"] for each in await listed(dead_letters)} == {422}
+    # What is refused again is a dead letter again, with the headers of its producer, and those of now.
+    ids = [each["id"] for each in await listed(dead_letters)]
+    assert "1 sent again" in (await dead_letters("replay", ids[0])).out
+    async with asyncio.timeout(10):
+        while await producer.depth(f"{producer.queue}.dead") < 2:
+            await asyncio.sleep(0.05)
+    assert sorted(each["id"] for each in await listed(dead_letters)) == sorted(ids)
+    letters = await producer.dead_letters(2)
+    assert [letter.headers["colour"] for letter in letters] == ["red", "red"]
+
+
+async def test_many_are_sent_again_while_they_come_back(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, dead_letters: Callable[..., Any]
+) -> None:
+    start_worker(sqlite_url)
+    for number in range(250):
+        await producer.publish({"flow_id": number})
+    async with asyncio.timeout(20):
+        while await producer.depth(f"{producer.queue}.dead") < 250:
+            await asyncio.sleep(0.05)
+    assert "250 sent again" in (await dead_letters("replay", "--all")).out
+    async with asyncio.timeout(20):
+        while await producer.depth(f"{producer.queue}.dead") < 250:
+            await asyncio.sleep(0.05)
+    assert len({letter.raw for letter in await producer.dead_letters(250)}) == 250
+
+
+async def test_what_cannot_be_sent_again_stays(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, dead_letters: Callable[..., Any]
+) -> None:
+    await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, {"flow_id": 2})
+    await producer.channel.queue_delete(producer.queue)
+    done = await dead_letters("replay", "--all")
+    assert done.code == 1
+    assert f"'{producer.queue}' does not stand" in done.err
+    assert len(await listed(dead_letters)) == 2
+
+
+async def test_they_are_thrown_away_when_that_is_confirmed(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, dead_letters: Callable[..., Any]
+) -> None:
+    await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, {"flow_id": 2}, {"flow_id": 3})
+    (first, *_) = await listed(dead_letters)
+    assert (await dead_letters("purge")).code == 2
+    assert (await dead_letters("purge", "--all", stdin=b"n\n")).code == 1
+    assert len(await listed(dead_letters)) == 3
+    assert "1 thrown away" in (await dead_letters("purge", first["id"], "--yes")).out
+    assert first["id"] not in {each["id"] for each in await listed(dead_letters)}
+    assert "2 thrown away" in (await dead_letters("purge", "--all", stdin=b"y\n")).out
+    assert "no dead letters" in (await dead_letters("list")).out
+
+
+async def test_hostile_letters_do_not_steer_the_terminal(
+    producer: Producer, dead_letters: Callable[..., Any], amqp_url: str, queue: str
+) -> None:
+    await command("topology", "declare", amqp_url=amqp_url, queue=queue)
+    hostile = aio_pika.Message(
+        b"\xff\xfe not JSON",
+        message_id="\x1b[31mred\n[bold]",
+        headers={"x-error": "[red]\x1b]0;title\x07", "x-error-status": "no number"},
+    )
+    await producer.channel.default_exchange.publish(hostile, routing_key=f"{queue}.dead")
+    done = await dead_letters("list")
+    assert done.code == 0
+    assert "\x1b]0" not in done.out
+    assert "\x1b[31m" not in done.out
+    assert "[bold]" in done.out
+    (letter,) = await listed(dead_letters)
+    shown = await dead_letters("show", letter["id"])
+    assert json.loads(shown.out)["body"] == {"base64": "//4gbm90IEpTT04="}
+
+
+async def test_a_queue_that_does_not_stand_is_told(dead_letters: Callable[..., Any]) -> None:
+    done = await dead_letters("list")
+    assert done.code == 1
+    assert "does not stand" in done.err

@@ -1,0 +1,191 @@
+"""``dead-letters``: look at refused requests, send them again, or throw them away."""
+
+import base64
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from worker.broker.topology import Topology
+from worker.cli.common import AmqpUrl, Queue, err, out, run_async
+from worker.dead_letters import DeadLetters, Letter, Match, open_dead_letters
+from worker.settings import Settings, load_settings
+
+dead_letters_app = typer.Typer(help="Refused requests: look at them, send them again, throw them away.", no_args_is_help=True)
+
+Ids = Annotated[list[str] | None, typer.Argument(help="Ids as 'list' shows them; their beginnings do.", show_default=False)]
+Status = Annotated[int | None, typer.Option(help="Only those that were answered so, such as 422.", show_default=False)]
+Error = Annotated[str | None, typer.Option(help="Only those with this in their error.", show_default=False)]
+All = Annotated[bool, typer.Option("--all", help="All of them.")]
+
+
+@dead_letters_app.command("list")
+def list_letters(
+    limit: Annotated[int, typer.Option(min=1, help="How many, from the oldest on.")] = 50,
+    status: Status = None,
+    error: Error = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON, a line for each.")] = False,
+    amqp_url: AmqpUrl = None,
+    queue: Queue = None,
+) -> None:
+    """List them: when, status, error, idempotency key."""
+    settings = load_settings(amqp_url=amqp_url, queue=queue)
+
+    async def look() -> tuple[list[Letter], int]:
+        async with _open(settings) as letters:
+            total = await letters.count()
+            return [each async for each in letters.look(limit) if each.matches((), status, error)], total
+
+    found, total = run_async(look())
+    if json_output:
+        for letter in found:
+            print(orjson.dumps(_summary(letter)).decode())
+        return
+    if not total:
+        out.print("There are no dead letters.")
+        return
+    table = Table("id", "failed at", "status", "error", "idempotency key", "message id", "bytes")
+    for letter in found:
+        table.add_row(*(escape(_cell(value)) for value in _summary(letter).values()))
+    out.print(table)
+    out.print(f"{len(found)} of {total}; 'show ID' shows one, 'replay ID' sends it again.", highlight=False)
+
+
+@dead_letters_app.command()
+def show(
+    letter_id: Annotated[str, typer.Argument(metavar="ID", help="An id as 'list' shows it; its beginning does.")],
+    amqp_url: AmqpUrl = None,
+    queue: Queue = None,
+) -> None:
+    """Show one whole: its properties, its headers, its body."""
+    settings = load_settings(amqp_url=amqp_url, queue=queue)
+
+    async def find() -> Letter | None:
+        async with _open(settings) as letters:
+            async for each in letters.look(await letters.count()):
+                if each.matches((letter_id,), None, None):
+                    return each
+        return None
+
+    letter = run_async(find())
+    if letter is None:
+        raise typer.BadParameter(f"no dead letter has the id {letter_id}", param_hint="ID")
+    message = letter.delivery.message
+    properties = {
+        name: value
+        for name in (
+            *("message_id", "correlation_id", "reply_to", "content_type", "content_encoding", "type", "app_id", "user_id"),
+            *("timestamp", "priority", "expiration"),
+        )
+        if (value := getattr(message, name)) is not None
+    }
+    whole = {
+        **_summary(letter),
+        "properties": properties,
+        "headers": message.headers,
+        "body": _body(message.body),
+    }
+    text = orjson.dumps(whole, default=_plain, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
+    if out.is_terminal:
+        out.print_json(text)
+    else:
+        print(text)
+
+
+@dead_letters_app.command()
+def replay(
+    ids: Ids = None,
+    every: All = False,
+    status: Status = None,
+    error: Error = None,
+    amqp_url: AmqpUrl = None,
+    queue: Queue = None,
+) -> None:
+    """Send them to the request queue again. Safe to interrupt and to repeat: a request makes its run once.
+
+    (One with neither an idempotency key nor a message id makes one more run, if it is sent twice.)
+    """
+    settings = load_settings(amqp_url=amqp_url, queue=queue)
+    match = _match(ids, every, status, error)
+    count = _with_progress(settings, "sending again", lambda letters, progress: letters.replay(match, progress))
+    out.print(f"{count} sent again.", highlight=False)
+
+
+@dead_letters_app.command()
+def purge(
+    ids: Ids = None,
+    every: All = False,
+    status: Status = None,
+    error: Error = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    amqp_url: AmqpUrl = None,
+    queue: Queue = None,
+) -> None:
+    """Throw them away, for good."""
+    settings = load_settings(amqp_url=amqp_url, queue=queue)
+    match = _match(ids, every, status, error)
+    if not yes:
+        which = "all dead letters" if every and status is None and error is None else "the dead letters that you named"
+        typer.confirm(f"Throw {which} of {settings.queue} away?", abort=True)
+    count = _with_progress(settings, "throwing away", lambda letters, progress: letters.purge(match, progress))
+    out.print(f"{count} thrown away.", highlight=False)
+
+
+def _open(settings: Settings) -> AbstractAsyncContextManager[DeadLetters]:
+    return open_dead_letters(settings.amqp_url, Topology.from_queue_name(settings.queue))
+
+
+def _match(ids: list[str] | None, every: bool, status: int | None, error: str | None) -> Match:
+    if not (ids or every or status is not None or error is not None):
+        raise typer.BadParameter("name ids, --status, --error, or --all")
+    return lambda letter: letter.matches(ids or (), status, error)
+
+
+def _with_progress(settings: Settings, doing: str, work: Any) -> int:
+    async def run() -> int:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=err, transient=True) as progress:
+            async with _open(settings) as letters:
+                bar = progress.add_task(doing, total=await letters.count())
+                done: int = await work(letters, lambda count: progress.advance(bar, count))
+                return done
+
+    return run_async(run())
+
+
+def _summary(letter: Letter) -> dict[str, Any]:
+    return {
+        "id": letter.id,
+        "failed_at": letter.failed_at,
+        "status": letter.status,
+        "error": letter.error,
+        "idempotency_key": letter.key,
+        "message_id": letter.delivery.message.message_id,
+        "bytes": letter.delivery.size,
+    }
+
+
+def _cell(value: Any) -> str:
+    """What a producer sent neither steers the terminal nor begins a new line."""
+    text = "" if value is None else str(value)
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def _body(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return _plain(body)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bytes, bytearray)):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(value).decode()}
+    return str(value)
