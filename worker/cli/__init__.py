@@ -15,11 +15,11 @@ from worker.broker.session import BrokerRefused, BrokerUnavailable
 from worker.broker.topology import TopologyMismatch
 from worker.cli.asyncapi import asyncapi
 from worker.cli.bench import bench
-from worker.cli.common import err
 from worker.cli.create import create
 from worker.cli.db import db_app
 from worker.cli.dead_letters import dead_letters_app
 from worker.cli.doctor import doctor
+from worker.cli.options import err
 from worker.cli.run import run
 from worker.cli.topology import topology_app
 from worker.client import ClientError

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from worker.bench import Measurement, draw, measure
-from worker.cli.common import AmqpUrl, DatabaseUrl, err, out, run_async
+from worker.cli.options import AmqpUrl, DatabaseUrl, err, out, run_async
 from worker.settings import load_settings
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from worker.cli.common import AmqpUrl, Queue, err, out, run_async
+from worker.cli.options import AmqpUrl, Queue, err, out, run_async
 from worker.client import FlowRunClient
 from worker.settings import load_settings
 

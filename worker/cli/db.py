@@ -2,7 +2,7 @@
 
 import typer
 
-from worker.cli.common import DatabaseUrl, out, run_async
+from worker.cli.options import DatabaseUrl, out, run_async
 from worker.settings import load_settings, redact
 from worker.store import migrations
 

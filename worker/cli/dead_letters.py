@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from worker.broker.topology import Topology
-from worker.cli.common import AmqpUrl, Queue, err, out, run_async
+from worker.cli.options import AmqpUrl, Queue, err, out, run_async
 from worker.dead_letters import DeadLetters, Letter, Match, open_dead_letters
 from worker.settings import Settings, load_settings
 

@@ -7,7 +7,7 @@ import orjson
 import typer
 from rich.markup import escape
 
-from worker.cli.common import AmqpUrl, DatabaseUrl, Queue, out, run_async
+from worker.cli.options import AmqpUrl, DatabaseUrl, Queue, out, run_async
 from worker.doctor import Finding, Verdict, examine_broker, examine_database
 from worker.settings import load_settings
 

@@ -8,7 +8,7 @@ import typer
 
 from worker.broker.session import BrokerRefused
 from worker.broker.topology import TopologyMismatch
-from worker.cli.common import AmqpUrl, DatabaseUrl, Queue, run_async
+from worker.cli.options import AmqpUrl, DatabaseUrl, Queue, run_async
 from worker.observability.logs import configure_logging
 from worker.service import serve
 from worker.settings import load_settings

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from worker.broker.session import Session
 from worker.broker.topology import Topology
-from worker.cli.common import AmqpUrl, Queue, out, run_async
+from worker.cli.options import AmqpUrl, Queue, out, run_async
 from worker.settings import load_settings, redact
 
 topology_app = typer.Typer(help="The queues and the exchange at the broker.", no_args_is_help=True)

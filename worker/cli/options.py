@@ -1,4 +1,4 @@
-"""What the commands share: their common options, the two consoles, and the event loop they run on."""
+"""What the commands share: the options that several have, the two consoles, and the event loop they run on."""
 
 import asyncio
 from collections.abc import Coroutine

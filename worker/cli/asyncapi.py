@@ -1,0 +1,36 @@
+"""``asyncapi``: the wire contract, for people and for generators of code in other languages."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from worker.broker.topology import Topology
+from worker.cli.options import Queue, err
+from worker.contract.asyncapi import asyncapi as document
+from worker.contract.asyncapi import schemas
+from worker.settings import load_settings
+
+
+def asyncapi(
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Write asyncapi.json and the JSON Schemas of request and replies there.", show_default=False),
+    ] = None,
+    queue: Queue = None,
+) -> None:
+    """Print the wire contract as an AsyncAPI 3 document (JSON)."""
+    topology = Topology.from_queue_name(load_settings(queue=queue).queue)
+    if folder is None:
+        print(_json(document(topology)), end="")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"asyncapi.json": document(topology), **{f"{name}.schema.json": schema for name, schema in schemas().items()}}
+    for name, content in files.items():
+        (folder / name).write_text(_json(content))
+        err.print(folder / name, highlight=False)
+
+
+def _json(content: Any) -> str:
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()

@@ -1,0 +1,194 @@
+"""The wire contract as an AsyncAPI 3 document, made from the models that serve it, so that it can't say anything else."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
+
+from worker import __version__
+from worker.broker.publication import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER
+from worker.broker.topology import Topology
+from worker.contract.record import FlowRunRecord
+from worker.contract.request import CreateFlowRun
+
+ASYNCAPI = "3.0.0"
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+class ErrorDetail(BaseModel):
+    """One thing that is wrong with a request, as pydantic and FastAPI put it."""
+
+    type: str = Field(description="pydantic's name for the error.", examples=["uuid_parsing"])
+    loc: list[str | int] = Field(
+        description="Where: 'body' or 'header', then the way to the value.", examples=[["body", "flow_id"]]
+    )
+    msg: str = Field(description="What, in words.")
+    input: Any = Field(None, description="The value.")
+
+
+class Error(BaseModel):
+    """The body of a reply that refuses a request: ``detail``, or for 422 the three others."""
+
+    detail: str | None = Field(None, description="What is wrong (400, 404, 409, 413, 415).")
+    exception_message: str | None = Field(None, description="The same for all (422).")
+    exception_detail: list[ErrorDetail] | None = Field(None, description="Everything that is wrong (422).")
+    request_body: Any = Field(None, description="The request's body as it was read (422).")
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schemas that stand by themselves, by the name of their file."""
+    return {
+        "create-flow-run": _standalone(CreateFlowRun, "validation"),
+        "flow-run": _standalone(FlowRunRecord, "serialization"),
+        "error": _standalone(Error, "serialization"),
+    }
+
+
+def asyncapi(topology: Topology) -> dict[str, Any]:
+    """The AsyncAPI document for workers on one request queue."""
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+        (CreateFlowRun, "validation"),
+        (FlowRunRecord, "serialization"),
+        (Error, "serialization"),
+    ]
+    references, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
+    request, record, error = (references[model] for model in models)
+    document: dict[str, Any] = {
+        "asyncapi": ASYNCAPI,
+        "info": {
+            "title": "flow-run-worker",
+            "version": __version__,
+            "description": "Prefect's POST /api/flow_runs/ over a queue: publish a request, get the flow run record as a reply.",
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "servers": {"rabbitmq": {"host": "localhost:5672", "protocol": "amqp", "protocolVersion": "0.9.1"}},
+        "channels": {
+            "requests": {
+                "address": topology.queue,
+                "title": "The request queue",
+                "messages": {"createFlowRun": {"$ref": "#/components/messages/createFlowRun"}},
+                "bindings": {"amqp": _queue(topology.queue)},
+            },
+            "replies": {
+                "address": None,
+                "title": "The queue that the request names in reply_to; amq.rabbitmq.reply-to works",
+                "messages": {
+                    "flowRun": {"$ref": "#/components/messages/flowRun"},
+                    "error": {"$ref": "#/components/messages/error"},
+                },
+            },
+            "deadLetters": {
+                "address": topology.dead_letter_queue,
+                "title": "Refused requests, whole",
+                "messages": {"deadLetter": {"$ref": "#/components/messages/deadLetter"}},
+                "bindings": {"amqp": _queue(topology.dead_letter_queue)},
+            },
+        },
+        "operations": {
+            "createFlowRun": {
+                "action": "receive",
+                "title": "Create a flow run, once per flow and idempotency key",
+                "channel": {"$ref": "#/channels/requests"},
+                "messages": [{"$ref": "#/channels/requests/messages/createFlowRun"}],
+                "bindings": {"amqp": {"ack": True, "bindingVersion": "0.3.0"}},
+                "reply": {
+                    "address": {"description": "The request's property reply_to.", "location": "$message.header#/reply_to"},
+                    "channel": {"$ref": "#/channels/replies"},
+                    "messages": [
+                        {"$ref": "#/channels/replies/messages/flowRun"},
+                        {"$ref": "#/channels/replies/messages/error"},
+                    ],
+                },
+            },
+            "keepDeadLetter": {
+                "action": "send",
+                "title": "Keep a refused request with the reason in its headers",
+                "channel": {"$ref": "#/channels/deadLetters"},
+                "messages": [{"$ref": "#/channels/deadLetters/messages/deadLetter"}],
+            },
+        },
+        "components": {
+            "messages": {
+                "createFlowRun": {
+                    "contentType": "application/json",
+                    "headers": _headers(
+                        **{
+                            "x-prefect-api-version": "The API version that the producer speaks; too old a one is refused.",
+                            "prefect-automation-id": "With the name: the automation that asks for the run (created_by).",
+                            "prefect-automation-name": "The automation's name.",
+                            "traceparent": "W3C trace context; kept in the first state's details.",
+                            "tracestate": "W3C trace context.",
+                        }
+                    ),
+                    "payload": request,
+                    "correlationId": {"location": "$message.header#/correlation_id"},
+                    "examples": [{"payload": example} for example in _examples()],
+                },
+                "flowRun": _reply("flow_run", record, [200, 201], "201 created, 200 the run that has the key already."),
+                "error": _reply("error", error, [400, 404, 409, 413, 415, 422], "As Prefect's API answers."),
+                "deadLetter": {
+                    "headers": _headers(
+                        **{
+                            ERROR_STATUS_HEADER: "The status that was replied (an integer).",
+                            ERROR_HEADER: "The reason in a line.",
+                            FAILED_AT_HEADER: "When, ISO 8601.",
+                        }
+                    ),
+                    "payload": {"description": "The request's body as it came, whatever it was."},
+                },
+            },
+            "schemas": definitions["$defs"],
+        },
+    }
+    exchange = topology.exchange
+    if exchange is not None:
+        document["channels"]["exchange"] = {
+            "address": topology.routing_key,
+            "title": "The exchange, for producers that publish by name and routing key",
+            "messages": {"createFlowRun": {"$ref": "#/components/messages/createFlowRun"}},
+            "bindings": {
+                "amqp": {
+                    "is": "routingKey",
+                    "exchange": {"name": exchange, "type": "direct", "durable": True, "autoDelete": False, "vhost": "/"},
+                    "bindingVersion": "0.3.0",
+                }
+            },
+        }
+    return document
+
+
+def _standalone(model: type[BaseModel], mode: JsonSchemaMode) -> dict[str, Any]:
+    return {"$schema": SCHEMA_DIALECT, **model.model_json_schema(mode=mode, schema_generator=GenerateJsonSchema)}
+
+
+def _queue(name: str) -> dict[str, Any]:
+    return {
+        "is": "queue",
+        "queue": {"name": name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"},
+        "bindingVersion": "0.3.0",
+    }
+
+
+def _headers(**described: str) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: {"description": description} for name, description in described.items()}}
+
+
+def _reply(type_: str, payload: Any, statuses: list[int], description: str) -> dict[str, Any]:
+    return {
+        "contentType": "application/json",
+        "headers": {
+            "type": "object",
+            "properties": {"status": {"type": "integer", "enum": statuses, "description": description}},
+            "required": ["status"],
+        },
+        "payload": payload,
+        "correlationId": {"description": "The request's.", "location": "$message.header#/correlation_id"},
+        "bindings": {"amqp": {"messageType": type_, "bindingVersion": "0.3.0"}},
+    }
+
+
+def _examples() -> list[Any]:
+    extra = CreateFlowRun.model_config.get("json_schema_extra")
+    examples = extra.get("examples") if isinstance(extra, dict) else None
+    return examples if isinstance(examples, list) else []
