@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -63,11 +63,11 @@ def database_url(request: pytest.FixtureRequest) -> str:
 class WorkerProcess:
     """A worker as a user runs it: ``python -m worker run`` with settings in its environment."""
 
-    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+    def __init__(self, log: Path, environment: dict[str, str], command: Sequence[str] | None = None) -> None:
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "run"],
+                command or [sys.executable, "-m", "worker", "run"],
                 cwd=log.parent,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
                 stdin=subprocess.DEVNULL,

@@ -80,10 +80,25 @@ class PostgreSQL:
             self._process.stop(signal.SIGQUIT)
             self._process = None
 
-    def create_database(self) -> str:
-        """Make an empty database; returns its URL."""
+    def start_as_standby(self) -> None:
+        """Start the cluster as a standby without a primary: it is read-only until ``pg_promote()``."""
+        signal_file = self._data / "standby.signal"
+        signal_file.touch()
+        if self._user:
+            shutil.chown(signal_file, self._user)
+        self.start()
+
+    def create_database(self, folder: Path | None = None) -> str:
+        """Make an empty database, its files in an empty folder if one is given; returns its URL."""
         name = f"test_{next(self._numbers)}"
-        self._run("createdb", "-h", str(self._folder), "-p", str(self.port), "-U", "postgres", name)
+        where = ("-h", str(self._folder), "-p", str(self.port), "-U", "postgres")
+        if folder is None:
+            self._run("createdb", *where, name)
+        else:
+            if self._user:
+                shutil.chown(folder, self._user)
+            self._run("psql", *where, "-c", f"CREATE TABLESPACE {name} LOCATION '{folder}'")
+            self._run("createdb", *where, "-D", name, name)
         return self.url(name)
 
     def url(self, database: str) -> str:

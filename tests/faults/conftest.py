@@ -1,19 +1,74 @@
-"""Servers of the fault suite's own, since it stops them, and workers under a supervisor, as they run in production."""
+"""Scenes for faults: servers of their own, since they are stopped, workers behind a network, and producers."""
 
-import asyncio
 import os
+import random
 import subprocess
-import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from deploy.dev.postgresql import PostgreSQL
 from deploy.dev.rabbitmq import RabbitMQ
-from tests.conftest import ROOT, WorkerProcess
+from tests.faults.faults import Scene
 from tests.faults.load import Load
+from tests.faults.proxy import Proxy
+from tests.faults.supervisor import Supervisor
+
+# Seconds after which a silent connection counts as lost: two of these at the broker, three at the worker.
+HEARTBEAT = 2
+
+
+@contextmanager
+def small_disk(size: str) -> Iterator[Path | None]:
+    """A file system in memory, or None where we may not mount one."""
+    # Not pytest's: PostgreSQL's user has no way into that.
+    folder = Path(tempfile.mkdtemp(prefix="disk-"))
+    folder.chmod(0o755)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        folder.rmdir()
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        folder.rmdir()
+
+
+@asynccontextmanager
+async def open_scene(
+    broker: RabbitMQ, cluster: PostgreSQL, database: str, folder: Path, disk: Path | None, *, seed: int, haste: float = 1.0
+) -> AsyncIterator[Scene]:
+    """A scene with a database of a kind (``postgresql`` or ``sqlite``) on the small disk, if there is one."""
+    queue = f"faults-{uuid4().hex[:8]}.create"
+    name = f"faults-{uuid4().hex[:8]}"
+    where = (disk or folder) / name
+    where.mkdir()
+    if database == "postgresql":
+        url = cluster.create_database(where if disk else None)
+    else:
+        url = f"sqlite+aiosqlite:///{where}/flow_runs.db"
+    async with AsyncExitStack() as stack:
+        to_broker = await stack.enter_async_context(Proxy([broker.port]))
+        to_database = await stack.enter_async_context(Proxy([cluster.port]))
+        load = await stack.enter_async_context(Load(broker.url, queue, seed=seed))
+        environment = {
+            "WORKER_AMQP_URL": f"amqp://guest:guest@127.0.0.1:{to_broker.port}/?heartbeat={HEARTBEAT}",
+            "WORKER_DATABASE_URL": url.replace(f":{cluster.port}/", f":{to_database.port}/"),
+            "WORKER_QUEUE": queue,
+            "WORKER_MIGRATE": "true",
+            "WORKER_HTTP_PORT": "0",
+            "WORKER_SHUTDOWN_TIMEOUT": "3",
+        }
+        workers = Supervisor(folder, environment)
+        stack.callback(workers.kill_all)
+        yield Scene(broker, cluster, url, queue, workers, load, to_broker, to_database, disk, random.Random(seed), haste)
 
 
 @pytest.fixture(scope="module")
@@ -28,116 +83,18 @@ def cluster() -> Iterator[PostgreSQL]:
         yield cluster
 
 
-class Supervisor:
-    """Keeps workers running: starts one again when it dies, which counts unless the test killed it."""
-
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self._folder = folder
-        self._environment = environment
-        self._workers: list[WorkerProcess] = []
-        self._expected: set[int] = set()
-        self.died: list[str] = []
-        self._task: asyncio.Task[None] | None = None
-        self._count = 0
-
-    def start(self, count: int = 1) -> None:
-        for _ in range(count):
-            self._workers.append(self._new())
-        for worker in self._workers:
-            worker.wait_until_logged("serving")
-        self._task = self._task or asyncio.create_task(self._supervise())
-
-    def start_crashing(self, seam: str) -> WorkerProcess:
-        """A worker that kills itself at a seam, once; it is started again by itself as a sound one."""
-        worker = self._new([sys.executable, "-m", "tests.faults.crashing_worker", seam, str(self._folder / "crashed")])
-        self._expected.add(worker.process.pid)
-        self._workers.append(worker)
-        self._task = self._task or asyncio.create_task(self._supervise())
-        return worker
-
-    @property
-    def workers(self) -> list[WorkerProcess]:
-        return list(self._workers)
-
-    def kill(self, index: int) -> None:
-        """SIGKILL; the supervisor starts another."""
-        worker = self._workers[index % len(self._workers)]
-        self._expected.add(worker.process.pid)
-        worker.process.kill()
-
-    async def restart(self, index: int) -> int:
-        """SIGTERM and a new one in its place; returns the exit code."""
-        worker = self._workers[index % len(self._workers)]
-        self._expected.add(worker.process.pid)
-        # Before that it is Python that starts, and has no handler for a signal yet.
-        await asyncio.to_thread(worker.wait_until_logged, "serving")
-        return await asyncio.to_thread(worker.terminate)
-
-    async def stop(self) -> list[int]:
-        """SIGTERM to all; returns their exit codes."""
-        if self._task:
-            self._task.cancel()
-        for worker in self._workers:
-            await asyncio.to_thread(worker.wait_until_logged, "serving")
-        return [await asyncio.to_thread(worker.terminate) for worker in self._workers if worker.process.poll() is None]
-
-    def kill_all(self) -> None:
-        for worker in self._workers:
-            if worker.process.poll() is None:
-                worker.kill()
-
-    def logged(self, event: str) -> int:
-        """In how many lines of all logs this stands."""
-        return sum(log.read_text().count(event) for log in self._folder.glob("worker-*.log"))
-
-    async def _supervise(self) -> None:
-        while True:
-            for index, worker in enumerate(self._workers):
-                if worker.process.poll() is not None:
-                    if worker.process.pid not in self._expected:
-                        self.died.append(worker.output[-2000:])
-                    self._workers[index] = self._new()
-            await asyncio.sleep(0.1)
-
-    def _new(self, command: list[str] | None = None) -> WorkerProcess:
-        self._count += 1
-        log = self._folder / f"worker-{self._count}.log"
-        if command is None:
-            return WorkerProcess(log, self._environment)
-        worker = WorkerProcess.__new__(WorkerProcess)
-        worker.log = log
-        with log.open("wb") as output:
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), **self._environment}
-            worker.process = subprocess.Popen(command, cwd=log.parent, env=environment, stdout=output, stderr=output)
-        return worker
+@pytest.fixture(scope="module")
+def disk() -> Iterator[Path | None]:
+    with small_disk("512m") as disk:
+        yield disk
 
 
 @pytest.fixture
-async def supervisor(broker: RabbitMQ, cluster: PostgreSQL, queue: str, tmp_path: Path) -> AsyncIterator[Any]:
-    """Makes supervisors of workers on a database; all their processes end with the test."""
-    made: list[Supervisor] = []
-
-    def make(database_url: str, **settings: Any) -> Supervisor:
-        environment = {
-            "WORKER_AMQP_URL": broker.url,
-            "WORKER_DATABASE_URL": database_url,
-            "WORKER_QUEUE": queue,
-            "WORKER_MIGRATE": "true",
-            "WORKER_HTTP_PORT": "0",
-            **{f"WORKER_{name.upper()}": str(value) for name, value in settings.items()},
-        }
-        made.append(Supervisor(tmp_path, environment))
-        return made[-1]
-
-    yield make
-    for each in made:
-        if each._task:
-            each._task.cancel()
-        each.kill_all()
-
-
-@pytest.fixture
-async def load(broker: RabbitMQ, queue: str, request: pytest.FixtureRequest) -> AsyncIterator[Load]:
+async def scene(
+    request: pytest.FixtureRequest, broker: RabbitMQ, cluster: PostgreSQL, disk: Path | None, tmp_path: Path
+) -> AsyncIterator[Any]:
+    """A scene on PostgreSQL, or the kind of database that the test is parametrized with."""
+    database = getattr(request, "param", "postgresql")
     seed = int(os.environ.get("WORKER_TEST_SEED", "1"))
-    async with Load(broker.url, queue, seed=seed) as load:
-        yield load
+    async with open_scene(broker, cluster, database, tmp_path, disk, seed=seed, haste=2.5) as scene:
+        yield scene

@@ -3,32 +3,58 @@
 import asyncio
 import json
 import random
-from collections import defaultdict
-from contextlib import suppress
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 from uuid import uuid4
 
 import aio_pika
 
+from deploy.dev.rabbitmq import RabbitMQ
 from tests.database import fetch
+
+_LOST = (aio_pika.exceptions.AMQPError, ConnectionError, OSError, RuntimeError, TimeoutError)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of all requests that the broker took over."""
+    """What became of all requests that the broker took over.
+
+    Attributes:
+        lost: requests without a reply, without a run, or refused and not in the dead letters.
+        doubled: keys and messages with more than one run, in the database or in the replies.
+        left: what is still in the request queue.
+        strays: dead letters that the worker did not refuse (given up by the broker).
+    """
 
     published: int
     runs: int
     replies: int
     created: int
+    refused: int
+    dead_letters: int
     lost: int
     doubled: int
-    dead_letters: int
+    left: int
+    strays: int
+
+    @property
+    def sound(self) -> bool:
+        """Whether every promise was kept."""
+        return (self.lost, self.doubled, self.left, self.strays) == (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as the check has to know it: by its key, or its message; ``None`` for one that has to be refused."""
+
+    identity: str | None
 
 
 class Load:
-    """Publishes requests, some of them for keys that were used before, some refused, and collects the replies.
+    """Publishes requests, some of them for keys that were used before, some without a key, some that have to be refused.
 
     A request counts as published once the broker has confirmed it; until then it is published again, as a producer would.
     The reply queue is durable, so that replies outlive the broker's restart as the requests do.
@@ -40,21 +66,25 @@ class Load:
         self._random = random.Random(seed)
         self._replies_queue = f"replies-{uuid4().hex[:8]}"
         self.flow_id = str(uuid4())
-        self.keys: dict[str, str | None] = {}
+        self.requests: dict[str, Request] = {}
         self.replies: dict[str, list[tuple[int, str | None]]] = defaultdict(list)
         self._publishing: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
+        self._go = asyncio.Event()
+        self._go.set()
         self._number = 0
+        self._under_way = 0
 
     async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._collect())]
+        self._collecting = asyncio.create_task(self._collect())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._stop.set()
-        for task in (*self._tasks, *self._publishing):
+        self._go.set()
+        for task in (self._collecting, *self._publishing):
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._publishing, return_exceptions=True)
+        await asyncio.gather(self._collecting, *self._publishing, return_exceptions=True)
 
     def start(self, producers: int = 2, pause: float = 0.005) -> None:
         """Begin to publish."""
@@ -63,37 +93,81 @@ class Load:
     async def stop(self) -> None:
         """Publish no more, once what is under way is confirmed."""
         self._stop.set()
+        self._go.set()
         await asyncio.gather(*self._publishing)
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests have no reply yet."""
+        return len(self.requests) - sum(1 for each in self.requests if each in self.replies)
+
+    async def settled(self, seconds: float = 120.0) -> None:
+        """Wait until each request has a reply; raises TimeoutError."""
+        async with asyncio.timeout(seconds):
+            while self.unanswered:
+                await asyncio.sleep(0.2)
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Publish nothing within, and begin with every request answered."""
+        self._go.clear()
+        try:
+            while self._under_way:
+                await asyncio.sleep(0.05)
+            await self.settled()
+            await asyncio.sleep(0.5)  # a reply comes before its acknowledgement
+            yield
+        finally:
+            self._go.set()
+
+    async def until_on_disk(self, broker: RabbitMQ) -> None:
+        """Wait until our queue and theirs survive a kill of the broker."""
+        async with asyncio.timeout(30):
+            while not all(broker.on_disk(queue) for queue in (self._queue, f"{self._queue}.dead")):
+                await asyncio.sleep(0.1)
 
     async def _produce(self, pause: float) -> None:
         while not self._stop.is_set():
-            key = f"key-{self._random.randrange(max(self._number, 1))}" if self._random.random() < 0.2 else f"key-{self._number}"
-            self._number += 1
-            body: dict[str, Any] = {"flow_id": self.flow_id, "idempotency_key": key}
-            refused = self._random.random() < 0.05
-            if refused:
-                body["colour"] = "red"
-            correlation_id = uuid4().hex
-            await self._confirmed(correlation_id, json.dumps(body).encode())
-            self.keys[correlation_id] = None if refused else key
+            await self._go.wait()
+            self._under_way += 1
+            try:
+                await self._one()
+            finally:
+                self._under_way -= 1
             await asyncio.sleep(pause)
 
-    async def _confirmed(self, correlation_id: str, body: bytes) -> None:
+    async def _one(self) -> None:
+        correlation_id = uuid4().hex
+        body: dict[str, Any] = {"flow_id": self.flow_id}
+        chance = self._random.random()
+        identity: str | None = None
+        message_id = None
+        if chance < 0.05:
+            body["colour"] = "red"
+        elif chance < 0.2:
+            # Known again by its message id; the name is for us to find the run.
+            identity = message_id = body["name"] = f"message-{correlation_id}"
+        else:
+            number = self._random.randrange(max(self._number, 1)) if chance < 0.4 else self._number
+            identity = body["idempotency_key"] = f"key-{number}"
+        self._number += 1
         message = aio_pika.Message(
-            body,
+            json.dumps(body).encode(),
             content_type="application/json",
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             reply_to=self._replies_queue,
             correlation_id=correlation_id,
+            message_id=message_id,
         )
         while True:
             try:
                 async with asyncio.timeout(10):
                     channel = await self._channel()
                     await channel.default_exchange.publish(message, routing_key=self._queue, mandatory=True)
-                return
-            except (aio_pika.exceptions.AMQPError, ConnectionError, OSError, RuntimeError, TimeoutError):
+                break
+            except _LOST:
                 await asyncio.sleep(0.1)
+        self.requests[correlation_id] = Request(identity)
 
     async def _channel(self) -> Any:
         if getattr(self, "_connection", None) is None or self._connection.is_closed or self._shared.is_closed:
@@ -105,7 +179,7 @@ class Load:
 
     async def _collect(self) -> None:
         while True:
-            with suppress(aio_pika.exceptions.AMQPError, ConnectionError, OSError, RuntimeError, TimeoutError):
+            with suppress(*_LOST):
                 connection = await aio_pika.connect(self._url)
                 async with connection:
                     channel = await connection.channel()
@@ -118,34 +192,62 @@ class Load:
                             await message.ack()
             await asyncio.sleep(0.2)
 
-    async def verdict(self, database_url: str, seconds: float = 60.0) -> Verdict:
-        """Wait until everything published has its reply, or for so long, and count."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while not all(self.replies[each] for each in self.keys):
-                    await asyncio.sleep(0.1)
+    async def verdict(self, database_url: str) -> Verdict:
+        """Count; to be called when all is settled and the workers have left."""
         rows = await fetch(
             database_url,
-            f"SELECT idempotency_key AS key, count(*) AS n FROM flow_run WHERE flow_id = '{self.flow_id}' GROUP BY 1",
+            "SELECT coalesce(idempotency_key, name) AS identity, count(*) AS n FROM flow_run "
+            f"WHERE flow_id = '{self.flow_id}' GROUP BY 1",
         )
-        runs = {row["key"]: row["n"] for row in rows}
-        wanted = {key for key in self.keys.values() if key is not None}
+        runs: dict[str, int] = {row["identity"]: row["n"] for row in rows}
+        letters, strays, left = await self._dead_letters()
+        lost = doubled = refused = 0
         ids: dict[str, set[str]] = defaultdict(set)
-        for correlation_id, key in self.keys.items():
-            if key is not None:
-                ids[key] |= {run_id for status, run_id in self.replies[correlation_id] if status < 400 and run_id}
-        refused = sum(key is None for key in self.keys.values())
+        for correlation_id, request in self.requests.items():
+            replies = self.replies.get(correlation_id, [])
+            if request.identity is None:
+                refused += 1
+                lost += {status for status, _ in replies} != {422} or correlation_id not in letters
+            else:
+                found = {run_id for status, run_id in replies if status in (200, 201) and run_id}
+                ids[request.identity] |= found
+                lost += not found or request.identity not in runs
+        doubled += sum(count > 1 for count in runs.values())
+        doubled += sum(len(found) > 1 for found in ids.values())
+        statuses = Counter(status for each in self.requests for status, _ in self.replies.get(each, []))
+        return Verdict(
+            published=len(self.requests),
+            runs=sum(runs.values()),
+            replies=statuses.total(),
+            created=statuses[201],
+            refused=refused,
+            dead_letters=len(letters),
+            lost=lost,
+            doubled=doubled,
+            left=left,
+            strays=strays,
+        )
+
+    async def _dead_letters(self) -> tuple[set[str], int, int]:
+        """The correlation ids of refused requests, how many others there are, and what is left in the request queue."""
         connection = await aio_pika.connect(self._url)
         async with connection:
             channel = await connection.channel()
-            dead = await channel.declare_queue(f"{self._queue}.dead", passive=True)
-            dead_letters = dead.declaration_result.message_count or 0
-        return Verdict(
-            published=len(self.keys),
-            runs=sum(runs.values()),
-            replies=sum(len(self.replies[each]) for each in self.keys),
-            created=sum(status == 201 for each in self.keys for status, _ in self.replies[each]),
-            lost=sum(not self.replies[each] for each in self.keys) + len(wanted - runs.keys()) + max(refused - dead_letters, 0),
-            doubled=sum(count > 1 for count in runs.values()) + sum(len(found) > 1 for found in ids.values()),
-            dead_letters=dead_letters,
-        )
+            await channel.set_qos(500)
+            queue = await channel.declare_queue(f"{self._queue}.dead", passive=True)
+            letters: set[str] = set()
+            strays = 0
+            remaining = queue.declaration_result.message_count or 0
+            if remaining:
+                async with queue.iterator() as messages:
+                    async for message in messages:
+                        if "x-error-status" in message.headers:
+                            letters.add(message.correlation_id or "")
+                        else:
+                            strays += 1
+                        await message.ack()
+                        remaining -= 1
+                        if not remaining:
+                            break
+            requests = await channel.declare_queue(self._queue, passive=True)
+            return letters, strays, requests.declaration_result.message_count or 0

@@ -1,0 +1,90 @@
+"""A network between workers and a server that can be slow, fall silent, or be cut; passes bytes and knows no protocol."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Self
+
+
+class Proxy:
+    """Forwards connections to the first of some local ports that accepts them, as a load balancer would.
+
+    Attributes:
+        port: where it listens.
+        latency: seconds by which whatever is sent arrives later, each way.
+    """
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        self._targets = list(ports)
+        self._open = asyncio.Event()
+        self._open.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.latency = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.cut()
+
+    def silence(self) -> None:
+        """Pass nothing on, and close nothing; new connections are accepted, and are silent too."""
+        self._open.clear()
+
+    def speak(self) -> None:
+        """Pass on again what was held."""
+        self._open.set()
+
+    def cut(self) -> None:
+        """Break all connections (reset, not closed)."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        await self._open.wait()
+        for port in self._targets:
+            with suppress(OSError):
+                there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
+                break
+        else:
+            writer.transport.abort()
+            self._writers.discard(writer)
+            return
+        self._writers.add(there_writer)
+        await asyncio.gather(self._pass(reader, there_writer), self._pass(there_reader, writer))
+        self._writers -= {writer, there_writer}
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass on what one side sends until it ends or the other side is gone."""
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64)
+        loop = asyncio.get_running_loop()
+
+        async def receive() -> None:
+            data = b"-"
+            while data:
+                try:
+                    data = await reader.read(65536)
+                except OSError:
+                    data = b""
+                await under_way.put((loop.time() + self.latency, data))
+
+        receiving = asyncio.create_task(receive())
+        try:
+            while True:
+                due, data = await under_way.get()
+                await asyncio.sleep(max(due - loop.time(), 0))
+                await self._open.wait()
+                if not data:
+                    break
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            receiving.cancel()
+            writer.close()

@@ -1,0 +1,118 @@
+"""Workers under a supervisor, as they run in production."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+
+from tests.conftest import WorkerProcess
+
+
+class Supervisor:
+    """Keeps workers running: starts one again when it dies, which counts unless it was killed on purpose.
+
+    Attributes:
+        died: the ends of the logs of workers that died otherwise.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._folder = folder
+        self._environment = environment
+        self._workers: list[WorkerProcess] = []
+        self._crashing: list[WorkerProcess] = []
+        self._expected: set[int] = set()
+        self._numbers = count(1)
+        self._task: asyncio.Task[None] | None = None
+        self.died: list[str] = []
+
+    async def start(self, count: int) -> None:
+        """Start workers, and wait until they serve."""
+        self._workers += [self._new() for _ in range(count)]
+        for worker in self._workers:
+            await asyncio.to_thread(worker.wait_until_logged, "serving")
+        self._task = asyncio.create_task(self._supervise())
+
+    def start_crashing(self, seam: str) -> WorkerProcess:
+        """One more worker, that kills itself at a seam."""
+        marker = self._folder / f"crashed-{next(self._numbers)}"
+        worker = self._new([sys.executable, "-m", "tests.faults.crashing_worker", seam, str(marker)])
+        self._crashing.append(worker)
+        return worker
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that run now."""
+        return [worker.process.pid for worker in self._workers if worker.process.poll() is None]
+
+    def kill(self, index: int) -> None:
+        """SIGKILL; another is started."""
+        worker = self._workers[index % len(self._workers)]
+        self._expected.add(worker.process.pid)
+        worker.process.kill()
+
+    async def restart(self, index: int) -> int:
+        """SIGTERM, and another in its place; returns the exit code."""
+        worker = self._workers[index % len(self._workers)]
+        # Before it serves it may be Python that starts, and has no handler for a signal yet.
+        await asyncio.to_thread(worker.wait_until_logged, "serving", 120)
+        self._expected.add(worker.process.pid)
+        return await asyncio.to_thread(worker.terminate)
+
+    @asynccontextmanager
+    async def frozen(self, index: int) -> AsyncIterator[None]:
+        """A worker gets no time from its machine within."""
+        worker = self._workers[index % len(self._workers)]
+        worker.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            worker.process.send_signal(signal.SIGCONT)
+
+    async def stop(self) -> list[int]:
+        """SIGTERM to all; returns their exit codes."""
+        self._stop_supervising()
+        for worker in self._workers:
+            await asyncio.to_thread(worker.wait_until_logged, "serving", 120)
+        return [await asyncio.to_thread(worker.terminate) for worker in self._workers if worker.process.poll() is None]
+
+    def kill_all(self) -> None:
+        """End whatever still runs."""
+        self._stop_supervising()
+        for worker in (*self._workers, *self._crashing):
+            if worker.process.poll() is None:
+                worker.kill()
+
+    def logged(self, event: str) -> int:
+        """In how many lines of all logs this stands."""
+        return sum(log.read_text().count(event) for log in self._folder.glob("worker-*.log"))
+
+    def _stop_supervising(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _supervise(self) -> None:
+        while True:
+            for index, worker in enumerate(self._workers):
+                if worker.process.poll() is not None:
+                    if worker.process.pid not in self._expected:
+                        self.died.append(worker.output[-2000:])
+                    self._workers[index] = self._new()
+            await asyncio.sleep(0.1)
+
+    def _new(self, command: Sequence[str] | None = None) -> WorkerProcess:
+        log = self._folder / f"worker-{next(self._numbers)}.log"
+        return WorkerProcess(log, self._environment, command)
+
+
+def resident(pid: int) -> int:
+    """A process's resident memory in bytes; 0 if it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
