@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import signal
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import structlog
 
@@ -18,6 +20,8 @@ from worker.observability.traces import open_traces
 from worker.pipeline import DatabaseAway, Pipeline
 from worker.settings import Settings, redact
 from worker.store import Store
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +98,7 @@ class Service:
         backoff = Backoff()
         while not self._stopping.is_set():
             try:
-                store = await Store.open(self._settings.database_url, migrate=self._settings.migrate)
+                store = await self._unless_stopping(Store.open(self._settings.database_url, migrate=self._settings.migrate))
             except Fault as fault:
                 metrics.database_away(str(fault))
                 log.warning("database_away", error=str(fault), tries=backoff.tries + 1)
@@ -109,12 +113,16 @@ class Service:
         first = True
         while not self._stopping.is_set():
             try:
-                session = await Session.open(self._settings.amqp_url, self._topology, name="flow-run-worker")
+                session = await self._unless_stopping(
+                    Session.open(self._settings.amqp_url, self._topology, name="flow-run-worker")
+                )
             except BrokerUnavailable as error:
                 metrics.broker_away(str(error))
                 log.warning("broker_away", error=str(error), tries=backoff.tries + 1)
                 await self._pause(backoff)
                 continue
+            if session is None:
+                return
             if not first:
                 metrics.reconnects.inc()
             first = False
@@ -150,13 +158,11 @@ class Service:
         try:
             await asyncio.wait((pipeline, stopping, session.lost), return_when=asyncio.FIRST_COMPLETED)
             if stopping.done() and not session.lost.done():
-                await session.stop_consuming()
-                done, _ = await asyncio.wait(
-                    (pipeline, session.lost),
-                    timeout=self._settings.shutdown_timeout,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if not done:
+                try:
+                    async with asyncio.timeout(self._settings.shutdown_timeout):
+                        await session.stop_consuming()
+                        await asyncio.wait((pipeline, session.lost), return_when=asyncio.FIRST_COMPLETED)
+                except TimeoutError:
                     log.warning("shutdown_timeout", handed_back="what is still in flight")
             if session.refused:
                 raise BrokerRefused(f"The broker refuses what the worker needs: {session.lost.result()}")
@@ -181,6 +187,20 @@ class Service:
             else:
                 metrics.database_here()
                 return
+
+    async def _unless_stopping(self, opening: Coroutine[Any, Any, T]) -> T | None:
+        """What is opened, or None when we are to stop before that."""
+        task = asyncio.create_task(opening)
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            task.cancel()
+            await asyncio.wait((task,), timeout=self._settings.shutdown_timeout)
+            return None
+        finally:
+            stopping.cancel()
 
     async def _pause(self, backoff: Backoff) -> None:
         try:

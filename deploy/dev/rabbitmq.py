@@ -102,7 +102,10 @@ class RabbitMQ:
         RabbitMQ writes which Raft log is whose every half second (``ra_directory``, a dets table); a queue that was declared and
         filled since is there after a kill, and answers nothing.
         """
-        return any(queue.encode() in file.read_bytes() for file in self._folder.glob("data/*/quorum/*/names.dets"))
+        # The name of its Raft cluster, an Erlang atom, whose length stands before it.
+        name = f"%2F_{queue}".encode()
+        atom = bytes([len(name)]) + name
+        return any(atom in file.read_bytes() for file in self._folder.glob("data/*/quorum/*/names.dets"))
 
     def ctl(self, *arguments: str) -> str:
         """Run ``rabbitmqctl``; returns what it prints."""

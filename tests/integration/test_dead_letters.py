@@ -32,6 +32,13 @@ async def listed(dead_letters: Callable[..., Any], *arguments: str) -> list[dict
     return [json.loads(line) for line in done.out.splitlines()]
 
 
+async def all_back(producer: Producer, count: int) -> None:
+    """Wait until the broker has put back what a look gave back."""
+    async with asyncio.timeout(20):
+        while await producer.depth(f"{producer.queue}.dead") < count:
+            await asyncio.sleep(0.02)
+
+
 async def refuse(
     start_worker: StartWorker, producer: Producer, database_url: str, *bodies: dict[str, Any], **properties: Any
 ) -> None:
@@ -79,6 +86,7 @@ async def test_looking_at_them_often_loses_none(
     await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, {"flow_id": 2})
     seen = set()
     for _ in range(24):
+        await all_back(producer, 2)
         async with open_dead_letters(amqp_url, Topology.from_queue_name(producer.queue)) as letters:
             seen.add(frozenset([letter.id async for letter in letters.look(10)]))
     assert len(seen) == 1
@@ -105,9 +113,7 @@ async def test_they_are_sent_again_as_they_were(
     # What is refused again is a dead letter again, with the headers of its producer, and those of now.
     ids = [each["id"] for each in await listed(dead_letters)]
     assert "1 sent again" in (await dead_letters("replay", ids[0])).out
-    async with asyncio.timeout(10):
-        while await producer.depth(f"{producer.queue}.dead") < 2:
-            await asyncio.sleep(0.05)
+    await all_back(producer, 2)
     assert sorted(each["id"] for each in await listed(dead_letters)) == sorted(ids)
     letters = await producer.dead_letters(2)
     assert [letter.headers["colour"] for letter in letters] == ["red", "red"]
@@ -119,13 +125,9 @@ async def test_many_are_sent_again_while_they_come_back(
     start_worker(sqlite_url)
     for number in range(250):
         await producer.publish({"flow_id": number})
-    async with asyncio.timeout(20):
-        while await producer.depth(f"{producer.queue}.dead") < 250:
-            await asyncio.sleep(0.05)
+    await all_back(producer, 250)
     assert "250 sent again" in (await dead_letters("replay", "--all")).out
-    async with asyncio.timeout(20):
-        while await producer.depth(f"{producer.queue}.dead") < 250:
-            await asyncio.sleep(0.05)
+    await all_back(producer, 250)
     assert len({letter.raw for letter in await producer.dead_letters(250)}) == 250
 
 

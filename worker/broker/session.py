@@ -34,6 +34,9 @@ log = structlog.get_logger(__name__)
 
 # A connection attempt that hangs (a silent firewall) counts as failed after this many seconds.
 CONNECT_TIMEOUT = 10.0
+# A quorum queue that has no leader yet, as after the broker was killed, keeps whoever declares or consumes it waiting (for
+# 65 seconds and an INTERNAL_ERROR in RabbitMQ 3.10); a new session is served as soon as it has one. Seconds.
+QUEUE_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 
 
@@ -85,9 +88,13 @@ class Session:
         """
         connection = await connect(url, name=name)
         try:
-            await ensure(topology, connection)
-            channel = await BulkChannel.open_on(connection)
-        except (aiormq.AMQPError, ConnectionError, OSError) as error:
+            async with asyncio.timeout(QUEUE_TIMEOUT):
+                await ensure(topology, connection)
+                channel = await BulkChannel.open_on(connection)
+        except TimeoutError as error:
+            await _close(connection)
+            raise BrokerUnavailable(f"The broker does not answer for the queue '{topology.queue}'") from error
+        except (aiormq.AMQPError, OSError) as error:
             await _close(connection)
             raise BrokerUnavailable(f"The broker closed the connection: {error}") from error
         except BaseException:
@@ -146,12 +153,15 @@ class Session:
                 raise ChannelLost(self.lost.result())
             tag, self._consumer_tag = self._consumer_tag, None
             try:
-                if tag is not None:
-                    await self._channel.basic_cancel(tag)
-                if prefetch and not self._stopped:
-                    await self._channel.basic_qos(prefetch_count=prefetch)
-                    consumed = await self._channel.basic_consume(self.topology.queue, _never_called)
-                    self._consumer_tag = consumed.consumer_tag
+                async with asyncio.timeout(QUEUE_TIMEOUT):
+                    if tag is not None:
+                        await self._channel.basic_cancel(tag)
+                    if prefetch and not self._stopped:
+                        await self._channel.basic_qos(prefetch_count=prefetch)
+                        consumed = await self._channel.basic_consume(self.topology.queue, _never_called)
+                        self._consumer_tag = consumed.consumer_tag
+            except TimeoutError as error:
+                raise ChannelLost(f"the broker does not answer for the queue '{self.topology.queue}'") from error
             except (aiormq.AMQPError, ConnectionError) as error:
                 raise ChannelLost(str(error)) from error
 
@@ -230,9 +240,10 @@ async def connect(url: str, *, name: str) -> AbstractConnection:
         raise BrokerRefused(f"The broker at {where} refuses the virtual host: {error}") from error
     except ConnectionClosed as error:
         raise BrokerRefused(f"The broker at {where} closed the connection: {error}") from error
-    except (aiormq.AMQPError, OSError, TimeoutError) as error:
+    except (aiormq.AMQPError, OSError, TimeoutError, StopAsyncIteration) as error:
+        # The last of them is how aiormq tells of a connection that ends in the middle of the handshake.
         await _close(connection)
-        raise BrokerUnavailable(f"No broker answers at {where}: {error or 'timed out'}") from error
+        raise BrokerUnavailable(f"No broker answers at {where}: {str(error) or type(error).__name__}") from error
     return connection
 
 
