@@ -1,0 +1,106 @@
+"""All faults mixed, for as long as wanted: ``python -m tests.faults.soak --minutes 20 --seed 1 [--database sqlite]``.
+
+Three workers, two producers, one fault after another in an order that the seed decides, now and then a SIGTERM on top.
+Prints what was injected and what became of the requests; exits with 1 unless nothing is lost and nothing doubled.
+"""
+
+import argparse
+import asyncio
+import logging
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from deploy.dev.postgresql import PostgreSQL
+from deploy.dev.rabbitmq import RabbitMQ
+from tests.faults.conftest import open_scene, small_disk
+from tests.faults.faults import Scene, faults_for
+from tests.faults.supervisor import resident
+
+WORKERS = 3
+SIGTERM = "SIGTERM during a fault"
+
+
+async def soak(scene: Scene, minutes: float, console: Console) -> tuple[Counter[str], int]:
+    """Inject faults for so long; returns how often each was, and the largest resident memory of a worker in bytes."""
+    possible = [fault for fault in faults_for(scene.database_url) if fault.name != "disk full" or scene.disk]
+    injected: Counter[str] = Counter({fault.name: 0 for fault in possible} | {SIGTERM: 0})
+    largest = 0
+    deadline = time.monotonic() + minutes * 60
+    order: list[str] = []
+    while time.monotonic() < deadline:
+        if not order:
+            # Each once, then each once more in another order: in a long run none is left out.
+            order = [fault.name for fault in possible]
+            scene.moments.shuffle(order)
+        fault = next(each for each in possible if each.name == order[-1])
+        order.pop()
+        started = time.monotonic()
+        happening = asyncio.create_task(fault.happens(scene))
+        if scene.moments.random() < 0.3 and not fault.name.startswith("worker"):
+            await scene.lasts(1)
+            code = await scene.workers.restart(scene.moments.randrange(WORKERS))
+            assert code == 0, f"a worker left with {code}"
+            injected[SIGTERM] += 1
+        await happening
+        injected[fault.name] += 1
+        largest = max([largest, *map(resident, scene.workers.pids)])
+        took = time.monotonic() - started
+        console.print(f"{fault.name}: {took:.0f} s; {len(scene.load.requests)} published, {scene.load.unanswered} open")
+        await scene.lasts(2)
+    return injected, largest
+
+
+async def run(minutes: float, seed: int, database: str) -> int:
+    """The whole of it; returns the exit code."""
+    console = Console(highlight=False)
+    with (
+        RabbitMQ() as broker,
+        PostgreSQL() as cluster,
+        small_disk("3g") as disk,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        async with open_scene(broker, cluster, database, Path(folder), disk, seed=seed) as scene:
+            await scene.workers.start(WORKERS)
+            scene.load.start()
+            started = time.monotonic()
+            injected, largest = await soak(scene, minutes, console)
+            await scene.load.stop()
+            took = time.monotonic() - started
+            await scene.load.settled()
+            codes = await scene.workers.stop()
+            verdict = await scene.load.verdict(scene.database_url)
+            died = scene.workers.died
+    table = Table("fault", "injected", title=f"{took / 60:.1f} minutes on {database}, seed {seed}")
+    for name, count in injected.items():
+        table.add_row(name, str(count))
+    table.add_section()
+    table.add_row("all", str(injected.total()))
+    console.print(table)
+    console.print(verdict)
+    console.print(
+        f"largest resident memory of a worker: {largest / 2**20:.0f} MiB; died of themselves: {len(died)}; left with {codes}"
+    )
+    for log in died:
+        console.print(log, markup=False)
+    return 0 if verdict.sound and not died and set(codes) == {0} else 1
+
+
+def main() -> None:
+    """Read the options and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
+    options = parser.parse_args()
+    logging.disable(logging.CRITICAL)  # what the producers' library says of the connections that we break
+    sys.exit(asyncio.run(run(options.minutes, options.seed, options.database)))
+
+
+if __name__ == "__main__":
+    main()
