@@ -21,6 +21,7 @@ from worker.cli.dead_letters import dead_letters_app
 from worker.cli.doctor import doctor
 from worker.cli.options import err
 from worker.cli.run import run
+from worker.cli.top import top
 from worker.cli.topology import topology_app
 from worker.client import ClientError
 from worker.contract.errors import Fault
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, create, doctor, bench, asyncapi):
+for command in (run, create, top, doctor, bench, asyncapi):
     app.command()(command)
 app.add_typer(topology_app, name="topology")
 app.add_typer(db_app, name="db")

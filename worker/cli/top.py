@@ -1,0 +1,96 @@
+"""``top``: workers and their queue, live in the terminal."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from worker.broker.topology import Topology
+from worker.cli.options import AmqpUrl, Queue, out, run_async
+from worker.settings import Settings, load_settings
+from worker.top import Top, View, WorkerView
+
+
+def top(
+    urls: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[URL]...", help="The workers' side ports; that of WORKER_HTTP_PORT otherwise.", show_default=False
+        ),
+    ] = None,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one view and end.")] = False,
+    amqp_url: AmqpUrl = None,
+    queue: Queue = None,
+) -> None:
+    """Watch workers: the queue's depth, rates in and out, outcomes, times of a batch, connections. Ctrl-C ends it."""
+    settings = load_settings(amqp_url=amqp_url, queue=queue)
+    run_async(_watch(settings, urls or [f"http://127.0.0.1:{settings.http_port}"], interval, once))
+
+
+async def _watch(settings: Settings, urls: list[str], interval: float, once: bool) -> None:
+    async with Top(urls, settings.amqp_url, Topology.from_queue_name(settings.queue)) as look:
+        await asyncio.sleep(interval)
+        if once:
+            out.print(_draw(await look.view(), settings.queue))
+            return
+        with Live(_draw(await look.view(), settings.queue), console=out, auto_refresh=False, screen=out.is_terminal) as live:
+            while True:
+                await asyncio.sleep(interval)
+                live.update(_draw(await look.view(), settings.queue), refresh=True)
+
+
+def _draw(view: View, name: str) -> RenderableType:
+    queue = view.queue
+    if queue.error is not None:
+        about = f"[bold]{escape(name)}[/]  [bold red]{escape(queue.error)}[/]"
+    else:
+        dead = f"[yellow]{queue.dead_letters}[/]" if queue.dead_letters else "0"
+        about = (
+            f"[bold]{escape(name)}[/]  ready [bold]{queue.ready}[/]  consumers {queue.consumers}  dead letters {dead}   "
+            f"in [bold]{view.incoming:,.0f}/s[/]  out [bold]{view.outgoing:,.0f}/s[/]"
+        )
+    table = Table(expand=True)
+    table.add_column("worker", no_wrap=True)
+    table.add_column("broker")
+    table.add_column("database")
+    for heading in (
+        "created/s",
+        "existing/s",
+        "refused/s",
+        "redelivered/s",
+        "in flight",
+        "batch",
+        "create p50/p99",
+        "reply p50/p99",
+    ):
+        table.add_column(heading, justify="right")
+    for worker in view.workers:
+        table.add_row(*_row(worker))
+    return Group(about, table)
+
+
+def _row(worker: WorkerView) -> list[str]:
+    if worker.error is not None:
+        return [escape(worker.url), f"[bold red]{escape(worker.error)}[/]"]
+    return [
+        f"{escape(worker.url)} [dim]{escape(worker.version)}[/]",
+        _state(worker.broker),
+        _state(worker.database),
+        *(f"{rate:,.0f}" for rate in (worker.created, worker.existing, worker.refused, worker.redelivered)),
+        str(worker.in_flight),
+        "" if worker.batch is None else f"{worker.batch:.0f}",
+        *(_milliseconds(each) for each in (worker.create, worker.reply)),
+    ]
+
+
+def _state(up: bool) -> str:
+    return "[green]up[/]" if up else "[bold red]away[/]"
+
+
+def _milliseconds(percentiles: tuple[float, float] | None) -> str:
+    return "" if percentiles is None else f"{percentiles[0] * 1000:.1f} / {percentiles[1] * 1000:.1f} ms"

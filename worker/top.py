@@ -1,0 +1,225 @@
+"""What ``top`` shows, from the workers' own metrics pages and the broker: rates between two looks; draws nothing."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Self
+
+import aiohttp
+import aiormq
+from aiormq.abc import AbstractChannel, AbstractConnection
+from prometheus_client.parser import text_string_to_metric_families
+
+from worker.broker.session import BrokerRefused, BrokerUnavailable, connect
+from worker.broker.topology import Topology
+
+# A page that takes longer counts as no answer; seconds.
+PAGE_TIMEOUT = 2.0
+
+Labels = frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A worker's metrics page at one moment, or why there is none."""
+
+    at: float
+    samples: Mapping[tuple[str, Labels], float] = field(default_factory=dict)
+    error: str | None = None
+
+    @classmethod
+    def parse(cls, at: float, text: str) -> Self:
+        """Read the page's text; raises ValueError if it is none."""
+        samples = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name.startswith("flow_run_worker_")
+        }
+        return cls(at, samples)
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of a metric over all samples that have these labels."""
+        wanted = labels.items()
+        return sum(value for (each, has), value in self.samples.items() if each == name and wanted <= has)
+
+    def label(self, name: str, label: str) -> str:
+        """A label of a metric's only sample."""
+        return next((dict(labels).get(label, "") for (each, labels) in self.samples if each == name), "")
+
+
+@dataclass(frozen=True)
+class WorkerView:
+    """One worker between two looks: rates per second, seconds.
+
+    Attributes:
+        create, reply: the 50th and the 99th percentile of a batch's time in that stage, as upper bounds of their
+            histogram's buckets are interpolated; None if there was no batch.
+    """
+
+    url: str
+    error: str | None = None
+    version: str = ""
+    broker: bool = False
+    database: bool = False
+    created: float = 0.0
+    existing: float = 0.0
+    refused: float = 0.0
+    redelivered: float = 0.0
+    in_flight: int = 0
+    batch: float | None = None
+    create: tuple[float, float] | None = None
+    reply: tuple[float, float] | None = None
+
+    @property
+    def served(self) -> float:
+        """Requests that were answered, a second."""
+        return self.created + self.existing + self.refused
+
+    @classmethod
+    def between(cls, url: str, before: Page, now: Page) -> Self:
+        """What happened between two pages of one worker."""
+        if now.error is not None:
+            return cls(url, error=now.error)
+
+        def grown(name: str, **labels: str) -> float:
+            # A counter that shrank is that of a new process.
+            value, old = now.total(name, **labels), before.total(name, **labels)
+            return value - old if value >= old else value
+
+        seconds = max(now.at - before.at, 1e-9)
+        batches = grown("flow_run_worker_batch_size_count")
+        return cls(
+            url,
+            version=now.label("flow_run_worker_build_info", "version"),
+            broker=now.total("flow_run_worker_dependency_up", dependency="broker") == 1,
+            database=now.total("flow_run_worker_dependency_up", dependency="database") == 1,
+            created=grown("flow_run_worker_requests_total", outcome="created") / seconds,
+            existing=grown("flow_run_worker_requests_total", outcome="existing") / seconds,
+            refused=grown("flow_run_worker_requests_total", outcome="refused") / seconds,
+            redelivered=grown("flow_run_worker_redelivered_total") / seconds,
+            in_flight=int(now.total("flow_run_worker_in_flight")),
+            batch=grown("flow_run_worker_batch_size_sum") / batches if batches else None,
+            create=_percentiles(before, now, "create"),
+            reply=_percentiles(before, now, "reply"),
+        )
+
+
+def _percentiles(before: Page, now: Page, stage: str) -> tuple[float, float] | None:
+    buckets: dict[float, float] = {}
+    for (name, labels), value in now.samples.items():
+        if name == "flow_run_worker_stage_seconds_bucket" and ("stage", stage) in labels:
+            old = before.samples.get((name, labels), 0.0)
+            buckets[float(dict(labels)["le"])] = value - old if value >= old else value
+    counts = sorted(buckets.items())
+    if not counts or not counts[-1][1]:
+        return None
+    return quantile(counts, 0.5), quantile(counts, 0.99)
+
+
+def quantile(buckets: Sequence[tuple[float, float]], q: float) -> float:
+    """A quantile of a cumulative histogram, interpolated within its bucket, as PromQL's ``histogram_quantile`` does.
+
+    Args:
+        buckets: upper bound and cumulative count, from the smallest bound on; the last bound is infinite.
+    """
+    rank = q * buckets[-1][1]
+    below, under = 0.0, 0.0
+    for bound, count in buckets:
+        if count >= rank:
+            if bound == float("inf"):
+                return under
+            return under + (bound - under) * (rank - below) / ((count - below) or 1.0)
+        below, under = count, bound
+    return under
+
+
+@dataclass(frozen=True)
+class QueueView:
+    """The queues at one moment, or why they can't be seen."""
+
+    at: float
+    ready: int = 0
+    consumers: int = 0
+    dead_letters: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """All of it. ``incoming`` is per second: what was served, and by how much the queue grew."""
+
+    queue: QueueView
+    workers: Sequence[WorkerView]
+    incoming: float
+
+    @property
+    def outgoing(self) -> float:
+        """Requests that were answered, a second."""
+        return sum(worker.served for worker in self.workers)
+
+
+class Top:
+    """Looks at workers and at their queue, again and again. Use as an async context manager.
+
+    Args:
+        urls: the workers' side ports.
+        amqp_url: the broker.
+        topology: their queues.
+    """
+
+    def __init__(self, urls: Sequence[str], amqp_url: str, topology: Topology) -> None:
+        self._urls = [url.rstrip("/") for url in urls]
+        self._amqp_url = amqp_url
+        self._topology = topology
+        self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(PAGE_TIMEOUT)
+        self._http = await self._stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
+        self._queue, self._pages = await self._look()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def view(self) -> View:
+        """Look again; rates are those since the last look."""
+        queue, pages = await self._look()
+        workers = [WorkerView.between(url, before, now) for url, before, now in zip(self._urls, self._pages, pages, strict=True)]
+        seconds = max(queue.at - self._queue.at, 1e-9)
+        held = [page.total("flow_run_worker_in_flight") for page in (*pages, *self._pages)]
+        grown = queue.ready - self._queue.ready + sum(held[: len(pages)]) - sum(held[len(pages) :])
+        incoming = max(sum(worker.served for worker in workers) + grown / seconds, 0.0)
+        self._queue, self._pages = queue, pages
+        return View(queue, workers, incoming)
+
+    async def _look(self) -> tuple[QueueView, list[Page]]:
+        pages = asyncio.gather(*(self._look_at_worker(url) for url in self._urls))
+        return await self._look_at_queue(), await pages
+
+    async def _look_at_worker(self, url: str) -> Page:
+        try:
+            async with self._http.get(f"{url}/metrics", headers={"Accept": "text/plain"}) as response:
+                response.raise_for_status()
+                return Page.parse(time.monotonic(), await response.text())
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            return Page(time.monotonic(), error=str(error) or "no answer")
+
+    async def _look_at_queue(self) -> QueueView:
+        try:
+            if self._channel is None or self._channel.is_closed:
+                if self._connection is None or self._connection.is_closed:
+                    self._connection = await connect(self._amqp_url, name="flow-run-worker top")
+                self._channel = await self._connection.channel()
+            requests = await self._channel.queue_declare(self._topology.queue, passive=True)
+            dead = await self._channel.queue_declare(self._topology.dead_letter_queue, passive=True)
+        except (BrokerUnavailable, BrokerRefused, aiormq.AMQPError, OSError) as error:
+            return QueueView(time.monotonic(), error=str(error))
+        return QueueView(time.monotonic(), requests.message_count or 0, requests.consumer_count or 0, dead.message_count or 0)
