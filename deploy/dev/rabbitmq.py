@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -13,23 +14,53 @@ from deploy.dev.processes import ServerFailed, ServerProcess, answers, free_port
 SERVER = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
 
 
+@dataclass(frozen=True)
+class TLS:
+    """What a TLS listener needs: files in PEM.
+
+    Attributes:
+        authority: the certificate by which clients' certificates are verified.
+        certificate: the node's own.
+        key: its private key.
+        client_certificate: whether a client must have one.
+    """
+
+    authority: Path
+    certificate: Path
+    key: Path
+    client_certificate: bool = False
+
+
 class RabbitMQ:
     """A private node, in a folder that goes with it.
 
     Args:
         plugins: names of plugins to enable.
+        tls: for a TLS listener besides the other.
+        join: a node that runs, to become one cluster with.
 
     Attributes:
+        name: the node's name.
         url: where it listens; user and password are ``guest``.
+        tls_url: where it listens with TLS, if it does; the same user.
         management_url: where the management API listens, if that plugin is enabled; the same user.
+        metrics_url: where the metrics for Prometheus are, if that plugin is enabled.
     """
 
-    def __init__(self, plugins: Sequence[str] = ()) -> None:
+    def __init__(self, plugins: Sequence[str] = (), tls: TLS | None = None, join: "RabbitMQ | None" = None) -> None:
         executable()
-        self.port, management, self._distribution, port_mapper = free_ports(4)
+        self.port, management, self._distribution, port_mapper, tls_port, metrics = free_ports(6)
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
+        self.tls_url = f"amqps://guest:guest@localhost:{tls_port}/"
         self.management_url = f"http://127.0.0.1:{management}"
+        self.metrics_url = f"http://127.0.0.1:{metrics}"
+        self._join = join
+        self.name = f"private{self.port}@localhost"
         self._folder = Path(tempfile.mkdtemp(prefix="rabbitmq-"))
+        self._port_mapper_port: int = port_mapper
+        if join is not None:
+            self._port_mapper_port = join._port_mapper_port
+            shutil.copy(join._folder / ".erlang.cookie", self._folder)
         config = (
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
             "disk_free_limit.absolute = 50MB\n"
@@ -38,11 +69,22 @@ class RabbitMQ:
         )
         if "rabbitmq_management" in plugins:
             config += f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n"
+        if "rabbitmq_prometheus" in plugins:
+            config += f"prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {metrics}\n"
+        if tls is not None:
+            config += (
+                f"listeners.ssl.1 = 127.0.0.1:{tls_port}\n"
+                f"ssl_options.cacertfile = {tls.authority}\n"
+                f"ssl_options.certfile = {tls.certificate}\n"
+                f"ssl_options.keyfile = {tls.key}\n"
+                f"ssl_options.verify = {'verify_peer' if tls.client_certificate else 'verify_none'}\n"
+                f"ssl_options.fail_if_no_peer_cert = {str(tls.client_certificate).lower()}\n"
+            )
         self._env = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "HOME": str(self._folder),
             "LANG": "C.UTF-8",
-            "RABBITMQ_NODENAME": f"private{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_MNESIA_BASE": str(self._folder / "data"),
             "RABBITMQ_LOG_BASE": str(self._folder / "log"),
             # All files of the machine's own broker are replaced, those that we need nothing in as well.
@@ -53,10 +95,9 @@ class RabbitMQ:
             "RABBITMQ_ENABLED_PLUGINS_FILE": self._write("enabled_plugins", f"[{','.join(plugins)}].\n"),
             "RABBITMQ_PID_FILE": str(self._folder / "pid"),
             "RABBITMQ_DIST_PORT": str(self._distribution),
-            "ERL_EPMD_PORT": str(port_mapper),
+            "ERL_EPMD_PORT": str(self._port_mapper_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
-        self._port_mapper_port = port_mapper
         self._port_mapper: ServerProcess | None = None
         self._process: ServerProcess | None = None
 
@@ -77,12 +118,17 @@ class RabbitMQ:
         Raises:
             ServerFailed: it is not installed, or does not come up.
         """
-        if self._port_mapper is None:
+        if self._port_mapper is None and not answers(self._port_mapper_port):
             # The node would start one by itself, as a daemon that outlives it.
             self._port_mapper = ServerProcess([_epmd()], self._folder / "epmd", env=self._env)
             self._port_mapper.wait_until(lambda: answers(self._port_mapper_port))
         self._process = ServerProcess([executable()], self._folder / "output", env=self._env)
         self._process.wait_until(lambda: answers(self.port))
+        if self._join is not None:
+            self.ctl("stop_app")
+            self.ctl("join_cluster", self._join.name)
+            self.ctl("start_app")
+            self._join = None
 
     def stop(self) -> None:
         """Stop the node as an operator does; its data stay."""

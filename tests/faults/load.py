@@ -60,8 +60,10 @@ class Load:
     The reply queue is durable, so that replies outlive the broker's restart as the requests do.
     """
 
-    def __init__(self, url: str, queue: str, *, seed: int) -> None:
+    def __init__(self, url: str, queue: str, *, seed: int, replicated: bool = False) -> None:
         self._url = url
+        # A classic queue is on one node of a cluster, and is not there while that node is away.
+        self._replies_arguments = {"x-queue-type": "quorum"} if replicated else {}
         self._queue = queue
         self._random = random.Random(seed)
         self._replies_queue = f"replies-{uuid4().hex[:8]}"
@@ -74,6 +76,9 @@ class Load:
         self._go.set()
         self._number = 0
         self._under_way = 0
+        self._connection: Any = None
+        self._connecting = asyncio.Lock()
+        self._closing: set[asyncio.Future[Any]] = set()
 
     async def __aenter__(self) -> Self:
         self._collecting = asyncio.create_task(self._collect())
@@ -82,9 +87,11 @@ class Load:
     async def __aexit__(self, *_: object) -> None:
         self._stop.set()
         self._go.set()
-        for task in (self._collecting, *self._publishing):
+        self._abandon()
+        tasks = (self._collecting, *self._publishing, *self._closing)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(self._collecting, *self._publishing, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def start(self, producers: int = 2, pause: float = 0.005) -> None:
         """Begin to publish."""
@@ -166,16 +173,29 @@ class Load:
                     await channel.default_exchange.publish(message, routing_key=self._queue, mandatory=True)
                 break
             except _LOST:
+                self._abandon()
                 await asyncio.sleep(0.1)
         self.requests[correlation_id] = Request(identity)
 
     async def _channel(self) -> Any:
-        if getattr(self, "_connection", None) is None or self._connection.is_closed or self._shared.is_closed:
-            with suppress(AttributeError, Exception):
-                await self._connection.close()
-            self._connection = await aio_pika.connect(self._url)
-            self._shared = await self._connection.channel(on_return_raises=True)
-        return self._shared
+        async with self._connecting:
+            if self._connection is None:
+                self._connection = await aio_pika.connect(self._url, timeout=5)
+                self._shared = await self._connection.channel(on_return_raises=True)
+            return self._shared
+
+    def _abandon(self) -> None:
+        """Use another connection from now on; whether this one can still be closed is not waited for."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            closing = asyncio.ensure_future(connection.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closed)
+
+    def _closed(self, closing: "asyncio.Future[Any]") -> None:
+        self._closing.discard(closing)
+        if not closing.cancelled():
+            closing.exception()
 
     async def _collect(self) -> None:
         while True:
@@ -183,7 +203,7 @@ class Load:
                 connection = await aio_pika.connect(self._url)
                 async with connection:
                     channel = await connection.channel()
-                    queue = await channel.declare_queue(self._replies_queue, durable=True)
+                    queue = await channel.declare_queue(self._replies_queue, durable=True, arguments=self._replies_arguments)
                     async with queue.iterator() as messages:
                         async for message in messages:
                             body = json.loads(message.body)

@@ -19,6 +19,7 @@ class Proxy:
         self._open = asyncio.Event()
         self._open.set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.latency = 0.0
 
     async def __aenter__(self) -> Self:
@@ -28,7 +29,9 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        self.speak()
         self.cut()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def silence(self) -> None:
         """Pass nothing on, and close nothing; new connections are accepted, and are silent too."""
@@ -45,6 +48,11 @@ class Proxy:
         self._writers.clear()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._forward(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         await self._open.wait()
         for port in self._targets:

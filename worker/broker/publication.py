@@ -102,20 +102,20 @@ def dead_letter_copy(
     if message.expiration is not None:
         headers[f"{ORIGINAL_PREFIX}expiration"] = message.expiration
     if message.raw_properties is not None:
-        headers[RAW_PROPERTIES_HEADER] = message.raw_properties
+        headers[RAW_PROPERTIES_HEADER] = bytearray(message.raw_properties)  # as a byte array; pamqp writes no bytes
     user_id = message.user_id
     if user_id is not None and user_id != login:
         headers[f"{ORIGINAL_PREFIX}user-id"] = user_id
         user_id = None
     reason = {
         ERROR_STATUS_HEADER: status,
-        ERROR_HEADER: " ".join(error.split())[:MAX_ERROR_LINE],
+        ERROR_HEADER: error,
         FAILED_AT_HEADER: now.isoformat(),
     }
     publication = _copy(message, queue, {**headers, **reason}, user_id)
     try:
         publication.marshal(1, frame_max)
-    except (ValueError, TypeError, OverflowError) as failure:
+    except (ValueError, TypeError, OverflowError, RecursionError) as failure:
         dropped = {HEADERS_DROPPED_HEADER: " ".join(str(failure).split())[:MAX_ERROR_LINE]}
         publication = _copy(message, queue, {**reason, **dropped}, user_id)
     return publication
