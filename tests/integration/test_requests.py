@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import random
+import string
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -234,6 +236,25 @@ async def test_an_empty_key_is_no_key(start_worker: StartWorker, producer: Produ
     start_worker(database_url)
     replies = [await producer.request({"flow_id": FLOW_ID, "idempotency_key": ""}) for _ in range(2)]
     assert [reply.status for reply in replies] == [201, 201]
+    assert len(await fetch_runs(database_url)) == 2
+
+
+async def test_a_key_at_the_limit_is_stored_and_a_longer_one_refused(
+    start_worker: StartWorker, producer: Producer, database_url: str
+) -> None:
+    """Of characters that don't compress, on a PostgreSQL whose index takes little more; and alike on both databases."""
+    start_worker(database_url)
+    noise = random.Random(1)
+    ascii_key = "".join(noise.choices(string.ascii_letters + string.digits + string.punctuation, k=2500))
+    wide_key = "".join(chr(noise.randrange(0x10000, 0x20000)) for _ in range(625))
+    for key in (ascii_key, wide_key):
+        replies = [await producer.request({"flow_id": FLOW_ID, "idempotency_key": key}) for _ in range(2)]
+        assert [(reply.status, reply.body["idempotency_key"]) for reply in replies] == [(201, key), (200, key)]
+    for key in (f"{ascii_key}x", f"{wide_key}x", "x" * 2501):
+        reply = await producer.request({"flow_id": FLOW_ID, "idempotency_key": key})
+        assert reply.status == 422
+        (error,) = reply.body["exception_detail"]
+        assert (error["loc"], error["type"]) == (["body", "idempotency_key"], "string_too_long")
     assert len(await fetch_runs(database_url)) == 2
 
 

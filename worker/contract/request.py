@@ -15,12 +15,16 @@ from pydantic import (
     StrictInt,
     ValidationInfo,
 )
+from pydantic_core import PydanticCustomError
 
 from worker.contract.policy import DEPRECATED, FlowRunPolicy
 from worker.contract.state import StateCreate
 
 # PREFECT_SERVER_API_MAX_PARAMETER_SIZE, as a Prefect server has it by default; bytes.
 MAX_PARAMETER_SIZE = 524_288
+# PostgreSQL's unique index takes rows of up to 2,704 bytes, 28 of them for the flow's id and headers; beyond that it
+# depends on how well a key compresses. One bound for both databases: whether a request is refused must not depend on which it is.
+MAX_KEY_BYTES = 2_500
 # JSON as Python writes it takes at most six bytes for one of ours (a control character), or five (1e15): so much
 # smaller bodies need not be written out again to know that they fit.
 _LONGEST_EXPANSION = 8
@@ -35,6 +39,17 @@ def _parameter_size(parameters: dict[str, Any], info: ValidationInfo) -> dict[st
                 f"Flow run parameters must be less than {MAX_PARAMETER_SIZE:,} bytes when serialized (got {size:,} bytes)."
             )
     return parameters
+
+
+def _key_size(key: str) -> str:
+    size = len(key.encode("utf-8", "surrogatepass"))
+    if size > MAX_KEY_BYTES:
+        raise PydanticCustomError(
+            "string_too_long",
+            "An idempotency key should have at most {max_bytes} bytes in UTF-8, not {size}",
+            {"max_bytes": MAX_KEY_BYTES, "size": size},
+        )
+    return key
 
 
 def _name(value: Any) -> Any:
@@ -82,8 +97,9 @@ class CreateFlowRun(BaseModel):
     empirical_policy: FlowRunPolicy = Field(default_factory=FlowRunPolicy, description="How the run retries.")
     tags: list[str] = Field(default_factory=list, description="Tags.")
     labels: Labels | None = Field(default_factory=dict, description="Labels: strings, numbers and booleans by name.")
-    idempotency_key: str | None = Field(
-        None, description="The run is created once per flow and key; later requests get the run that exists."
+    idempotency_key: Annotated[str, AfterValidator(_key_size)] | None = Field(
+        None,
+        description="The run is created once per flow and key; later requests get the run that exists. At most 2,500 bytes.",
     )
     work_pool_name: str | None = Field(None, description="The work pool that is to run it.")
     work_queue_name: str | None = Field(None, description="The queue in the work pool; the pool's default queue else.")
