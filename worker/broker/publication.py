@@ -109,13 +109,13 @@ def dead_letter_copy(
         user_id = None
     reason = {
         ERROR_STATUS_HEADER: status,
-        ERROR_HEADER: " ".join(error.split())[:MAX_ERROR_LINE],
+        ERROR_HEADER: error,
         FAILED_AT_HEADER: now.isoformat(),
     }
     publication = _copy(message, queue, {**headers, **reason}, user_id)
     try:
         publication.marshal(1, frame_max)
-    except (ValueError, TypeError, OverflowError) as failure:
+    except (ValueError, TypeError, OverflowError, RecursionError) as failure:
         dropped = {HEADERS_DROPPED_HEADER: " ".join(str(failure).split())[:MAX_ERROR_LINE]}
         publication = _copy(message, queue, {**reason, **dropped}, user_id)
     return publication

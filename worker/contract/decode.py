@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from worker.contract.errors import (
+    MAX_ERRORS,
     ApiVersionRefused,
     BodyTooLarge,
     BodyUnreadable,
@@ -20,8 +22,9 @@ from worker.contract.errors import (
     ValidationRefused,
 )
 from worker.contract.message import Message, fingerprint
-from worker.contract.policy import CreatedBy
+from worker.contract.policy import CreatedBy, FlowRunPolicy
 from worker.contract.request import CreateFlowRun
+from worker.contract.state import StateCreate, StateDetails
 
 MINIMUM_API_VERSION = (0, 8, 0)
 
@@ -37,6 +40,12 @@ _SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\x00|\xed[\xa0-\xbf]")
 # FastAPI answers 400 where its parser's stack ends, near 1,000 levels; ours ends earlier, so that the record can still
 # be written, stored and sent back.
 MAX_DEPTH = 500
+# Tables within tables in the headers. None of the worker's headers is one; deeper ones could not be written into the dead letter.
+MAX_HEADER_DEPTH = 100
+# Of a name in the place of text that cannot be stored; characters.
+_MAX_PLACE = 100
+
+_FIELDS = frozenset(name for model in (CreateFlowRun, StateCreate, StateDetails, FlowRunPolicy) for name in model.model_fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,8 @@ def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
     """
     if message.undecodable is not None:
         raise Unprocessable(f"The message's properties cannot be read: {message.undecodable}")
+    if message.headers and _depth_exceeds(message.headers, MAX_HEADER_DEPTH):
+        raise Unprocessable(f"The headers are nested deeper than {MAX_HEADER_DEPTH} levels.")
     _check_encoding(message)
     if len(message.body) > max_body_bytes:
         raise BodyTooLarge(len(message.body), max_body_bytes)
@@ -78,7 +89,7 @@ def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
     created_by = _created_by(message, errors)
     body = _validate(content, len(message.body), errors)
     if _SUSPICIOUS.search(message.body):
-        errors.extend(_unstorable(content))
+        errors.extend(islice(_unstorable(content), MAX_ERRORS))
     if body is None or errors:
         raise ValidationRefused(errors, content)
     return CreateRequest(
@@ -201,7 +212,7 @@ def _validate(content: Any, size: int, errors: list[dict[str, Any]]) -> CreateFl
     try:
         body = _body.validate_python(content, from_attributes=True, context=size)
     except ValidationError as error:
-        errors.extend(_located(error, "body"))
+        errors.extend(_located(error, "body") if error.error_count() <= MAX_ERRORS else _first_errors(error, content))
         return None
     except RecursionError:
         raise BodyUnreadable from None
@@ -217,30 +228,66 @@ def _located(error: ValidationError, *location: str) -> Iterator[dict[str, Any]]
         yield found
 
 
+def _first_errors(error: ValidationError, content: Any) -> Iterator[dict[str, Any]]:
+    """Some of very many errors, and how many there are. Pydantic has no way to write out a few only, and takes seconds and
+    hundreds of megabytes for those of one large body; so they are those of its beginning."""
+    try:
+        _body.validate_python(_beginning(content))
+    except ValidationError as of_beginning:
+        yield from islice(_located(of_beginning, "body"), MAX_ERRORS)
+    message = f"There are {error.error_count():,} errors, not all of which are listed"
+    yield {"type": "too_many_errors", "loc": ["body"], "msg": message, "input": None}
+
+
+def _beginning(value: Any, levels: int = 3) -> Any:
+    """A body with few of the entries of its lists and objects, and all of its fields; a model has no more levels."""
+    if isinstance(value, list):
+        return value[:MAX_ERRORS]
+    if isinstance(value, dict) and levels:
+        others = islice((name for name in value if name not in _FIELDS), MAX_ERRORS)
+        return {name: _beginning(value[name], levels - 1) for name in (*(_FIELDS & value.keys()), *others)}
+    return value
+
+
 def _unstorable(content: Any) -> Iterator[dict[str, Any]]:
     """Every text with a character that no database stores; Prefect answers 503 to them."""
-    pending: list[tuple[tuple[str | int, ...], Any]] = [(("body",), content)]
+    place: list[str | int] = ["body"]
+    pending = [_entries(content)]
     while pending:
-        location, value = pending.pop()
-        if isinstance(value, str):
-            if "\0" in value or not _is_unicode(value):
-                yield {
-                    "type": "string_unicode",
-                    "loc": list(location),
-                    "msg": "Input should not contain NUL characters or unpaired surrogates: they cannot be stored",
-                    "input": value,
-                }
-        elif isinstance(value, dict):
-            for key, each in value.items():
-                pending.append(((*location, key, "[key]"), key))
-                pending.append(((*location, key), each))
-        elif isinstance(value, list):
-            pending.extend(((*location, index), each) for index, each in enumerate(value))
+        for name, value in pending[-1]:
+            if not _is_storable(name):
+                yield _not_stored([*place, name, "[key]"], name)
+            if not _is_storable(value):
+                yield _not_stored([*place, name], value)
+            if isinstance(value, (dict, list)):
+                place.append(name)
+                pending.append(_entries(value))
+                break
+        else:
+            pending.pop()
+            place.pop()
 
 
-def _is_unicode(text: str) -> bool:
+def _entries(value: Any) -> Iterator[tuple[str | int, Any]]:
+    if isinstance(value, dict):
+        return iter(value.items())
+    return iter(enumerate(value)) if isinstance(value, list) else iter(())
+
+
+def _not_stored(place: list[str | int], text: Any) -> dict[str, Any]:
+    return {
+        "type": "string_unicode",
+        "loc": [part if isinstance(part, int) else part[:_MAX_PLACE] for part in place],
+        "msg": "Input should not contain NUL characters or unpaired surrogates: they cannot be stored",
+        "input": text,
+    }
+
+
+def _is_storable(value: Any) -> bool:
+    if not isinstance(value, str):
+        return True
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\0" not in value

@@ -4,6 +4,14 @@ from typing import Any
 
 from worker.contract.encoding import dumps
 
+# An error names its place and shows what stood there; this many of them tell a producer what is wrong. More would make an answer
+# many times as large as the request that it refuses.
+MAX_ERRORS = 100
+# A broker takes no message over its own limit (16 MiB by default in RabbitMQ 4) and closes the channel over it. Half of that.
+MAX_ERROR_BYTES = 8 * 1024 * 1024
+# The reason goes into a header and into the log; both are for people.
+MAX_LINE = 500
+
 
 class Fault(Exception):
     """Ours to wait out (a database that is away), never an answer to a request."""
@@ -15,14 +23,14 @@ class Refusal(Exception):
     Attributes:
         status: the HTTP status that Prefect answers.
         body: the JSON object that it answers with.
-        line: the reason in one line, for a header and for logs.
+        line: the reason in one line that can be written anywhere, for a header and for logs.
     """
 
     status: int
 
     def __init__(self, line: str, body: dict[str, Any] | None = None) -> None:
         super().__init__(line)
-        self.line = line
+        self.line = _one_line(line)
         self.body = {"detail": line} if body is None else body
 
 
@@ -120,5 +128,16 @@ class Unprocessable(Refusal):
 
 
 def encode_error(refusal: Refusal) -> bytes:
-    """The error's body as JSON."""
-    return dumps(refusal.body)
+    """The error's body as JSON; where that would be too large for a message, the reason alone."""
+    body = dumps(refusal.body)
+    if len(body) <= MAX_ERROR_BYTES:
+        return body
+    return dumps(Unprocessable(f"{refusal.line} (the request is not shown, as the answer would be too large)").body)
+
+
+def _one_line(text: str) -> str:
+    """At most so long, and nothing in it that breaks the line, steers a terminal or has no encoding (half a surrogate pair)."""
+    line = " ".join(text[: 2 * MAX_LINE].split())
+    if not line.isprintable():
+        line = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 1]}…"
