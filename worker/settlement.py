@@ -89,11 +89,14 @@ class Settlement:
         now = datetime.now(UTC)
         for answer in answers:
             self._traces.replied(answer.delivery)
-        await self._publish([(answer, self._publications(answer, now)) for answer in answers], Backoff())
+        await self._publish([(answer, await self._publications(answer, now)) for answer in answers], Backoff())
 
-    def _publications(self, answer: Answer, now: datetime) -> tuple[Publication, ...]:
+    async def _publications(self, answer: Answer, now: datetime) -> tuple[Publication, ...]:
         message, refusal = answer.delivery.message, answer.refusal
         wanted = bool(message.reply_to) and not isinstance(refusal, ReplyToRefused)
+        if wanted and not await self._session.direct_replies.may_publish(message.reply_to or ""):
+            self._unroutable(answer, message.reply_to, "no requester has this direct reply-to")
+            wanted = False
         replies = (reply(message, status=answer.status, body=answer.body, now=now),) if wanted else ()
         if refusal is None:
             return replies
@@ -158,14 +161,18 @@ class Settlement:
             if publication.queue == self._session.topology.dead_letter_queue or (refused and not give_up):
                 missing.append(publication)
             else:
-                metrics.replies_unroutable.inc()
-                log.warning(
-                    "reply_unroutable",
-                    reply_to=publication.queue,
-                    reason="no such queue" if returned else "the broker does not take it",
-                    run_id=str(published.answer.run_id) if published.answer.run_id else None,
-                    status=published.answer.status,
-                    message_id=published.answer.delivery.message.message_id,
-                    correlation_id=published.answer.delivery.message.correlation_id,
-                )
+                reason = "no such queue" if returned else "the broker does not take it"
+                self._unroutable(published.answer, publication.queue, reason)
         return tuple(missing)
+
+    def _unroutable(self, answer: Answer, reply_to: str | None, reason: str) -> None:
+        metrics.replies_unroutable.inc()
+        log.warning(
+            "reply_unroutable",
+            reply_to=reply_to,
+            reason=reason,
+            run_id=str(answer.run_id) if answer.run_id else None,
+            status=answer.status,
+            message_id=answer.delivery.message.message_id,
+            correlation_id=answer.delivery.message.correlation_id,
+        )

@@ -26,6 +26,7 @@ from worker.broker.acknowledgement import Acknowledgements
 from worker.broker.channel import BulkChannel, ChannelLost
 from worker.broker.confirmation import Confirmation
 from worker.broker.delivery import Delivery
+from worker.broker.direct_reply import DirectReplies
 from worker.broker.publication import Publication
 from worker.broker.topology import Topology
 from worker.mailbox import Mailbox
@@ -55,12 +56,16 @@ class Session:
 
     Attributes:
         topology: what was declared.
+        direct_replies: which direct reply-to names can be published to.
         lost: done once the session has ended; its result is the reason in words.
         refused: whether it has ended for want of a permission.
     """
 
-    def __init__(self, connection: AbstractConnection, channel: BulkChannel, topology: Topology) -> None:
+    def __init__(
+        self, connection: AbstractConnection, channel: BulkChannel, topology: Topology, direct_replies: DirectReplies
+    ) -> None:
         self.topology = topology
+        self.direct_replies = direct_replies
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.refused = False
         self._connection = connection
@@ -100,7 +105,7 @@ class Session:
         except BaseException:
             await _close(connection)
             raise
-        return cls(connection, channel, topology)
+        return cls(connection, channel, topology, DirectReplies(lambda: connect(url, name=f"{name} direct reply")))
 
     @property
     def deliveries(self) -> Mailbox[Delivery]:

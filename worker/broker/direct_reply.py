@@ -1,0 +1,88 @@
+"""Direct reply-to: where a reply queue's name is no queue but tells RabbitMQ the requester's channel. Knows no requests.
+
+RabbitMQ closes the connection of whoever publishes to such a name when it is malformed, or names a node that is no member of its
+cluster, as one does that came from another cluster with its request, or that somebody made up. On the worker's connection that
+would cost all that is in flight on it. So a name of a node that has not been seen is tried on a connection of its own first.
+"""
+
+import base64
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import aiormq
+import structlog
+from aiormq.abc import AbstractConnection
+
+from worker.contract.message import DIRECT_REPLY_TO
+
+log = structlog.get_logger(__name__)
+
+_PREFIX = f"{DIRECT_REPLY_TO}."
+# Erlang's external term format: version, process id, and its node's name as an atom with so many bytes of length.
+_NODE_LENGTH = {b"\x83Xv": 2, b"\x83Xd": 2, b"\x83Xw": 1, b"\x83gv": 2, b"\x83gd": 2, b"\x83gw": 1}
+# Behind the node's name: number, serial and creation of the process; the older form has a creation of one byte.
+_BEHIND_NODE = {b"X": 12, b"g": 9}
+# The key of no channel: what is published under it reaches nobody.
+_NOBODY = "AAAA"
+# A cluster has few nodes; more names than that are made up.
+_MAX_NODES = 1000
+
+
+class DirectReplies:
+    """Tells which direct reply-to names can be published to.
+
+    Args:
+        connect: opens a connection to the same broker.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[AbstractConnection]]) -> None:
+        self._connect = connect
+        self._nodes: dict[bytes, bool] = {}
+
+    async def may_publish(self, queue: str) -> bool:
+        """Whether the broker takes a reply to this name; True for every name that is not of direct reply-to."""
+        if not queue.startswith(DIRECT_REPLY_TO):
+            return True
+        node = _node(queue)
+        if node is None:
+            return False
+        if node not in self._nodes:
+            if len(self._nodes) >= _MAX_NODES:
+                self._nodes.clear()
+            self._nodes[node] = await self._try(queue)
+        return self._nodes[node]
+
+    async def _try(self, queue: str) -> bool:
+        channel_of = queue.removeprefix(_PREFIX).partition(".")[0]
+        try:
+            connection = await self._connect()
+        except Exception as error:  # the edge: then nothing was learned, and the reply is published as it would have been
+            log.warning("direct_reply_not_tried", error=str(error))
+            return True
+        try:
+            channel = await connection.channel()
+            await channel.basic_publish(b"", routing_key=f"{_PREFIX}{channel_of}.{_NOBODY}")
+        except (aiormq.AMQPError, ConnectionError) as error:
+            log.warning("direct_reply_to_unknown_node", reply_to=queue, error=str(error))
+            return False
+        finally:
+            with suppress(Exception):  # it may be closed already
+                await connection.close()
+        return True
+
+
+def _node(queue: str) -> bytes | None:
+    """The name of the requester's node, as the broker writes it; None where it can't have written this."""
+    if not queue.startswith(_PREFIX):
+        return None
+    encoded = queue.removeprefix(_PREFIX).partition(".")[0]
+    try:
+        term = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except ValueError:
+        return None
+    length = _NODE_LENGTH.get(term[:3])
+    if length is None:
+        return None
+    start = 3 + length
+    end = start + int.from_bytes(term[3:start])
+    return term[start:end] if len(term) == end + _BEHIND_NODE[term[1:2]] else None
