@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -13,21 +14,41 @@ from deploy.dev.processes import ServerFailed, ServerProcess, answers, free_port
 SERVER = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
 
 
+@dataclass(frozen=True)
+class TLS:
+    """What a TLS listener needs: files in PEM.
+
+    Attributes:
+        authority: the certificate by which clients' certificates are verified.
+        certificate: the node's own.
+        key: its private key.
+        client_certificate: whether a client must have one.
+    """
+
+    authority: Path
+    certificate: Path
+    key: Path
+    client_certificate: bool = False
+
+
 class RabbitMQ:
     """A private node, in a folder that goes with it.
 
     Args:
         plugins: names of plugins to enable.
+        tls: for a TLS listener besides the other.
 
     Attributes:
         url: where it listens; user and password are ``guest``.
+        tls_url: where it listens with TLS, if it does; the same user.
         management_url: where the management API listens, if that plugin is enabled; the same user.
     """
 
-    def __init__(self, plugins: Sequence[str] = ()) -> None:
+    def __init__(self, plugins: Sequence[str] = (), tls: TLS | None = None) -> None:
         executable()
-        self.port, management, self._distribution, port_mapper = free_ports(4)
+        self.port, management, self._distribution, port_mapper, tls_port = free_ports(5)
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
+        self.tls_url = f"amqps://guest:guest@localhost:{tls_port}/"
         self.management_url = f"http://127.0.0.1:{management}"
         self._folder = Path(tempfile.mkdtemp(prefix="rabbitmq-"))
         config = (
@@ -38,6 +59,15 @@ class RabbitMQ:
         )
         if "rabbitmq_management" in plugins:
             config += f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n"
+        if tls is not None:
+            config += (
+                f"listeners.ssl.1 = 127.0.0.1:{tls_port}\n"
+                f"ssl_options.cacertfile = {tls.authority}\n"
+                f"ssl_options.certfile = {tls.certificate}\n"
+                f"ssl_options.keyfile = {tls.key}\n"
+                f"ssl_options.verify = {'verify_peer' if tls.client_certificate else 'verify_none'}\n"
+                f"ssl_options.fail_if_no_peer_cert = {str(tls.client_certificate).lower()}\n"
+            )
         self._env = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "HOME": str(self._folder),

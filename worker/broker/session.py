@@ -5,6 +5,8 @@ is one way on from there: open another. What was in flight is delivered again by
 """
 
 import asyncio
+import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -40,6 +42,13 @@ CONNECT_TIMEOUT = 10.0
 QUEUE_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 
+# What OpenSSL says where only another certificate, key or port will help; what it says besides comes of connections that break.
+_CERTIFICATE_WRONG = re.compile(
+    r"\[[A-Z0-9]+: \w*(?:CERT|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED|WRONG_VERSION|PROTOCOL_VERSION|MISMATCH|PEM|KEY)\w*\]"
+    r" (.+?)\.?(?: \(_ssl|$)"
+)
+_TLS_FILES = ("cafile", "certfile", "keyfile")
+
 
 class BrokerUnavailable(ConnectionError):
     """The broker cannot be reached now; it may be reached later."""
@@ -47,6 +56,10 @@ class BrokerUnavailable(ConnectionError):
 
 class BrokerRefused(Exception):
     """The broker answers, and says no: login, virtual host or permission. Its message says which."""
+
+
+class TLSRefused(BrokerRefused):
+    """The broker's certificate is not trusted, or ours is not; or one can't be read."""
 
 
 class Session:
@@ -235,6 +248,7 @@ async def connect(url: str, *, name: str) -> AbstractConnection:
         BrokerUnavailable, BrokerRefused: as :meth:`Session.open` does.
     """
     where = URL(url).with_user(None).with_password(None).with_query(None)
+    _check_tls_files(URL(url))
     connection = aiormq.Connection(URL(url).update_query(name=name))
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -248,8 +262,17 @@ async def connect(url: str, *, name: str) -> AbstractConnection:
     except (aiormq.AMQPError, OSError, TimeoutError, StopAsyncIteration) as error:
         # The last of them is how aiormq tells of a connection that ends in the middle of the handshake.
         await _close(connection)
+        if wrong := _CERTIFICATE_WRONG.search(str(error)):
+            raise TLSRefused(f"No TLS with the broker at {where}: {wrong[1]}") from error
         raise BrokerUnavailable(f"No broker answers at {where}: {str(error) or type(error).__name__}") from error
     return connection
+
+
+def _check_tls_files(url: URL) -> None:
+    for name in _TLS_FILES if url.scheme == "amqps" else ():
+        path = url.query.get(name)
+        if path and not os.access(path, os.R_OK):
+            raise TLSRefused(f"The file '{path}', which is the {name} of the broker's URL, can't be read")
 
 
 async def _close(connection: AbstractConnection) -> None:

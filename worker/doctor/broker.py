@@ -8,7 +8,7 @@ import aiormq
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, PublishError
 
-from worker.broker.session import BrokerRefused, BrokerUnavailable, connect
+from worker.broker.session import BrokerRefused, BrokerUnavailable, TLSRefused, connect
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.doctor.finding import Finding, Verdict
 from worker.settings import Settings, redact
@@ -28,6 +28,9 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
         connection = await connect(settings.amqp_url, name="flow-run-worker doctor")
     except BrokerUnavailable as error:
         yield Finding("broker", Verdict.problem, str(error), "Start it, or set WORKER_AMQP_URL to where it is.")
+        return
+    except TLSRefused as error:
+        yield Finding("broker", Verdict.problem, str(error), "Check the host, cafile, certfile and keyfile in WORKER_AMQP_URL.")
         return
     except BrokerRefused as error:
         yield Finding("broker", Verdict.problem, str(error), "Check the user, the password and the vhost in WORKER_AMQP_URL.")
