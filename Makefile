@@ -2,11 +2,12 @@
 # `make test`, `make demo` and `make run` need Python 3.11+ and make; RabbitMQ and PostgreSQL are installed where that is possible.
 
 PYTHON ?= python3
+FUZZ_SECONDS ?= 300
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-rabbitmq4 lint demo run bench soak servers clean
+.PHONY: help test test-rabbitmq4 fuzz lint demo run bench soak servers clean
 
 help:                 ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -30,6 +31,15 @@ test: $(VENV)/installed-test servers lint   ## Run all tests, against a real Rab
 
 test-rabbitmq4: $(VENV)/installed-test   ## Run the integration tests against RabbitMQ 4 (Debian, as root, with debootstrap)
 	server=$$(deploy/dev/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(BIN)/python -m pytest tests/integration
+
+$(VENV)/installed-fuzz: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris==3.0.0
+	@touch $@
+
+fuzz: $(VENV)/installed-fuzz   ## Fuzz the line in process, guided by coverage, for FUZZ_SECONDS (300); what is found is kept in .cache/fuzz
+	@$(BIN)/python -m tests.fuzz.seeds .cache/fuzz/corpus
+	$(BIN)/python -m tests.fuzz.fuzz_line -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=20 -rss_limit_mb=2048 \
+		-dict=tests/fuzz/line.dict -artifact_prefix=.cache/fuzz/ -print_final_stats=1 .cache/fuzz/corpus
 
 lint: $(VENV)/installed-test   ## Check style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,156 @@
+"""Whatever comes in, the line ends in a record or a refusal that can be written out, of bounded size and after bounded work."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.faults.hostile import CORPUS, FLOW_ID
+from tests.fuzz.line import message_of, serve
+from worker.contract.message import Message
+
+REQUEST: dict[str, Any] = {
+    "flow_id": FLOW_ID,
+    "name": "a",
+    "state": {"type": "SCHEDULED", "message": "m", "data": [1], "state_details": {"scheduled_time": "2030-01-02T03:04:05+02:00"}},
+    "parameters": {"a": [1.5, None, {"b": "\u00fc"}]},
+    "empirical_policy": {"retries": 3, "pause_keys": ["a"]},
+    "tags": ["a"],
+    "labels": {"a": 1, "b": True},
+    "idempotency_key": "k",
+    "job_variables": {"cpu": 2},
+}
+VALID = json.dumps(REQUEST).encode()
+SMALL = [each.body for each in CORPUS if len(each.body) < 5_000]
+
+text = st.text(st.characters(), max_size=60)
+short = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | text | st.datetimes().map(str) | st.uuids().map(str),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
+    max_leaves=12,
+)
+# As the channel's reader gives them.
+header_value = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats()
+    | short
+    | st.binary(max_size=40).map(bytearray)
+    | st.decimals(-(10**6), 10**6, places=3)
+    | st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(short, inner, max_size=3),
+    max_leaves=8,
+)
+header_name = st.sampled_from(
+    ["x-prefect-api-version", "prefect-automation-id", "prefect-automation-name", "traceparent", "CC", "x-death", "x-error"]
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A valid or a hostile body with some bytes changed, doubled, taken out, or put in from another."""
+    body = bytearray(draw(st.sampled_from([VALID, *SMALL])))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(body)))
+        to = min(len(body), at + draw(st.integers(0, 20)))
+        kind = draw(st.sampled_from(["replace", "double", "splice"]))
+        if kind == "replace":
+            body[at:to] = draw(st.binary(max_size=8))
+        elif kind == "double":
+            body[at:at] = body[at:to] * draw(st.integers(1, 50))
+        else:
+            other = draw(st.sampled_from([VALID, *SMALL]))
+            start = draw(st.integers(0, len(other)))
+            body[at:to] = other[start : start + draw(st.integers(0, 200))]
+    return bytes(body)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300) | mutated())
+def test_any_bytes_end_in_a_record_or_a_refusal(body: bytes) -> None:
+    serve(Message(body=body, headers={}))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(REQUEST)) | text, anything, max_size=6))
+def test_any_fields_end_in_a_record_or_a_refusal(fields: dict[str, Any]) -> None:
+    serve(Message(body=json.dumps({**REQUEST, **fields}).encode(), headers={}))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    body=st.sampled_from([VALID, b"{}"]),
+    headers=st.dictionaries(header_name | short, header_value, max_size=6),
+    properties=st.fixed_dictionaries(
+        {},
+        optional={
+            **dict.fromkeys(
+                ("content_encoding", "correlation_id", "reply_to", "message_id", "type", "user_id", "app_id", "expiration"), short
+            ),
+            "content_type": short | st.sampled_from(["application/json", "application/json; charset=utf-8"]),
+            "delivery_mode": st.integers(0, 255),
+            "priority": st.integers(0, 255),
+            "timestamp": st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)),
+        },
+    ),
+)
+def test_any_properties_end_in_a_record_or_a_refusal(body: bytes, headers: dict[str, Any], properties: dict[str, Any]) -> None:
+    serve(Message(body=body, headers=headers, **properties))
+
+
+@settings(max_examples=300, deadline=None)
+@given(flags=st.integers(0, 0xFFFF).map(lambda flags: flags & 0xFFFC), properties=st.binary(max_size=200))
+def test_any_content_header_ends_in_a_record_or_a_refusal(flags: int, properties: bytes) -> None:
+    serve(message_of(flags, properties, VALID))
+
+
+@pytest.mark.parametrize("hostile", CORPUS, ids=lambda hostile: hostile.name)
+def test_the_hostile_corpus_is_answered_in_bounded_size(hostile: Any) -> None:
+    status = serve(Message(body=hostile.body, headers={}))
+    if hostile.properties or hostile.raw or hostile.status == 409:
+        return
+    assert status == hostile.status
+
+
+def calls(body: bytes) -> int:
+    """How many functions are called to serve it, Python's and those of extensions: its work, whatever the machine does besides."""
+    count = 0
+
+    def called(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    message = Message(body=body, headers={})
+    sys.setprofile(called)
+    try:
+        serve(message)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+FLOW = FLOW_ID.encode()
+WORST = {
+    "tags that are none": lambda n: b'{"flow_id": "%s", "tags": [%s1]}' % (FLOW, b"1," * n),
+    "labels that are none": lambda n: b'{"flow_id": "%s", "labels": {%s}}' % (FLOW, b",".join(b'"%x": []' % i for i in range(n))),
+    "unknown fields": lambda n: b"{%s}" % b",".join(b'"%x": 1' % i for i in range(n)),
+    "NULs": lambda n: b'{"flow_id": "%s", "context": {"a": [%s1]}}' % (FLOW, rb'"\u0000",' * n),
+    "NUL behind many others": lambda n: b'{"flow_id": "%s", "context": {"a": [%s"\\u0000"]}}' % (FLOW, b'"a",' * n),
+    "a byte order mark before many entries": lambda n: b'\xef\xbb\xbf{"flow_id": "%s", "context": {"a": [%s1]}}' % (FLOW, b"[]," * n),
+    "tags": lambda n: b'{"flow_id": "%s", "tags": [%s"a"]}' % (FLOW, b'"a",' * n),
+    "numbers beyond 64 bits": lambda n: b'{"flow_id": "%s", "parameters": {"a": [%s1]}}' % (FLOW, b"99999999999999999999," * n),
+    "nesting": lambda n: b'{"flow_id": "%s", "context": {"a": %s1%s}}' % (FLOW, b"[" * min(n, 490), b"]" * min(n, 490)),
+    "the same key": lambda n: b'{"flow_id": "%s", %s"name": "a"}' % (FLOW, b'"name": "b",' * n),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("worst", WORST)
+def test_twice_the_request_is_at_most_twice_the_work(worst: str) -> None:
+    few, many = calls(WORST[worst](5_000)), calls(WORST[worst](10_000))
+    assert many <= 2.2 * few
