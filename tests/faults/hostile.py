@@ -139,6 +139,7 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("half a surrogate pair in the state", raw_request(rb'"state": {"type": "PENDING", "message": "\udfff"}'), 422),
     Hostile("half a surrogate pair in a label's name", raw_request(rb'"labels": {"\ud800": []}'), 422),
     Hostile("half a surrogate pair in the idempotency key", raw_request(rb'"idempotency_key": "\ud800"'), 422),
+    Hostile("half a surrogate pair in a scheduled time", raw_request(rb'"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "\ud800"}}'), 422),
     Hostile("a surrogate pair the wrong way round", raw_request(rb'"name": "\udc00\ud800"'), 422),
     Hostile("a surrogate in UTF-8", raw_request(b'"name": "\xed\xa0\x80"'), 422),
     # Encodings

@@ -214,6 +214,8 @@ def _validate(content: Any, size: int, errors: list[dict[str, Any]]) -> CreateFl
     except ValidationError as error:
         errors.extend(_located(error, "body") if error.error_count() <= MAX_ERRORS else _first_errors(error, content))
         return None
+    except UnicodeEncodeError:  # half a surrogate pair in an error's own words; its place is told by _unstorable
+        return None
     except RecursionError:
         raise BodyUnreadable from None
     return body
