@@ -55,6 +55,9 @@ async def test_properties_that_cannot_be_read_end_in_the_dead_letters(
     letters = await producer.dead_letters(2)
     assert [letter.headers["x-error-status"] for letter in letters] == [422, 422]
     assert all(letter.raw == body for letter in letters)
+    # Property flags and properties, as they came.
+    kept = sorted(bytes(letter.headers["x-original-properties"]) for letter in letters)
+    assert kept == [b"\x00\x40" + struct.pack(">Q", 2**62), b"\x04\x00\x03a\xff\xfe"]
     assert "session_lost" not in worker.output
     assert len(await fetch_runs(sqlite_url)) == 2
 

@@ -102,7 +102,7 @@ def dead_letter_copy(
     if message.expiration is not None:
         headers[f"{ORIGINAL_PREFIX}expiration"] = message.expiration
     if message.raw_properties is not None:
-        headers[RAW_PROPERTIES_HEADER] = message.raw_properties
+        headers[RAW_PROPERTIES_HEADER] = bytearray(message.raw_properties)  # as a byte array; pamqp writes no bytes
     user_id = message.user_id
     if user_id is not None and user_id != login:
         headers[f"{ORIGINAL_PREFIX}user-id"] = user_id
