@@ -52,6 +52,9 @@ class BulkChannel(Channel):
         self.deliveries: Mailbox[Delivery] = Mailbox()
         self.calm = asyncio.Event()
         self._confirms = Confirmations()
+        # Frames go out in the order of their tags. The connection's own queue of frames does not keep it among tasks once it is
+        # full: one that comes just as there is room again goes before those that wait. A lock lets nobody pass.
+        self._writing = asyncio.Lock()
         self._message_id_prefix = uuid4().hex
         # Called however the channel ends; _on_close is skipped when the connection under it goes first.
         self._closing.add_done_callback(self._ended)
@@ -76,21 +79,22 @@ class BulkChannel(Channel):
         Raises:
             ChannelLost: the channel is gone.
         """
-        frames: list[bytes] = []
-        anonymous: set[int] = set()
-        for tag, publication in enumerate(publications, start=self._confirms.next_tag):
-            if publication.numbered:
-                publication.properties.message_id = f"{self._message_id_prefix}{_MESSAGE_ID_SEPARATOR}{tag}"
-            else:
-                anonymous.add(tag)
-            frames.append(publication.marshal(self.number, self.frame_max))
-        confirmation = self._confirms.expect(len(publications), frozenset(anonymous))
-        if frames:
-            await self._write(b"".join(frames))
+        async with self._writing:
+            frames: list[bytes] = []
+            anonymous: set[int] = set()
+            for tag, publication in enumerate(publications, start=self._confirms.next_tag):
+                if publication.numbered:
+                    publication.properties.message_id = f"{self._message_id_prefix}{_MESSAGE_ID_SEPARATOR}{tag}"
+                else:
+                    anonymous.add(tag)
+                frames.append(publication.marshal(self.number, self.frame_max))
+            confirmation = self._confirms.expect(len(publications), frozenset(anonymous))
+            if frames:
+                await self._write(b"".join(frames))
         return confirmation
 
     async def acknowledge(self, tags: Iterable[int], *, up_to: int | None = None) -> None:
-        """Acknowledge deliveries: all up to and with ``up_to``, and each of ``tags``.
+        """Acknowledge deliveries: all up to and with ``up_to``, and each of ``tags``. Calls are written in their order.
 
         Raises:
             ChannelLost: the channel is gone; they will be delivered again.
@@ -99,7 +103,8 @@ class BulkChannel(Channel):
         if up_to is not None:
             frames.append(pamqp.frame.marshal(spec.Basic.Ack(up_to, True), self.number))
         if frames:
-            await self._write(b"".join(frames))
+            async with self._writing:
+                await self._write(b"".join(frames))
 
     async def _write(self, payload: bytes) -> None:
         if self.is_closed:
