@@ -11,27 +11,31 @@ from types import TracebackType
 from typing import Any, Self
 
 import orjson
-from aiormq.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
+from aiormq.abc import AbstractChannel
+from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp import commands as spec
 
-from worker.broker import undecodable
+from worker.broker.channel import BulkChannel
 from worker.broker.delivery import Delivery, delivery_from_frames
 from worker.broker.publication import (
     ERROR_HEADER,
     ERROR_STATUS_HEADER,
     FAILED_AT_HEADER,
     RAW_PROPERTIES_HEADER,
+    Publication,
 )
 from worker.broker.session import connect
 from worker.broker.topology import Topology
-from worker.contract.message import Message, added_header, fingerprint
+from worker.contract.message import added_header, fingerprint
 
 # RabbitMQ 4 drops a message that came back to a queue as often as its default delivery limit (20) says. A letter that was
 # looked at so often is put back as a new copy, whose count begins anew.
 LOOKS = 10
-# How many letters are under way to the request queue at once.
-CHUNK = 100
+# How many letters are removed at once. RabbitMQ hands a quorum queue 32 commands of a channel at a time and keeps others back;
+# acknowledgements that it still keeps when the channel closes are lost, and letters that were sent again stay as well.
+CHUNK = 16
+# For the broker's confirm; seconds.
+CONFIRM_TIMEOUT = 30.0
 
 
 class DeadLettersFailed(Exception):
@@ -100,9 +104,9 @@ Progress = Callable[[int], None]
 class DeadLetters:
     """The dead letters of one request queue. Use :func:`open_dead_letters`."""
 
-    def __init__(self, connection: AbstractConnection, channel: AbstractChannel, topology: Topology) -> None:
-        self._connection = connection
+    def __init__(self, channel: AbstractChannel, publisher: BulkChannel, topology: Topology) -> None:
         self._channel = channel
+        self._publisher = publisher
         self._topology = topology
         self._held: list[Letter] = []
 
@@ -185,18 +189,13 @@ class DeadLetters:
         if RAW_PROPERTIES_HEADER in message.headers or message.undecodable:
             raise DeadLettersFailed(f"{letter.id}: its properties can't be read, so it can't be sent again; purge it")
         headers = {name: value for name, value in message.headers.items() if not added_header(name)}
-        try:
-            await self._publish(message, self._topology.queue, headers)
-        except PublishError:
-            raise DeadLettersFailed(f"{letter.id}: the queue '{self._topology.queue}' does not stand") from None
-        except DeliveryError:
-            raise DeadLettersFailed(f"{letter.id}: the broker does not take it: is '{self._topology.queue}' full?") from None
+        await self._publish(letter, self._topology.queue, headers)
 
-    async def _publish(self, message: Message, queue: str, headers: dict[str, Any]) -> None:
-        await self._channel.basic_publish(
-            message.body,
-            routing_key=queue,
-            mandatory=True,
+    async def _publish(self, letter: Letter, queue: str, headers: dict[str, Any]) -> None:
+        """By the worker's own channel: aiormq's gives a message id to a message that has none, which makes it another one."""
+        message = letter.delivery.message
+        publication = Publication(
+            queue=queue,
             properties=spec.Basic.Properties(
                 content_type=message.content_type,
                 content_encoding=message.content_encoding,
@@ -210,7 +209,15 @@ class DeadLetters:
                 message_type=message.type,
                 app_id=message.app_id,
             ),
+            body=message.body,
+            numbered=False,
         )
+        confirmation = await self._publisher.publish([publication])
+        await confirmation.wait(CONFIRM_TIMEOUT)
+        if confirmation.returned:
+            raise DeadLettersFailed(f"{letter.id}: the queue '{queue}' does not stand")
+        if confirmation.refused or confirmation.outstanding:
+            raise DeadLettersFailed(f"{letter.id}: the broker does not take it: is '{queue}' full?")
 
     async def _take(self) -> Letter | None:
         taken = await self._channel.basic_get(self._topology.dead_letter_queue)
@@ -227,7 +234,7 @@ class DeadLetters:
                 await self._channel.basic_nack(delivery.tag, requeue=True)
             else:
                 kept = {name: value for name, value in delivery.message.headers.items() if name != "x-delivery-count"}
-                await self._publish(delivery.message, self._topology.dead_letter_queue, kept)
+                await self._publish(letter, self._topology.dead_letter_queue, kept)
                 await self._channel.basic_ack(delivery.tag)
 
 
@@ -239,11 +246,10 @@ async def open_dead_letters(url: str, topology: Topology) -> AsyncIterator[DeadL
         BrokerUnavailable, BrokerRefused: see :func:`worker.broker.session.connect`.
         DeadLettersFailed: the queue does not stand.
     """
-    undecodable.install()
     connection = await connect(url, name="flow-run-worker dead-letters")
     try:
         channel = await connection.channel()
-        async with DeadLetters(connection, channel, topology) as letters:
+        async with DeadLetters(channel, await BulkChannel.open_on(connection), topology) as letters:
             yield letters
     except ChannelNotFoundEntity:
         raise DeadLettersFailed(f"The queue '{topology.dead_letter_queue}' does not stand at this broker.") from None

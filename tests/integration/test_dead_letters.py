@@ -11,6 +11,7 @@ import pytest
 from tests.command import Done, command
 from tests.conftest import StartWorker
 from tests.database import fetch_runs
+from tests.faults.hostile import Sent, frames, publish
 from tests.producer import Producer
 from worker.broker.topology import Topology
 from worker.dead_letters import open_dead_letters
@@ -129,6 +130,35 @@ async def test_many_are_sent_again_while_they_come_back(
     assert "250 sent again" in (await dead_letters("replay", "--all")).out
     await all_back(producer, 250)
     assert len({letter.raw for letter in await producer.dead_letters(250)}) == 250
+
+
+async def test_none_stays_behind_and_none_becomes_another_message(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str, dead_letters: Callable[..., Any]
+) -> None:
+    """More than a broker takes acknowledgements for at once; and without a message id, which none may be given."""
+    await refuse(start_worker, producer, sqlite_url, {"flow_id": 1})
+    assert (await dead_letters("purge", "--all", "--yes")).code == 0
+    published = [f"request-{number}" for number in range(90)]
+    await publish(
+        amqp_url,
+        (Sent(each, None, "", frames(each, b"{}", None, producer.queue, producer.reply_to)) for each in published),
+    )
+    start_worker(sqlite_url)
+    await producer.replies_to(published)
+    await all_back(producer, 90)
+    ids = {each["id"] for each in await listed(dead_letters, "--limit", "1000")}
+    done = await dead_letters("replay", "--all")
+    assert (done.code, done.out.strip()) == (0, "90 sent again.")
+    async with asyncio.timeout(20):
+        while not all(len(producer.replies[each]) == 2 for each in published):
+            await asyncio.sleep(0.02)
+    await all_back(producer, 90)
+    # Whatever would come back comes as the command's channel closes, which was before it ended.
+    letters = await producer.dead_letters(90)
+    assert await producer.depth(f"{producer.queue}.dead") == 0
+    assert len(ids) == 90
+    assert {letter.message_id for letter in letters} == {None}
+    assert {letter.correlation_id for letter in letters} == set(published)
 
 
 async def test_what_cannot_be_sent_again_stays(

@@ -5,6 +5,7 @@ cluster, as one does that came from another cluster with its request, or that so
 would cost all that is in flight on it. So a name of a node that has not been seen is tried on a connection of its own first.
 """
 
+import asyncio
 import base64
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -26,6 +27,8 @@ _BEHIND_NODE = {b"X": 12, b"g": 9}
 _NOBODY = "AAAA"
 # A cluster has few nodes; more names than that are made up.
 _MAX_NODES = 1000
+# A broker that doesn't answer here doesn't answer elsewhere either; seconds.
+_TRY_TIMEOUT = 5.0
 
 
 class DirectReplies:
@@ -60,14 +63,18 @@ class DirectReplies:
             log.warning("direct_reply_not_tried", error=str(error))
             return True
         try:
-            channel = await connection.channel()
-            await channel.basic_publish(b"", routing_key=f"{_PREFIX}{channel_of}.{_NOBODY}")
+            async with asyncio.timeout(_TRY_TIMEOUT):
+                channel = await connection.channel()
+                await channel.basic_publish(b"", routing_key=f"{_PREFIX}{channel_of}.{_NOBODY}")
+        except TimeoutError:
+            return True
         except (aiormq.AMQPError, ConnectionError) as error:
             log.warning("direct_reply_to_unknown_node", reply_to=queue, error=str(error))
             return False
         finally:
             with suppress(Exception):  # it may be closed already
-                await connection.close()
+                async with asyncio.timeout(_TRY_TIMEOUT):
+                    await connection.close()
         return True
 
 

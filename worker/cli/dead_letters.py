@@ -89,7 +89,10 @@ def show(
         "headers": message.headers,
         "body": _body(message.body),
     }
-    text = orjson.dumps(whole, default=_plain, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
+    try:
+        text = _json(whole)
+    except TypeError:  # nested too deep for it
+        text = _json({**whole, "headers": str(message.headers), "body": _plain(message.body)})
     if out.is_terminal:
         out.print_json(text)
     else:
@@ -180,6 +183,10 @@ def _body(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return _plain(body)
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value, default=_plain, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
 
 
 def _plain(value: Any) -> Any:
