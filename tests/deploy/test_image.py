@@ -187,7 +187,8 @@ def test_worker_runs_unprivileged_on_a_read_only_system_and_ends_cleanly(
         return subprocess.run(healthcheck, env=environment, capture_output=True, timeout=60).returncode == 0
 
     assert not healthy()
-    worker = WorkerProcess(tmp_path / "worker.log", environment, _confined(entrypoint))
+    workdir = image.folder / stage.last("WORKDIR").lstrip("/")
+    worker = WorkerProcess(tmp_path / "worker.log", environment, _confined(["env", f"--chdir={workdir}", *entrypoint]))
     try:
         worker.wait_until_logged("serving")
         wait_until(healthy, "the health check")
