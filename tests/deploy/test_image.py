@@ -1,4 +1,4 @@
-"""The image's build steps and its commands, run by hand: no container engine is needed, and none is there to vouch for the layers.
+"""The image's build steps and its commands, run by hand: no container engine is asked, and none vouches for the layers.
 
 The RUN, COPY and ENV lines are read from the Dockerfile itself. Its absolute paths are put below a folder of this test's own; the
 base image is stood in for by a new virtual environment of a Python that any user may run.
@@ -170,9 +170,12 @@ def test_worker_runs_unprivileged_on_a_read_only_system_and_ends_cleanly(
     entrypoint = [*json.loads(stage.last("ENTRYPOINT")), *json.loads(stage.last("CMD"))]
     healthcheck = json.loads(stage.last("HEALTHCHECK").partition(" CMD ")[2])
     (port,) = free_ports(1)
+    workdir = image.folder / stage.last("WORKDIR").lstrip("/")
+    assert stage.environment["HOME"] == stage.last("WORKDIR")
     environment = {
         **stage.environment,
         "PATH": f"{image.bin}:{os.environ['PATH']}",
+        "HOME": str(workdir),
         "PYTHONPATH": "",
         "WORKER_HTTP_HOST": "127.0.0.1",  # of all that the image sets only this is changed: servers of tests listen on loopback
         "WORKER_HTTP_PORT": str(port),
@@ -187,7 +190,6 @@ def test_worker_runs_unprivileged_on_a_read_only_system_and_ends_cleanly(
         return subprocess.run(healthcheck, env=environment, capture_output=True, timeout=60).returncode == 0
 
     assert not healthy()
-    workdir = image.folder / stage.last("WORKDIR").lstrip("/")
     worker = WorkerProcess(tmp_path / "worker.log", environment, _confined(["env", f"--chdir={workdir}", *entrypoint]))
     try:
         worker.wait_until_logged("serving")
@@ -204,8 +206,10 @@ def test_worker_runs_unprivileged_on_a_read_only_system_and_ends_cleanly(
 
 
 def _confined(command: list[str]) -> list[str]:
-    """The command as ``docker run --read-only --user 10001`` runs it, as far as this machine lets us: the worker stays the process
-    that we started, so that signals reach it directly."""
+    """The command as ``docker run --read-only --user 10001`` runs it, as far as this machine lets us.
+
+    The worker stays the process that we started, so that signals reach it directly.
+    """
     if os.getuid() != 0:
         return command
     unprivileged = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--no-new-privs", "--bounding-set=-all"]
