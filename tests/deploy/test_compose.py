@@ -1,4 +1,4 @@
-"""docker-compose.yml and the files that it mounts: the broker's definitions and the database's roles, on a real broker and database.
+"""docker-compose.yml and the files that it mounts: the broker's definitions and the database's roles, on real servers.
 
 No container engine is asked: what the images do with these files is theirs to keep.
 """
