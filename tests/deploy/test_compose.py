@@ -132,7 +132,11 @@ async def test_worker_and_producer_do_with_the_rights_that_they_have(
         assert worker.terminate() == 0, worker.output
     finally:
         worker.kill()
-    assert '"flow-runs.create.dead","1"' in broker.ctl("list_queues", "name", "messages", "--formatter=csv")
+    connection = await aiormq.connect(url(broker, "admin"))
+    channel = await connection.channel()
+    dead = await channel.basic_get("flow-runs.create.dead", no_ack=True)
+    assert dead.header.properties.headers["x-error-status"] == 422
+    await connection.close()
 
 
 REFUSED = [
