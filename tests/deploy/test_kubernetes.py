@@ -1,0 +1,123 @@
+"""The manifests build, and keep to Kubernetes' own schemas; no cluster is asked.
+
+Custom resources (KEDA's, the RabbitMQ cluster operator's) have schemas of their own, which are not validated here.
+"""
+
+import shutil
+import subprocess
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from worker.settings import PREFIX, Settings
+
+K8S = ROOT / "deploy/k8s"
+KUSTOMIZATIONS = ("base", "overlays/keda", "rabbitmq-cluster")
+NOT_VALIDATED = {"ScaledObject", "TriggerAuthentication", "RabbitmqCluster"}
+# The oldest that is supported by its makers when this was written is newer; and the newest that there is a schema for.
+VERSIONS = ("1.31", kubernetes_validate.latest_version())
+
+Manifest = dict[str, Any]
+
+
+def build(kustomization: str) -> list[Manifest]:
+    if not shutil.which("kubectl"):
+        pytest.skip("no kubectl here")
+    command = ["kubectl", "kustomize", str(K8S / kustomization)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr.lower(), done.stderr
+    return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+def the(kind: str, manifests: list[Manifest]) -> Manifest:
+    (found,) = [each for each in manifests if each["kind"] == kind]
+    return found
+
+
+def pods(manifests: list[Manifest]) -> list[Manifest]:
+    return [each["spec"]["template"]["spec"] for each in manifests if each["kind"] in ("Deployment", "Job")]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_manifests_keep_to_the_schemas(kustomization: str, version: str) -> None:
+    for manifest in build(kustomization):
+        if manifest["kind"] not in NOT_VALIDATED:
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_example_secrets_are_those_that_the_manifests_ask_for() -> None:
+    secrets = list(yaml.safe_load_all((K8S / "secrets.example.yaml").read_text()))
+    for secret in secrets:
+        kubernetes_validate.validate(secret, VERSIONS[-1], strict=True)
+    given = {(each["metadata"]["name"], key) for each in secrets for key in each["stringData"]}
+    manifests = build("overlays/keda")
+    asked = {
+        (variable["valueFrom"]["secretKeyRef"]["name"], variable["valueFrom"]["secretKeyRef"]["key"])
+        for pod in pods(manifests)
+        for variable in pod["containers"][0]["env"]
+    }
+    scaler = the("TriggerAuthentication", manifests)["spec"]["secretTargetRef"]
+    assert given == asked | {(each["name"], each["key"]) for each in scaler}
+
+
+def test_pods_have_no_privileges() -> None:
+    for pod in pods(build("base")):
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+def test_worker_is_probed_and_given_time_to_finish() -> None:
+    manifests = build("base")
+    pod = the("Deployment", manifests)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    paths = {probe: container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert paths == {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
+    settings = the("ConfigMap", manifests)["data"]
+    assert pod["terminationGracePeriodSeconds"] > float(settings["WORKER_SHUTDOWN_TIMEOUT"])
+
+
+def test_settings_are_the_workers() -> None:
+    manifests = build("base")
+    names = set(the("ConfigMap", manifests)["data"])
+    names |= {variable["name"] for pod in pods(manifests) for variable in pod["containers"][0]["env"]}
+    assert {name.removeprefix(PREFIX).lower() for name in names} <= Settings.model_fields.keys()
+
+
+def test_selectors_meet_the_workers_and_not_the_migration() -> None:
+    manifests = build("base")
+    workers = the("Deployment", manifests)["spec"]["template"]["metadata"]["labels"].items()
+    migration = the("Job", manifests)["spec"]["template"]["metadata"]["labels"].items()
+    selectors = [the(kind, manifests)["spec"]["selector"] for kind in ("Deployment", "PodDisruptionBudget", "Service")]
+    for selector in selectors:
+        labels = selector.get("matchLabels", selector).items()
+        assert labels <= workers
+        assert not labels <= migration
+
+
+def test_scaler_scales_the_worker_on_its_queue() -> None:
+    manifests = build("overlays/keda")
+    deployment = the("Deployment", manifests)
+    scaled = the("ScaledObject", manifests)["spec"]
+    assert scaled["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"]
+    (trigger,) = scaled["triggers"]
+    assert trigger["metadata"]["queueName"] == the("ConfigMap", manifests)["data"]["WORKER_QUEUE"]
+    assert trigger["authenticationRef"]["name"] == the("TriggerAuthentication", manifests)["metadata"]["name"]
+
+
+def test_broker_has_three_nodes_for_three_replicas() -> None:
+    cluster = the("RabbitmqCluster", build("rabbitmq-cluster"))["spec"]
+    assert cluster["replicas"] == 3
+    assert "quorum_queue.initial_cluster_size = 3" in cluster["rabbitmq"]["additionalConfig"]
