@@ -6,6 +6,7 @@ from uuid import uuid4
 import aiormq
 from pamqp import commands as spec
 
+from worker.broker.delivery import Delivery
 from worker.broker.publication import Publication
 from worker.broker.session import Session
 from worker.broker.topology import Topology
@@ -25,9 +26,11 @@ async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_ta
     for _ in range(TASKS):
         await channel.basic_publish(b"{}", routing_key=queue)
     await session.consume(TASKS)
+    deliveries: list[Delivery] = []
+    while len(deliveries) < TASKS:
+        deliveries += await session.deliveries.take(TASKS)
 
-    async def serve() -> None:
-        (delivery,) = await session.deliveries.take(1)
+    async def serve(delivery: Delivery) -> None:
         properties = spec.Basic.Properties()
         confirmation = await session.publish([Publication(replies, properties, BODY, numbered=True)])
         # Sets the tasks apart, as databases and confirms do.
@@ -37,7 +40,7 @@ async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_ta
         await confirmation.wait(30)
         assert not confirmation.outstanding
 
-    await asyncio.gather(*(serve() for _ in range(TASKS)))
+    await asyncio.gather(*(serve(delivery) for delivery in deliveries))
     assert not session.lost.done(), session.lost.result()
     numbers = []
     for _ in range(TASKS):
