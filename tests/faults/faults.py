@@ -5,7 +5,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -297,10 +297,11 @@ async def disk_full(scene: Scene) -> None:
         return
     ballast = scene.disk / "ballast"
     free = shutil.disk_usage(scene.disk).free - _DISK_LEFT
-    with ballast.open("wb") as file:
-        while free > 0:
-            free -= file.write(bytes(min(free, 1 << 20)))
     try:
+        # The worker writes meanwhile: it may be full before that much is written.
+        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while free > 0:
+                free -= file.write(bytes(min(free, 1 << 20)))
         seen = scene.workers.logged("database_away")
         async with asyncio.timeout(30):
             while scene.workers.logged("database_away") == seen:

@@ -26,7 +26,6 @@ async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_ta
     for _ in range(TASKS):
         await channel.basic_publish(b"{}", routing_key=queue)
     await session.consume(TASKS)
-
     deliveries: list[Delivery] = []
     while len(deliveries) < TASKS:
         deliveries += await session.deliveries.take(TASKS)
