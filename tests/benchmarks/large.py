@@ -1,0 +1,205 @@
+"""What takes longer than ``make bench``: large tables, a million requests through one worker, more workers than one.
+
+``python -m tests.benchmarks.large table|million|workers [--size N]``; each prints its table. Takes minutes, and gigabytes of disk.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from deploy.dev.postgresql import PostgreSQL
+from deploy.dev.rabbitmq import RabbitMQ
+from tests.conformance.prefect_server import PrefectServer
+from tests.faults.supervisor import resident
+from worker.bench import Measurement, measure, request_body
+from worker.bench import _load as open_load
+from worker.broker.session import Session
+from worker.broker.topology import Topology
+from worker.client import FlowRunClient
+
+console = Console(width=130)
+
+
+async def grow(url: str, size: int) -> None:
+    """Multiply the newest run and its state to so many, each with a key and ids of its own; indexes are made anew afterwards."""
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=60)
+    try:
+        # References are right by construction; checking ten million of them is not what is measured.
+        await connection.execute("SET session_replication_role = replica; SET maintenance_work_mem = '1GB'")
+        await connection.execute("SET synchronous_commit = off")
+        indexes = await connection.fetch(
+            "SELECT i.indexname AS name, i.indexdef AS definition FROM pg_indexes i WHERE tablename IN ('flow_run', 'flow_run_state') "
+            "AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conname = i.indexname)"
+        )
+        for index in indexes:
+            await connection.execute(f'DROP INDEX "{index["name"]}"')
+        for table, changed in (
+            (
+                "flow_run",
+                {
+                    "id": "md5('run' || n)::uuid",
+                    "state_id": "md5('state' || n)::uuid",
+                    "idempotency_key": "'old-' || n",
+                    "name": "'old-' || n",
+                },
+            ),
+            ("flow_run_state", {"id": "md5('state' || n)::uuid", "flow_run_id": "md5('run' || n)::uuid"}),
+        ):
+            found = await connection.fetch(
+                "SELECT column_name FROM information_schema.columns WHERE table_name = $1 AND table_schema = 'public' "
+                "AND is_generated = 'NEVER'",
+                table,
+            )
+            columns = [row["column_name"] for row in found]
+            values = ", ".join(changed.get(column, f't."{column}"') for column in columns)
+            names = ", ".join(f'"{column}"' for column in columns)
+            await connection.execute(
+                f"INSERT INTO {table} ({names}) SELECT {values} FROM (SELECT * FROM {table} ORDER BY created DESC LIMIT 1) t, "
+                f"generate_series(1, {size}) n",
+                timeout=3600,
+            )
+        for index in indexes:
+            await connection.execute(index["definition"], timeout=3600)
+        await connection.execute("VACUUM ANALYZE flow_run", timeout=3600)
+        await connection.execute("VACUUM ANALYZE flow_run_state", timeout=3600)
+        await connection.execute("CHECKPOINT", timeout=3600)
+    finally:
+        await connection.close()
+
+
+async def table(size: int, rounds: int) -> None:
+    """Throughput with an empty and with a large table, in turn, in both kinds of schema."""
+    with RabbitMQ() as broker, PostgreSQL() as cluster:
+        cluster.stop()
+        cluster.start("-c", "max_wal_size=8GB")
+        for kind in ("our own schema", "Prefect's schema"):
+            flows: list[UUID | None] = []
+            urls = [cluster.create_database(), cluster.create_database()]
+            for url in urls:
+                flows.append(await _prepare(broker, url) if kind.startswith("Prefect") else None)
+            # One run to multiply, which is not removed after the measurement.
+            template = flows[1] or uuid4()
+            await _create_one(broker.url, urls[1], template)
+            await grow(urls[1], size)
+            rates: tuple[list[float], list[float]] = ([], [])
+            for number in range(rounds):
+                for index, url in enumerate(urls):
+                    done = await measure(broker.url, url, requests=20_000, flow_id=flows[index])
+                    rates[index].append(done.throughput)
+                console.print(f"{kind}, round {number + 1}: empty {rates[0][-1]:,.0f}/s, large {rates[1][-1]:,.0f}/s")
+            ratios = [large / empty for empty, large in zip(*rates, strict=True)]
+            console.print(
+                f"{kind}: empty {statistics.median(rates[0]):,.0f}/s, {size:,} runs {statistics.median(rates[1]):,.0f}/s, "
+                f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+
+
+async def _prepare(broker: RabbitMQ, url: str) -> UUID:
+    with PrefectServer(url) as prefect:
+        async with httpx.AsyncClient(base_url=prefect.api, timeout=60) as http:
+            return UUID((await http.post("/flows/", json={"name": f"bench-{uuid4()}"})).json()["id"])
+
+
+async def _create_one(amqp_url: str, url: str, flow_id: UUID) -> None:
+    queue = f"flow-runs-bench-{uuid4().hex[:8]}.create"
+    session = await Session.open(amqp_url, Topology.from_queue_name(queue), name="benchmark")
+    await session.close()
+    with tempfile.TemporaryDirectory() as folder:
+        process = await _worker(amqp_url, url, queue, Path(folder))
+        try:
+            async with FlowRunClient(amqp_url, queue=queue) as client:
+                await client.create_flow_run(flow_id=flow_id, idempotency_key="template")
+        finally:
+            process.terminate()
+            await process.wait()
+
+
+async def _worker(amqp_url: str, url: str, queue: str, folder: Path) -> asyncio.subprocess.Process:
+    environment = {
+        "WORKER_AMQP_URL": amqp_url,
+        "WORKER_DATABASE_URL": url,
+        "WORKER_QUEUE": queue,
+        "WORKER_HTTP_PORT": "0",
+        "WORKER_MIGRATE": "true",
+        "WORKER_LOG_LEVEL": "warning",
+    }
+    with (folder / "worker.log").open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "worker", "run"), env={**os.environ, **environment}, stderr=log
+        )
+
+
+async def million(size: int, rate: float, slices: int = 20) -> None:
+    """So many requests through one worker at a rate: its memory and the latency, slice by slice."""
+    with RabbitMQ() as broker, PostgreSQL() as cluster, tempfile.TemporaryDirectory() as folder:
+        queue = f"flow-runs-bench-{uuid4().hex[:8]}.create"
+        flow_id, part = uuid4(), size // slices
+        async with open_load(broker.url, Topology.from_queue_name(queue)) as load:
+            process = await _worker(broker.url, cluster.create_database(), queue, Path(folder))
+            try:
+                shown = Table(
+                    "requests", "memory MiB", "p50 ms", "p99 ms", title=f"{size:,} requests at {rate:,.0f}/s, one worker"
+                )
+                for number in range(slices):
+                    start = number * part
+
+                    def make(each: int, start: int = start) -> bytes:
+                        return request_body("small", flow_id, start + each)
+
+                    latencies, _ = await load.at_rate(make, part, rate, lambda count: None)
+                    latencies.sort()
+                    p50, p99 = (latencies[int(len(latencies) * share)] * 1000 for share in (0.5, 0.99))
+                    memory = resident(process.pid) / 2**20
+                    console.print(f"{start + part:,}: {memory:.0f} MiB, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+                    shown.add_row(f"{start + part:,}", f"{memory:.0f}", f"{p50:.1f}", f"{p99:.1f}")
+            finally:
+                process.terminate()
+                await process.wait()
+        console.print(shown)
+
+
+async def workers(size: int, rounds: int) -> None:
+    """Throughput with one to four worker processes."""
+    with RabbitMQ() as broker, PostgreSQL() as cluster:
+        url = cluster.create_database()
+        found: dict[int, list[Measurement]] = {1: [], 2: [], 3: [], 4: []}
+        for _ in range(rounds):
+            for count in found:
+                found[count].append(await measure(broker.url, url, workers=count, requests=size))
+                console.print(f"{count} workers: {found[count][-1].throughput:,.0f}/s")
+        shown = Table(
+            "workers", "median/s", "min", "max", "CPU µs/request", title="worker processes on one queue and one database"
+        )
+        for count, made in found.items():
+            rates = [each.throughput for each in made]
+            cpu = statistics.median(each.cpu for each in made)
+            shown.add_row(
+                str(count), f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}", f"{max(rates):,.0f}", f"{cpu:.0f}"
+            )
+        console.print(shown)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("table", "million", "workers"))
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rate", type=float, default=2_500.0)
+    options = parser.parse_args()
+    if options.what == "table":
+        uvloop.run(table(options.size or 5_000_000, options.rounds))
+    elif options.what == "million":
+        uvloop.run(million(options.size or 1_000_000, options.rate))
+    else:
+        uvloop.run(workers(options.size or 30_000, options.rounds))
