@@ -1,0 +1,72 @@
+"""A long outage of the database: what is taken is held, what is not waits at the broker, and all of it is served afterwards.
+
+``WORKER_TEST_OUTAGE_SECONDS=120 python -m pytest -s tests/faults/test_outage.py`` prints the figures of a longer one.
+"""
+
+import asyncio
+import os
+import time
+from uuid import uuid4
+
+import httpx
+
+from deploy.dev.postgresql import PostgreSQL
+from tests.conftest import StartWorker
+from tests.faults.supervisor import resident
+from tests.producer import Producer
+
+SECONDS = float(os.environ.get("WORKER_TEST_OUTAGE_SECONDS", "6"))
+PREFETCH = 500
+# All through the outage, and at the least so many that most of them can't be taken.
+REQUESTS = max(2_000, int(SECONDS * 250))
+
+
+async def test_an_outage_of_the_database_is_waited_out(
+    start_worker: StartWorker, producer: Producer, cluster: PostgreSQL, amqp_url: str
+) -> None:
+    worker = start_worker(cluster.create_database(), prefetch=PREFETCH)
+    flow_id = str(uuid4())
+    for number in range(1_000):  # to be warm
+        await producer.publish({"flow_id": flow_id, "idempotency_key": f"warm-{number}"})
+    await _replies(producer, 1_000)
+    before = resident(worker.process.pid)
+
+    cluster.stop()
+    largest, started = before, time.monotonic()
+    for number in range(REQUESTS):
+        await producer.publish({"flow_id": flow_id, "idempotency_key": f"key-{number}"})
+        largest = max(largest, resident(worker.process.pid))
+    while time.monotonic() - started < SECONDS:
+        await asyncio.sleep(0.2)
+        largest = max(largest, resident(worker.process.pid))
+    assert httpx.get(f"{worker.http}/readyz").status_code == 503
+    assert httpx.get(f"{worker.http}/livez").status_code == 200
+    # The prefetch bounds what a worker holds; the rest is where it is safe.
+    assert await producer.depth() == REQUESTS - PREFETCH
+    assert await producer.depth(f"{producer.queue}.dead") == 0
+    away = time.monotonic() - started
+
+    cluster.start()
+    healed = time.monotonic()
+    await _replies(producer, 1_001)
+    first = time.monotonic()
+    await _replies(producer, 1_000 + REQUESTS)
+    last = time.monotonic()
+    after = resident(worker.process.pid)
+    assert {reply.status for replies in producer.replies.values() for reply in replies} == {201}
+    assert await producer.depth(f"{producer.queue}.dead") == 0
+    assert httpx.get(f"{worker.http}/readyz").status_code == 200
+    assert largest - before < 64 * 2**20
+    assert worker.terminate() == 0
+    assert len(producer.replies) == 1_000 + REQUESTS
+    print(
+        f"\ndatabase away for {away:.0f} s, {REQUESTS} requests published meanwhile, dead-lettered 0; "
+        f"resident memory before {before / 2**20:.0f}, at the most {largest / 2**20:.0f}, after {after / 2**20:.0f} MiB; "
+        f"first reply {first - healed:.1f} s after the database was back, the backlog at {REQUESTS / (last - first):,.0f}/s"
+    )
+
+
+async def _replies(producer: Producer, count: int) -> None:
+    async with asyncio.timeout(120):
+        while sum(map(len, producer.replies.values())) < count:
+            await asyncio.sleep(0.02)
