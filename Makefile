@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 300
+# Tests mostly wait, for servers and for faults to pass.
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -27,7 +29,7 @@ servers:              ## Install the servers that the tests start for themselves
 	@deploy/dev/servers.sh rabbitmq postgresql
 
 test: $(VENV)/installed-test servers lint   ## Run all tests, against a real RabbitMQ, PostgreSQL and SQLite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup
 
 test-rabbitmq4: $(VENV)/installed-test   ## Run the integration tests against RabbitMQ 4 (Debian, as root, with debootstrap)
 	server=$$(deploy/dev/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(BIN)/python -m pytest tests/integration

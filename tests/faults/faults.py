@@ -315,7 +315,7 @@ async def disk_full(scene: Scene) -> None:
 async def file_locked(scene: Scene) -> None:
     connection = sqlite3.connect(scene.database_url.partition(":///")[2], timeout=30, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
-    await asyncio.sleep(12)
+    await asyncio.sleep(14)
     connection.execute("ROLLBACK")
     connection.close()
 

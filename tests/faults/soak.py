@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,28 +20,32 @@ from rich.table import Table
 from deploy.dev.postgresql import PostgreSQL
 from deploy.dev.rabbitmq import RabbitMQ
 from tests.faults.conftest import open_scene, small_disk
-from tests.faults.faults import Scene, faults_for
+from tests.faults.faults import Fault, Scene, faults_for
 from tests.faults.supervisor import resident
 
 WORKERS = 3
 SIGTERM = "SIGTERM during a fault"
 
 
-async def soak(scene: Scene, minutes: float, console: Console) -> tuple[Counter[str], int]:
-    """Inject faults for so long; returns how often each was, and the largest resident memory of a worker in bytes."""
-    possible = [fault for fault in faults_for(scene.database_url) if fault.name != "disk full" or scene.disk]
-    injected: Counter[str] = Counter({fault.name: 0 for fault in possible} | {SIGTERM: 0})
+async def soak(scene: Scene, faults: Sequence[Fault], console: Console, *, minutes: float = 0.0) -> tuple[Counter[str], int]:
+    """Inject each fault once, and go on in other orders for so long.
+
+    Returns:
+        How often each was, and the largest resident memory of a worker in bytes.
+    """
+    injected: Counter[str] = Counter({fault.name: 0 for fault in faults} | {SIGTERM: 0})
     largest = 0
     deadline = time.monotonic() + minutes * 60
-    order: list[str] = []
-    while time.monotonic() < deadline:
+    order: list[Fault] = []
+    while not injected.total() or order or time.monotonic() < deadline:
+        if minutes and time.monotonic() > deadline:
+            break
         if not order:
-            # Each once, then each once more in another order: in a long run none is left out.
-            order = [fault.name for fault in possible]
+            order = list(faults)
             scene.moments.shuffle(order)
-        fault = next(each for each in possible if each.name == order[-1])
-        order.pop()
+        fault = order.pop()
         started = time.monotonic()
+        seen = scene.workers.logged(fault.seen) if fault.seen else 0
         happening = asyncio.create_task(fault.happens(scene))
         if scene.moments.random() < 0.3 and not fault.name.startswith("worker"):
             await scene.lasts(1)
@@ -53,6 +58,7 @@ async def soak(scene: Scene, minutes: float, console: Console) -> tuple[Counter[
         took = time.monotonic() - started
         console.print(f"{fault.name}: {took:.0f} s; {len(scene.load.requests)} published, {scene.load.unanswered} open")
         await scene.lasts(2)
+        assert not fault.seen or scene.workers.logged(fault.seen) > seen, f"nobody noticed: {fault.name}"
     return injected, largest
 
 
@@ -69,7 +75,8 @@ async def run(minutes: float, seed: int, database: str) -> int:
             await scene.workers.start(WORKERS)
             scene.load.start()
             started = time.monotonic()
-            injected, largest = await soak(scene, minutes, console)
+            faults = [fault for fault in faults_for(scene.database_url) if fault.name != "disk full" or scene.disk]
+            injected, largest = await soak(scene, faults, console, minutes=minutes)
             await scene.load.stop()
             took = time.monotonic() - started
             await scene.load.settled()

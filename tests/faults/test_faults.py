@@ -1,10 +1,16 @@
-"""Faults while producers keep publishing; afterwards nothing is lost, nothing is there twice, and nobody died unasked."""
+"""Faults while producers keep publishing; afterwards nothing is lost, nothing is there twice, and nobody died unasked.
+
+All of them once, mixed; ``make soak`` does that for as long as wanted. ``WORKER_TEST_EACH_FAULT=1`` tests each by itself as well.
+"""
 
 import asyncio
+import os
 
 import pytest
+from rich.console import Console
 
-from tests.faults.faults import FAULTS, Fault, Scene
+from tests.faults.faults import FAULTS, Fault, Scene, faults_for
+from tests.faults.soak import WORKERS, soak
 
 # On SQLite: what is about the database, and about the process that has the file open.
 ON_SQLITE = ("file locked by another process", "disk full", "worker killed", "worker killed after commit, before reply")
@@ -27,6 +33,19 @@ async def check(scene: Scene) -> None:
     assert scene.workers.died == []
 
 
+@pytest.mark.parametrize("scene", [("postgresql", True), ("sqlite", True)], indirect=True, ids=["postgresql", "sqlite"])
+async def test_all_faults_mixed(scene: Scene) -> None:
+    """Three workers, every fault once, with a SIGTERM on top of some; WORKER_TEST_SEED decides the order."""
+    sqlite = scene.database_url.startswith("sqlite")
+    faults = [FAULTS[name] for name in ON_SQLITE] if sqlite else faults_for(scene.database_url)
+    await scene.workers.start(WORKERS)
+    scene.load.start()
+    injected, _ = await soak(scene, faults, Console())
+    assert all(injected[fault.name] == 1 for fault in faults)
+    await check(scene)
+
+
+@pytest.mark.skipif(not os.environ.get("WORKER_TEST_EACH_FAULT"), reason="all are tested together; WORKER_TEST_EACH_FAULT=1")
 @pytest.mark.parametrize(
     ("scene", "fault"),
     [((database, fault.name == "disk full"), fault) for database, fault in CASES],
