@@ -12,6 +12,7 @@ from rich.console import Console
 from tests.faults.faults import FAULTS, Fault, Scene, faults_for
 from tests.faults.soak import WORKERS, soak
 
+ROLLS = int(os.environ.get("WORKER_TEST_ROLLS", "2"))
 # On SQLite: what is about the database, and about the process that has the file open.
 ON_SQLITE = ("file locked by another process", "disk full", "worker killed", "worker killed after commit, before reply")
 CASES = [
@@ -70,7 +71,7 @@ async def test_rolling_restarts(scene: Scene) -> None:
     """Three workers, each restarted in turn: nothing lost, and nothing done again that was finished."""
     await scene.workers.start(3)
     scene.load.start()
-    for index in range(6):
+    for index in range(3 * ROLLS):
         assert await scene.workers.restart(index) == 0
         await asyncio.sleep(0.3)
     await check(scene)

@@ -7,6 +7,7 @@ import string
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 
 from tests.conftest import StartWorker
@@ -189,6 +190,19 @@ async def test_a_reply_queue_that_does_not_exist_holds_nobody_up(
     assert worker.terminate() == 0
     assert await producer.depth() == 0
     assert len(await fetch_runs(sqlite_url)) == 2
+
+
+async def test_a_direct_reply_that_arrives_does_not_count_as_unroutable(
+    start_worker: StartWorker, sqlite_url: str, amqp_url: str, queue: str
+) -> None:
+    """RabbitMQ returns it all the same, if it is mandatory."""
+    worker = start_worker(sqlite_url)
+    async with FlowRunClient(amqp_url, queue=queue) as client:
+        await client.create_flow_run(flow_id=FLOW_ID)
+    metrics = httpx.get(f"{worker.http}/metrics").text
+    assert worker.terminate() == 0
+    assert "flow_run_worker_replies_unroutable_total 0.0" in metrics
+    assert "reply_unroutable" not in worker.output
 
 
 async def test_replies_go_only_to_queues_that_the_pattern_allows(

@@ -10,7 +10,7 @@ from pamqp import commands as spec
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from worker.contract.message import Message
+from worker.contract.message import DIRECT_REPLY_TO, Message
 
 APP_ID = "flow-run-worker"
 PERSISTENT = 2
@@ -50,7 +50,11 @@ class Publication:
     numbered: bool
 
     def marshal(self, channel_number: int, frame_max: int) -> bytes:
-        """The frames of a mandatory ``basic.publish``, ready for the wire.
+        """The frames of a ``basic.publish``, ready for the wire: mandatory, unless it is a direct reply.
+
+        RabbitMQ returns every mandatory message to a direct reply-to, delivered or not, since it is routed to no queue
+        (``rabbit_exchange:route`` and ``rabbit_channel:deliver_reply`` up to 4.1): that would tell nothing, at the price of
+        each reply sent twice.
 
         Raises:
             ValueError, TypeError: a property cannot be written in AMQP, or the header is larger than a frame.
@@ -58,7 +62,8 @@ class Publication:
         header = pamqp.frame.marshal(ContentHeader(0, len(self.body), self.properties), channel_number)
         if len(header) > frame_max:
             raise ValueError(f"the properties take {len(header)} bytes and a frame holds {frame_max}")
-        publish = spec.Basic.Publish(exchange="", routing_key=self.queue, mandatory=True)
+        mandatory = not self.queue.startswith(DIRECT_REPLY_TO)
+        publish = spec.Basic.Publish(exchange="", routing_key=self.queue, mandatory=mandatory)
         frames = [pamqp.frame.marshal(publish, channel_number), header]
         step = frame_max - FRAME_OVERHEAD
         frames.extend(
