@@ -30,6 +30,9 @@ from worker.client import FlowRunClient
 
 console = Console(width=130)
 
+# Between measurements, so that none pays for what the one before it removed.
+VACUUM = ("VACUUM ANALYZE flow_run", "VACUUM ANALYZE flow_run_state")
+
 
 async def grow(url: str, size: int) -> None:
     """Multiply the newest run and its state to so many, each with a key and ids of its own; indexes are made anew afterwards."""
@@ -71,9 +74,17 @@ async def grow(url: str, size: int) -> None:
             )
         for index in indexes:
             await connection.execute(index["definition"], timeout=3600)
-        await connection.execute("VACUUM ANALYZE flow_run", timeout=3600)
-        await connection.execute("VACUUM ANALYZE flow_run_state", timeout=3600)
-        await connection.execute("CHECKPOINT", timeout=3600)
+    finally:
+        await connection.close()
+    await _execute(url, *VACUUM, "CHECKPOINT")
+    await asyncio.to_thread(os.sync)
+
+
+async def _execute(url: str, *statements: str) -> None:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=60)
+    try:
+        for statement in statements:
+            await connection.execute(statement, timeout=3600)
     finally:
         await connection.close()
 
@@ -84,20 +95,20 @@ async def table(size: int, rounds: int) -> None:
         cluster.stop()
         cluster.start("-c", "max_wal_size=8GB")
         for kind in ("our own schema", "Prefect's schema"):
-            flows: list[UUID | None] = []
             urls = [cluster.create_database(), cluster.create_database()]
-            for url in urls:
-                flows.append(await _prepare(broker, url) if kind.startswith("Prefect") else None)
-            # One run to multiply, which is not removed after the measurement.
-            template = flows[1] or uuid4()
-            await _create_one(broker.url, urls[1], template)
+            flows = [(await _flows(url) if kind.startswith("Prefect") else (uuid4(), uuid4())) for url in urls]
+            # One run to multiply, of another flow than the measured runs, which are removed again.
+            await _create_one(broker.url, urls[1], flows[1][1])
             await grow(urls[1], size)
             rates: tuple[list[float], list[float]] = ([], [])
-            for number in range(rounds):
+            # The first round reads what is on disk, and writes each page in full after the checkpoint: it is not counted.
+            for number in range(rounds + 1):
                 for index, url in enumerate(urls):
-                    done = await measure(broker.url, url, requests=20_000, flow_id=flows[index])
-                    rates[index].append(done.throughput)
-                console.print(f"{kind}, round {number + 1}: empty {rates[0][-1]:,.0f}/s, large {rates[1][-1]:,.0f}/s")
+                    done = await measure(broker.url, url, requests=20_000, flow_id=flows[index][0])
+                    await _execute(url, *VACUUM)
+                    if number:
+                        rates[index].append(done.throughput)
+                    console.print(f"{kind}, round {number}, {('empty', 'large')[index]}: {done.throughput:,.0f}/s")
             ratios = [large / empty for empty, large in zip(*rates, strict=True)]
             console.print(
                 f"{kind}: empty {statistics.median(rates[0]):,.0f}/s, {size:,} runs {statistics.median(rates[1]):,.0f}/s, "
@@ -105,10 +116,12 @@ async def table(size: int, rounds: int) -> None:
             )
 
 
-async def _prepare(broker: RabbitMQ, url: str) -> UUID:
+async def _flows(url: str) -> tuple[UUID, UUID]:
+    """Two flows in a database that a Prefect server makes."""
     with PrefectServer(url) as prefect:
         async with httpx.AsyncClient(base_url=prefect.api, timeout=60) as http:
-            return UUID((await http.post("/flows/", json={"name": f"bench-{uuid4()}"})).json()["id"])
+            first, second = [(await http.post("/flows/", json={"name": f"bench-{uuid4()}"})).json()["id"] for _ in range(2)]
+            return UUID(first), UUID(second)
 
 
 async def _create_one(amqp_url: str, url: str, flow_id: UUID) -> None:
