@@ -315,7 +315,12 @@ async def disk_full(scene: Scene) -> None:
 async def file_locked(scene: Scene) -> None:
     connection = sqlite3.connect(scene.database_url.partition(":///")[2], timeout=30, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
-    await asyncio.sleep(14)
+    # A worker that starts meanwhile waits for the lock only from then on.
+    seen = scene.workers.logged("database_away")
+    async with asyncio.timeout(60):
+        while scene.workers.logged("database_away") == seen:
+            await asyncio.sleep(0.5)
+    await scene.lasts(4)
     connection.execute("ROLLBACK")
     connection.close()
 

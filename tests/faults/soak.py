@@ -52,6 +52,7 @@ async def soak(scene: Scene, faults: Sequence[Fault], console: Console, *, minut
             code = await scene.workers.restart(scene.moments.randrange(WORKERS))
             assert code == 0, f"a worker left with {code}"
             injected[SIGTERM] += 1
+            console.print(f"{SIGTERM}, while: {fault.name}")
         await happening
         injected[fault.name] += 1
         largest = max([largest, *map(resident, scene.workers.pids)])
