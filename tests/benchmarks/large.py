@@ -9,6 +9,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -29,6 +30,7 @@ from worker.broker.topology import Topology
 from worker.client import FlowRunClient
 
 console = Console(width=130)
+PROGRAMS = {"beam.smp": "broker", "postgres": "database"}
 
 # Between measurements, so that none pays for what the one before it removed.
 VACUUM = ("VACUUM ANALYZE flow_run", "VACUUM ANALYZE flow_run_state")
@@ -78,6 +80,16 @@ async def grow(url: str, size: int) -> None:
         await connection.close()
     await _execute(url, *VACUUM, "CHECKPOINT")
     await asyncio.to_thread(os.sync)
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=60)
+    try:
+        runs, states, gigabytes = await connection.fetchrow(
+            "SELECT (SELECT count(*) FROM flow_run), (SELECT count(*) FROM flow_run_state), "
+            "(pg_total_relation_size('flow_run') + pg_total_relation_size('flow_run_state')) / 1e9",
+            timeout=600,
+        )
+    finally:
+        await connection.close()
+    console.print(f"filled: {runs:,} runs, {states:,} states, {gigabytes:.1f} GB with {len(indexes)} indexes besides keys")
 
 
 async def _execute(url: str, *statements: str) -> None:
@@ -161,6 +173,9 @@ async def million(size: int, rate: float, slices: int = 20) -> None:
         async with open_load(broker.url, Topology.from_queue_name(queue)) as load:
             process = await _worker(broker.url, cluster.create_database(), queue, Path(folder))
             try:
+                while not await load.consumers_on_queue():
+                    await asyncio.sleep(0.1)
+                await load.warm_up(flow_id)
                 shown = Table(
                     "requests", "memory MiB", "p50 ms", "p99 ms", title=f"{size:,} requests at {rate:,.0f}/s, one worker"
                 )
@@ -183,24 +198,71 @@ async def million(size: int, rate: float, slices: int = 20) -> None:
 
 
 async def workers(size: int, rounds: int) -> None:
-    """Throughput with one to four worker processes."""
+    """Throughput with one to four worker processes, and what the machine's cores did meanwhile."""
     with RabbitMQ() as broker, PostgreSQL() as cluster:
         url = cluster.create_database()
-        found: dict[int, list[Measurement]] = {1: [], 2: [], 3: [], 4: []}
+        found: dict[int, list[tuple[Measurement, dict[str, float]]]] = {1: [], 2: [], 3: [], 4: []}
         for _ in range(rounds):
             for count in found:
-                found[count].append(await measure(broker.url, url, workers=count, requests=size))
-                console.print(f"{count} workers: {found[count][-1].throughput:,.0f}/s")
+                cores = Cores(size)
+                done = await measure(broker.url, url, workers=count, requests=size, progress=cores.progress)
+                await _execute(url, *VACUUM)
+                found[count].append((done, cores.busy))
+                console.print(f"{count} workers: {done.throughput:,.0f}/s")
+        names = ("broker", "database", "workers", "load", "all")
         shown = Table(
-            "workers", "median/s", "min", "max", "CPU µs/request", title="worker processes on one queue and one database"
+            *("workers", "median/s", "min", "max"),
+            *(f"{name}, cores" for name in names),
+            title=f"worker processes on one queue and one database, {os.cpu_count()} cores",
         )
         for count, made in found.items():
-            rates = [each.throughput for each in made]
-            cpu = statistics.median(each.cpu for each in made)
-            shown.add_row(
-                str(count), f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}", f"{max(rates):,.0f}", f"{cpu:.0f}"
-            )
+            rates = [done.throughput for done, _ in made]
+            busy = [f"{statistics.median(cores[name] for _, cores in made):.2f}" for name in names]
+            shown.add_row(str(count), f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}", f"{max(rates):,.0f}", *busy)
         console.print(shown)
+
+
+class Cores:
+    """How many cores the broker, the database, the workers and the load kept busy, from the first reply to the last.
+
+    By the names of processes, from ``/proc``: nothing else of these names should have much to do meanwhile.
+    """
+
+    def __init__(self, requests: int) -> None:
+        self._missing = requests
+        self._before: dict[str, float] = {}
+        self.busy: dict[str, float] = {}
+
+    def progress(self, count: int) -> None:
+        """Replies have come."""
+        if not self._before:
+            self._before = self._seconds()
+        self._missing -= count
+        if not self._missing:
+            after = self._seconds()
+            took = after.pop("clock") - self._before["clock"]
+            self.busy = {name: (seconds - self._before[name]) / took for name, seconds in after.items()}
+
+    def _seconds(self) -> dict[str, float]:
+        found = dict.fromkeys(("broker", "database", "workers", "load"), 0.0)
+        tick = os.sysconf("SC_CLK_TCK")
+        for process in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                name, _, rest = process.read_text().partition("(")[2].rpartition(")")
+            except OSError:  # it has ended
+                continue
+            # User and system time of the process, then of its children that have ended: of PostgreSQL's, one for each connection.
+            parent, *times = (int(rest.split()[field]) for field in (1, 11, 12, 13, 14))
+            if process.parent.name == str(os.getpid()):
+                found["load"] += sum(times[:2]) / tick
+            elif name in PROGRAMS:
+                found[PROGRAMS[name]] += sum(times) / tick
+            elif parent == os.getpid():
+                found["workers"] += sum(times[:2]) / tick
+        # Of the machine: user, nice, system; then come idle and waiting for disks; then interrupts.
+        fields = [int(field) for field in Path("/proc/stat").read_text().split(maxsplit=8)[1:8]]
+        found["all"] = (sum(fields) - fields[3] - fields[4]) / tick
+        return {**found, "clock": time.monotonic()}
 
 
 if __name__ == "__main__":

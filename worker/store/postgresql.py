@@ -140,6 +140,7 @@ class PostgreSQL:
             server_settings={"application_name": "flow-run-worker"},
             # Nothing of a session is changed, so there is nothing to reset: it would be one more round trip a batch.
             reset=_keep,
+            init=_plan_by_index,
         )
         return cls(pool, prefect=prefect)
 
@@ -226,6 +227,16 @@ class PostgreSQL:
 
 async def _keep(_: Any) -> None:
     """Leave a connection as it is."""
+
+
+async def _plan_by_index(connection: Any) -> None:
+    """Never plan to read a whole table where an index is at hand, and all that is asked here has one.
+
+    A plan is kept for as long as the connection, also that by which PostgreSQL checks a foreign key. One made while the
+    table was empty would read all of it for each row, until the table is analyzed: slower with every batch. (Where a table
+    is read whole all the same, this setting makes the plan look costly enough to be compiled: hence the second.)
+    """
+    await connection.execute("SET enable_seqscan = off; SET jit = off")
 
 
 def _select(table: sa.Table) -> str:

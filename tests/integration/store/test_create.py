@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 
 from tests.database import fetch, fetch_runs
@@ -171,3 +172,25 @@ async def test_stores_that_race_for_the_same_keys_make_one_run_each(database_url
     assert all(len({run_id for run_id, _ in outcomes}) == 1 for outcomes in seen.values())
     assert all(sorted(kind for _, kind in outcomes) == ["Created", "Existing", "Existing"] for outcomes in seen.values())
     assert len(await fetch_runs(database_url)) == len(keys)
+
+
+async def test_no_statement_reads_a_whole_table_though_it_was_empty_when_planned(postgresql_url: str) -> None:
+    """PostgreSQL plans once for a connection, also how it checks foreign keys; at an empty table reading it whole is cheap."""
+    connection = await asyncpg.connect(postgresql_url.replace("+asyncpg", ""))
+    try:
+        store = await Store.open(postgresql_url, migrate=True)
+        try:
+            for table in ("flow_run", "flow_run_state"):
+                await connection.execute(f"VACUUM ANALYZE {table}")
+            scans = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE relname IN ('flow_run', 'flow_run_state')"
+            before = await connection.fetch(scans)
+            for start in range(20):
+                keys = [str(number) for number in range(start, start + 10)]
+                await store.create(keyed(keys))
+        finally:
+            await store.close()
+        # What a connection counts is there once it is closed.
+        assert await connection.fetch(scans) == before
+        assert await connection.fetchval("SELECT count(*) FROM flow_run") == 29
+    finally:
+        await connection.close()
