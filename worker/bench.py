@@ -355,13 +355,15 @@ def draw(measurements: list[Measurement], path: Path) -> None:
     served.set_ylabel("requests/s")
     served.legend()
     for name in ("p50", "p90", "p99", "p999"):
-        latency.plot(rates, [getattr(each, name) for each in offered], marker="o", label=name)
+        latency.plot(rates, [getattr(each, name) for each in offered], marker="o", label="p99.9" if name == "p999" else name)
     latency.set_yscale("log")
+    latency.yaxis.set_major_formatter("{x:g}")
+    latency.yaxis.set_minor_formatter("{x:g}")
     latency.set_ylabel("latency, ms")
     latency.set_xlabel("offered load, requests/s")
     latency.legend()
     first = offered[0]
-    figure.suptitle(f"{first.workers} worker(s), {first.database}, {first.body} bodies")
+    figure.suptitle(f"workers: {first.workers}, {first.database}, {first.body} bodies")
     figure.savefig(path)
 
 

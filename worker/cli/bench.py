@@ -70,8 +70,8 @@ def bench(
 
 def _bench_table(measurements: list[Measurement]) -> Table:
     first = measurements[0]
-    table = Table(title=f"{first.workers} worker(s), {first.database}, {first.body} bodies, {first.requests:,} requests")
-    for name in ("offered", "served", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "CPU µs/request", "memory MiB"):
+    table = Table(title=f"workers: {first.workers}, {first.database}, {first.body} bodies, {first.requests:,} requests")
+    for name in ("offered", "served", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "CPU µs each", "MiB"):
         table.add_column(name, justify="right")
     for each in measurements:
         latencies = ("-" if value is None else f"{value:.1f}" for value in (each.p50, each.p90, each.p99, each.p999))
