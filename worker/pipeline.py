@@ -5,6 +5,7 @@ decoded while one commits, and the replies of the last one are being confirmed m
 """
 
 import asyncio
+import logging
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -116,6 +117,7 @@ class Pipeline:
                 outcomes = await self._stored([run for _, run in requests])
             now = datetime.now(UTC)
             created = existing = 0
+            told = log.is_enabled_for(logging.DEBUG)
             for (delivery, _), outcome in zip(requests, outcomes, strict=True):
                 if isinstance(outcome, Refusal):
                     self._refuse(delivery, outcome)
@@ -126,6 +128,14 @@ class Pipeline:
                     status, existing = 200, existing + 1
                 run = outcome.run
                 self._answers.put(Answer(delivery, status, encode_record(run, now), run.id))
+                if told:
+                    log.debug(
+                        "created" if status == 201 else "existing",
+                        flow_run_id=str(run.id),
+                        name=run.name,
+                        idempotency_key=run.idempotency_key,
+                        message_id=delivery.message.message_id,
+                    )
             seconds = monotonic() - started
             metrics.batch(len(requests), seconds)
             refused = len(requests) - created - existing
