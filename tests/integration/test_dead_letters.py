@@ -200,7 +200,7 @@ async def test_hostile_letters_do_not_steer_the_terminal(
     assert done.code == 0
     assert "\x1b]0" not in done.out
     assert "\x1b[31m" not in done.out
-    assert "[bold]" in done.out
+    assert "[red]" in done.out
     (letter,) = await listed(dead_letters)
     shown = await dead_letters("show", letter["id"])
     assert json.loads(shown.out)["body"] == {"base64": "//4gbm90IEpTT04="}

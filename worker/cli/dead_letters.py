@@ -8,7 +8,7 @@ import orjson
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from worker.broker.topology import Topology
 from worker.cli.options import AmqpUrl, Queue, err, out, run_async
@@ -48,9 +48,12 @@ def list_letters(
     if not total:
         out.print("There are no dead letters.")
         return
-    table = Table("id", "failed at", "status", "error", "idempotency key", "message id", "bytes")
+    table = Table(Column("id", no_wrap=True), Column("failed at", no_wrap=True), "status", "error", "idempotency key", "bytes")
     for letter in found:
-        table.add_row(*(escape(_cell(value)) for value in _summary(letter).values()))
+        # To the second; what a terminal has no room for is in 'show' and in the JSON.
+        failed_at = (letter.failed_at or "")[:19].replace("T", " ")
+        cells = (letter.id, failed_at, letter.status, letter.error, letter.key, letter.delivery.size)
+        table.add_row(*(escape(_cell(value)) for value in cells))
     out.print(table)
     out.print(f"{len(found)} of {total}; 'show ID' shows one, 'replay ID' sends it again.", highlight=False)
 
