@@ -29,10 +29,10 @@ servers:              ## Install the servers that the tests start for themselves
 	@deploy/dev/servers.sh rabbitmq postgresql
 
 test: $(VENV)/installed-test servers lint   ## Run all tests, against a real RabbitMQ, PostgreSQL and SQLite
-	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup --no-loadscope-reorder
 
-test-rabbitmq4: $(VENV)/installed-test   ## Run the integration tests against RabbitMQ 4 (Debian, as root, with debootstrap)
-	server=$$(deploy/dev/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(BIN)/python -m pytest tests/integration
+test-rabbitmq4: $(VENV)/installed-test servers   ## Run the tests of the worker and its users against RabbitMQ 4 (Debian, as root, with debootstrap)
+	server=$$(deploy/dev/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(BIN)/python -m pytest tests/integration tests/deploy/test_compose.py
 
 $(VENV)/installed-fuzz: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris==3.0.0

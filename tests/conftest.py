@@ -18,10 +18,17 @@ from deploy.dev.rabbitmq import RabbitMQ
 from tests.producer import Producer
 
 ROOT = Path(__file__).parent.parent
+# Folders and files of tests by how long they take.
+LONGEST = ("conformance", "test_faults.py", "faults", "deploy")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together when several processes share them: a file, as its servers do; all that need Prefect."""
+    """Which tests stay together when several processes share them: a file, as its servers do; all that need Prefect.
+
+    What takes longest comes first, so that no process is left with it at the end.
+    """
+    items.sort(key=lambda item: next((n for n, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST)))
     for item in items:
         folder = item.path.parent
         item.add_marker(pytest.mark.xdist_group(str(folder if folder.name == "conformance" else item.path)))

@@ -58,9 +58,12 @@ def worker_queue(request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_fa
         "WORKER_HTTP_PORT": "0",
     }
     worker = WorkerProcess(folder / "worker.log", environment)
-    worker.wait_until_logged("serving")
-    yield queue
-    assert worker.terminate() == 0, worker.output
+    try:
+        worker.wait_until_logged("serving")
+        yield queue
+        assert worker.terminate() == 0, worker.output
+    finally:
+        worker.kill()
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class Both:
 
     Where both write into one database, the worker is asked for a flow of its own in place of Prefect's, so that no key of
     one side is found by the other; in its answer the flows are put back.
+
+    Attributes:
+        broken: how often Prefect failed by a 5xx, or broke the connection, as the test counts it.
     """
 
     def __init__(self, http: httpx.AsyncClient, producer: Producer, *, share: bool) -> None:
@@ -83,6 +89,7 @@ class Both:
         self.producer = producer
         self._share = share
         self._twins: dict[str, str] = {}
+        self.broken = 0
 
     async def flow(self) -> str:
         """Make a flow."""

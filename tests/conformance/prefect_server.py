@@ -1,5 +1,6 @@
 """A real Prefect server: an environment of its own, made once, and a process on a database that it is given."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -31,7 +32,12 @@ def install(version: str) -> Path:
     folder = ROOT / ".cache" / f"prefect-{version}"
     requirements = Path(__file__).with_name(f"requirements-{version}.txt")
     installed = folder / "installed"
-    if not installed.exists():
+    folder.parent.mkdir(exist_ok=True)
+    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+        # Several processes may run tests.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if installed.exists():
+            return folder / "bin"
         pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
         for command in (
             [sys.executable, "-m", "venv", "--clear", str(folder)],

@@ -142,6 +142,8 @@ async def test_generated_cases(both: Both, flow_id: str, body: dict[str, Any], m
     answers = await both.answers(flow_id, raw)
     if answers.prefect[0] >= 500:
         assert answers.ours[0] < 500
+        both.broken += 1
+        assert both.broken <= GENERATED // 5, "Prefect breaks at so many that little is compared"
         return
     assert_equal(answers, raw)
 

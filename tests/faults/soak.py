@@ -47,13 +47,16 @@ async def soak(scene: Scene, faults: Sequence[Fault], console: Console, *, minut
         started = time.monotonic()
         seen = scene.workers.logged(fault.seen) if fault.seen else 0
         happening = asyncio.create_task(fault.happens(scene))
-        if scene.moments.random() < 0.3 and not fault.name.startswith("worker"):
-            await scene.lasts(1)
-            code = await scene.workers.restart(scene.moments.randrange(WORKERS))
-            assert code == 0, f"a worker left with {code}"
-            injected[SIGTERM] += 1
-            console.print(f"{SIGTERM}, while: {fault.name}")
-        await happening
+        try:
+            if scene.moments.random() < 0.3 and not fault.name.startswith("worker"):
+                await scene.lasts(1)
+                code = await scene.workers.restart(scene.moments.randrange(WORKERS))
+                assert code == 0, f"a worker left with {code}"
+                injected[SIGTERM] += 1
+                console.print(f"{SIGTERM}, while: {fault.name}")
+        finally:
+            # Whatever else goes wrong, the fault is healed.
+            await happening
         injected[fault.name] += 1
         largest = max([largest, *map(resident, scene.workers.pids)])
         took = time.monotonic() - started

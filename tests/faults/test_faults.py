@@ -39,6 +39,7 @@ async def test_all_faults_mixed(scene: Scene) -> None:
     """Three workers, every fault once, with a SIGTERM on top of some; WORKER_TEST_SEED decides the order."""
     sqlite = scene.database_url.startswith("sqlite")
     faults = [FAULTS[name] for name in ON_SQLITE] if sqlite else faults_for(scene.database_url)
+    faults = [fault for fault in faults if fault.name != "disk full" or scene.disk]
     await scene.workers.start(WORKERS)
     scene.load.start()
     injected, _ = await soak(scene, faults, Console())
@@ -55,14 +56,18 @@ async def test_all_faults_mixed(scene: Scene) -> None:
 )
 async def test_nothing_lost_nothing_twice(scene: Scene, fault: Fault) -> None:
     """Two workers; one of them gets SIGTERM while the fault lasts, unless the fault is its end."""
+    if fault.name == "disk full" and scene.disk is None:
+        pytest.skip("a file system of our own can't be mounted here")
     await scene.workers.start(2)
     scene.load.start()
     await asyncio.sleep(0.5)
     happening = asyncio.create_task(fault.happens(scene))
-    if not fault.name.startswith("worker"):
-        await asyncio.sleep(1)
-        assert await scene.workers.restart(0) == 0
-    await happening
+    try:
+        if not fault.name.startswith("worker"):
+            await asyncio.sleep(1)
+            assert await scene.workers.restart(0) == 0
+    finally:
+        await happening
     await check(scene)
     assert fault.seen is None or scene.workers.logged(fault.seen)
 

@@ -25,9 +25,12 @@ def running_worker(rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory)
             "WORKER_MAX_BODY_BYTES": "10000",
         },
     )
-    worker.wait_until_logged("serving")
-    yield queue, worker.log
-    assert worker.terminate() == 0, worker.output
+    try:
+        worker.wait_until_logged("serving")
+        yield queue, worker.log
+        assert worker.terminate() == 0, worker.output
+    finally:
+        worker.kill()
 
 
 @pytest.fixture

@@ -295,8 +295,6 @@ async def test_sigterm_under_load_loses_nothing_and_does_nothing_twice(
     exit_code = await asyncio.to_thread(worker.terminate)
     assert exit_code == 0, worker.output
     ids += await publishing
-    answered = sum(bool(producer.replies[each]) for each in ids)
-    assert answered + await producer.depth() >= len(ids)
     start_worker(database_url)
     replies = await producer.replies_to(ids)
     # What was finished was acknowledged: nobody gets a second reply, and no run exists that was answered 200.
