@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import httpx
 import pytest
+from sqlalchemy.engine import make_url
 
 from deploy.dev.processes import ServerProcess
 from deploy.dev.rabbitmq import RabbitMQ
@@ -21,7 +23,7 @@ from tests.command import command
 from tests.conformance.cases import CASES
 from tests.conformance.comparison import comparable, differences
 from tests.conformance.prefect_server import VERSION, PrefectServer, install
-from tests.conftest import WorkerProcess
+from tests.conftest import ROOT, WorkerProcess
 from tests.producer import Producer, Reply
 from worker.store import Store, StoreError, migrations
 
@@ -51,7 +53,7 @@ def shared(request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory:
     shared = Shared(prefect, f"shared-{uuid4().hex[:8]}.create")
     environment = {
         "WORKER_AMQP_URL": rabbitmq.url,
-        "WORKER_DATABASE_URL": shared.database_url,
+        "WORKER_DATABASE_URL": shared.database_url if request.param == "sqlite" else _as_worker(shared.database_url),
         "WORKER_QUEUE": shared.queue,
         "WORKER_HTTP_PORT": "0",
     }
@@ -64,6 +66,23 @@ def shared(request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory:
         worker.kill()
         if request.param == "sqlite":
             prefect.__exit__()
+
+
+def _as_worker(url: str) -> str:
+    """The URL for a role that has the rights of ``deploy/postgresql`` and no others."""
+    role = "flow_runs_worker"
+
+    async def grant() -> None:
+        connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+        try:
+            await connection.execute(f"CREATE ROLE {role} LOGIN")
+            await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+            await connection.execute((ROOT / "deploy/postgresql/prefect-rights.sql").read_text())
+        finally:
+            await connection.close()
+
+    asyncio.run(grant())
+    return make_url(url).set(username=role).render_as_string(hide_password=False)
 
 
 class Both:

@@ -264,7 +264,7 @@ async def test_worker_role_only_reads_and_inserts(cluster: Cluster, statement: s
 
 
 def test_rights_on_prefects_tables(cluster: Cluster) -> None:
-    """On tables of the same names; with Prefect itself it was tried by hand."""
+    """On tables of the same names; ``tests/conformance`` has a worker with these rights on a Prefect server's own."""
     tables = ("flow_run", "flow_run_state", "task_run_state", "task_run", "block_document")
     for table in tables:
         assert cluster.psql("prefect", "prefect", "-c", f"CREATE TABLE {table} (id int)").returncode == 0
