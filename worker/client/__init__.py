@@ -2,11 +2,13 @@
 
 from worker.client.client import CreateOutcome, FlowRunClient, FlowRunFields
 from worker.client.errors import (
+    AccessRefused,
     BrokerGone,
     ClientError,
     Conflict,
     FlowRunRefused,
     InvalidFlowRun,
+    MessageRefused,
     NoReply,
     NotFound,
     NotRoutable,
@@ -14,6 +16,7 @@ from worker.client.errors import (
 )
 
 __all__ = [
+    "AccessRefused",
     "BrokerGone",
     "ClientError",
     "Conflict",
@@ -22,6 +25,7 @@ __all__ = [
     "FlowRunFields",
     "FlowRunRefused",
     "InvalidFlowRun",
+    "MessageRefused",
     "NoReply",
     "NotFound",
     "NotRoutable",
