@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Any, Self
 
@@ -16,10 +16,12 @@ from worker.client import (
     AccessRefused,
     BrokerGone,
     FlowRunClient,
+    FlowRunRefused,
     InvalidFlowRun,
     MessageRefused,
     NoReply,
     NotRoutable,
+    NotSerializable,
 )
 from worker.client import client as client_module
 from worker.client.sync import FlowRunClient as SyncClient
@@ -188,6 +190,85 @@ async def test_message_over_the_brokers_limit_fails_by_itself(shared_worker: Pro
             assert outcome.created, outcome
     records = [each.record.id for each in outcomes.values() if each.record]
     assert len(set(records)) == 54
+
+
+# -- many requests
+
+
+async def test_outcomes_come_while_the_next_request_is_waited_for(shared_worker: Producer, amqp_url: str) -> None:
+    """A source that gives its next request only after it has seen the outcome of the last."""
+    seen = asyncio.Event()
+
+    async def requests() -> AsyncIterator[dict[str, str]]:
+        for _ in range(3):
+            yield {"flow_id": FLOW_ID}
+            await seen.wait()
+            seen.clear()
+
+    async with FlowRunClient(amqp_url, queue=shared_worker.queue) as client, asyncio.timeout(10):
+        count = 0
+        async for outcome in client.create_many(requests()):
+            assert outcome.created
+            count += 1
+            seen.set()
+    assert count == 3
+
+
+async def test_request_that_cannot_be_written_is_an_outcome(shared_worker: Producer, amqp_url: str) -> None:
+    circle: dict[str, Any] = {}
+    circle["itself"] = circle
+    wrong: list[Any] = [{"flow_id": object()}, {"flow_id": FLOW_ID, "parameters": circle}, "no mapping"]
+    async with FlowRunClient(amqp_url, queue=shared_worker.queue) as client:
+        outcomes = {each.index: each async for each in client.create_many([*wrong, {"flow_id": FLOW_ID}])}
+        (headers_wrong,) = [each async for each in client.create_many([{"flow_id": FLOW_ID}], headers={"x": object()})]
+        with pytest.raises(ValueError, match="can't be written"):
+            await client.request(wrong[0])
+    assert outcomes.pop(3).created
+    assert [type(each.error) for each in (*outcomes.values(), headers_wrong)] == [NotSerializable] * 4
+
+
+async def test_error_of_the_source_is_raised(shared_worker: Producer, amqp_url: str) -> None:
+    async def requests() -> AsyncIterator[dict[str, str]]:
+        yield {"flow_id": FLOW_ID}
+        raise LookupError("the source")
+
+    async with FlowRunClient(amqp_url, queue=shared_worker.queue) as client:
+        with pytest.raises(LookupError, match="the source"):
+            async for _ in client.create_many(requests()):
+                pass
+
+
+def test_blocking_client_gives_outcomes_while_the_source_is_slow(shared_worker: Producer, amqp_url: str) -> None:
+    answered: list[float] = []
+
+    def requests() -> Iterator[dict[str, str]]:
+        for _ in range(4):
+            yield {"flow_id": FLOW_ID}
+            time.sleep(0.5)
+
+    with SyncClient(amqp_url, queue=shared_worker.queue) as client:
+        started = time.monotonic()
+        for outcome in client.create_many(requests()):
+            assert outcome.created
+            answered.append(time.monotonic() - started)
+    assert answered[0] < 1.5
+    assert len(answered) == 4
+
+
+# -- headers, and who made the run
+
+
+async def test_headers_reach_the_worker(shared_worker: Producer, amqp_url: str) -> None:
+    headers = {"x-prefect-api-version": "no version"}
+    async with FlowRunClient(amqp_url, queue=shared_worker.queue) as client:
+        with pytest.raises(FlowRunRefused) as refused:
+            await client.create_flow_run(FLOW_ID, headers=headers, name="with headers")
+        (outcome,) = [each async for each in client.create_many([{"flow_id": FLOW_ID}], headers=headers)]
+    with SyncClient(amqp_url, queue=shared_worker.queue) as blocking:
+        with pytest.raises(FlowRunRefused):
+            blocking.create_flow_run(FLOW_ID, headers=headers)
+        (another,) = blocking.create_many([{"flow_id": FLOW_ID}], headers=headers)
+    assert [refused.value.status, outcome.status, another.status] == [400, 400, 400]
 
 
 # -- the ways in which a connection ends

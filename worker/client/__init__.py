@@ -12,6 +12,7 @@ from worker.client.errors import (
     NoReply,
     NotFound,
     NotRoutable,
+    NotSerializable,
     NotTaken,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "NoReply",
     "NotFound",
     "NotRoutable",
+    "NotSerializable",
     "NotTaken",
 ]

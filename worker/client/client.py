@@ -1,7 +1,7 @@
 """The asynchronous producer client: requests out, records back over direct reply-to, on one connection for many tasks."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypedDict, Unpack
@@ -32,6 +32,7 @@ from worker.client.errors import (
     MessageRefused,
     NoReply,
     NotRoutable,
+    NotSerializable,
     NotTaken,
 )
 from worker.contract.message import DIRECT_REPLY_TO
@@ -129,15 +130,20 @@ class FlowRunClient:
         await self._line.close()
         await self._trial_line.close()
 
-    async def create_flow_run(self, flow_id: UUID | str, **fields: Unpack[FlowRunFields]) -> FlowRunRecord:
+    async def create_flow_run(
+        self, flow_id: UUID | str, *, headers: Mapping[str, Any] | None = None, **fields: Unpack[FlowRunFields]
+    ) -> FlowRunRecord:
         """Create a run, or get the one that has this idempotency key.
+
+        Args:
+            headers: AMQP headers, such as ``x-prefect-api-version`` and ``traceparent``; no field of the run.
 
         Raises:
             FlowRunRefused: the worker refuses it (:class:`InvalidFlowRun` and others by status).
-            MessageRefused, AccessRefused, NotRoutable, NotTaken: it was not sent, or the broker refuses it.
+            NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken: it was not sent, or the broker refuses it.
             NoReply, BrokerGone: there is no answer.
         """
-        outcome = await self.request({"flow_id": flow_id, **fields})
+        outcome = await self.request({"flow_id": flow_id, **fields}, headers=headers)
         assert outcome.record is not None
         return outcome.record
 
@@ -162,7 +168,7 @@ class FlowRunClient:
         """Publish a request and want no reply; returns its ``message_id`` once the broker has taken it over.
 
         Raises:
-            MessageRefused, AccessRefused, NotRoutable, NotTaken, BrokerGone: the broker has not.
+            NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken, BrokerGone: the broker has not.
             NoReply: it has not said so in time.
         """
         message = _Message.of(request, headers, reply_to=None)
@@ -174,38 +180,53 @@ class FlowRunClient:
         requests: Iterable[Mapping[str, Any] | CreateFlowRun] | AsyncIterable[Mapping[str, Any] | CreateFlowRun],
         *,
         concurrency: int = 500,
+        headers: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[CreateOutcome]:
         """Send many requests and give their outcomes as they come, which is not the order in which they were given.
 
-        Requests are taken from the iterable only as others are answered, so memory stays bounded however many they are.
+        The next request is awaited while others are answered, and is taken only when there is room for it, so memory stays
+        bounded however many they are. What the iterable raises is raised, and ends all.
 
         Args:
-            concurrency: how many wait for a reply at the most.
+            concurrency: how many are taken, and their outcomes not yet, at the most.
+            headers: AMQP headers that all of them get.
         """
-        source = enumerate_any(requests)
-        waiting: set[asyncio.Task[CreateOutcome]] = set()
-        exhausted = False
-        try:
-            while waiting or not exhausted:
-                while not exhausted and len(waiting) < concurrency:
-                    try:
-                        index, request = await anext(source)
-                    except StopAsyncIteration:
-                        exhausted = True
-                    else:
-                        waiting.add(asyncio.create_task(self._outcome(index, request)))
-                if waiting:
-                    done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        yield task.result()
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+        room = asyncio.Semaphore(concurrency)
+        running: set[asyncio.Task[Any]] = set()
+        ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
 
-    async def _outcome(self, index: int, request: Mapping[str, Any] | CreateFlowRun) -> CreateOutcome:
+        def start(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+            task = asyncio.create_task(work)
+            running.add(task)
+            task.add_done_callback(ended.put_nowait)
+            return task
+
+        async def take() -> None:
+            await room.acquire()
+            async for index, request in enumerate_any(requests):
+                start(self.outcome(index, request, headers))
+                await room.acquire()
+
+        taking = start(take())
         try:
-            outcome = await self.request(request)
+            while running:
+                task = await ended.get()
+                running.discard(task)
+                result = task.result()
+                if task is not taking:
+                    room.release()
+                    yield result
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def outcome(
+        self, index: int, request: Mapping[str, Any] | CreateFlowRun, headers: Mapping[str, Any] | None = None
+    ) -> CreateOutcome:
+        """As :meth:`request`, with what goes wrong in the outcome."""
+        try:
+            outcome = await self.request(request, headers=headers)
         except FlowRunRefused as refused:
             return CreateOutcome(index, refused.status, error=refused)
         except ClientError as error:
@@ -318,13 +339,19 @@ class _Message:
         headers: Mapping[str, Any] | None,
         reply_to: str | None,
     ) -> "_Message":
-        if isinstance(request, bytes):
-            body = request
-        elif isinstance(request, BaseModel):
-            body = request.model_dump_json(exclude_unset=True).encode()
-        else:
-            body = to_json({name: value for name, value in request.items() if value is not None})
-        return cls(uuid4().hex, body, dict(headers) if headers else None, reply_to)
+        try:
+            if isinstance(request, bytes):
+                body = request
+            elif isinstance(request, BaseModel):
+                body = request.model_dump_json(exclude_unset=True).encode()
+            else:
+                body = to_json({name: value for name, value in request.items() if value is not None})
+            message = cls(uuid4().hex, body, dict(headers) if headers else None, reply_to)
+            if headers:
+                message.properties.marshal()
+        except Exception as error:  # a request's own values say how they are written, and may raise anything
+            raise NotSerializable(f"The request can't be written: {error}") from error
+        return message
 
     @property
     def properties(self) -> spec.Basic.Properties:

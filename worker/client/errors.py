@@ -76,4 +76,8 @@ class MessageRefused(ClientError):
     """The broker refuses this message, and no other: its body or its headers are too large, say. The message has its words."""
 
 
+class NotSerializable(ClientError, ValueError):
+    """The request, or its headers, can't be written as JSON and AMQP; nothing was sent."""
+
+
 _BY_STATUS = {404: NotFound, 409: Conflict, 422: InvalidFlowRun}
