@@ -27,7 +27,7 @@ from deploy.dev.rabbitmq import RabbitMQ
 from tests.command import command
 from tests.conftest import ROOT, WorkerProcess
 from worker.broker.topology import Topology
-from worker.client import ClientError, FlowRunClient
+from worker.client import AccessRefused, FlowRunClient
 from worker.contract.message import DIRECT_REPLY_TO
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
@@ -189,9 +189,25 @@ async def test_least_rights_of_the_python_client(broker: RabbitMQ) -> None:
     async with FlowRunClient(least) as client:
         await client.publish(b"not for a worker")
     named_exchange = add_user(broker, "no-python-client", write="^flow-runs$")
-    async with FlowRunClient(named_exchange, timeout=2) as client:
-        with pytest.raises(ClientError):
-            await client.publish(b"not for a worker")
+    async with FlowRunClient(named_exchange) as client:
+        with pytest.raises(AccessRefused, match=r"ACCESS_REFUSED .*'amq\.default'"):
+            await asyncio.wait_for(client.publish(b"not for a worker"), 10)
+
+
+async def test_commands_tell_a_missing_right_in_a_line(broker: RabbitMQ) -> None:
+    """The worker's user may not read dead letters, nor is the monitoring user one who asks for runs."""
+    for user, arguments in (
+        ("worker", ("dead-letters", "list")),
+        ("monitoring", ("create", "--flow-id", FLOW_ID)),
+    ):
+        connection = await aiormq.connect(url(broker, "admin"))
+        await (await connection.channel()).basic_publish(b"{}", routing_key="flow-runs.create.dead")
+        await connection.close()
+        done = await command(*arguments, amqp_url=url(broker, user))
+        assert done.code == 1
+        (line,) = done.err.splitlines()
+        assert line.startswith("error: The broker refuses")
+        assert "ACCESS_REFUSED" in line
 
 
 async def test_least_rights_of_a_producer_at_the_named_exchange(broker: RabbitMQ) -> None:

@@ -7,6 +7,7 @@ import sys
 from typing import NoReturn
 
 import typer
+from aiormq.exceptions import AMQPError, ChannelAccessRefused
 from pydantic import ValidationError
 from rich.markup import escape
 
@@ -44,6 +45,7 @@ app.add_typer(dead_letters_app, name="dead-letters")
 
 
 FAILURES = (
+    AMQPError,
     BenchFailed,
     BrokerRefused,
     BrokerUnavailable,
@@ -64,6 +66,8 @@ def main() -> None:
         app()
     except (SettingsError, ValidationError) as error:
         _fail(str(error), code=2)
+    except ChannelAccessRefused as error:
+        _fail(f"The broker refuses this to the user of the URL, who lacks a right: {error}")
     except FAILURES as error:
         _fail(str(error))
     except KeyboardInterrupt:

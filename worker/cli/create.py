@@ -75,7 +75,7 @@ def create(
             outcome = await client.request(request)
             assert outcome.record is not None
             if outcome.created:
-                err.print("[green]201 created[/]")
+                err.print(f"[green]{outcome.status} created[/]")
             else:
                 err.print("[yellow]200 existing[/]: a run with this key was there already")
             record = outcome.record.model_dump_json(indent=2)

@@ -2,18 +2,22 @@
 
 from worker.client.client import CreateOutcome, FlowRunClient, FlowRunFields
 from worker.client.errors import (
+    AccessRefused,
     BrokerGone,
     ClientError,
     Conflict,
     FlowRunRefused,
     InvalidFlowRun,
+    MessageRefused,
     NoReply,
     NotFound,
     NotRoutable,
+    NotSerializable,
     NotTaken,
 )
 
 __all__ = [
+    "AccessRefused",
     "BrokerGone",
     "ClientError",
     "Conflict",
@@ -22,8 +26,10 @@ __all__ = [
     "FlowRunFields",
     "FlowRunRefused",
     "InvalidFlowRun",
+    "MessageRefused",
     "NoReply",
     "NotFound",
     "NotRoutable",
+    "NotSerializable",
     "NotTaken",
 ]

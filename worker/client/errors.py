@@ -63,7 +63,21 @@ class NotTaken(ClientError):
 
 
 class BrokerGone(ClientError):
-    """No broker could be reached in time, or it refuses the login."""
+    """No broker could be reached in time, or it refuses the login; or the client was closed."""
+
+
+class AccessRefused(ClientError):
+    """The broker does not let this user do it: the client needs write on the default exchange (``amq.default``), a channel,
+    and, for replies, on some brokers read on ``amq.rabbitmq.reply-to``. The message has the broker's words.
+    """
+
+
+class MessageRefused(ClientError):
+    """The broker refuses this message, and no other: its body or its headers are too large, say. The message has its words."""
+
+
+class NotSerializable(ClientError, ValueError):
+    """The request, or its headers, can't be written as JSON and AMQP; nothing was sent."""
 
 
 _BY_STATUS = {404: NotFound, 409: Conflict, 422: InvalidFlowRun}

@@ -3,6 +3,8 @@
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Any, Self, TypeVar, Unpack
 from uuid import UUID
 
@@ -40,9 +42,11 @@ class FlowRunClient:
             self._thread.join()
             self._loop.close()
 
-    def create_flow_run(self, flow_id: UUID | str, **fields: Unpack[FlowRunFields]) -> FlowRunRecord:
+    def create_flow_run(
+        self, flow_id: UUID | str, *, headers: Mapping[str, Any] | None = None, **fields: Unpack[FlowRunFields]
+    ) -> FlowRunRecord:
         """Create a run, or get the one that has this idempotency key."""
-        return self._run(self._client.create_flow_run(flow_id, **fields))
+        return self._run(self._client.create_flow_run(flow_id, headers=headers, **fields))
 
     def request(
         self, request: Mapping[str, Any] | CreateFlowRun | bytes, *, headers: Mapping[str, Any] | None = None
@@ -55,24 +59,44 @@ class FlowRunClient:
         return self._run(self._client.publish(request, headers=headers))
 
     def create_many(
-        self, requests: Iterable[Mapping[str, Any] | CreateFlowRun], *, concurrency: int = 500
+        self,
+        requests: Iterable[Mapping[str, Any] | CreateFlowRun],
+        *,
+        concurrency: int = 500,
+        headers: Mapping[str, Any] | None = None,
     ) -> Iterator[CreateOutcome]:
-        """Send many requests and give their outcomes as they come."""
-        outcomes = self._client.create_many(requests, concurrency=concurrency)
-        while True:
-            try:
-                yield self._run(_next(outcomes))
-            except StopAsyncIteration:
-                return
+        """Send many requests and give their outcomes as they come.
+
+        The iterable is gone through in the caller's thread: outcomes that came while it was waited for are given before
+        the next request is.
+        """
+        running: set[Future[CreateOutcome]] = set()
+        ended: SimpleQueue[Future[CreateOutcome]] = SimpleQueue()
+
+        def end() -> CreateOutcome:
+            future = ended.get()
+            running.discard(future)
+            return future.result()
+
+        try:
+            for index, request in enumerate(requests):
+                future = self._start(self._client.outcome(index, request, headers))
+                running.add(future)
+                future.add_done_callback(ended.put)
+                while len(running) >= concurrency or not ended.empty():
+                    yield end()
+            while running:
+                yield end()
+        finally:
+            for future in running:
+                future.cancel()
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return self._start(work).result()
 
 
 async def _make(url: str, queue: str, timeout: float) -> AsyncClient:
     return AsyncClient(url, queue=queue, timeout=timeout)
-
-
-async def _next(outcomes: Any) -> CreateOutcome:
-    outcome: CreateOutcome = await anext(outcomes)
-    return outcome
