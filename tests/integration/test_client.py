@@ -24,6 +24,7 @@ from worker.client import (
     NotSerializable,
 )
 from worker.client import client as client_module
+from worker.client import link as link_module
 from worker.client.sync import FlowRunClient as SyncClient
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
@@ -137,7 +138,8 @@ async def test_user_who_may_not_read_replies_can_still_publish(
     producer: Producer, rabbitmq: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on brokers that ask for a right to read direct replies; here it is an ordinary queue that is refused."""
-    monkeypatch.setattr(client_module, "DIRECT_REPLY_TO", queue)
+    for module in (client_module, link_module):
+        monkeypatch.setattr(module, "DIRECT_REPLY_TO", queue)
     await producer.channel.declare_queue(queue, auto_delete=True)
     async with FlowRunClient(add_user(rabbitmq, "writer", write="^amq\\.default$"), queue=queue, timeout=5) as client:
         with pytest.raises(AccessRefused, match="consume replies: ACCESS_REFUSED"):
