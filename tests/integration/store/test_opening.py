@@ -170,3 +170,10 @@ async def test_a_lock_of_another_writer_is_waited_for_and_then_a_fault(sqlite_ur
             await store.create(keyed(["l"]))
     assert [type(outcome).__name__ for outcome in await store.create(keyed(["l"]))] == ["Created"]
     await store.close()
+
+
+async def test_a_start_that_finds_the_schema_waits_for_no_writer(sqlite_url: str) -> None:
+    await (await Store.open(sqlite_url, migrate=True)).close()
+    with closing(sqlite3.connect(sqlite_url.partition(":///")[2], isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await (await Store.open(sqlite_url, migrate=True)).close()

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from worker.store.prefect import MARKS, problems
+from worker.store.sqlite import BUSY_TIMEOUT
 from worker.store.store import StoreError, opening, parse_url
 from worker.store.tables import metadata
 
@@ -129,6 +130,9 @@ def _ensure(connection: Connection, *, upgrade: bool) -> bool:
                 "It is left untouched. Use a Prefect version that the README names."
             )
         return True
+    # Most starts find nothing to do, and wait for nobody.
+    if _revision(connection) == _head():
+        return False
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
     else:
@@ -203,7 +207,7 @@ async def with_connection(url: URL, work: Callable[[Connection], T]) -> T:
 def _with_sqlite(url: URL, work: Callable[[Connection], T]) -> T:
     # Autocommit: the driver's own BEGIN comes late and takes no lock; _ensure begins where it has to.
     engine = sa.create_engine(
-        url.set(drivername="sqlite"), poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args={"timeout": 60}
+        url.set(drivername="sqlite"), poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args={"timeout": BUSY_TIMEOUT}
     )
     try:
         with engine.connect() as connection:
