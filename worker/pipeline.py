@@ -42,7 +42,15 @@ UNFORESEEN_TRIES = 3
 
 
 class DatabaseAway(Exception):
-    """The database stayed away for longer than deliveries can be held."""
+    """The database stayed away for longer than deliveries can be held.
+
+    Attributes:
+        run: one of those that could not be stored.
+    """
+
+    def __init__(self, reason: str, run: NewRun) -> None:
+        super().__init__(reason)
+        self.run = run
 
 
 class Pipeline:
@@ -162,7 +170,7 @@ class Pipeline:
                 metrics.database_away(str(fault))
                 log.warning("database_away", error=str(fault), tries=backoff.tries + 1, held=len(runs))
                 if monotonic() - since > HOLD_SECONDS:
-                    raise DatabaseAway(str(fault)) from fault
+                    raise DatabaseAway(str(fault), runs[0]) from fault
                 await backoff.sleep()
             else:
                 metrics.database_here()

@@ -14,6 +14,7 @@ from worker.broker.channel import ChannelLost
 from worker.broker.session import BrokerRefused, BrokerUnavailable, Session
 from worker.broker.topology import Topology
 from worker.contract.errors import Fault
+from worker.creation import NewRun
 from worker.observability import metrics
 from worker.observability.http import side_port
 from worker.observability.traces import open_traces
@@ -127,18 +128,21 @@ class Service:
                 metrics.reconnects.inc()
             first = False
             backoff.reset()
+            trial: NewRun | None = None
             try:
                 await self._serve(session, store)
             except* ChannelLost as lost:
                 log.warning("session_lost", error=str(lost.exceptions[0]))
                 await self._pause(Backoff(first=REOPEN_SECONDS))
             except* DatabaseAway as away:
-                log.warning("deliveries_handed_back", error=str(away.exceptions[0]))
+                cause = away.exceptions[0]
+                log.warning("deliveries_handed_back", error=str(cause))
+                trial = cause.run if isinstance(cause, DatabaseAway) else None
             finally:
                 await session.close()
                 self._traces.lost()
                 metrics.broker_away("no session")
-            await self._until_database_answers(store)
+            await self._until_database_answers(store, trial)
 
     async def _serve(self, session: Session, store: Store) -> None:
         """Serve one session until it is lost or we are to stop."""
@@ -175,12 +179,16 @@ class Service:
             pipeline.cancel()
             await asyncio.gather(pipeline, return_exceptions=True)
 
-    async def _until_database_answers(self, store: Store) -> None:
-        """Don't take requests that could not be stored."""
+    async def _until_database_answers(self, store: Store, trial: NewRun | None) -> None:
+        """Don't take requests that could not be stored: each time that they are handed back counts as a delivery.
+
+        Args:
+            trial: a run that the database would not store. It may answer, and still take nothing: a standby, a full disk.
+        """
         backoff = Backoff()
         while not self._stopping.is_set():
             try:
-                await store.ping()
+                await (store.ping() if trial is None else store.try_writing(trial))
             except Fault as fault:
                 metrics.database_away(str(fault))
                 await self._pause(backoff)

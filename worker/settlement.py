@@ -4,6 +4,7 @@ delivery is settled; knows no database.
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
@@ -27,6 +28,8 @@ log = structlog.get_logger(__name__)
 # the waits of a Backoff that is about 25 seconds: a replicated reply queue whose node died has another leader by then, also on
 # a machine that is busy (tests/faults/test_cluster.py needed more than 10), and one that is full holds up few others.
 REPLY_TRIES = 10
+# As long as that, in seconds, for a reply of which the broker says nothing at all: a reply queue without a majority.
+REPLY_SECONDS = 25.0
 # Confirms mostly come within milliseconds. One that hangs (a reply queue without a majority) must not hold up the
 # acknowledgement of its neighbours for longer than this many seconds.
 HANGING_SECONDS = 2.0
@@ -125,9 +128,11 @@ class Settlement:
 
     async def _confirmed(self, published: list[_Published], confirmation: Confirmation, backoff: Backoff, started: float) -> None:
         """Wait for the confirms; acknowledge what is settled, and publish again what the broker did not take."""
-        again: list[tuple[Answer, tuple[Publication, ...]]] = []
         while published:
             await confirmation.wait(HANGING_SECONDS)
+            if monotonic() - started > REPLY_SECONDS:
+                self._give_up_replies(published, confirmation)
+            again: list[tuple[Answer, tuple[Publication, ...]]] = []
             settled: list[Answer] = []
             hanging: list[_Published] = []
             for each in published:
@@ -143,14 +148,26 @@ class Settlement:
                 for answer in settled:
                     self._traces.settled(answer.delivery, answer.status, answer.run_id)
             published = hanging
-        if again:
-            await backoff.sleep()
-            if any(publication.queue == self._session.topology.dead_letter_queue for _, p in again for publication in p):
-                try:
-                    await self._session.redeclare()
-                except TopologyMismatch as error:
-                    log.error("dead_letter_queue_missing", error=str(error), held=len(again))
-            await self._publish(again, backoff)
+            if again:
+                # Not here: what hangs is not to hold them up.
+                self._tasks.create_task(self._publish_again(again, copy(backoff)))
+
+    async def _publish_again(self, again: list[tuple[Answer, tuple[Publication, ...]]], backoff: Backoff) -> None:
+        await backoff.sleep()
+        if any(publication.queue == self._session.topology.dead_letter_queue for _, p in again for publication in p):
+            try:
+                await self._session.redeclare()
+            except TopologyMismatch as error:
+                log.error("dead_letter_queue_missing", error=str(error), held=len(again))
+        await self._publish(again, backoff)
+
+    def _give_up_replies(self, published: list[_Published], confirmation: Confirmation) -> None:
+        """Wait no longer for confirms of replies; for those of dead letters it is waited until they come."""
+        for each in published:
+            for tag, publication in zip(each.tags(), each.publications, strict=True):
+                if tag in confirmation.outstanding and publication.queue != self._session.topology.dead_letter_queue:
+                    confirmation.outstanding.discard(tag)
+                    self._unroutable(each.answer, publication.queue, "the broker does not confirm it")
 
     def _missing(self, published: _Published, confirmation: Confirmation, *, give_up: bool) -> tuple[Publication, ...]:
         """What of an answer's publications has to be published again: a dead letter always, a reply within reason."""

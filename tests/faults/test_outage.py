@@ -5,13 +5,16 @@
 
 import asyncio
 import os
+import sys
 import time
+from pathlib import Path
 from uuid import uuid4
 
+import asyncpg
 import httpx
 
 from deploy.dev.postgresql import PostgreSQL
-from tests.conftest import StartWorker
+from tests.conftest import StartWorker, WorkerProcess
 from tests.faults.supervisor import resident
 from tests.producer import Producer
 
@@ -70,3 +73,48 @@ async def _replies(producer: Producer, count: int) -> None:
     async with asyncio.timeout(120):
         while sum(map(len, producer.replies.values())) < count:
             await asyncio.sleep(0.02)
+
+
+async def test_a_database_that_answers_and_takes_nothing(
+    producer: Producer, cluster: PostgreSQL, amqp_url: str, queue: str, tmp_path: Path
+) -> None:
+    """As a standby, or a full disk: what was handed back is not taken again before the database writes, so no delivery counts."""
+    url = cluster.create_database()
+    environment = {
+        "WORKER_AMQP_URL": amqp_url,
+        "WORKER_DATABASE_URL": url,
+        "WORKER_QUEUE": queue,
+        "WORKER_MIGRATE": "true",
+        "WORKER_HTTP_PORT": "0",
+    }
+    worker = WorkerProcess(tmp_path / "worker.log", environment, [sys.executable, "-m", "tests.faults.hasty_worker"])
+    try:
+        worker.wait_until_logged("serving")
+        await _read_only(url, "on")
+        waiting = await producer.publish({"flow_id": str(uuid4())})
+        await asyncio.to_thread(worker.wait_until_logged, "deliveries_handed_back")
+        await asyncio.sleep(4)
+        assert worker.output.count("deliveries_handed_back") == 1
+        ready = httpx.get(f"{worker.http}/readyz")
+        assert ready.status_code == 503
+        assert "read-only" in ready.json()["database"]
+        await _read_only(url, "off")
+        (reply,) = await producer.replies_to([waiting])
+        assert reply.status == 201
+        assert worker.terminate() == 0
+    finally:
+        worker.kill()
+
+
+async def _read_only(url: str, value: str) -> None:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    name = url.rpartition("/")[2]
+    try:
+        await connection.execute("SET default_transaction_read_only = off")
+        await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}")
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flow-run-worker' AND datname = $1",
+            name,
+        )
+    finally:
+        await connection.close()

@@ -7,7 +7,7 @@ and bind than PostgreSQL takes to store them.
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -156,6 +156,18 @@ class PostgreSQL:
         with faults():
             await self._pool.fetchval("SELECT 1")
 
+    async def try_writing(self, run: FlowRun) -> None:
+        """Raise Fault unless the database writes; what is wrong with the run itself is passed over."""
+        arrays = self._arrays([run])
+        with faults(), suppress(*_ROW_ERRORS):
+            async with self._pool.acquire() as connection:
+                transaction = connection.transaction()
+                await transaction.start()
+                try:
+                    await connection.fetch(_INSERT, *arrays)
+                finally:
+                    await transaction.rollback()
+
     async def insert(self, runs: Sequence[NewRun]) -> dict[UUID, FlowRun | Refusal]:
         """Insert runs with their states; those that conflict with a run that exists are left out.
 
@@ -169,15 +181,14 @@ class PostgreSQL:
         if not runs:
             return {}
         rows = [new.run for new in runs]
-        run_arrays = zip(*(self._codec.run_values(run) for run in rows), strict=True)
-        state_arrays = zip(*(self._codec.state_values(run.state) for run in rows if run.state is not None), strict=True)
+        arrays = self._arrays(rows)
         subflows = [new for new in runs if self._prefect and new.run.parent_task_run_id is not None]
         try:
             with faults():
                 if subflows:
-                    inserted = await self._insert_with_parents(subflows, *run_arrays, *state_arrays)
+                    inserted = await self._insert_with_parents(subflows, *arrays)
                 else:
-                    inserted = await self._pool.fetch(_INSERT, *run_arrays, *state_arrays)
+                    inserted = await self._pool.fetch(_INSERT, *arrays)
         except _ROW_ERRORS as error:
             if len(runs) == 1:
                 return {rows[0].id: refused_by_database(error, asyncpg.IntegrityConstraintViolationError)}
@@ -185,6 +196,14 @@ class PostgreSQL:
             return {**await self.insert(runs[:half]), **await self.insert(runs[half:])}
         by_id = {run.id: run for run in rows}
         return {row[0]: by_id[row[0]] for row in inserted}
+
+    def _arrays(self, runs: Sequence[FlowRun]) -> list[Sequence[Any]]:
+        """The parameters of the insert: a column each, of the runs and of their states."""
+        states = (run.state for run in runs if run.state is not None)
+        return [
+            *zip(*(self._codec.run_values(run) for run in runs), strict=True),
+            *zip(*(self._codec.state_values(state) for state in states), strict=True),
+        ]
 
     async def _insert_with_parents(self, subflows: Sequence[NewRun], *arrays: Any) -> list[Any]:
         """Insert, and let the parent task runs of those that are new follow, in one transaction."""

@@ -8,9 +8,9 @@ thread of its own. The standard library's driver is used without an asynchronous
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -88,10 +88,20 @@ class SQLite:
         async with self._turn:
             await self._in_thread(lambda: self._connection.execute("SELECT 1 FROM flow_run LIMIT 1").fetchone())
 
+    async def try_writing(self, _: FlowRun) -> None:
+        """Raise Fault unless the file can be written: its own version number is, with what it is already."""
+
+        def write() -> None:
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            self._connection.execute(f"PRAGMA user_version = {version:d}")
+            self._connection.commit()
+
+        async with self._turn, self._transaction():
+            await self._in_thread(write)
+
     async def insert(self, runs: Sequence[NewRun]) -> dict[UUID, FlowRun | Refusal]:
         """Insert runs with their states, as :meth:`PostgreSQL.insert` does; all in one transaction."""
-        async with self._turn:
-            await self._in_thread(self._begin)
+        async with self._turn, self._transaction():
             with _faults():
                 outcomes = {new.run.id: stored for new in runs if (stored := self._insert(new)) is not None}
             await self._in_thread(self._connection.commit)
@@ -113,10 +123,19 @@ class SQLite:
         """The runs of these ids, as they are now."""
         return await self._select("r.id = ?", [(str(each),) for each in ids])
 
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[None]:
+        """Begin one, which is committed within; if that fails or is cancelled, no lock stays behind."""
+        try:
+            await self._in_thread(self._begin)
+            yield
+        except BaseException:
+            # After what the thread is at: a BEGIN that nobody waits for any more still takes the lock.
+            self._thread.submit(self._connection.rollback)
+            raise
+
     def _begin(self) -> None:
-        # A caller that was cancelled may have left a transaction open. IMMEDIATE: another writer's lock is waited for
-        # here, where waiting works; an upgrade from a read lock fails at once.
-        self._connection.rollback()
+        # IMMEDIATE: another writer's lock is waited for here, where waiting works; an upgrade from a read lock fails at once.
         self._connection.execute("BEGIN IMMEDIATE")
         if self._prefect:
             # A run refers to its state and the state to its run: checked once both are there.

@@ -2,8 +2,9 @@
 
 import sqlite3
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Literal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 from sqlalchemy.engine import URL, make_url
@@ -76,6 +77,16 @@ class Store:
     async def ping(self) -> None:
         """Raise Fault unless the database answers."""
         await self._database.ping()
+
+    async def try_writing(self, new: NewRun) -> None:
+        """Raise Fault unless the database would take a run like this one, which is not stored."""
+        run, state = new.run, new.run.state
+        state_id = None if state is None else uuid4()
+        # With ids of its own, and no key: where a run conflicts with one that exists, nothing is written.
+        trial = replace(run, id=uuid4(), idempotency_key=None, state_id=state_id)
+        if state is not None and state_id is not None:
+            trial.state = replace(state, id=state_id, flow_run_id=trial.id)
+        await self._database.try_writing(trial)
 
     async def create(self, runs: Sequence[NewRun]) -> list[Outcome]:
         """Create runs that don't exist yet.

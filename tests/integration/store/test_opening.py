@@ -177,3 +177,22 @@ async def test_a_start_that_finds_the_schema_waits_for_no_writer(sqlite_url: str
     with closing(sqlite3.connect(sqlite_url.partition(":///")[2], isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         await (await Store.open(sqlite_url, migrate=True)).close()
+
+
+async def test_a_batch_that_is_given_up_leaves_no_lock(sqlite_url: str) -> None:
+    """It is waiting for another writer's lock; the thread that waits gets it all the same."""
+    store = await Store.open(sqlite_url, migrate=True)
+    with closing(sqlite3.connect(sqlite_url.partition(":///")[2], isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(store.create(keyed(["k"])))
+        await asyncio.sleep(0.3)
+        waiting.cancel()
+        await asyncio.wait((waiting,))
+        other.execute("ROLLBACK")
+        await asyncio.sleep(0.5)
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+        await store.try_writing(keyed(["l"])[0])
+        assert other.execute("SELECT count(*) FROM flow_run").fetchone() == (0,)
+    assert [type(outcome).__name__ for outcome in await store.create(keyed(["k"]))] == ["Created"]
+    await store.close()

@@ -1,0 +1,10 @@
+"""A worker that holds deliveries, and waits for the confirms of replies, for a second: what else takes minutes to be seen."""
+
+from worker import pipeline, settlement
+from worker.cli import app
+
+if __name__ == "__main__":
+    pipeline.HOLD_SECONDS = 1.0
+    settlement.REPLY_SECONDS = 1.0
+    settlement.HANGING_SECONDS = 0.2
+    app(["run"])
