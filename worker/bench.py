@@ -23,7 +23,6 @@ import orjson
 import sqlalchemy as sa
 from aiormq.abc import AbstractConnection
 from pamqp import commands as spec
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from worker.broker.channel import BulkChannel
 from worker.broker.publication import PERSISTENT, Publication
@@ -320,7 +319,7 @@ async def _workers(
 
 
 async def _forget(url: str, flow_id: UUID) -> None:
-    engine = create_async_engine(parse_url(url))
+    engine = migrations.engine_for(parse_url(url))
     async with engine.begin() as connection:
         await connection.execute(sa.delete(flow_run).where(flow_run.c.flow_id == flow_id))
     await engine.dispose()

@@ -23,10 +23,11 @@ from worker.broker.publication import (
     FAILED_AT_HEADER,
     RAW_PROPERTIES_HEADER,
     Publication,
+    writable_headers,
 )
 from worker.broker.session import connect
 from worker.broker.topology import Topology
-from worker.contract.message import added_header, fingerprint
+from worker.contract.message import fingerprint, own_headers
 
 # RabbitMQ 4 drops a message that came back to a queue as often as its default delivery limit (20) says. A letter that was
 # looked at so often is put back as a new copy, whose count begins anew.
@@ -188,7 +189,9 @@ class DeadLetters:
         message = letter.delivery.message
         if RAW_PROPERTIES_HEADER in message.headers or message.undecodable:
             raise DeadLettersFailed(f"{letter.id}: its properties can't be read, so it can't be sent again; purge it")
-        headers = {name: value for name, value in message.headers.items() if not added_header(name)}
+        headers, lost = writable_headers(own_headers(message.headers))
+        if lost:
+            raise DeadLettersFailed(f"{letter.id}: its headers {', '.join(lost)} can't be written again; purge it")
         await self._publish(letter, self._topology.queue, headers)
 
     async def _publish(self, letter: Letter, queue: str, headers: dict[str, Any]) -> None:
@@ -230,10 +233,11 @@ class DeadLetters:
         held, self._held = self._held, []
         for letter in held:
             delivery = letter.delivery
-            if delivery.delivery_count < LOOKS or delivery.message.undecodable:
+            kept, lost = writable_headers(delivery.message.headers)
+            if delivery.delivery_count < LOOKS or delivery.message.undecodable or lost:
                 await self._channel.basic_nack(delivery.tag, requeue=True)
             else:
-                kept = {name: value for name, value in delivery.message.headers.items() if name != "x-delivery-count"}
+                kept.pop("x-delivery-count", None)
                 await self._publish(letter, self._topology.dead_letter_queue, kept)
                 await self._channel.basic_ack(delivery.tag)
 

@@ -42,6 +42,8 @@ def _database_url(url: str) -> str:
         raise ValueError(f"can't be read as a URL {_ENCODE}") from None
     if parsed.get_backend_name() not in ("sqlite", "postgresql", "postgres"):
         raise ValueError("must be sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name")
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ValueError("must name a file: a database in memory ends with each connection")
     return url
 
 

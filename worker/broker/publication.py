@@ -1,16 +1,18 @@
 """What the worker publishes: replies and dead-letter copies, always through the default exchange; knows no database."""
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import pamqp.encode
 import pamqp.frame
 from pamqp import commands as spec
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from worker.contract.message import DIRECT_REPLY_TO, Message
+from worker.contract.message import DIRECT_REPLY_TO, ROUTING_HEADERS, Message
 
 APP_ID = "flow-run-worker"
 PERSISTENT = 2
@@ -28,9 +30,6 @@ MAX_ERROR_LINE = 500
 # Room that a frame takes besides its payload (type, channel, size, end), and what the exchange leaves for the class,
 # weight, size and flags of a header frame.
 FRAME_OVERHEAD = 8
-
-# Headers that would send the copy elsewhere than to the dead letters (RabbitMQ's sender-selected distribution).
-_ROUTING_HEADERS = frozenset({"CC", "BCC"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +97,11 @@ def dead_letter_copy(
 
     Its own properties stay as they were, but for three that would lose or misdirect the copy and move into a header:
     ``expiration`` (it would expire), ``user_id`` of another user (the broker closes the channel over it), and the
-    ``CC``/``BCC`` headers (the copy would also go to those queues). Headers that AMQP cannot carry any more are dropped.
+    ``CC``/``BCC`` headers (the copy would also go to those queues). Headers that can't be written again are dropped, each by
+    itself; or all of them, where they don't fit into a frame together with the reason.
     """
     headers: dict[str, Any] = {
-        (f"{ORIGINAL_PREFIX}{name.lower()}" if name in _ROUTING_HEADERS else name): value
+        (f"{ORIGINAL_PREFIX}{name.lower()}" if name in ROUTING_HEADERS else name): value
         for name, value in message.headers.items()
     }
     if message.expiration is not None:
@@ -117,13 +117,41 @@ def dead_letter_copy(
         ERROR_HEADER: error,
         FAILED_AT_HEADER: now.isoformat(),
     }
+    headers, dropped = writable_headers(headers)
+    if dropped:
+        reason[HEADERS_DROPPED_HEADER] = ", ".join(dropped)[:MAX_ERROR_LINE]
     publication = _copy(message, queue, {**headers, **reason}, user_id)
     try:
         publication.marshal(1, frame_max)
-    except (ValueError, TypeError, OverflowError, RecursionError) as failure:
-        dropped = {HEADERS_DROPPED_HEADER: " ".join(str(failure).split())[:MAX_ERROR_LINE]}
-        publication = _copy(message, queue, {**reason, **dropped}, user_id)
+    except (ValueError, TypeError, OverflowError) as failure:  # all of them together are larger than a frame
+        reason[HEADERS_DROPPED_HEADER] = " ".join(str(failure).split())[:MAX_ERROR_LINE]
+        publication = _copy(message, queue, reason, user_id)
     return publication
+
+
+def writable_headers(headers: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The headers that can be written as they were read, and the names of those that can't."""
+    writable: dict[str, Any] = {}
+    dropped: list[str] = []
+    for name, value in headers.items():
+        try:
+            writable[name] = _with_byte_arrays(value)
+            pamqp.encode.field_table({name: writable[name]})
+        except (ValueError, TypeError, OverflowError, RecursionError, struct.error):
+            writable.pop(name, None)
+            dropped.append(repr(name))
+    return writable, dropped
+
+
+def _with_byte_arrays(value: Any) -> Any:
+    """Text that is no UTF-8 is read as bytes, of which pamqp writes none; a byte array it does."""
+    if isinstance(value, bytes):
+        return bytearray(value)
+    if isinstance(value, Mapping):
+        return {name: _with_byte_arrays(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_byte_arrays(each) for each in value]
+    return value
 
 
 def _copy(message: Message, queue: str, headers: Mapping[str, Any], user_id: str | None) -> Publication:

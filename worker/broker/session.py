@@ -18,7 +18,7 @@ from aiormq.exceptions import (
     AuthenticationError,
     ChannelAccessRefused,
     ConnectionClosed,
-    ConnectionNotAllowed,
+    InvalidFrameError,
     ProbableAuthenticationError,
 )
 from pamqp import commands as spec
@@ -112,11 +112,11 @@ class Session:
         except TimeoutError as error:
             await _close(connection)
             raise BrokerUnavailable(f"The broker does not answer for the queue '{topology.queue}'") from error
-        except (aiormq.AMQPError, OSError) as error:
+        except BaseException as error:
             await _close(connection)
-            raise BrokerUnavailable(f"The broker closed the connection: {error}") from error
-        except BaseException:
-            await _close(connection)
+            # A bare Exception is aiormq's as well: of what was under way when the connection's end came with its last frames.
+            if isinstance(error, (aiormq.AMQPError, OSError)) or type(error) is Exception:
+                raise BrokerUnavailable(f"The broker closed the connection: {error or 'without a word'}") from error
             raise
         return cls(connection, channel, topology, DirectReplies(lambda: connect(url, name=f"{name} direct reply")))
 
@@ -255,8 +255,15 @@ async def connect(url: str, *, name: str) -> AbstractConnection:
             await connection.connect()
     except (AuthenticationError, ProbableAuthenticationError) as error:
         raise BrokerRefused(f"The broker at {where} refuses the login: check the user and the password") from error
-    except ConnectionNotAllowed as error:
-        raise BrokerRefused(f"The broker at {where} refuses the virtual host: {error}") from error
+    except InvalidFrameError as error:
+        # aiormq waits for Open-Ok, and takes the Close that comes in its place for an error of its own.
+        await _close(connection)
+        if "Connection.Close" not in str(error):
+            raise BrokerUnavailable(f"No broker answers at {where}: {error}") from error
+        raise BrokerRefused(
+            f"The broker at {where} refuses the virtual host: it is not there, the user has no permission on it, "
+            "or it has as many connections as it may"
+        ) from error
     except ConnectionClosed as error:
         raise BrokerRefused(f"The broker at {where} closed the connection: {error}") from error
     except (aiormq.AMQPError, OSError, TimeoutError, StopAsyncIteration) as error:

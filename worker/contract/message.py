@@ -13,6 +13,8 @@ DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 # Headers that a broker adds on the way (redelivery, dead-lettering, exchanges), and those of our dead letters: they
 # differ between two deliveries of the same message, so they are no part of its identity.
 _ADDED_PREFIXES = ("x-first-death-", "x-last-death-", "x-opt-", "x-original-")
+# To which other queues a message goes (RabbitMQ's sender-selected distribution).
+ROUTING_HEADERS = frozenset({"CC", "BCC"})
 _ADDED = frozenset(
     {"x-death", "x-delivery-count", "x-acquired-count", "x-error", "x-error-status", "x-failed-at", "x-headers-dropped"}
 )
@@ -70,13 +72,13 @@ def fingerprint(message: Message) -> UUID:
         message.correlation_id,
         message.message_id,
         message.type,
-        message.user_id,
+        None,  # user_id and expiration: a dead letter loses them, and is the same message when it is sent again
         message.app_id,
-        message.expiration,
+        None,
         message.delivery_mode,
         message.priority,
         message.timestamp,
-        {name: value for name, value in message.headers.items() if not added_header(name)},
+        own_headers(message.headers),
     ):
         for part in _encoded(value):
             digest.update(part)
@@ -84,9 +86,13 @@ def fingerprint(message: Message) -> UUID:
     return UUID(int=hashed & ~(0xF << 76) & ~(0x3 << 62) | 0x8 << 76 | 0x2 << 62)
 
 
-def added_header(header: str) -> bool:
-    """Whether the broker, and not the producer, sets this header."""
-    return header in _ADDED or header.startswith(_ADDED_PREFIXES)
+def own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The headers that belong to the message wherever it is: not those of a broker, of dead letters, or of its routing."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if name not in _ADDED and name not in ROUTING_HEADERS and not name.startswith(_ADDED_PREFIXES)
+    }
 
 
 def _encoded(value: Any) -> Iterator[bytes]:
@@ -101,8 +107,9 @@ def _encoded(value: Any) -> Iterator[bytes]:
         for item in value:
             yield from _encoded(item)
     else:
-        content = bytes(value) if isinstance(value, (bytes, bytearray)) else str(value).encode("utf-8", "surrogatepass")
-        name = type(value).__name__.encode()
+        binary = isinstance(value, (bytes, bytearray))  # which of them depends on how often it was written and read
+        content = bytes(value) if binary else str(value).encode("utf-8", "surrogatepass")
+        name = b"bytes" if binary else type(value).__name__.encode()
         yield struct.pack(">QQ", len(name), len(content))
         yield name
         yield content

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import orjson
 import sqlalchemy as sa
+from pydantic_core import from_json
 
 from worker.contract.encoding import dumps
 from worker.contract.flow_run import FlowRun, FlowRunState
@@ -64,11 +64,11 @@ _POSTGRESQL_WRITE: Mapping[str, Codec] = {"json": _json}
 _SQLITE_READ: Mapping[str, Codec] = {
     "uuid": UUID,
     "timestamp": lambda value: datetime.fromisoformat(value).replace(tzinfo=UTC),
-    "json": orjson.loads,
+    "json": from_json,
     "interval": lambda value: datetime.fromisoformat(value) - _EPOCH,
     "boolean": bool,
 }
-_POSTGRESQL_READ: Mapping[str, Codec] = {"json": orjson.loads}
+_POSTGRESQL_READ: Mapping[str, Codec] = {"json": from_json}
 
 
 def _codecs(table: sa.Table, by_kind: Mapping[str, Codec]) -> tuple[tuple[str, Codec | None], ...]:

@@ -171,6 +171,8 @@ def parse_url(url: str) -> URL:
     if backend in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+asyncpg")
     if backend == "sqlite":
+        if parsed.database in (None, "", ":memory:") or (parsed.database or "").startswith("file:"):
+            raise StoreError("WORKER_DATABASE_URL names no file: each connection would have a SQLite database of its own.")
         return parsed.set(drivername="sqlite+aiosqlite")
     raise StoreError(f"WORKER_DATABASE_URL names '{backend}': PostgreSQL and SQLite are supported.")
 
@@ -197,6 +199,8 @@ class opening:
             raise StoreError(f"{self._where}: {first_line(error)}. Create it: CREATE DATABASE {self._name};") from error
         if isinstance(error, asyncpg.InsufficientPrivilegeError):
             raise StoreError(f"{self._where}: {first_line(error)}. Grant it to the worker's user.") from error
+        if isinstance(error, (asyncpg.exceptions.ClientConfigurationError, asyncpg.UndefinedObjectError)):
+            raise StoreError(f"{self._where}: {first_line(error)}. Check what stands behind the '?' of the URL.") from error
         if isinstance(error, FAULTS):
             raise Fault(f"{self._where}: {first_line(error)}") from error
 

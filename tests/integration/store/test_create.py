@@ -55,6 +55,12 @@ async def test_sqlite_stores_as_prefect_does(sqlite_url: str) -> None:
     assert (row["auto_scheduled"], row["tags"]) == (0, "[]")
 
 
+async def test_a_number_beyond_64_bits_is_read_as_it_was_written(store: Store) -> None:
+    (created,) = await store.create([request(idempotency_key="k", parameters={"big": 2**70})])
+    (existing,) = await store.create([request(idempotency_key="k", parameters={"big": 1})])
+    assert run_of(created).parameters == run_of(existing).parameters == {"big": 2**70}
+
+
 async def test_duplicates_in_one_batch_make_one_run(store: Store, database_url: str) -> None:
     batch = keyed(["a", "b", "a", "c", "a", "b"])
     outcomes = await store.create(batch)

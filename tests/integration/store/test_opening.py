@@ -58,7 +58,23 @@ async def test_forms_of_a_sqlite_url(sqlite_url: str, form: str) -> None:
     await store.close()
 
 
-@pytest.mark.parametrize("url", ["no url", "", "mysql://user:secret@host/db", "sqlite:////no/such/folder/file.db"])
+@pytest.mark.parametrize("query", ["?sslmode=prefer", "?ssl=prefer", "?application_name=mine&sslmode=disable"])
+async def test_what_a_postgresql_url_may_ask_for(postgresql_url: str, query: str) -> None:
+    store = await Store.open(postgresql_url + query, migrate=True)
+    await store.ping()
+    await store.close()
+
+
+@pytest.mark.parametrize("query", ["?ssl=true", "?prepared_statement_cache_size=0"])
+async def test_what_it_may_not_ask_for_is_told(postgresql_url: str, query: str) -> None:
+    with pytest.raises(StoreError, match="behind the '\\?'"):
+        await Store.open(postgresql_url + query, migrate=True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["no url", "", "mysql://user:secret@host/db", "sqlite:////no/such/folder/file.db", "sqlite://", "sqlite:///:memory:"],
+)
 async def test_a_wrong_url_is_told(url: str) -> None:
     with pytest.raises(StoreError) as refused:
         await Store.open(url, migrate=True)

@@ -7,17 +7,19 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import asyncpg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from worker.store.postgresql import CONNECT_TIMEOUT, dsn
 from worker.store.prefect import MARKS, problems
 from worker.store.sqlite import BUSY_TIMEOUT
 from worker.store.store import StoreError, opening, parse_url
@@ -196,12 +198,23 @@ async def with_connection(url: URL, work: Callable[[Connection], T]) -> T:
     with opening(url):
         if url.get_backend_name() == "sqlite":
             return await asyncio.to_thread(_with_sqlite, url, work)
-        engine = create_async_engine(url, poolclass=NullPool)
+        engine = engine_for(url)
         try:
             async with engine.begin() as connection:
                 return await connection.run_sync(work)
         finally:
             await engine.dispose()
+
+
+def engine_for(url: URL) -> AsyncEngine:
+    """SQLAlchemy on this database; asyncpg reads the URL by itself, as it does for the store."""
+    if url.get_backend_name() == "sqlite":
+        return create_async_engine(url, poolclass=NullPool)
+
+    async def connect() -> Any:
+        return await asyncpg.connect(dsn(url), timeout=CONNECT_TIMEOUT)
+
+    return create_async_engine(url.set(query={}), poolclass=NullPool, async_creator=connect)
 
 
 def _with_sqlite(url: URL, work: Callable[[Connection], T]) -> T:
