@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 # How long, in seconds, to stay away after a session was lost (half of it to all of it), so that a fleet of workers does
 # not come back in one moment, and one whose sessions are lost at once does not spin. A guess.
 REOPEN_SECONDS = 0.2
+# How long, in seconds, to wait for a cancelled pipeline when we leave.
+LEAVE_SECONDS = 2.0
 
 
 async def serve(settings: Settings) -> None:
@@ -177,7 +179,10 @@ class Service:
         finally:
             stopping.cancel()
             pipeline.cancel()
-            await asyncio.gather(pipeline, return_exceptions=True)
+            # What waits at a silent database is cancelled only after its own timeout; when we leave, closing ends it.
+            done, _ = await asyncio.wait((pipeline,), timeout=LEAVE_SECONDS if self._stopping.is_set() else None)
+            if done and not pipeline.cancelled():
+                pipeline.exception()
 
     async def _until_database_answers(self, store: Store, trial: NewRun | None) -> None:
         """Don't take requests that could not be stored: each time that they are handed back counts as a delivery.

@@ -15,6 +15,7 @@ import httpx
 
 from deploy.dev.postgresql import PostgreSQL
 from tests.conftest import StartWorker, WorkerProcess
+from tests.faults.proxy import Proxy
 from tests.faults.supervisor import resident
 from tests.producer import Producer
 
@@ -104,6 +105,31 @@ async def test_a_database_that_answers_and_takes_nothing(
         assert worker.terminate() == 0
     finally:
         worker.kill()
+
+
+async def test_leaving_does_not_wait_for_a_silent_database(
+    producer: Producer, cluster: PostgreSQL, amqp_url: str, queue: str, tmp_path: Path
+) -> None:
+    """:meth:`WorkerProcess.terminate` waits a minute, which is how long asyncpg's own timeout is."""
+    async with Proxy([cluster.port]) as network:
+        environment = {
+            "WORKER_AMQP_URL": amqp_url,
+            "WORKER_DATABASE_URL": cluster.create_database().replace(f":{cluster.port}/", f":{network.port}/"),
+            "WORKER_QUEUE": queue,
+            "WORKER_MIGRATE": "true",
+            "WORKER_HTTP_PORT": "0",
+            "WORKER_SHUTDOWN_TIMEOUT": "1",
+        }
+        worker = WorkerProcess(tmp_path / "worker.log", environment)
+        try:
+            await asyncio.to_thread(worker.wait_until_logged, "serving")
+            network.silence()
+            await producer.publish({"flow_id": str(uuid4())})
+            await asyncio.sleep(1)
+            assert await asyncio.to_thread(worker.terminate) == 0
+            assert "stopped" in worker.output
+        finally:
+            worker.kill()
 
 
 async def _read_only(url: str, value: str) -> None:

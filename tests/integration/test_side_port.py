@@ -1,5 +1,6 @@
 """Liveness, readiness and metrics, as a probe and a scraper see them."""
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -8,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.dev.postgresql import PostgreSQL
 from deploy.dev.processes import free_ports, wait_until
 from tests.conftest import StartWorker
+from tests.faults.proxy import Proxy
 from tests.producer import Producer
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
@@ -90,3 +92,30 @@ def test_a_second_worker_on_the_machine_takes_another_port(start_worker: StartWo
     assert "http_port_taken" in second.output
     assert second.http != first.http
     assert httpx.get(f"{second.http}/readyz").status_code == 200
+
+
+async def test_an_idle_worker_notices_that_its_database_is_gone_or_silent(start_worker: StartWorker) -> None:
+    with PostgreSQL() as cluster:
+        async with Proxy([cluster.port]) as network:
+            through = cluster.create_database().replace(f":{cluster.port}/", f":{network.port}/")
+            worker = await asyncio.to_thread(start_worker, through)
+
+            async def up() -> float | None:
+                async with httpx.AsyncClient(timeout=10) as http:
+                    page = await http.get(f"{worker.http}/metrics")
+                return sample(page.text, "flow_run_worker_dependency_up", dependency="database")
+
+            assert await up() == 1
+            network.silence()
+            assert await up() == 0
+            async with httpx.AsyncClient(timeout=10) as http:
+                response = await http.get(f"{worker.http}/readyz")
+            assert response.status_code == 503
+            assert "no answer within 2 seconds" in response.json()["database"]
+            network.speak()
+            await asyncio.to_thread(cluster.stop)
+            assert await up() == 0
+            await asyncio.to_thread(cluster.start)
+            while await up() != 1:
+                await asyncio.sleep(0.2)
+            assert await asyncio.to_thread(worker.terminate) == 0

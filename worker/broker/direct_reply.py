@@ -1,14 +1,16 @@
 """Direct reply-to: where a reply queue's name is no queue but tells RabbitMQ the requester's channel. Knows no requests.
 
-RabbitMQ closes the connection of whoever publishes to such a name when it is malformed, or names a node that is no member of its
-cluster, as one does that came from another cluster with its request, or that somebody made up. On the worker's connection that
-would cost all that is in flight on it. So a name of a node that has not been seen is tried on a connection of its own first.
+RabbitMQ closes the connection of whoever publishes to such a name when it is malformed, or names a node that doesn't run in its
+cluster: one that is being restarted, one of another cluster from which the request came, or one that somebody made up. On the
+worker's connection that would cost all that is in flight on it. So a name of a node that has not been seen is tried on a
+connection of its own first.
 """
 
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from time import monotonic
 
 import aiormq
 import structlog
@@ -29,6 +31,8 @@ _NOBODY = "AAAA"
 _MAX_NODES = 1000
 # A broker that doesn't answer here doesn't answer elsewhere either; seconds.
 _TRY_TIMEOUT = 5.0
+# A node that doesn't run may run again: it is tried anew after so many seconds.
+_REFUSED_FOR = 10.0
 
 
 class DirectReplies:
@@ -40,7 +44,8 @@ class DirectReplies:
 
     def __init__(self, connect: Callable[[], Awaitable[AbstractConnection]]) -> None:
         self._connect = connect
-        self._nodes: dict[bytes, bool] = {}
+        self._known: set[bytes] = set()
+        self._refused: dict[bytes, float] = {}
 
     async def may_publish(self, queue: str) -> bool:
         """Whether the broker takes a reply to this name; True for every name that is not of direct reply-to."""
@@ -49,11 +54,18 @@ class DirectReplies:
         node = _node(queue)
         if node is None:
             return False
-        if node not in self._nodes:
-            if len(self._nodes) >= _MAX_NODES:
-                self._nodes.clear()
-            self._nodes[node] = await self._try(queue)
-        return self._nodes[node]
+        if node in self._known:
+            return True
+        if monotonic() < self._refused.get(node, 0.0):
+            return False
+        if len(self._known) + len(self._refused) >= _MAX_NODES:
+            self._known.clear()
+            self._refused.clear()
+        if await self._try(queue):
+            self._known.add(node)
+            return True
+        self._refused[node] = monotonic() + _REFUSED_FOR
+        return False
 
     async def _try(self, queue: str) -> bool:
         channel_of = queue.removeprefix(_PREFIX).partition(".")[0]

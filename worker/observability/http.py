@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 
 from worker.contract.errors import Fault
-from worker.observability.metrics import readiness
+from worker.observability.metrics import dependency_up, readiness
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +37,13 @@ async def side_port(host: str, port: int, ping: Ping) -> AsyncIterator[None]:
         state = await _state(ping)
         return web.json_response(state, status=200 if state["ready"] else 503)
 
+    async def metrics(request: web.Request) -> web.Response:
+        await _state(ping)
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(REGISTRY), headers={"Content-Type": content_type})
+
     app = web.Application()
-    app.add_routes([web.get("/livez", _livez), web.get("/readyz", readyz), web.get("/metrics", _metrics)])
+    app.add_routes([web.get("/livez", _livez), web.get("/readyz", readyz), web.get("/metrics", metrics)])
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
@@ -57,21 +62,22 @@ async def _state(ping: Ping) -> dict[str, Any]:
     """Whether requests are being served, and of broker and database each ``ok`` or the reason why not."""
     database = readiness.database
     if database is None:
-        try:
-            async with asyncio.timeout(PING_TIMEOUT):
-                await ping()
-        except TimeoutError:
+        pinging = asyncio.ensure_future(ping())
+        # Not waited for any further: to cancel what waits at a silent database may take as long as that is silent.
+        done, _ = await asyncio.wait((pinging,), timeout=PING_TIMEOUT)
+        if not done:
+            pinging.cancel()
+            pinging.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             database = f"no answer within {PING_TIMEOUT:g} seconds"
-        except Fault as fault:
-            database = str(fault)
+        elif isinstance(error := pinging.exception(), Fault):
+            database = str(error)
+        elif error is not None:
+            raise error
+        # An idle worker would not notice otherwise.
+        dependency_up.labels("database").set(database is None)
     broker = readiness.broker
     return {"ready": broker is None and database is None, "broker": broker or "ok", "database": database or "ok"}
 
 
 async def _livez(_: web.Request) -> web.Response:
     return web.json_response({"alive": True})
-
-
-async def _metrics(request: web.Request) -> web.Response:
-    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-    return web.Response(body=encode(REGISTRY), headers={"Content-Type": content_type})
