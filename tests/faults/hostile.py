@@ -38,6 +38,8 @@ from worker.store import Store
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 LIMIT = 1_048_576
 BATCH = 8
+# So many messages are published in one transaction with the broker.
+COMMIT_EVERY = 100
 # In a property: the name of the request queue.
 QUEUE = "<queue>"
 # A run of this name is refused by a trigger, as a database of somebody else's may refuse one.
@@ -373,14 +375,17 @@ async def publish(url: str, sent: Iterator[Sent]) -> list[Sent]:
     connection = await aiormq.connect(url)
     channel = await connection.channel(publisher_confirms=False)
     assert channel.number == 1
+    # A commit waits for the queue. Without one, a queue that is behind as the channel closes drops what it has not yet taken.
+    await channel.tx_select()
     published = []
-    for each in sent:
+    for number, each in enumerate(sent, start=1):
         written = asyncio.get_running_loop().create_future()
         await connection.write_queue.put(ChannelFrame(payload=each.frames, should_close=False, drain_future=written))
         await written
         published.append(Sent(each.id, each.hostile, each.group, b""))
-    # A call that waits for its answer: what was written before it is at the broker then.
-    await channel.queue_declare("", exclusive=True)
+        if number % COMMIT_EVERY == 0:
+            await channel.tx_commit()
+    await channel.tx_commit()
     await connection.close()
     return published
 

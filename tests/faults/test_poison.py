@@ -35,9 +35,10 @@ async def publish_raw(url: str, queue: str, flags: int, properties: bytes, body:
         + b"\xce"
         + pamqp.frame.marshal(ContentBody(body), channel.number)
     )
+    # A commit waits for the queue. Without one, a queue that is behind as the channel closes drops what it has not yet taken.
+    await channel.tx_select()
     await connection.write_queue.put(ChannelFrame(payload=frames, should_close=False))
-    # A call that waits for its answer: what was written before it is at the broker then.
-    await channel.queue_declare(queue, passive=True)
+    await channel.tx_commit()
     await connection.close()
 
 
