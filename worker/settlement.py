@@ -28,8 +28,11 @@ log = structlog.get_logger(__name__)
 # the waits of a Backoff that is about 25 seconds: a replicated reply queue whose node died has another leader by then, also on
 # a machine that is busy (tests/faults/test_cluster.py needed more than 10), and one that is full holds up few others.
 REPLY_TRIES = 10
-# As long as that, in seconds, for a reply of which the broker says nothing at all: a reply queue without a majority.
+# As long as that, in seconds, for a reply of which the broker says nothing, while it confirmed one that went out later: not the
+# broker is slow, but this queue has no majority.
 REPLY_SECONDS = 25.0
+# And this long where nothing went out later: before the broker closes the channel over a delivery that is held (30 minutes).
+LONE_REPLY_SECONDS = 600.0
 # Confirms mostly come within milliseconds. One that hangs (a reply queue without a majority) must not hold up the
 # acknowledgement of its neighbours for longer than this many seconds.
 HANGING_SECONDS = 2.0
@@ -130,8 +133,11 @@ class Settlement:
         """Wait for the confirms; acknowledge what is settled, and publish again what the broker did not take."""
         while published:
             await confirmation.wait(HANGING_SECONDS)
-            if monotonic() - started > REPLY_SECONDS:
-                self._give_up_replies(published, confirmation)
+            waited = monotonic() - started
+            if waited > LONE_REPLY_SECONDS:
+                self._give_up_replies(published, confirmation, up_to=confirmation.last)
+            elif waited > REPLY_SECONDS:
+                self._give_up_replies(published, confirmation, up_to=confirmation.latest)
             again: list[tuple[Answer, tuple[Publication, ...]]] = []
             settled: list[Answer] = []
             hanging: list[_Published] = []
@@ -161,11 +167,12 @@ class Settlement:
                 log.error("dead_letter_queue_missing", error=str(error), held=len(again))
         await self._publish(again, backoff)
 
-    def _give_up_replies(self, published: list[_Published], confirmation: Confirmation) -> None:
-        """Wait no longer for confirms of replies; for those of dead letters it is waited until they come."""
+    def _give_up_replies(self, published: list[_Published], confirmation: Confirmation, *, up_to: int) -> None:
+        """Wait no longer for confirms of replies up to a tag; for those of dead letters it is waited until they come."""
         for each in published:
             for tag, publication in zip(each.tags(), each.publications, strict=True):
-                if tag in confirmation.outstanding and publication.queue != self._session.topology.dead_letter_queue:
+                late = tag in confirmation.outstanding and tag <= up_to
+                if late and publication.queue != self._session.topology.dead_letter_queue:
                     confirmation.outstanding.discard(tag)
                     self._unroutable(each.answer, publication.queue, "the broker does not confirm it")
 

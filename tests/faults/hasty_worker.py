@@ -1,4 +1,4 @@
-"""A worker that holds deliveries, and waits for the confirms of replies, for a second: what else takes minutes to be seen."""
+"""A worker that holds deliveries, and waits for the confirms of replies, for seconds: what else takes minutes to be seen."""
 
 from worker import pipeline, settlement
 from worker.cli import app
@@ -6,5 +6,6 @@ from worker.cli import app
 if __name__ == "__main__":
     pipeline.HOLD_SECONDS = 1.0
     settlement.REPLY_SECONDS = 1.0
+    settlement.LONE_REPLY_SECONDS = 10.0
     settlement.HANGING_SECONDS = 0.2
     app(["run"])

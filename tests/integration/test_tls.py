@@ -137,7 +137,8 @@ async def test_client_and_commands_without_trust_say_why(trust: Trust, wrong: st
     )
     assert (created.code, examined.code) == (1, 1)
     for line in (str(raised.value), created.err, examined.out):
-        assert said in line
+        # What the broker says of our certificate, a reset may overtake.
+        assert said in line or ("client certificate" in wrong and "perhaps it wants another client certificate" in line)
         assert PASSWORD not in line
     assert "cafile, certfile and keyfile" in examined.out
     assert PASSWORD not in created.out + examined.err

@@ -15,6 +15,7 @@ class Confirmation:
         outstanding: tags that the broker has said nothing of yet.
         returned: tags of publications that no queue took (``basic.return``); they are confirmed as well.
         refused: tags that the broker answered with a ``basic.nack``: not taken over by it.
+        latest: the highest tag that the broker has answered while some of these were outstanding, later ones' included.
         anonymous: tags whose publication carries no message id of ours, so that a return of it names none of them.
     """
 
@@ -24,6 +25,7 @@ class Confirmation:
     done: asyncio.Future[None]
     returned: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
+    latest: int = 0
     anonymous: frozenset[int] = frozenset()
 
     async def wait(self, seconds: float) -> None:
@@ -74,6 +76,7 @@ class Confirmations:
             else:
                 answered = {tag} & confirmation.outstanding
             confirmation.outstanding -= answered
+            confirmation.latest = max(confirmation.latest, tag)
             if refused:
                 confirmation.refused |= answered
             if not confirmation.outstanding and not confirmation.done.done():

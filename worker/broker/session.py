@@ -47,6 +47,8 @@ _CERTIFICATE_WRONG = re.compile(
     r"\[[A-Z0-9]+: \w*(?:CERT|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED|WRONG_VERSION|PROTOCOL_VERSION|MISMATCH|PEM|KEY)\w*\]"
     r" (.+?)\.?(?: \(_ssl|$)"
 )
+# In TLS 1.3 a client writes before it hears what the server thinks of its certificate, and a reset then can outrun the answer.
+_PERHAPS_CERTIFICATE = "; perhaps it wants another client certificate, or one at all (cafile, certfile and keyfile)"
 _TLS_FILES = ("cafile", "certfile", "keyfile")
 
 
@@ -271,7 +273,11 @@ async def connect(url: str, *, name: str) -> AbstractConnection:
         await _close(connection)
         if wrong := _CERTIFICATE_WRONG.search(str(error)):
             raise TLSRefused(f"No TLS with the broker at {where}: {wrong[1]}") from error
-        raise BrokerUnavailable(f"No broker answers at {where}: {str(error) or type(error).__name__}") from error
+        reason = str(error) or type(error).__name__
+        broke = isinstance(error.__cause__ or error, (ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError))
+        if broke and where.scheme == "amqps":
+            reason += _PERHAPS_CERTIFICATE
+        raise BrokerUnavailable(f"No broker answers at {where}: {reason}") from error
     return connection
 
 

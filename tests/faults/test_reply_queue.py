@@ -1,0 +1,76 @@
+"""A reply queue that takes what it is sent and confirms nothing, as one of quorum type whose leader doesn't get on."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from aio_pika.abc import AbstractQueue
+
+from deploy.dev.rabbitmq import RabbitMQ
+from tests.conftest import WorkerProcess
+from tests.producer import Producer
+
+FLOW_ID = str(uuid4())
+
+
+@pytest.fixture
+def worker(amqp_url: str, sqlite_url: str, queue: str, tmp_path: Path) -> Iterator[WorkerProcess]:
+    environment = {
+        "WORKER_AMQP_URL": amqp_url,
+        "WORKER_DATABASE_URL": sqlite_url,
+        "WORKER_QUEUE": queue,
+        "WORKER_HTTP_PORT": "0",
+    }
+    worker = WorkerProcess(tmp_path / "worker.log", environment, [sys.executable, "-m", "tests.faults.hasty_worker"])
+    worker.wait_until_logged("serving")
+    yield worker
+    worker.kill()
+
+
+async def test_a_reply_that_is_not_confirmed_is_given_up_once_a_later_one_is(
+    producer: Producer, worker: WorkerProcess, hanging: AbstractQueue
+) -> None:
+    """Before, it may be the broker that is slow. Its neighbour waits for none of that."""
+    await producer.publish({"flow_id": FLOW_ID}, reply_to=hanging.name)
+    await asyncio.sleep(3)
+    assert "reply_unroutable" not in worker.output
+    reply = await producer.request({"flow_id": FLOW_ID}, message_id="neighbour")
+    assert reply.status == 201
+    await asyncio.to_thread(worker.wait_until_logged, "the broker does not confirm it", 5)
+    assert worker.terminate() == 0
+    assert await producer.depth() == 0
+
+
+async def test_a_reply_that_is_not_confirmed_is_given_up_in_the_end(
+    producer: Producer, worker: WorkerProcess, hanging: AbstractQueue, rabbitmq: RabbitMQ
+) -> None:
+    """It arrives all the same, when its queue gets on while the worker is there."""
+    await producer.publish({"flow_id": FLOW_ID}, reply_to=hanging.name)
+    await asyncio.to_thread(worker.wait_until_logged, "the broker does not confirm it")
+    rabbitmq.ctl("eval", f"sys:resume('%2F_{hanging.name}').")
+    await _take(hanging)
+    assert worker.terminate() == 0
+    assert await producer.depth() == 0
+
+
+@pytest.fixture
+async def hanging(rabbitmq: RabbitMQ, producer: Producer, worker: WorkerProcess, queue: str) -> AsyncIterator[AbstractQueue]:
+    """A queue for replies that the worker's channel knows, and whose leader stands still since.
+
+    The first publication to one that it doesn't know would hold up the channel as a whole (RabbitMQ 3.10).
+    """
+    replies = await producer.channel.declare_queue(f"{queue}.replies", durable=True, arguments={"x-queue-type": "quorum"})
+    await producer.publish({"flow_id": FLOW_ID}, reply_to=replies.name)
+    await _take(replies)
+    rabbitmq.ctl("eval", f"sys:suspend('%2F_{replies.name}').")
+    yield replies
+    rabbitmq.ctl("eval", f"sys:resume('%2F_{replies.name}').")
+
+
+async def _take(queue: AbstractQueue) -> None:
+    async with asyncio.timeout(30):
+        while await queue.get(no_ack=True, fail=False) is None:
+            await asyncio.sleep(0.1)
