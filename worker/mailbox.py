@@ -5,7 +5,7 @@ Unbounded by itself, since the consumer's prefetch bounds what is in flight. Sin
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -20,17 +20,9 @@ class Mailbox(Generic[T]):
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def put(self, item: T) -> None:
         """Add one item. Never blocks."""
         self._items.append(item)
-        self._wake()
-
-    def put_all(self, items: Iterable[T]) -> None:
-        """Add several items in their order. Never blocks."""
-        self._items.extend(items)
         self._wake()
 
     def close(self) -> None:

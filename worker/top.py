@@ -83,6 +83,9 @@ class WorkerView:
         """What happened between two pages of one worker."""
         if now.error is not None:
             return cls(url, error=now.error)
+        if before.error is not None:
+            # All that a worker ever did would count as done since the look that failed.
+            before = now
 
         def grown(name: str, **labels: str) -> float:
             # A counter that shrank is that of a new process.

@@ -59,3 +59,8 @@ def test_a_counter_that_shrank_is_that_of_a_new_process() -> None:
     text = 'flow_run_worker_requests_total{{outcome="created",status="201"}} {}\n'
     before, now = (Page.parse(at, text.format(value)) for at, value in ((0.0, 100.0), (2.0, 10.0)))
     assert WorkerView.between("http://w", before, now).created == 5.0
+
+
+def test_after_a_look_that_failed_nothing_counts_as_done_since() -> None:
+    page = Page.parse(2.0, 'flow_run_worker_requests_total{outcome="created",status="201"} 100\n')
+    assert WorkerView.between("http://w", Page(0.0, error="no answer"), page).created == 0.0

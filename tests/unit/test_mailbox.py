@@ -7,7 +7,8 @@ from worker.mailbox import Mailbox
 
 async def test_what_waits_comes_in_one_batch_up_to_the_limit() -> None:
     mailbox: Mailbox[int] = Mailbox()
-    mailbox.put_all(range(5))
+    for item in range(5):
+        mailbox.put(item)
     assert await mailbox.take(3) == [0, 1, 2]
     assert await mailbox.take(3) == [3, 4]
 
@@ -22,7 +23,8 @@ async def test_one_item_is_handed_over_without_waiting_for_more() -> None:
 
 async def test_a_batch_ends_before_its_size_is_too_large() -> None:
     mailbox: Mailbox[int] = Mailbox()
-    mailbox.put_all([4, 4, 4, 20, 1])
+    for item in (4, 4, 4, 20, 1):
+        mailbox.put(item)
     assert await mailbox.take(10, size=lambda item: item, max_size=10) == [4, 4]
     assert await mailbox.take(10, size=lambda item: item, max_size=10) == [4]
     assert await mailbox.take(10, size=lambda item: item, max_size=10) == [20]

@@ -27,6 +27,7 @@ from worker.mailbox import Mailbox
 # A request that came back so often may be what ends the worker's process. It is served alone (see Session.consume), so
 # that the others don't use up their delivery limit with it.
 SUSPECT_DELIVERY_COUNT = 3
+DEFAULT_FRAME_MAX = 131_072
 # Confirms and returns come back by delivery tag and by message id; the id's tail is the tag.
 _MESSAGE_ID_SEPARATOR = "."
 
@@ -70,8 +71,8 @@ class BulkChannel(Channel):
 
     @property
     def frame_max(self) -> int:
-        """The largest frame that was agreed with the broker, in bytes."""
-        return int(self.connection.connection_tune.frame_max)
+        """The largest frame that was agreed with the broker, in bytes; where it sets no limit (0), RabbitMQ's default."""
+        return int(self.connection.connection_tune.frame_max) or DEFAULT_FRAME_MAX
 
     async def publish(self, publications: Sequence[Publication]) -> Confirmation:
         """Write publications to the wire, and return what will tell their fate.

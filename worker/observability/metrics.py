@@ -45,10 +45,6 @@ class Readiness:
         self.broker: str | None = "not connected yet"
         self.database: str | None = "not connected yet"
 
-    @property
-    def ready(self) -> bool:
-        return self.broker is None and self.database is None
-
 
 readiness = Readiness()
 
