@@ -29,7 +29,7 @@ from worker.broker.publication import PERSISTENT, Publication
 from worker.broker.session import connect
 from worker.broker.topology import Topology
 from worker.store import migrations
-from worker.store.store import parse_url
+from worker.store.opening import parse_url
 from worker.store.tables import flow_run
 
 Body = Literal["small", "typical", "large"]

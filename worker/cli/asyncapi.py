@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from worker.asyncapi import asyncapi as document
+from worker.asyncapi import schemas
 from worker.broker.topology import Topology
 from worker.cli.options import Queue, err
-from worker.contract.asyncapi import asyncapi as document
-from worker.contract.asyncapi import schemas
 from worker.settings import load_settings
 
 

@@ -13,8 +13,8 @@ from worker.contract.errors import Fault
 from worker.doctor.finding import Finding, Verdict
 from worker.settings import Settings
 from worker.store import StoreError, migrations
+from worker.store.opening import parse_url
 from worker.store.prefect import task_run, task_run_state
-from worker.store.store import parse_url
 from worker.store.tables import flow_run, flow_run_state
 
 # More than this many seconds apart, the times in a run's record and those that Prefect or a person adds look out of order.

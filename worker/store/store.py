@@ -1,20 +1,19 @@
 """The store: opens a database of either kind, and creates a batch of runs in it, each once; knows no broker."""
 
-import sqlite3
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Literal
 from uuid import UUID, uuid4
 
-import asyncpg
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.engine import URL
 
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
 from worker.creation import NewRun
+from worker.store import migrations
+from worker.store.opening import opening, parse_url
 from worker.store.outcome import Created, Existing, Outcome
-from worker.store.postgresql import FAULTS, PostgreSQL, first_line
+from worker.store.postgresql import PostgreSQL
 from worker.store.prefect import References, resolve
 from worker.store.sqlite import SQLite
 
@@ -22,10 +21,6 @@ from worker.store.sqlite import SQLite
 MAX_ROUNDS = 10
 
 Key = tuple[UUID, str]
-
-
-class StoreError(Exception):
-    """The database is not as it has to be (URL, login, name, schema); waiting won't mend it. Its message says what to do."""
 
 
 class Store:
@@ -58,8 +53,6 @@ class Store:
             Fault: the database cannot be reached now.
         """
         parsed = parse_url(url)
-        from worker.store import migrations
-
         with_schema = migrate or parsed.get_backend_name() == "sqlite"
         prefect = await migrations.ensure(parsed, upgrade=with_schema)
         database: PostgreSQL | SQLite
@@ -155,59 +148,3 @@ def _identity(run: FlowRun) -> Hashable:
 
 def _order(run: FlowRun) -> tuple[int, str, int]:
     return run.flow_id.int, run.idempotency_key or "", run.id.int
-
-
-def parse_url(url: str) -> URL:
-    """Read a database URL.
-
-    Raises:
-        StoreError: it is no URL, or of a database that isn't supported.
-    """
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise StoreError(f"WORKER_DATABASE_URL is not a database URL: {error}") from None
-    backend = parsed.drivername.partition("+")[0]
-    if backend in ("postgresql", "postgres"):
-        return parsed.set(drivername="postgresql+asyncpg")
-    if backend == "sqlite":
-        if parsed.database in (None, "", ":memory:") or (parsed.database or "").startswith("file:"):
-            raise StoreError("WORKER_DATABASE_URL names no file: each connection would have a SQLite database of its own.")
-        return parsed.set(drivername="sqlite+aiosqlite")
-    raise StoreError(f"WORKER_DATABASE_URL names '{backend}': PostgreSQL and SQLite are supported.")
-
-
-class opening:
-    """A context that turns what goes wrong while connecting into a StoreError or, if it may pass, a Fault."""
-
-    def __init__(self, url: URL) -> None:
-        self._where = url.render_as_string(hide_password=True)
-        self._name = url.database
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        error = _drivers(error)
-        if isinstance(error, sqlite3.Error):
-            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise Fault(f"{self._where}: {error}") from error
-            raise StoreError(f"{self._where}: {error}. Does the folder exist, and may the worker write there?") from error
-        if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
-            raise StoreError(f"{self._where}: {first_line(error)}. Check the user and the password.") from error
-        if isinstance(error, asyncpg.InvalidCatalogNameError):
-            raise StoreError(f"{self._where}: {first_line(error)}. Create it: CREATE DATABASE {self._name};") from error
-        if isinstance(error, asyncpg.InsufficientPrivilegeError):
-            raise StoreError(f"{self._where}: {first_line(error)}. Grant it to the worker's user.") from error
-        if isinstance(error, (asyncpg.exceptions.ClientConfigurationError, asyncpg.UndefinedObjectError)):
-            raise StoreError(f"{self._where}: {first_line(error)}. Check what stands behind the '?' of the URL.") from error
-        if isinstance(error, FAULTS):
-            raise Fault(f"{self._where}: {first_line(error)}") from error
-
-
-def _drivers(error: BaseException | None) -> BaseException | None:
-    """The driver's own error beneath those that SQLAlchemy and its adapter make of it."""
-    cause: BaseException | None = error if isinstance(error, DBAPIError) else None
-    while isinstance(cause, Exception) and not isinstance(cause, (sqlite3.Error, *FAULTS)):
-        cause = cause.__cause__
-    return cause or error

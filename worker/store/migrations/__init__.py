@@ -19,10 +19,10 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from worker.store.opening import StoreError, opening, parse_url
 from worker.store.postgresql import CONNECT_TIMEOUT, dsn
 from worker.store.prefect import MARKS, problems
 from worker.store.sqlite import BUSY_TIMEOUT
-from worker.store.store import StoreError, opening, parse_url
 from worker.store.tables import metadata
 
 T = TypeVar("T")
