@@ -21,13 +21,13 @@ from uuid import UUID, uuid4
 
 import orjson
 import sqlalchemy as sa
-from aiormq.abc import AbstractConnection
 from pamqp import commands as spec
 
 from worker.broker.channel import BulkChannel
 from worker.broker.publication import PERSISTENT, Publication
 from worker.broker.session import connect
 from worker.broker.topology import Topology
+from worker.broker.transport import BulkConnection
 from worker.store import migrations
 from worker.store.opening import parse_url
 from worker.store.tables import flow_run
@@ -180,7 +180,7 @@ async def measure(
 class _Load:
     """Publishes requests and counts replies, on one connection, in bulk."""
 
-    def __init__(self, connection: AbstractConnection, out: BulkChannel, replies: BulkChannel, queue: str) -> None:
+    def __init__(self, connection: BulkConnection, out: BulkChannel, replies: BulkChannel, queue: str) -> None:
         self._connection = connection
         self._out = out
         self._replies = replies

@@ -16,7 +16,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp import commands as spec
 
 from worker.broker.channel import BulkChannel
-from worker.broker.delivery import Delivery, delivery_from_frames
+from worker.broker.delivery import Delivery, delivery_of
 from worker.broker.publication import (
     ERROR_HEADER,
     ERROR_STATUS_HEADER,
@@ -226,8 +226,8 @@ class DeadLetters:
         taken = await self._channel.basic_get(self._topology.dead_letter_queue)
         if taken.delivery_tag is None:
             return None
-        deliver = spec.Basic.Deliver(delivery_tag=taken.delivery_tag, redelivered=bool(taken.redelivered))
-        return Letter.of(delivery_from_frames(deliver, taken.header.properties, taken.body))
+        redelivered, properties = bool(taken.redelivered), taken.header.properties
+        return Letter.of(delivery_of(taken.delivery_tag, redelivered=redelivered, properties=properties, body=taken.body))
 
     async def _give_back(self) -> None:
         held, self._held = self._held, []

@@ -5,11 +5,9 @@ import struct
 from datetime import UTC, datetime
 from typing import Any
 
-from pamqp import commands as spec
-
-from worker.broker.delivery import delivery_from_frames
+from worker.broker.delivery import delivery_of
 from worker.broker.publication import dead_letter_copy, reply
-from worker.broker.undecodable import _tolerant
+from worker.broker.undecodable import read_properties
 from worker.contract.decode import decode
 from worker.contract.errors import MAX_ERROR_BYTES, Refusal, encode_error
 from worker.contract.message import Message
@@ -27,8 +25,8 @@ _codecs = (RowCodec("sqlite"), RowCodec("postgresql"))
 
 def message_of(flags: int, properties: bytes, body: bytes) -> Message:
     """A message as the channel makes it of a content header's bytes and a body."""
-    header = _tolerant(struct.pack(">HHQH", 60, 0, len(body), flags) + properties)
-    return delivery_from_frames(spec.Basic.Deliver("c", 1, False, "", "q"), header.properties, body).message
+    read = read_properties(struct.pack(">H", flags) + properties)
+    return delivery_of(1, redelivered=False, properties=read, body=body).message
 
 
 def serve(message: Message) -> int:

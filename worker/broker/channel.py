@@ -1,8 +1,8 @@
 """The hot path to RabbitMQ: deliveries in, publications out, acknowledgements, all in bulk; knows nothing of their content.
 
-aiormq makes a task of each delivery and a future of each publication. Its own frame reader and writer cost little, so
-this channel takes its place at that seam: it overrides what a channel does with a delivery, a confirm and a return, and
-writes the frames of a whole batch at once. ``make bench`` shows what that is worth.
+aiormq makes a task of each delivery and a future of each publication. This channel is one of aiormq's for all that is seldom,
+and goes past it with messages, confirms and acknowledgements: straight from and to the socket, those of a whole batch at once.
+``make bench`` shows what that is worth.
 """
 
 import asyncio
@@ -10,18 +10,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
-import pamqp.frame
-from aiormq.abc import AbstractConnection, ChannelFrame, ConfirmationFrameType
 from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError
-from pamqp import commands as spec
-from pamqp.body import ContentBody
-from pamqp.header import ContentHeader
 
-from worker.broker import undecodable
+from worker.broker import frames
 from worker.broker.confirmation import Confirmation, Confirmations
-from worker.broker.delivery import Delivery, delivery_from_frames
+from worker.broker.delivery import Delivery, delivery_of
 from worker.broker.publication import Publication
+from worker.broker.transport import BulkConnection
 from worker.mailbox import Mailbox
 
 # A request that came back so often may be what ends the worker's process. It is served alone (see Session.consume), so
@@ -47,21 +43,20 @@ class BulkChannel(Channel):
         calm: set once a delivery came in that is no suspect.
     """
 
-    def __init__(self, connection: AbstractConnection, number: int) -> None:
+    def __init__(self, connection: BulkConnection, number: int) -> None:
         super().__init__(connection, number, publisher_confirms=True)
-        undecodable.install()
         self.deliveries: Mailbox[Delivery] = Mailbox()
         self.calm = asyncio.Event()
         self._confirms = Confirmations()
-        # Frames go out in the order of their tags. The connection's own queue of frames does not keep it among tasks once it is
-        # full: one that comes just as there is room again goes before those that wait. A lock lets nobody pass.
-        self._writing = asyncio.Lock()
         self._message_id_prefix = uuid4().hex
+        self._takers = connection.transport.reader.takers
+        self._writer = connection.transport.writer
+        self._takers[number] = frames.ContentReader(self).take
         # Called however the channel ends; _on_close is skipped when the connection under it goes first.
         self._closing.add_done_callback(self._ended)
 
     @classmethod
-    async def open_on(cls, connection: AbstractConnection) -> "BulkChannel":
+    async def open_on(cls, connection: BulkConnection) -> "BulkChannel":
         """Open a channel with confirms on."""
         number = max(connection.channels, default=0) + 1
         channel = cls(connection, number)
@@ -80,18 +75,18 @@ class BulkChannel(Channel):
         Raises:
             ChannelLost: the channel is gone.
         """
-        async with self._writing:
-            frames: list[bytes] = []
-            anonymous: set[int] = set()
-            for tag, publication in enumerate(publications, start=self._confirms.next_tag):
-                if publication.numbered:
-                    publication.properties.message_id = f"{self._message_id_prefix}{_MESSAGE_ID_SEPARATOR}{tag}"
-                else:
-                    anonymous.add(tag)
-                frames.append(publication.marshal(self.number, self.frame_max))
-            confirmation = self._confirms.expect(len(publications), frozenset(anonymous))
-            if frames:
-                await self._write(b"".join(frames))
+        payload: list[bytes] = []
+        anonymous: set[int] = set()
+        number, frame_max = self.number, self.frame_max
+        for tag, publication in enumerate(publications, start=self._confirms.next_tag):
+            if publication.numbered:
+                publication.properties.message_id = f"{self._message_id_prefix}{_MESSAGE_ID_SEPARATOR}{tag}"
+            else:
+                anonymous.add(tag)
+            payload.append(publication.marshal(number, frame_max))
+        # Numbered and written without a wait between the two: so the frames go out in the order of their tags.
+        confirmation = self._confirms.expect(len(publications), frozenset(anonymous))
+        await self._write(payload)
         return confirmation
 
     async def acknowledge(self, tags: Iterable[int], *, up_to: int | None = None) -> None:
@@ -100,60 +95,47 @@ class BulkChannel(Channel):
         Raises:
             ChannelLost: the channel is gone; they will be delivered again.
         """
-        frames = [pamqp.frame.marshal(spec.Basic.Ack(tag, False), self.number) for tag in tags]
+        payload = [frames.acknowledge(self.number, tag, multiple=False) for tag in tags]
         if up_to is not None:
-            frames.append(pamqp.frame.marshal(spec.Basic.Ack(up_to, True), self.number))
-        if frames:
-            async with self._writing:
-                await self._write(b"".join(frames))
+            payload.append(frames.acknowledge(self.number, up_to, multiple=True))
+        await self._write(payload)
 
-    async def _write(self, payload: bytes) -> None:
-        if self.is_closed:
-            raise ChannelLost("the channel is closed")
-        # With a future to drain the writer waits for the socket, so a blocked connection holds us back, not our memory.
-        drained = self.create_future()
-        await self.write_queue.put(ChannelFrame(payload=payload, should_close=False, drain_future=drained))
-
-    async def _on_deliver_frame(self, frame: spec.Basic.Deliver) -> None:
-        header, body = await self._content()
-        delivery = delivery_from_frames(frame, header.properties, body)
+    def delivered(self, tag: int, *, redelivered: bool, properties: Any, body: bytes) -> None:
+        """See :class:`worker.broker.frames.Incoming`."""
+        delivery = delivery_of(tag, redelivered=redelivered, properties=properties, body=body)
         if delivery.delivery_count < SUSPECT_DELIVERY_COUNT:
             self.calm.set()
         self.deliveries.put(delivery)
 
-    async def _on_return_frame(self, frame: spec.Basic.Return) -> None:
-        header, _ = await self._content()
-        prefix, _, tag = (header.properties.message_id or "").rpartition(_MESSAGE_ID_SEPARATOR)
+    def returned(self, properties: Any) -> None:
+        """See :class:`worker.broker.frames.Incoming`."""
+        prefix, _, tag = (properties.message_id or "").rpartition(_MESSAGE_ID_SEPARATOR)
         if prefix == self._message_id_prefix and tag.isdecimal():
             self._confirms.returned(int(tag))
         else:
             self._confirms.returned_anonymously()
 
-    async def _on_confirm_frame(self, frame: ConfirmationFrameType) -> None:
-        self._confirms.answer(
-            frame.delivery_tag or 0,
-            multiple=bool(getattr(frame, "multiple", False)),
-            refused=isinstance(frame, spec.Basic.Nack),
-        )
+    def answered(self, tag: int, *, multiple: bool, refused: bool) -> None:
+        """See :class:`worker.broker.frames.Incoming`."""
+        self._confirms.answer(tag, multiple=multiple, refused=refused)
+
+    async def _write(self, payload: list[bytes]) -> None:
+        """Write whole frames; waits while the socket is full, so a blocked connection holds us back, not our memory."""
+        if not payload:
+            return
+        if self.is_closed:
+            raise ChannelLost("the channel is closed")
+        self._writer.write(b"".join(payload))
+        try:
+            await self._writer.drain()
+        except OSError as error:
+            raise ChannelLost(str(error) or "the connection to the broker is gone") from error
 
     def _ended(self, closing: asyncio.Future[Any]) -> None:
         error = None if closing.cancelled() else closing.exception()
+        self._takers.pop(self.number, None)
         self._confirms.fail(ChannelLost(_describe(error)))
         self.deliveries.close()
-
-    async def _content(self) -> tuple[ContentHeader, bytes]:
-        header = await self._get_frame()
-        if not isinstance(header, ContentHeader):
-            raise TypeError(f"a content header was due, not {header!r}")
-        parts: list[bytes] = []
-        missing = header.body_size
-        while missing > 0:
-            frame = await self._get_frame()
-            if not isinstance(frame, ContentBody):
-                raise TypeError(f"a content body was due, not {frame!r}")
-            parts.append(frame.value)
-            missing -= len(frame.value)
-        return header, parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _describe(error: BaseException | None) -> str:

@@ -41,12 +41,12 @@ class Delivery:
         return self.message.redelivered
 
 
-def delivery_from_frames(deliver: spec.Basic.Deliver, properties: spec.Basic.Properties, body: bytes) -> Delivery:
+def delivery_of(tag: int, *, redelivered: bool, properties: spec.Basic.Properties, body: bytes) -> Delivery:
     """Put together what came in as a method, a header and its body frames."""
     headers: Any = properties.headers
     undecodable = properties if isinstance(properties, UndecodableProperties) else None
     return Delivery(
-        tag=deliver.delivery_tag or 0,
+        tag=tag,
         message=Message(
             body=body,
             headers=headers or {},
@@ -62,7 +62,7 @@ def delivery_from_frames(deliver: spec.Basic.Deliver, properties: spec.Basic.Pro
             delivery_mode=properties.delivery_mode,
             priority=properties.priority,
             timestamp=properties.timestamp,
-            redelivered=bool(deliver.redelivered),
+            redelivered=redelivered,
             undecodable=undecodable.reason if undecodable else None,
             raw_properties=undecodable.raw if undecodable else None,
         ),

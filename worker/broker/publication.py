@@ -4,18 +4,18 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import pamqp.encode
-import pamqp.frame
 from pamqp import commands as spec
-from pamqp.body import ContentBody
-from pamqp.header import ContentHeader
 
+from worker.broker import frames
 from worker.contract.message import DIRECT_REPLY_TO, ROUTING_HEADERS, Message
 
 APP_ID = "flow-run-worker"
 PERSISTENT = 2
+_PERSISTENT_OCTET = bytes((PERSISTENT,))
 
 ERROR_STATUS_HEADER = "x-error-status"
 ERROR_HEADER = "x-error"
@@ -27,9 +27,52 @@ RAW_PROPERTIES_HEADER = f"{ORIGINAL_PREFIX}properties"
 
 # One line in a table or a management page; a longer one also costs room in the header frame.
 MAX_ERROR_LINE = 500
-# Room that a frame takes besides its payload (type, channel, size, end), and what the exchange leaves for the class,
-# weight, size and flags of a header frame.
-FRAME_OVERHEAD = 8
+
+
+# Content type, headers, delivery mode, correlation id, message id, timestamp, type and app id: their bits in the property flags.
+_REPLY_FLAGS = 0x8000 | 0x2000 | 0x1000 | 0x0400 | 0x0080 | 0x0040 | 0x0020 | 0x0008
+_CORRELATION_ID_FLAG = 0x0400
+_CONTENT_TYPE = frames.short_string("application/json")
+_APP_ID = frames.short_string(APP_ID)
+_TYPES = {kind: frames.short_string(kind) for kind in ("flow_run", "error")}
+_FLAGS = struct.Struct(">H")
+_SECONDS = struct.Struct(">Q")
+
+
+@dataclass(slots=True)
+class ReplyProperties:
+    """The properties of a reply, written field by field: all replies have the same ones, and there is one for each request.
+
+    Attributes:
+        message_id: set by the channel.
+    """
+
+    status: int
+    correlation_id: str | None
+    timestamp: datetime
+    message_id: str = ""
+
+    def marshal(self) -> bytes:
+        """Flags and properties, as they stand in a content header, in the order of AMQP 0-9-1."""
+        correlated = self.correlation_id is not None
+        return b"".join(
+            (
+                _FLAGS.pack(_REPLY_FLAGS if correlated else _REPLY_FLAGS & ~_CORRELATION_ID_FLAG),
+                _CONTENT_TYPE,
+                _status_header(self.status),
+                _PERSISTENT_OCTET,
+                frames.short_string(self.correlation_id or "") if correlated else b"",
+                frames.short_string(self.message_id),
+                _SECONDS.pack(int(self.timestamp.timestamp())),
+                _TYPES["flow_run" if self.status < 400 else "error"],
+                _APP_ID,
+            )
+        )
+
+
+@cache
+def _status_header(status: int) -> bytes:
+    return pamqp.encode.field_table({"status": status})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +87,7 @@ class Publication:
     """
 
     queue: str
-    properties: spec.Basic.Properties
+    properties: spec.Basic.Properties | ReplyProperties
     body: bytes
     numbered: bool
 
@@ -58,36 +101,14 @@ class Publication:
         Raises:
             ValueError, TypeError: a property cannot be written in AMQP, or the header is larger than a frame.
         """
-        header = pamqp.frame.marshal(ContentHeader(0, len(self.body), self.properties), channel_number)
-        if len(header) > frame_max:
-            raise ValueError(f"the properties take {len(header)} bytes and a frame holds {frame_max}")
         mandatory = not self.queue.startswith(DIRECT_REPLY_TO)
-        publish = spec.Basic.Publish(exchange="", routing_key=self.queue, mandatory=mandatory)
-        frames = [pamqp.frame.marshal(publish, channel_number), header]
-        step = frame_max - FRAME_OVERHEAD
-        frames.extend(
-            pamqp.frame.marshal(ContentBody(self.body[start : start + step]), channel_number)
-            for start in range(0, len(self.body), step)
-        )
-        return b"".join(frames)
+        properties = self.properties.marshal()
+        return frames.publish(channel_number, self.queue, properties, self.body, mandatory=mandatory, frame_max=frame_max)
 
 
 def reply(message: Message, *, status: int, body: bytes, now: datetime) -> Publication:
     """The reply to a request that named a reply queue."""
-    return Publication(
-        queue=message.reply_to or "",
-        properties=spec.Basic.Properties(
-            content_type="application/json",
-            headers={"status": status},
-            delivery_mode=PERSISTENT,
-            correlation_id=message.correlation_id,
-            timestamp=now,
-            message_type="flow_run" if status < 400 else "error",
-            app_id=APP_ID,
-        ),
-        body=body,
-        numbered=True,
-    )
+    return Publication(message.reply_to or "", ReplyProperties(status, message.correlation_id, now), body, numbered=True)
 
 
 def dead_letter_copy(

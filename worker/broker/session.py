@@ -24,6 +24,7 @@ from aiormq.exceptions import (
 from pamqp import commands as spec
 from yarl import URL
 
+from worker.broker import undecodable
 from worker.broker.acknowledgement import Acknowledgements
 from worker.broker.channel import BulkChannel, ChannelLost
 from worker.broker.confirmation import Confirmation
@@ -31,6 +32,7 @@ from worker.broker.delivery import Delivery
 from worker.broker.direct_reply import DirectReplies
 from worker.broker.publication import Publication
 from worker.broker.topology import Topology
+from worker.broker.transport import BulkConnection
 from worker.mailbox import Mailbox
 
 log = structlog.get_logger(__name__)
@@ -243,7 +245,7 @@ async def ensure(topology: Topology, connection: AbstractConnection) -> None:
     await channel.close()
 
 
-async def connect(url: str, *, name: str) -> AbstractConnection:
+async def connect(url: str, *, name: str) -> BulkConnection:
     """Connect, with errors that a person understands.
 
     Raises:
@@ -251,7 +253,8 @@ async def connect(url: str, *, name: str) -> AbstractConnection:
     """
     where = URL(url).with_user(None).with_password(None).with_query(None)
     _check_tls_files(URL(url))
-    connection = aiormq.Connection(URL(url).update_query(name=name))
+    undecodable.install()
+    connection = BulkConnection(URL(url).update_query(name=name))
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await connection.connect()

@@ -9,7 +9,8 @@ import pamqp.frame
 from pamqp import commands as spec
 from pamqp.header import ContentHeader
 
-_unmarshal: Any = pamqp.frame._unmarshal_header_frame
+# Class, weight and size of the body stand before the flags and the properties.
+_PROPERTIES = 12
 
 
 class UndecodableProperties(spec.Basic.Properties):
@@ -24,18 +25,31 @@ class UndecodableProperties(spec.Basic.Properties):
     reason: str = ""
 
 
-def _tolerant(frame_data: bytes) -> ContentHeader:
+def read_properties(raw: bytes) -> spec.Basic.Properties:
+    """The properties of a content header; raises nothing.
+
+    Args:
+        raw: flags and properties, as they stand there.
+    """
+    header = ContentHeader()
     try:
-        header: ContentHeader = _unmarshal(frame_data)
+        offset, flags = header._get_flags(raw)
+        header.properties.unmarshal(flags, raw[offset:])
     except Exception as error:  # whatever is wrong with one message's properties is that message's affair
-        class_id, weight, body_size = struct.unpack(">HHQ", frame_data[:12])
         properties = UndecodableProperties()
-        properties.raw, properties.reason = frame_data[12:], str(error) or type(error).__name__
-        header = ContentHeader(weight, body_size, properties)
-        header.class_id = class_id
+        properties.raw, properties.reason = raw, str(error) or type(error).__name__
+        return properties
+    return header.properties
+
+
+def _tolerant(frame_data: bytes) -> ContentHeader:
+    class_id, weight, body_size = struct.unpack(">HHQ", frame_data[:_PROPERTIES])
+    header = ContentHeader(weight, body_size, read_properties(frame_data[_PROPERTIES:]))
+    header.class_id = class_id
     return header
 
 
 def install() -> None:
-    """Take the place of pamqp's reader of content headers; calling it again changes nothing."""
-    pamqp.frame._unmarshal_header_frame = _tolerant
+    """Take the place of pamqp's reader of content headers, for channels of aiormq's own; calling it again changes nothing."""
+    unmarshal: Any = _tolerant
+    pamqp.frame._unmarshal_header_frame = unmarshal
