@@ -1,6 +1,7 @@
 """From a request and a time to the rows of a new run and its first state: Prefect's bookkeeping rules. Pure; stores nothing."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -159,6 +160,16 @@ def random_name() -> str:
 
 def uuid7(now: datetime) -> UUID:
     """A time-ordered UUID (RFC 9562), so that new rows go to one end of an index."""
-    random = int.from_bytes(os.urandom(10))
+    random = int.from_bytes(next(_randomness))
     milliseconds = int(now.timestamp() * 1000)
     return UUID(int=milliseconds << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64 | 0x2 << 62 | random & (1 << 62) - 1)
+
+
+def _ten_random_bytes() -> Iterator[bytes]:
+    # From the system, many at once: asked for each id, it took a fifteenth of the time of a request.
+    while True:
+        many = os.urandom(10 * 400)
+        yield from (many[start : start + 10] for start in range(0, len(many), 10))
+
+
+_randomness = _ten_random_bytes()

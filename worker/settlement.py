@@ -142,7 +142,9 @@ class Settlement:
             settled: list[Answer] = []
             hanging: list[_Published] = []
             for each in published:
-                if confirmation.outstanding and not confirmation.outstanding.isdisjoint(each.tags()):
+                if confirmation.flawless:
+                    settled.append(each.answer)
+                elif not confirmation.outstanding.isdisjoint(each.tags()):
                     hanging.append(each)
                 elif missing := self._missing(each, confirmation, give_up=backoff.tries + 1 >= REPLY_TRIES):
                     again.append((each.answer, missing))

@@ -3,16 +3,18 @@
 import json
 import struct
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from worker.broker.delivery import delivery_of
+from worker.broker.properties import read_properties
 from worker.broker.publication import dead_letter_copy, reply
-from worker.broker.undecodable import read_properties
 from worker.contract.decode import decode
 from worker.contract.errors import MAX_ERROR_BYTES, Refusal, encode_error
 from worker.contract.message import Message
 from worker.contract.record import encode_record
 from worker.creation import NewRun, new_run
+from worker.store.insertion import parameters
 from worker.store.rows import RowCodec
 
 FRAME_MAX = 131_072
@@ -20,7 +22,7 @@ MAX_BODY_BYTES = 1_048_576
 STATUSES = {201, 400, 413, 415, 422}
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
-_codecs = (RowCodec("sqlite"), RowCodec("postgresql"))
+_sqlite = RowCodec("sqlite")
 
 
 def message_of(flags: int, properties: bytes, body: bytes) -> Message:
@@ -64,11 +66,11 @@ def _created(message: Message, new: NewRun) -> bytes:
     # A float may grow from 4 characters (1e15) to 18; a record of defaults has less than 3,000.
     assert len(answer) <= 6 * len(message.body) + 100_000
     assert new.run.state is not None
-    for codec in _codecs:
-        for value in (*codec.run_values(new.run), *codec.state_values(new.run.state)):
-            if isinstance(value, str):
-                assert "\0" not in value
-                value.encode()
+    stored = (*_sqlite.run_values(new.run), *_sqlite.state_values(new.run.state), *chain(*parameters([new.run])))
+    for value in stored:
+        if isinstance(value, str):
+            assert "\0" not in value
+            value.encode()
     return answer
 
 

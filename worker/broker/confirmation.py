@@ -28,6 +28,11 @@ class Confirmation:
     latest: int = 0
     anonymous: frozenset[int] = frozenset()
 
+    @property
+    def flawless(self) -> bool:
+        """Whether all publications have been confirmed, and none of them was returned or refused."""
+        return not (self.outstanding or self.returned or self.refused)
+
     async def wait(self, seconds: float) -> None:
         """Wait until the broker has answered for every publication, or for so many seconds.
 

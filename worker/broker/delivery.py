@@ -5,7 +5,7 @@ from typing import Any
 
 from pamqp import commands as spec
 
-from worker.broker.undecodable import UndecodableProperties
+from worker.broker.properties import UndecodableProperties
 from worker.contract.message import Message
 
 # Set by quorum queues from the second delivery on.

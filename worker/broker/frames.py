@@ -5,8 +5,8 @@ ack. They are read and written here field by field; all others are left to pamqp
 import struct
 from typing import Any, Protocol
 
+from worker.broker.properties import read_properties
 from worker.broker.transport import BODY, HEAD, HEADER, METHOD
-from worker.broker.undecodable import read_properties
 
 # Class and method in one number.
 _PUBLISH, _RETURN, _DELIVER, _ACK, _NACK = ((60 << 16) + method for method in (40, 50, 60, 80, 120))

@@ -24,7 +24,7 @@ from aiormq.exceptions import (
 from pamqp import commands as spec
 from yarl import URL
 
-from worker.broker import undecodable
+from worker.broker import properties
 from worker.broker.acknowledgement import Acknowledgements
 from worker.broker.channel import BulkChannel, ChannelLost
 from worker.broker.confirmation import Confirmation
@@ -253,7 +253,7 @@ async def connect(url: str, *, name: str) -> BulkConnection:
     """
     where = URL(url).with_user(None).with_password(None).with_query(None)
     _check_tls_files(URL(url))
-    undecodable.install()
+    properties.install()
     connection = BulkConnection(URL(url).update_query(name=name))
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):

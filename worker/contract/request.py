@@ -30,6 +30,10 @@ MAX_KEY_BYTES = 2_500
 _LONGEST_EXPANSION = 8
 
 
+# Most requests have none, and nobody changes one.
+_NO_POLICY = FlowRunPolicy()
+
+
 def _parameter_size(parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     body_size = info.context
     if parameters and not (isinstance(body_size, int) and body_size * _LONGEST_EXPANSION <= MAX_PARAMETER_SIZE):
@@ -94,7 +98,7 @@ class CreateFlowRun(BaseModel):
     context: dict[str, Any] = Field(default_factory=dict, description="More about the run, for the flow to read.")
     parent_task_run_id: UUID | None = Field(None, description="For a subflow: the task run that stands for it.")
     infrastructure_document_id: UUID | None = Field(None, description="The block document of its infrastructure.")
-    empirical_policy: FlowRunPolicy = Field(default_factory=FlowRunPolicy, description="How the run retries.")
+    empirical_policy: FlowRunPolicy = Field(default_factory=lambda: _NO_POLICY, description="How the run retries.")
     tags: list[str] = Field(default_factory=list, description="Tags.")
     labels: Labels | None = Field(default_factory=dict, description="Labels: strings, numbers and booleans by name.")
     idempotency_key: Annotated[str, AfterValidator(_key_size)] | None = Field(

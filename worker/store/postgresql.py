@@ -1,8 +1,7 @@
-"""The create statement on PostgreSQL: one round trip and one transaction for a batch; knows rows, not requests.
+"""The store's side to PostgreSQL: one round trip and one transaction for a batch; knows rows, not requests.
 
-Runs and states go in as arrays, one parameter a column, so that the statement is prepared once whatever a batch's size,
-and asyncpg writes them in binary. It is used below SQLAlchemy here, since parameters by the thousand cost more to compile
-and bind than PostgreSQL takes to store them.
+asyncpg is used below SQLAlchemy here, since parameters by the thousand cost more to compile and bind than PostgreSQL takes to
+store them; see :mod:`worker.store.insertion`.
 """
 
 import asyncio
@@ -19,27 +18,16 @@ from sqlalchemy.engine import URL
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
 from worker.creation import NewRun
+from worker.store.insertion import ARRAY_TYPES, CASTS, INSERT, names, parameters
 from worker.store.outcome import refused_by_database
 from worker.store.prefect import follow, task_run, task_run_state
-from worker.store.rows import RUN_COLUMNS, RowCodec, kind_of
-from worker.store.tables import STATE_TYPE, flow_run, flow_run_state
+from worker.store.rows import RowCodec, kind_of
+from worker.store.tables import flow_run, flow_run_state
 
 # A statement that takes longer is taken for lost (a silent network): waited out and given again. Longer than the locks
 # that maintenance holds for moments; seconds.
 COMMAND_TIMEOUT = 60.0
 CONNECT_TIMEOUT = 10.0
-
-_ARRAY_TYPES = {
-    "uuid": "uuid[]",
-    "timestamp": "timestamptz[]",
-    "interval": "interval[]",
-    "boolean": "boolean[]",
-    "integer": "integer[]",
-    "json": "text[]",
-    "state": "text[]",
-    "text": "text[]",
-}
-_CASTS = {"json": "::text::jsonb", "state": f"::text::{STATE_TYPE}"}
 
 # What one row can be blamed for; everything else is the database's trouble.
 _ROW_ERRORS = (
@@ -59,35 +47,6 @@ LEFT JOIN work_pool p ON p.id = q.work_pool_id
 """
 
 
-def _columns(table: sa.Table, alias: str, *, cast: bool) -> str:
-    return ", ".join(f'{alias}."{column.name}"{_CASTS.get(kind_of(column), "") if cast else ""}' for column in table.columns)
-
-
-def _names(table: sa.Table) -> str:
-    return ", ".join(f'"{column.name}"' for column in table.columns)
-
-
-def _input(table: sa.Table, alias: str, first: int) -> str:
-    arrays = ", ".join(f"${number}::{_ARRAY_TYPES[kind_of(column)]}" for number, column in enumerate(table.columns, start=first))
-    return f"unnest({arrays}) AS {alias}({_names(table)})"
-
-
-# No conflict target: the primary key counts as well, for runs whose id is their message's fingerprint.
-_INSERT = f"""
-WITH run AS (
-    INSERT INTO flow_run ({_names(flow_run)})
-    SELECT {_columns(flow_run, "r", cast=True)} FROM {_input(flow_run, "r", 1)}
-    ON CONFLICT DO NOTHING
-    RETURNING id
-), state AS (
-    INSERT INTO flow_run_state ({_names(flow_run_state)})
-    SELECT {_columns(flow_run_state, "s", cast=True)}
-    FROM {_input(flow_run_state, "s", len(RUN_COLUMNS) + 1)}
-    JOIN run ON run.id = s.flow_run_id
-)
-SELECT id FROM run
-"""
-
 _READ = """
 SELECT {runs}, {states}, {pool}
 FROM unnest({keys}) AS k({names})
@@ -98,12 +57,12 @@ LEFT JOIN flow_run_state s ON s.id = r.state_id
 
 
 def _read(keys: str, names: str, match: str, *, prefect: bool) -> str:
-    states = _columns(flow_run_state, "s", cast=False)
+    states = _columns(flow_run_state, "s")
     if prefect:
         # ``FlowRunState.data``: older states keep it themselves, newer ones in an artifact.
         states = states.replace('s."data"', "coalesce(s.data, a.data::jsonb)")
     return _READ.format(
-        runs=_columns(flow_run, "r", cast=False),
+        runs=_columns(flow_run, "r"),
         states=states,
         pool="p.id, p.name, q.name" if prefect else "NULL::uuid, NULL::text, NULL::text",
         joins=_PREFECT_JOINS if prefect else "",
@@ -113,8 +72,12 @@ def _read(keys: str, names: str, match: str, *, prefect: bool) -> str:
     )
 
 
+def _columns(table: sa.Table, alias: str) -> str:
+    return ", ".join(f'{alias}."{column.name}"' for column in table.columns)
+
+
 class PostgreSQL:
-    """The store's side to PostgreSQL."""
+    """A pool of connections. Its methods may be called from several tasks."""
 
     def __init__(self, pool: "asyncpg.Pool[Any]", *, prefect: bool = False) -> None:
         self._pool = pool
@@ -158,13 +121,13 @@ class PostgreSQL:
 
     async def try_writing(self, run: FlowRun) -> None:
         """Raise Fault unless the database writes; what is wrong with the run itself is passed over."""
-        arrays = self._arrays([run])
+        arrays = parameters([run])
         with faults(), suppress(*_ROW_ERRORS):
             async with self._pool.acquire() as connection:
                 transaction = connection.transaction()
                 await transaction.start()
                 try:
-                    await connection.fetch(_INSERT, *arrays)
+                    await connection.fetch(INSERT, *arrays)
                 finally:
                     await transaction.rollback()
 
@@ -181,14 +144,14 @@ class PostgreSQL:
         if not runs:
             return {}
         rows = [new.run for new in runs]
-        arrays = self._arrays(rows)
+        arrays = parameters(rows)
         subflows = [new for new in runs if self._prefect and new.run.parent_task_run_id is not None]
         try:
             with faults():
                 if subflows:
                     inserted = await self._insert_with_parents(subflows, *arrays)
                 else:
-                    inserted = await self._pool.fetch(_INSERT, *arrays)
+                    inserted = await self._pool.fetch(INSERT, *arrays)
         except _ROW_ERRORS as error:
             if len(runs) == 1:
                 return {rows[0].id: refused_by_database(error, asyncpg.IntegrityConstraintViolationError)}
@@ -197,18 +160,10 @@ class PostgreSQL:
         by_id = {run.id: run for run in rows}
         return {row[0]: by_id[row[0]] for row in inserted}
 
-    def _arrays(self, runs: Sequence[FlowRun]) -> list[Sequence[Any]]:
-        """The parameters of the insert: a column each, of the runs and of their states."""
-        states = (run.state for run in runs if run.state is not None)
-        return [
-            *zip(*(self._codec.run_values(run) for run in runs), strict=True),
-            *zip(*(self._codec.state_values(state) for state in states), strict=True),
-        ]
-
     async def _insert_with_parents(self, subflows: Sequence[NewRun], *arrays: Any) -> list[Any]:
         """Insert, and let the parent task runs of those that are new follow, in one transaction."""
         async with self._pool.acquire() as connection, connection.transaction():
-            inserted = await connection.fetch(_INSERT, *arrays)
+            inserted = await connection.fetch(INSERT, *arrays)
             new_ids = {row[0] for row in inserted}
             for new in subflows:
                 if new.run.id in new_ids:
@@ -222,7 +177,7 @@ class PostgreSQL:
 
     async def rows(self, table: sa.Table, column: str, values: Sequence[Any]) -> list[Mapping[str, Any]]:
         """See :class:`worker.store.prefect.Lookup`."""
-        array = _ARRAY_TYPES[kind_of(table.columns[column])]
+        array = ARRAY_TYPES[kind_of(table.columns[column])]
         with faults():
             found = await self._pool.fetch(f"{_select(table)} WHERE {column} = ANY($1::{array})", values)
         return [self._codec.row(table, row) for row in found]
@@ -259,17 +214,17 @@ async def _plan_by_index(connection: Any) -> None:
 
 
 def _select(table: sa.Table) -> str:
-    return f"SELECT {_names(table)} FROM {table.name}"
+    return f"SELECT {names(table)} FROM {table.name}"
 
 
 def _insert_statement(table: sa.Table, row: Mapping[str, Any]) -> str:
-    values = ", ".join(f"${number}{_CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(row, start=1))
+    values = ", ".join(f"${number}{CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(row, start=1))
     return f"INSERT INTO {table.name} ({', '.join(row)}) VALUES ({values})"
 
 
 def _update_statement(table: sa.Table, changes: Mapping[str, Any]) -> str:
     values = ", ".join(
-        f"{name} = ${number}{_CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(changes, start=1)
+        f"{name} = ${number}{CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(changes, start=1)
     )
     return f"UPDATE {table.name} SET {values} WHERE id = ${len(changes) + 1}"
 

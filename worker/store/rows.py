@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -39,10 +40,17 @@ def _json(value: Any) -> str | None:
 
 
 def _sqlite_timestamp(value: datetime | None) -> str | None:
+    return None if value is None else _sqlite_datetime(value)
+
+
+# A new run has the same one ten times.
+@lru_cache(maxsize=16)
+def _sqlite_datetime(value: datetime) -> str:
     # As SQLAlchemy's DATETIME stores it: naive, UTC, always with microseconds.
-    return None if value is None else value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f").rjust(26, "0")
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
+@lru_cache(maxsize=16)
 def _sqlite_interval(value: timedelta) -> str:
     # As SQLAlchemy's Interval does without a native type: a timestamp that far from the epoch.
     return (_EPOCH + value).strftime("%Y-%m-%d %H:%M:%S.%f")
@@ -59,7 +67,7 @@ _SQLITE_WRITE: Mapping[str, Codec] = {
     "interval": _sqlite_interval,
     "boolean": int,
 }
-_POSTGRESQL_WRITE: Mapping[str, Codec] = {"json": _json}
+WRITE_POSTGRESQL: Mapping[str, Codec] = {"json": _json}
 
 _SQLITE_READ: Mapping[str, Codec] = {
     "uuid": UUID,
@@ -83,7 +91,7 @@ class RowCodec:
     """
 
     def __init__(self, dialect: str) -> None:
-        write, read = (_SQLITE_WRITE, _SQLITE_READ) if dialect == "sqlite" else (_POSTGRESQL_WRITE, _POSTGRESQL_READ)
+        write, read = (_SQLITE_WRITE, _SQLITE_READ) if dialect == "sqlite" else (WRITE_POSTGRESQL, _POSTGRESQL_READ)
         self._write_run, self._write_state = _codecs(flow_run, write), _codecs(flow_run_state, write)
         self._write, self._read = write, read
         self._read_run, self._read_state = _codecs(flow_run, read), _codecs(flow_run_state, read)
