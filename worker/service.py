@@ -1,7 +1,6 @@
 """The worker's life: open the database, stay at the broker, serve, and leave cleanly. Decides nothing of requests."""
 
 import asyncio
-import gc
 import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from worker.backoff import Backoff
 from worker.broker.channel import ChannelLost
 from worker.broker.session import BrokerRefused, BrokerUnavailable, Session
 from worker.broker.topology import Topology
+from worker.collector import relieve_collector
 from worker.contract.errors import Fault
 from worker.creation import NewRun
 from worker.observability import metrics
@@ -41,7 +41,7 @@ async def serve(settings: Settings) -> None:
         BrokerRefused: the broker refuses login, virtual host or permission at the start.
         TopologyMismatch: a queue or exchange stands at the broker with other properties.
     """
-    _relieve_collector()
+    relieve_collector()
     service = Service(settings)
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -51,17 +51,6 @@ async def serve(settings: Settings) -> None:
     finally:
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(each)
-
-
-def _relieve_collector() -> None:
-    """Let Python's garbage collector run less often, and pass over what was there before the first request.
-
-    Requests make no reference cycles, so there is little for it to find; walking all modules and schemas each time costs
-    more than it gains. What it saves is in the README's page of measurements.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 class Service:

@@ -1,7 +1,7 @@
 """``make bench``: the worker beside what a user would use instead, in turn on the same servers, with the ratios of each round.
 
-Against Prefect's HTTP API, the worker that one would write first, and aio-pika's confirmed echo without a database. Each
-round measures all of them once, so that a ratio compares what ran within the same minute. ``--rounds``, ``--quick``.
+Against Prefect's HTTP API, the worker that one would write first, and aio-pika's confirmed echo without a database. Each round
+measures all of them once, so that a ratio compares what ran within the same minute. ``--rounds``, ``--quick``.
 """
 
 import argparse
@@ -11,10 +11,13 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from uuid import uuid4
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from uuid import UUID, uuid4
 
+import asyncpg
 import httpx
 import uvloop
 from rich.console import Console
@@ -23,128 +26,210 @@ from rich.table import Table
 from deploy.dev.postgresql import PostgreSQL
 from deploy.dev.rabbitmq import RabbitMQ
 from tests.conformance.prefect_server import PrefectServer
-from worker.bench import measure
+from worker.bench import Fleet, Measurement, Pace, Requests, measure
+from worker.broker.session import Session
+from worker.broker.topology import Topology
+from worker.client import FlowRunClient
+from worker.store import migrations
 
 console = Console(width=130)
 
 Measure = Callable[[], Awaitable[float]]
 
+OURS = "worker, PostgreSQL"
+API_ALONE = "Prefect's HTTP API, one at a time"
+# How many HTTP clients at once gave Prefect's API the most.
+CLIENTS = 16
 
-async def prefect_rate(api: str, seconds: float, clients: int = 16) -> float:
-    """Creates a second over HTTP, by so many clients at once."""
-    async with httpx.AsyncClient(base_url=api, timeout=60, limits=httpx.Limits(max_connections=clients)) as http:
-        flow_id = (await http.post("/flows/", json={"name": f"bench-{uuid4()}"})).json()["id"]
+
+class Prefect:
+    """A Prefect server's HTTP API, and a flow in it."""
+
+    def __init__(self, http: httpx.AsyncClient, flow_id: UUID) -> None:
+        self._http = http
+        self.flow_id = flow_id
+
+    @classmethod
+    async def at(cls, http: httpx.AsyncClient) -> "Prefect":
+        """Make the flow."""
+        made = await http.post("/flows/", json={"name": f"bench-{uuid4()}"})
+        return cls(http, UUID(made.json()["id"]))
+
+    async def rate(self, seconds: float) -> float:
+        """Creates a second, by several clients at once."""
         deadline = time.perf_counter() + seconds
-        counts = await asyncio.gather(*(_post(http, flow_id, deadline) for _ in range(clients)))
+        counts = await asyncio.gather(*(self._until(deadline) for _ in range(CLIENTS)))
         return sum(counts) / seconds
 
+    async def latencies(self, requests: int) -> list[float]:
+        """Of one request at a time, in milliseconds."""
+        await self._until(time.perf_counter() + 1)
+        body = Requests("small", self.flow_id, f"{uuid4()}-")
+        return [await _timed(self._create(body(number))) for number in range(requests)]
 
-async def _post(http: httpx.AsyncClient, flow_id: str, deadline: float) -> int:
-    count = 0
-    while time.perf_counter() < deadline:
-        body = {
-            "flow_id": flow_id,
-            "name": "bench",
-            "parameters": {"number": count},
-            "tags": ["bench"],
-            "idempotency_key": str(uuid4()),
-        }
-        response = await http.post("/flow_runs/", json=body)
-        count += response.status_code == 201
-    return count
+    async def _until(self, deadline: float) -> int:
+        body, count = Requests("small", self.flow_id, f"{uuid4()}-"), 0
+        while time.perf_counter() < deadline:
+            await self._create(body(count))
+            count += 1
+        return count
+
+    async def _create(self, body: bytes) -> None:
+        response = await self._http.post("/flow_runs/", content=body, headers={"content-type": "application/json"})
+        assert response.status_code == 201, response.text
 
 
-async def prefect_latency(api: str, requests: int = 100) -> float:
-    """Median latency of one request at a time, in milliseconds."""
-    async with httpx.AsyncClient(base_url=api, timeout=60) as http:
-        flow_id = (await http.post("/flows/", json={"name": f"bench-{uuid4()}"})).json()["id"]
-        taken = []
-        for _ in range(requests):
-            started = time.perf_counter()
-            await http.post("/flow_runs/", json={"flow_id": flow_id, "idempotency_key": str(uuid4())})
-            taken.append(time.perf_counter() - started)
-        return statistics.median(taken) * 1000
+async def client_latencies(amqp_url: str, database_url: str, requests: int) -> list[float]:
+    """Of one request at a time by the Python client, in milliseconds."""
+    topology = Topology.from_queue_name(f"flow-runs-bench-{uuid4().hex[:8]}.create")
+    await (await Session.open(amqp_url, topology, name="benchmark")).close()
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            Fleet(amqp_url, database_url, topology.queue, Path(folder)).running(),
+            FlowRunClient(amqp_url, queue=topology.queue) as client,
+        ):
+            body = Requests("small", uuid4(), f"{uuid4()}-")
+            for number in range(-300, 0):
+                await client.request(body(number))
+            return [await _timed(client.request(body(number))) for number in range(requests)]
+
+
+async def _timed(request: Awaitable[object]) -> float:
+    started = time.perf_counter()
+    await request
+    return (time.perf_counter() - started) * 1000
+
+
+async def tidy(url: str) -> None:
+    """Remove what a measurement left to vacuum, so that the next one does not pay for it."""
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=60)
+    try:
+        await connection.execute("VACUUM ANALYZE flow_run")
+        await connection.execute("VACUUM ANALYZE flow_run_state")
+    finally:
+        await connection.close()
+
+
+class Comparison:
+    """The servers of one run, and what was found on them.
+
+    Args:
+        requests: of one measurement of the worker's rate; others take fewer, as they serve fewer.
+        seconds: of one measurement of Prefect's rate.
+    """
+
+    def __init__(self, broker: RabbitMQ, cluster: PostgreSQL, requests: int, seconds: float) -> None:
+        self._broker = broker
+        self._requests = requests
+        self._seconds = seconds
+        self._own, self._first, self._prefect = (cluster.create_database() for _ in range(3))
+        self.rates: dict[str, list[float]] = {}
+        self.latencies: dict[str, list[float]] = {}
+        self.measurements: dict[str, list[Measurement]] = {}
+
+    async def prepare(self) -> None:
+        """The schemas."""
+        for url in (self._own, self._first):
+            await migrations.upgrade(url)
+
+    async def throughput(self, rounds: int) -> None:
+        """How many requests a second each serves."""
+        with PrefectServer(self._prefect) as server:
+            async with httpx.AsyncClient(base_url=server.api, timeout=60, limits=httpx.Limits(max_connections=CLIENTS)) as http:
+                prefect = await Prefect.at(http)
+                measures: dict[str, Measure] = {
+                    OURS: lambda: self._rate(self._own),
+                    "Prefect's HTTP API, PostgreSQL": lambda: prefect.rate(self._seconds),
+                    "first worker, PostgreSQL": lambda: self._rate(self._first, "first_worker", 0.15),
+                    "aio-pika's confirmed echo, no database": lambda: self._rate(None, "echo_worker", 0.5),
+                    "worker, a Prefect server's database": lambda: self._rate(self._prefect, flow_id=prefect.flow_id),
+                    "worker, SQLite": lambda: self._rate(None),
+                    "first worker, SQLite": lambda: self._rate(None, "first_worker", 0.1),
+                }
+                for number in range(rounds):
+                    for name, measured in measures.items():
+                        self.rates.setdefault(name, []).append(await measured())
+                        console.print(f"round {number + 1}: {name}: {self.rates[name][-1]:,.0f}/s")
+
+    async def latency(self, rounds: int) -> None:
+        """How long one request takes, alone and at half of the load that is served with its producer on the same cores.
+
+        In turn; a Prefect server runs only while it is measured, since its background services take from the same cores.
+        """
+        alone = self._requests // 20
+        for number in range(rounds):
+            with PrefectServer(self._prefect) as server:
+                async with httpx.AsyncClient(base_url=server.api, timeout=60) as http:
+                    self._keep(API_ALONE, await (await Prefect.at(http)).latencies(alone // 5))
+            one = await self._measure("one at a time", Pace(concurrency=1), alone)
+            self._keep("worker, Python client, one at a time", await client_latencies(self._broker.url, self._own, alone))
+            most = await self._measure("most", Pace(rate=statistics.median(self.rates[OURS])), self._requests * 2)
+            half = await self._measure("half", Pace(rate=round(most.throughput / 2)), self._requests)
+            console.print(
+                f"round {number + 1}: one at a time: Prefect's {self.latencies[API_ALONE][-1]:.1f} ms, "
+                f"worker {one.p50} ms; at {half.rate:,.0f}/s: p50 {half.p50} ms, p99 {half.p99} ms"
+            )
+
+    def _keep(self, name: str, latencies: Sequence[float]) -> None:
+        self.latencies.setdefault(name, []).append(round(statistics.median(latencies), 2))
+
+    async def _measure(self, name: str, pace: Pace, requests: int) -> Measurement:
+        done = await measure(self._broker.url, self._own, pace=pace, requests=requests)
+        await tidy(self._own)
+        self.measurements.setdefault(name, []).append(done)
+        return done
+
+    async def _rate(self, database: str | None, program: str = "", share: float = 1.0, flow_id: UUID | None = None) -> float:
+        command = [sys.executable, "-m", f"tests.benchmarks.{program}"] if program else []
+        requests = int(self._requests * share)
+        done = await measure(self._broker.url, database, requests=requests, command=command, flow_id=flow_id)
+        if database is not None:
+            await tidy(database)
+        return done.throughput
 
 
 async def compare(rounds: int, seconds: float, requests: int) -> None:
+    """Measure everything, and print it."""
     with RabbitMQ() as broker, PostgreSQL() as cluster:
-        own, first = cluster.create_database(), cluster.create_database()
-
-        async def rate(database: str | None, program: str = "", share: float = 1.0) -> float:
-            command = [sys.executable, "-m", f"tests.benchmarks.{program}"] if program else []
-            done = await measure(broker.url, database, requests=int(requests * share), command=command)
-            return done.throughput
-
-        with PrefectServer(cluster.create_database()) as prefect:
-            measures: dict[str, Measure] = {
-                "worker, PostgreSQL": lambda: rate(own),
-                "Prefect's HTTP API, PostgreSQL": lambda: prefect_rate(prefect.api, seconds),
-                "first worker, PostgreSQL": lambda: rate(first, "first_worker", 0.15),
-                "aio-pika's confirmed echo, no database": lambda: rate(None, "echo_worker", 0.5),
-                "worker, Prefect's own database, PostgreSQL": lambda: into_prefect(broker.url, prefect, requests),
-                "worker, SQLite": lambda: rate(None),
-                "first worker, SQLite": lambda: rate(None, "first_worker", 0.1),
-            }
-            found: dict[str, list[float]] = {name: [] for name in measures}
-            for number in range(rounds):
-                for name, measured in measures.items():
-                    found[name].append(await measured())
-                    console.print(f"round {number + 1}: {name}: {found[name][-1]:,.0f}/s")
-            http = [await prefect_latency(prefect.api) for _ in range(rounds)]
-        # Its background services would take their share of these two cores from the worker, which needs none of them.
-        alone = [await measure(broker.url, own, requests=300, rate=20.0) for _ in range(rounds)]
-        # The most that is served while the producer works on the same cores, which the rates above leave out.
-        offered = statistics.median(found["worker, PostgreSQL"])
-        most = [await measure(broker.url, own, requests=int(offered * 5), rate=offered) for _ in range(rounds)]
-        half = statistics.median(each.throughput for each in most) / 2
-        loaded = [await measure(broker.url, own, requests=int(half * 10), rate=half) for _ in range(rounds)]
-        show(found)
-        console.print("Latency in milliseconds, medians of the rounds (min to max):")
-        console.print(f"  Prefect's API, one request at a time: p50 {_spread(http)}")
-        console.print(f"  worker, one request at a time: p50 {_spread(each.p50 for each in alone)}")
-        console.print(
-            f"  worker at {half:,.0f}/s, half of what it serves with its producer on the same cores: "
-            f"p50 {_spread(each.p50 for each in loaded)}, p99 {_spread(each.p99 for each in loaded)}"
-        )
-        measurements = {"alone": alone, "most": most, "half": loaded}
-        results = {"rates": found, "prefect_p50_ms": http}
-        print(json.dumps({**results, **{name: [each.as_dict() for each in made] for name, made in measurements.items()}}))
+        comparison = Comparison(broker, cluster, requests, seconds)
+        await comparison.prepare()
+        await comparison.throughput(rounds)
+        await comparison.latency(rounds)
+    show(comparison)
+    measurements = {name: [each.as_dict() for each in made] for name, made in comparison.measurements.items()}
+    print(json.dumps({"rates": comparison.rates, "latencies_ms": comparison.latencies, "measurements": measurements}))
 
 
-def _spread(figures: Iterable[float | None]) -> str:
-    present = [each for each in figures if each is not None]
-    return f"{statistics.median(present):.1f} ({min(present):.1f} to {max(present):.1f})"
-
-
-async def into_prefect(amqp_url: str, prefect: PrefectServer, requests: int) -> float:
-    """Into a Prefect server's own database, for a flow that it has."""
-    async with httpx.AsyncClient(base_url=prefect.api, timeout=60) as http:
-        flow_id = (await http.post("/flows/", json={"name": f"bench-{uuid4()}"})).json()["id"]
-    done = await measure(amqp_url, prefect.database_url, requests=requests, flow_id=flow_id)
-    return done.throughput
-
-
-def show(found: dict[str, list[float]]) -> None:
-    table = Table(
-        title=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; small bodies, one process"
-    )
-    for name in ("what", "median/s", "min", "max", "worker PostgreSQL is … times (median, min to max of the rounds)"):
-        table.add_column(name, justify="left" if name == "what" else "right")
-    ours = found["worker, PostgreSQL"]
-    for name, rates in found.items():
-        ratios = [mine / theirs for mine, theirs in zip(ours, rates, strict=True)]
-        table.add_row(
-            name,
-            f"{statistics.median(rates):,.0f}",
-            f"{min(rates):,.0f}",
-            f"{max(rates):,.0f}",
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-        )
+def show(comparison: Comparison) -> None:
+    """The tables."""
+    title = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; small bodies, one worker process"
+    table = Table("what", "requests/s", "the worker on PostgreSQL is … times that", title=title)
+    ours = comparison.rates[OURS]
+    for name, rates in comparison.rates.items():
+        table.add_row(name, _spread(rates, 0), _spread(_ratios(ours, rates), 1))
     console.print(table)
-    sqlite = [mine / theirs for mine, theirs in zip(found["worker, SQLite"], found["first worker, SQLite"], strict=True)]
-    console.print(
-        f"On SQLite the worker is {statistics.median(sqlite):.1f} times the first worker ({min(sqlite):.1f} to {max(sqlite):.1f})."
-    )
+    sqlite = _ratios(comparison.rates["worker, SQLite"], comparison.rates["first worker, SQLite"])
+    console.print(f"On SQLite the worker is {_spread(sqlite, 1)} times the first worker.")
+    latencies, made = comparison.latencies, comparison.measurements
+    api = latencies[API_ALONE]
+    table = Table("one request at a time, or as said", "p50 ms", "p99 ms", "Prefect's p50, one at a time, is … times the p50")
+    for name, medians in latencies.items():
+        table.add_row(name, _spread(medians, 2), "", _spread(_ratios(api, medians), 1))
+    for name, measured in made.items():
+        p50, p99 = (
+            [figure or 0.0 for figure in figures] for figures in zip(*((each.p50, each.p99) for each in measured), strict=True)
+        )
+        rate = "" if name == "one at a time" else f" ({_spread([each.throughput for each in measured], 0)} served a second)"
+        table.add_row(f"worker, {name}{rate}", _spread(p50, 2), _spread(p99, 1), _spread(_ratios(api, p50), 1))
+    console.print(table)
+
+
+def _ratios(these: Iterable[float], those: Iterable[float]) -> list[float]:
+    return [this / that for this, that in zip(these, those, strict=True)]
+
+
+def _spread(figures: Sequence[float], digits: int) -> str:
+    return f"{statistics.median(figures):,.{digits}f} ({min(figures):,.{digits}f} to {max(figures):,.{digits}f})"
 
 
 if __name__ == "__main__":

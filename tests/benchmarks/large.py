@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,11 +22,12 @@ from deploy.dev.postgresql import PostgreSQL
 from deploy.dev.rabbitmq import RabbitMQ
 from tests.conformance.prefect_server import PrefectServer
 from tests.faults.supervisor import resident
-from worker.bench import Measurement, measure, request_body
-from worker.bench import _load as open_load
+from worker.bench import Fleet, Measurement, Requests, measure, open_load
 from worker.broker.session import Session
 from worker.broker.topology import Topology
 from worker.client import FlowRunClient
+from worker.collector import relieve_collector
+from worker.store import migrations
 
 console = Console(width=130)
 PROGRAMS = {"beam.smp": "broker", "postgres": "database"}
@@ -108,7 +108,7 @@ async def table(size: int, rounds: int) -> None:
         cluster.start("-c", "max_wal_size=8GB")
         for kind in ("our own schema", "Prefect's schema"):
             urls = [cluster.create_database(), cluster.create_database()]
-            flows = [(await _flows(url) if kind.startswith("Prefect") else (uuid4(), uuid4())) for url in urls]
+            flows = [await (_flows(url) if kind.startswith("Prefect") else _own_schema(url)) for url in urls]
             # One run to multiply, of another flow than the measured runs, which are removed again.
             await _create_one(broker.url, urls[1], flows[1][1])
             await grow(urls[1], size)
@@ -136,64 +136,43 @@ async def _flows(url: str) -> tuple[UUID, UUID]:
             return UUID(first), UUID(second)
 
 
+async def _own_schema(url: str) -> tuple[UUID, UUID]:
+    await migrations.upgrade(url)
+    return uuid4(), uuid4()
+
+
 async def _create_one(amqp_url: str, url: str, flow_id: UUID) -> None:
-    queue = f"flow-runs-bench-{uuid4().hex[:8]}.create"
-    session = await Session.open(amqp_url, Topology.from_queue_name(queue), name="benchmark")
-    await session.close()
+    topology = Topology.from_queue_name(f"flow-runs-bench-{uuid4().hex[:8]}.create")
+    await (await Session.open(amqp_url, topology, name="benchmark")).close()
     with tempfile.TemporaryDirectory() as folder:
-        process = await _worker(amqp_url, url, queue, Path(folder))
-        try:
-            async with FlowRunClient(amqp_url, queue=queue) as client:
-                await client.create_flow_run(flow_id=flow_id, idempotency_key="template")
-        finally:
-            process.terminate()
-            await process.wait()
-
-
-async def _worker(amqp_url: str, url: str, queue: str, folder: Path) -> asyncio.subprocess.Process:
-    environment = {
-        "WORKER_AMQP_URL": amqp_url,
-        "WORKER_DATABASE_URL": url,
-        "WORKER_QUEUE": queue,
-        "WORKER_HTTP_PORT": "0",
-        "WORKER_MIGRATE": "true",
-        "WORKER_LOG_LEVEL": "warning",
-    }
-    with (folder / "worker.log").open("ab") as log:
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "worker", "run"), env={**os.environ, **environment}, stderr=log
-        )
+        async with (
+            Fleet(amqp_url, url, topology.queue, Path(folder)).running(),
+            FlowRunClient(amqp_url, queue=topology.queue) as client,
+        ):
+            await client.create_flow_run(flow_id=flow_id, idempotency_key="template")
 
 
 async def million(size: int, rate: float, slices: int = 20) -> None:
     """So many requests through one worker at a rate: its memory and the latency, slice by slice."""
     with RabbitMQ() as broker, PostgreSQL() as cluster, tempfile.TemporaryDirectory() as folder:
-        queue = f"flow-runs-bench-{uuid4().hex[:8]}.create"
-        flow_id, part = uuid4(), size // slices
-        async with open_load(broker.url, Topology.from_queue_name(queue)) as load:
-            process = await _worker(broker.url, cluster.create_database(), queue, Path(folder))
-            try:
-                while not await load.consumers_on_queue():
-                    await asyncio.sleep(0.1)
-                await load.warm_up(flow_id)
-                shown = Table(
-                    "requests", "memory MiB", "p50 ms", "p99 ms", title=f"{size:,} requests at {rate:,.0f}/s, one worker"
-                )
-                for number in range(slices):
-                    start = number * part
-
-                    def make(each: int, start: int = start) -> bytes:
-                        return request_body("small", flow_id, start + each)
-
-                    latencies, _ = await load.at_rate(make, part, rate, lambda count: None)
-                    latencies.sort()
-                    p50, p99 = (latencies[int(len(latencies) * share)] * 1000 for share in (0.5, 0.99))
-                    memory = resident(process.pid) / 2**20
-                    console.print(f"{start + part:,}: {memory:.0f} MiB, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
-                    shown.add_row(f"{start + part:,}", f"{memory:.0f}", f"{p50:.1f}", f"{p99:.1f}")
-            finally:
-                process.terminate()
-                await process.wait()
+        topology = Topology.from_queue_name(f"flow-runs-bench-{uuid4().hex[:8]}.create")
+        url, part = cluster.create_database(), size // slices
+        await migrations.upgrade(url)
+        requests, start = Requests("small", uuid4(), "million-"), 0
+        fleet = Fleet(broker.url, url, topology.queue, Path(folder))
+        relieve_collector()
+        async with (
+            open_load(broker.url, topology, lambda number: requests(start + number)) as load,
+            fleet.running(load.consumers_on_queue) as (process,),
+        ):
+            await load.warm_up()
+            shown = Table("requests", "memory MiB", "p50 ms", "p99 ms", title=f"{size:,} requests at {rate:,.0f}/s, one worker")
+            for start in range(0, size, part):  # read by the requests
+                latencies = sorted((await load.at_rate(part, rate)).latencies)
+                p50, p99 = (latencies[int(len(latencies) * share)] * 1000 for share in (0.5, 0.99))
+                memory = resident(process.pid) / 2**20
+                console.print(f"{start + part:,}: {memory:.0f} MiB, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+                shown.add_row(f"{start + part:,}", f"{memory:.0f}", f"{p50:.1f}", f"{p99:.1f}")
         console.print(shown)
 
 
@@ -201,6 +180,7 @@ async def workers(size: int, rounds: int) -> None:
     """Throughput with one to four worker processes, and what the machine's cores did meanwhile."""
     with RabbitMQ() as broker, PostgreSQL() as cluster:
         url = cluster.create_database()
+        await migrations.upgrade(url)
         found: dict[int, list[tuple[Measurement, dict[str, float]]]] = {1: [], 2: [], 3: [], 4: []}
         for _ in range(rounds):
             for count in found:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import pamqp.encode
 from pamqp import commands as spec
@@ -39,6 +39,15 @@ _FLAGS = struct.Struct(">H")
 _SECONDS = struct.Struct(">Q")
 
 
+class Properties(Protocol):
+    """AMQP properties; those of pamqp, or ones of our own that are written faster."""
+
+    message_id: str | None
+
+    def marshal(self) -> bytes:
+        """Flags and properties, as they stand in a content header."""
+
+
 @dataclass(slots=True)
 class ReplyProperties:
     """The properties of a reply, written field by field: all replies have the same ones, and there is one for each request.
@@ -50,7 +59,7 @@ class ReplyProperties:
     status: int
     correlation_id: str | None
     timestamp: datetime
-    message_id: str = ""
+    message_id: str | None = None
 
     def marshal(self) -> bytes:
         """Flags and properties, as they stand in a content header, in the order of AMQP 0-9-1."""
@@ -62,7 +71,7 @@ class ReplyProperties:
                 _status_header(self.status),
                 _PERSISTENT_OCTET,
                 frames.short_string(self.correlation_id or "") if correlated else b"",
-                frames.short_string(self.message_id),
+                frames.short_string(self.message_id or ""),
                 _SECONDS.pack(int(self.timestamp.timestamp())),
                 _TYPES["flow_run" if self.status < 400 else "error"],
                 _APP_ID,
@@ -87,7 +96,7 @@ class Publication:
     """
 
     queue: str
-    properties: spec.Basic.Properties | ReplyProperties
+    properties: Properties
     body: bytes
     numbered: bool
 

@@ -3,13 +3,14 @@
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import orjson
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from worker.bench import Measurement, draw, measure
+from worker.bench import Measurement, Pace, draw, measure
 from worker.cli.options import AmqpUrl, DatabaseUrl, err, out, run_async
 from worker.settings import load_settings
 
@@ -22,38 +23,57 @@ class BenchBody(str, Enum):
     large = "large"
 
 
+# Some seconds each on two cores; large ones are 200 MB at the broker.
+REQUESTS = {BenchBody.small: 20_000, BenchBody.typical: 20_000, BenchBody.large: 1_000}
+
+
 def bench(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
-    requests: Annotated[int, typer.Option(min=1, help="How many requests.")] = 20_000,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="How many requests each time.", show_default="20000, of large ones 1000")
+    ] = None,
     rate: Annotated[
         list[float] | None,
-        typer.Option(help="Offered load in requests a second; as fast as possible without. May be given several times."),
+        typer.Option(min=0.1, help="Offered load in requests a second; as fast as possible without. May be given several times."),
+    ] = None,
+    concurrency: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Requests under way at a time; 1 is one after the other. May be given several times."),
     ] = None,
     body: Annotated[BenchBody, typer.Option(help="small, typical (2 KB of parameters) or large (200 KB).")] = BenchBody.small,
     repeat: Annotated[int, typer.Option(min=1, help="How often each.")] = 1,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw throughput and latency over offered load (needs matplotlib).")] = None,
+    flow_id: Annotated[
+        UUID | None, typer.Option(help="A flow that exists: needed on a Prefect server's database.", show_default=False)
+    ] = None,
     amqp_url: AmqpUrl = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Measure throughput and latency on this broker and a database (a temporary SQLite file by default)."""
-    settings = load_settings(amqp_url=amqp_url)
+    """Measure throughput and latency on this broker and a database (a temporary SQLite file by default).
+
+    Queue and runs are made for it, and removed afterwards; a database that is given needs its schema (db upgrade).
+    """
+    settings = load_settings(amqp_url=amqp_url, database_url=database_url)
+    paces = [*(Pace(concurrency=each) for each in concurrency or ()), *(Pace(rate=each) for each in sorted(rate or ()))]
+    count = requests or REQUESTS[body]
 
     async def measure_all() -> list[Measurement]:
         measurements = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=err, transient=True) as progress:
-            for each in [each for each in rate or [0.0] for _ in range(repeat)]:
-                bar = progress.add_task(f"{each:g}/s" if each else "as fast as possible", total=requests)
+            for pace in [pace for pace in paces or [Pace()] for _ in range(repeat)]:
+                bar = progress.add_task(str(pace), total=count)
                 measurements.append(
                     await measure(
                         settings.amqp_url,
-                        database_url,
+                        settings.database_url if database_url else None,
+                        pace=pace,
                         workers=workers,
-                        requests=requests,
-                        rate=each,
+                        requests=count,
                         body=body.value,
-                        progress=lambda count, bar=bar: progress.advance(bar, count),  # type: ignore[misc]  # no inference
+                        flow_id=flow_id,
+                        progress=lambda more, bar=bar: progress.advance(bar, more),  # type: ignore[misc]  # no inference
                     )
                 )
         return measurements
@@ -71,12 +91,12 @@ def bench(
 def _bench_table(measurements: list[Measurement]) -> Table:
     first = measurements[0]
     table = Table(title=f"workers: {first.workers}, {first.database}, {first.body} bodies, {first.requests:,} requests")
-    for name in ("offered", "served", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "CPU µs each", "MiB"):
-        table.add_column(name, justify="right")
+    for name in ("offered", "served", "p50 ms", "p90", "p99", "p99.9", "CPU µs each", "MiB"):
+        table.add_column(name, justify="right", no_wrap=True)
     for each in measurements:
         latencies = ("-" if value is None else f"{value:.1f}" for value in (each.p50, each.p90, each.p99, each.p999))
         table.add_row(
-            f"{each.rate:,.0f}/s" if each.rate else "all at once",
+            str(Pace(each.rate, each.concurrency)),
             f"{each.throughput:,.0f}/s",
             *latencies,
             f"{each.cpu:.0f}",

@@ -5,14 +5,14 @@ common goes in once, and what all new runs have, not at all: asyncpg looks at ea
 saved so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
 from worker.contract.flow_run import FlowRun
-from worker.store.rows import WRITE_POSTGRESQL, kind_of
+from worker.store.rows import WRITE_POSTGRESQL, Codec, kind_of
 from worker.store.tables import STATE_TYPE, flow_run, flow_run_state
 
 ARRAY_TYPES = {
@@ -95,14 +95,20 @@ SELECT id FROM run
 INSERT = _insert()
 
 
+# The attribute, and how its values are written, of each.
+_RUN_WRITERS, _STATE_WRITERS = (
+    [(column.name, WRITE_POSTGRESQL.get(kind_of(column))) for column in sent] for sent in (_RUN_SENT, _STATE_SENT)
+)
+
+
 def parameters(runs: Sequence[FlowRun]) -> list[list[Any]]:
     """The parameters of :data:`INSERT`: a list for each column that is sent."""
-    states = [run.state for run in runs]
-    return [*(_column(column, runs) for column in _RUN_SENT), *(_column(column, states) for column in _STATE_SENT)]
+    return [*_written(runs, _RUN_WRITERS), *_written([run.state for run in runs], _STATE_WRITERS)]
 
 
-def _column(column: sa.Column[Any], rows: Sequence[Any]) -> list[Any]:
-    name, write = column.name, WRITE_POSTGRESQL.get(kind_of(column))
-    if write is None:
-        return [getattr(row, name) for row in rows]
-    return [write(getattr(row, name)) for row in rows]
+def _written(rows: Sequence[Any], writers: Sequence[tuple[str, Codec | None]]) -> Iterator[list[Any]]:
+    for name, write in writers:
+        if write is None:
+            yield [getattr(row, name) for row in rows]
+        else:
+            yield [write(getattr(row, name)) for row in rows]

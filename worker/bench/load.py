@@ -1,0 +1,246 @@
+"""The load: requests out and replies in, on one connection, in bulk, so that it takes little from what it measures.
+
+Three ways. All at once: the queue is filled first, then the workers start, and replies are counted. At a rate (open loop): each
+request has its time to be sent, and its latency counts from that time, sent late or not, so that a worker that falls behind shows
+it (no coordinated omission). By so many at a time (closed loop): each is sent when one before it was answered.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+from uuid import UUID
+
+import orjson
+
+from worker.broker.channel import BulkChannel
+from worker.broker.delivery import Delivery
+from worker.broker.frames import short_string
+from worker.broker.publication import PERSISTENT, Publication
+from worker.broker.session import connect
+from worker.broker.topology import Topology
+from worker.broker.transport import BulkConnection
+
+Body = Literal["small", "typical", "large"]
+Progress = Callable[[int], None]
+
+# How many are published or counted at a time.
+CHUNK = 500
+# How finely a rate is kept, in seconds: the loop's timers have this resolution, and a shorter wait would spin. A request
+# that is sent so much late shows it in its latency.
+TICK = 0.001
+# A reply that takes longer than this many seconds will not come.
+PATIENCE = 60.0
+WARM_UP = 300
+
+
+class BenchFailed(Exception):
+    """No figures, and why: a worker ended, requests were refused, or replies stayed away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the load saw.
+
+    Attributes:
+        seconds: from the first request (all at once: from the first reply) to the last reply.
+        latencies: of each request in seconds; none where the queue was filled first.
+    """
+
+    seconds: float
+    latencies: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """The bodies of the requests of one run.
+
+    Attributes:
+        body: the endpoint's example (small), with 2 KB of parameters (typical), or with 200 KB (large).
+        flow_id: of all of them.
+        key: what their idempotency keys begin with, by which their runs are known again.
+    """
+
+    body: Body
+    flow_id: UUID
+    key: str
+
+    def __call__(self, number: int) -> bytes:
+        """The body of one of them."""
+        size = {"small": 0, "typical": 2_000, "large": 200_000}[self.body]
+        parameters: dict[str, Any] = {"number": number}
+        if size:
+            parameters["items"] = ["x" * 90] * (size // 93)
+        return orjson.dumps(
+            {
+                "flow_id": self.flow_id,
+                "name": f"bench-{number}",
+                "parameters": parameters,
+                "tags": ["bench"],
+                "idempotency_key": f"{self.key}{number}",
+            }
+        )
+
+
+class Load:
+    """Publishes requests and takes their replies. Use :func:`open_load`.
+
+    Attributes:
+        statuses: whether replies say their status, as the worker's do; any but 201 is then an error.
+        progress: is told how many more replies have come.
+    """
+
+    def __init__(self, out: BulkChannel, replies: BulkChannel, queue: str, body: Callable[[int], bytes]) -> None:
+        self._out = out
+        self._replies = replies
+        self._queue = queue
+        self._body = body
+        self._reply_to = ""
+        self.statuses = True
+        self.progress: Progress = lambda count: None
+
+    async def prepare(self) -> None:
+        """Declare the reply queue, and consume from it."""
+        declared = await self._replies.queue_declare(exclusive=True)
+        self._reply_to = declared.queue or ""
+        await self._replies.basic_consume(self._reply_to, _ignored, no_ack=True)
+
+    async def fill(self, requests: int) -> None:
+        """Publish all requests, and wait until the broker has them."""
+        for start in range(0, requests, CHUNK):
+            numbers = range(start, min(start + CHUNK, requests))
+            confirmation = await self._out.publish([self._publication(number) for number in numbers])
+            await confirmation.wait(PATIENCE)
+
+    async def all_at_once(self, requests: int) -> Served:
+        """Take the replies to requests that wait already; the first batch opens the clock and is not counted in full."""
+        started, missing = 0.0, requests
+        while missing:
+            taken = await self._take(missing)
+            started = started or time.perf_counter()
+            missing -= len(taken)
+        return Served(time.perf_counter() - started, [])
+
+    async def at_rate(self, requests: int, rate: float) -> Served:
+        """Send so many requests a second, and take the replies."""
+        started = time.perf_counter() + 0.05
+        latencies: list[float] = []
+
+        async def collect() -> None:
+            while len(latencies) < requests:
+                taken = await self._take(CHUNK)
+                now = time.perf_counter()
+                latencies.extend(now - started - number / rate for number in map(_number, taken))
+
+        collecting = asyncio.create_task(collect())
+        number = 0
+        while number < requests and not collecting.done():
+            due = min(int((time.perf_counter() - started) * rate) + 1, requests)
+            if due > number:
+                await self._out.publish([self._publication(each) for each in range(number, due)])
+                number = due
+            await asyncio.sleep(max(TICK, started + number / rate - time.perf_counter()))
+        await collecting
+        return Served(time.perf_counter() - started, latencies)
+
+    async def in_turn(self, requests: int, concurrency: int) -> Served:
+        """Have so many requests under way at a time."""
+        started = time.perf_counter()
+        sent: dict[int, float] = {}
+        latencies: list[float] = []
+        following = min(concurrency, requests)
+        due = list(range(following))
+        while len(latencies) < requests:
+            now = time.perf_counter()
+            sent.update((number, now) for number in due)
+            if due:
+                await self._out.publish([self._publication(number) for number in due])
+            taken = await self._take(concurrency)
+            now = time.perf_counter()
+            latencies.extend(now - sent.pop(_number(delivery)) for delivery in taken)
+            due = list(range(following, min(following + len(taken), requests)))
+            following += len(due)
+        return Served(time.perf_counter() - started, latencies)
+
+    async def warm_up(self) -> None:
+        """A few requests that are not counted: connections, statements and code are warm after them."""
+        await self._out.publish([self._publication(number) for number in range(-WARM_UP, 0)])
+        missing = WARM_UP
+        while missing:
+            missing -= len(await self._take(missing, counted=False))
+
+    async def consumers_on_queue(self) -> int:
+        """How many workers consume."""
+        declared = await self._replies.queue_declare(self._queue, passive=True)
+        return declared.consumer_count or 0
+
+    async def _take(self, limit: int, *, counted: bool = True) -> list[Delivery]:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                taken = await self._replies.deliveries.take(limit)
+        except TimeoutError:
+            raise BenchFailed(f"no reply for {PATIENCE:g} seconds") from None
+        if not taken:
+            raise BenchFailed("the broker is gone")
+        if self.statuses:
+            for delivery in taken:
+                if delivery.message.headers.get("status") != 201:
+                    raise BenchFailed(f"a request was refused: {delivery.message.body[:500].decode(errors='replace')}")
+        if counted:
+            self.progress(len(taken))
+        return taken
+
+    def _publication(self, number: int) -> Publication:
+        return Publication(self._queue, _RequestProperties(number, self._reply_to), self._body(number), numbered=False)
+
+
+@dataclass(slots=True)
+class _RequestProperties:
+    """Content type, delivery mode, correlation id and reply-to, written field by field."""
+
+    number: int
+    reply_to: str
+    message_id: str | None = None
+
+    def marshal(self) -> bytes:
+        return b"".join((_REQUEST_HEAD, short_string(str(self.number)), _reply_to(self.reply_to)))
+
+
+_REQUEST_FLAGS = 0x8000 | 0x1000 | 0x0400 | 0x0200
+_REQUEST_HEAD = _REQUEST_FLAGS.to_bytes(2) + short_string("application/json") + bytes((PERSISTENT,))
+_reply_to = cache(short_string)
+
+
+def _number(reply: Delivery) -> int:
+    return int(reply.message.correlation_id or 0)
+
+
+@asynccontextmanager
+async def open_load(amqp_url: str, topology: Topology, body: Callable[[int], bytes]) -> AsyncIterator[Load]:
+    """A load on a request queue that is made for it, and removed afterwards with all that belongs to it.
+
+    Args:
+        body: gives the body of a request by its number.
+    """
+    connection: BulkConnection = await connect(amqp_url, name="flow-run-worker bench")
+    try:
+        out, replies = await BulkChannel.open_on(connection), await BulkChannel.open_on(connection)
+        await topology.declare(out)
+        load = Load(out, replies, topology.queue, body)
+        await load.prepare()
+        try:
+            yield load
+        finally:
+            for queue in (topology.queue, topology.dead_letter_queue):
+                await replies.queue_delete(queue)
+            if topology.exchange is not None:
+                await replies.exchange_delete(topology.exchange)
+    finally:
+        await connection.close()
+
+
+async def _ignored(_: Any) -> None:
+    """Replies are taken in bulk."""

@@ -1,0 +1,197 @@
+"""One measurement: workers as processes of their own, on a queue that is made for it, under a load; and what they took."""
+
+import resource
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+
+from worker.bench.fleet import Fleet
+from worker.bench.load import BenchFailed, Body, Load, Progress, Requests, Served, open_load
+from worker.broker.topology import Topology
+from worker.collector import relieve_collector
+from worker.store import migrations
+from worker.store.opening import parse_url
+from worker.store.tables import flow_run
+
+# The figures that latencies are told by.
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How requests come: at a rate, by so many at a time, or else (neither) all at once.
+
+    Attributes:
+        rate: requests a second (open loop).
+        concurrency: requests under way at a time, each sent when one before it was answered (closed loop).
+    """
+
+    rate: float = 0.0
+    concurrency: int = 0
+
+    def __str__(self) -> str:
+        if self.rate:
+            return f"{self.rate:,.0f}/s"
+        return f"{self.concurrency:,} at a time" if self.concurrency else "all at once"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one run showed.
+
+    Attributes:
+        rate, concurrency: see :class:`Pace`.
+        throughput: replies a second; all at once: from the first reply to the last.
+        p50, p90, p99, p999: latency percentiles in milliseconds, at a rate from the time a request was due to its reply; None
+            where all came at once.
+        cpu: CPU time of the workers in microseconds a request.
+        memory: the largest resident memory of a worker in MiB.
+    """
+
+    database: str
+    body: Body
+    workers: int
+    requests: int
+    rate: float
+    concurrency: int
+    seconds: float
+    throughput: float
+    cpu: float
+    memory: float
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    p999: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+async def measure(
+    amqp_url: str,
+    database_url: str | None,
+    *,
+    pace: Pace = Pace(),  # frozen
+    workers: int = 1,
+    requests: int = 20_000,
+    body: Body = "small",
+    settings: dict[str, str] | None = None,
+    command: Sequence[str] = (),
+    flow_id: UUID | None = None,
+    progress: Progress = lambda count: None,
+) -> Measurement:
+    """Run workers under load and measure.
+
+    Args:
+        database_url: None for a SQLite file that is removed afterwards; elsewhere only the runs of this run are removed.
+        settings: further environment variables for the workers.
+        flow_id: a flow that exists, for a Prefect server's database.
+        command: another program than the worker, for comparisons; it is given the broker's URL, the database's and the queue.
+        progress: is told how many more replies have come.
+
+    Raises:
+        BenchFailed: no figures, and why.
+        StoreError: the database's schema is missing or behind.
+    """
+    token = uuid4().hex[:8]
+    topology = Topology.from_queue_name(f"flow-runs-bench-{token}.create")
+    with tempfile.TemporaryDirectory(prefix="flow-run-bench-") as folder:
+        url = parse_url(database_url or f"sqlite+aiosqlite:///{folder}/flow_runs.db")
+        prefect = await migrations.ensure(url, upgrade=database_url is None)
+        if prefect and flow_id is None:
+            raise BenchFailed("This is a Prefect server's database, where a run needs a flow that exists: name one (--flow-id).")
+        made = Requests(body, flow_id or uuid4(), f"bench-{token}-")
+        fleet = Fleet(
+            amqp_url,
+            url.render_as_string(hide_password=False),
+            topology.queue,
+            Path(folder),
+            count=workers,
+            command=command,
+            settings=settings or {},
+        )
+        async with _forgotten(url, made), open_load(amqp_url, topology, made) as load:
+            load.statuses = not command
+            load.progress = progress
+            relieve_collector()
+            served, cpu = await _serve(load, fleet, pace, requests)
+    return Measurement(
+        database=url.get_backend_name(),
+        body=body,
+        workers=workers,
+        requests=requests,
+        rate=pace.rate,
+        concurrency=pace.concurrency,
+        seconds=round(served.seconds, 3),
+        throughput=round(requests / served.seconds, 1),
+        cpu=round(cpu / requests * 1e6, 1),
+        memory=round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1),
+        **_percentiles(served.latencies),
+    )
+
+
+async def _serve(load: Load, fleet: Fleet, pace: Pace, requests: int) -> tuple[Served, float]:
+    """What the load saw, and the CPU seconds of the workers, their start included."""
+    if pace.rate or pace.concurrency:
+        before = _cpu_seconds()
+        async with fleet.running(load.consumers_on_queue):
+            await load.warm_up()
+            served = await (load.at_rate(requests, pace.rate) if pace.rate else load.in_turn(requests, pace.concurrency))
+    else:
+        await load.fill(requests)
+        before = _cpu_seconds()
+        async with fleet.running():
+            served = await load.all_at_once(requests)
+    return served, _cpu_seconds() - before
+
+
+def _percentiles(latencies: list[float]) -> dict[str, float]:
+    latencies.sort()
+    last = len(latencies) - 1
+    return {
+        name: round(latencies[min(int(len(latencies) * share), last)] * 1000, 2)
+        for name, share in PERCENTILES.items()
+        if latencies
+    }
+
+
+@asynccontextmanager
+async def _forgotten(url: URL, made: Requests) -> AsyncIterator[None]:
+    """Remove the runs afterwards, and see first that this is allowed."""
+    sqlite = url.get_backend_name() == "sqlite"
+    flow_id = str(made.flow_id) if sqlite else made.flow_id
+    theirs = sa.delete(flow_run).where(flow_run.c.flow_id == flow_id, flow_run.c.idempotency_key.startswith(made.key))
+    engine = migrations.engine_for(url)
+
+    async def forget() -> None:
+        async with engine.begin() as connection:
+            if sqlite:
+                await connection.exec_driver_sql("PRAGMA foreign_keys = ON")  # their states go with them
+            await connection.execute(theirs)
+
+    try:
+        try:
+            await forget()
+        except DBAPIError as error:
+            raise BenchFailed(f"The runs could not be removed afterwards, so none are made: {error.orig}") from error
+        try:
+            yield
+        finally:
+            await forget()
+    finally:
+        await engine.dispose()
+
+
+def _cpu_seconds() -> float:
+    """Of all child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,39 @@
+"""Throughput and latency over offered load, as a picture."""
+
+from pathlib import Path
+
+from worker.bench.load import BenchFailed
+from worker.bench.measurement import PERCENTILES, Measurement
+
+
+def draw(measurements: list[Measurement], path: Path) -> None:
+    """Throughput and latency percentiles over offered load, as a picture.
+
+    Raises:
+        BenchFailed: matplotlib is not installed, or nothing was measured at a rate.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BenchFailed("--plot needs matplotlib: pip install matplotlib") from None
+    offered = sorted((each for each in measurements if each.rate), key=lambda each: each.rate)
+    if not offered:
+        raise BenchFailed("--plot needs --rate, better several of them")
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    served, latency = figure.subplots(2, 1, sharex=True)
+    rates = [each.rate for each in offered]
+    served.plot(rates, rates, linestyle=":", color="grey", label="offered")
+    served.plot(rates, [each.throughput for each in offered], marker="o", label="served")
+    served.set_ylabel("requests/s")
+    served.legend()
+    for name in PERCENTILES:
+        latency.plot(rates, [getattr(each, name) for each in offered], marker="o", label="p99.9" if name == "p999" else name)
+    latency.set_yscale("log")
+    latency.yaxis.set_major_formatter("{x:g}")
+    latency.yaxis.set_minor_formatter("{x:g}")
+    latency.set_ylabel("latency, ms")
+    latency.set_xlabel("offered load, requests/s")
+    latency.legend()
+    first = offered[0]
+    figure.suptitle(f"workers: {first.workers}, {first.database}, {first.body} bodies")
+    figure.savefig(path)
