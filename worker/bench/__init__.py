@@ -3,6 +3,18 @@
 from worker.bench.fleet import Fleet
 from worker.bench.load import BenchFailed, Body, Load, Requests, open_load
 from worker.bench.measurement import Measurement, Pace, measure
-from worker.bench.picture import draw
+from worker.bench.picture import draw, require_matplotlib
 
-__all__ = ["BenchFailed", "Body", "Fleet", "Load", "Measurement", "Pace", "Requests", "draw", "measure", "open_load"]
+__all__ = [
+    "BenchFailed",
+    "Body",
+    "Fleet",
+    "Load",
+    "Measurement",
+    "Pace",
+    "Requests",
+    "draw",
+    "measure",
+    "open_load",
+    "require_matplotlib",
+]

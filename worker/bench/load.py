@@ -112,7 +112,7 @@ class Load:
         """Publish all requests, and wait until the broker has them."""
         for start in range(0, requests, CHUNK):
             numbers = range(start, min(start + CHUNK, requests))
-            confirmation = await self._out.publish([self._publication(number) for number in numbers])
+            confirmation = await self._replies.publish([self._publication(number) for number in numbers])
             await confirmation.wait(PATIENCE)
 
     async def all_at_once(self, requests: int) -> Served:
@@ -227,7 +227,8 @@ async def open_load(amqp_url: str, topology: Topology, body: Callable[[int], byt
     """
     connection: BulkConnection = await connect(amqp_url, name="flow-run-worker bench")
     try:
-        out, replies = await BulkChannel.open_on(connection), await BulkChannel.open_on(connection)
+        # Who waits for the reply needs no confirm of the request; only who doesn't has to know that the broker has it.
+        out, replies = await BulkChannel.open_on(connection, confirms=False), await BulkChannel.open_on(connection)
         await topology.declare(out)
         load = Load(out, replies, topology.queue, body)
         await load.prepare()

@@ -1,24 +1,28 @@
 """Throughput and latency over offered load, as a picture."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from worker.bench.load import BenchFailed
 from worker.bench.measurement import PERCENTILES, Measurement
 
 
+def require_matplotlib() -> None:
+    """Raise BenchFailed where there is no matplotlib to draw with."""
+    if find_spec("matplotlib") is None:
+        raise BenchFailed("--plot needs matplotlib: pip install 'flow-run-worker[plot]'")
+
+
 def draw(measurements: list[Measurement], path: Path) -> None:
     """Throughput and latency percentiles over offered load, as a picture.
 
     Raises:
-        BenchFailed: matplotlib is not installed, or nothing was measured at a rate.
+        BenchFailed: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BenchFailed("--plot needs matplotlib: pip install matplotlib") from None
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     offered = sorted((each for each in measurements if each.rate), key=lambda each: each.rate)
-    if not offered:
-        raise BenchFailed("--plot needs --rate, better several of them")
     figure = Figure(figsize=(9, 7), layout="constrained")
     served, latency = figure.subplots(2, 1, sharex=True)
     rates = [each.rate for each in offered]

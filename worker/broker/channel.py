@@ -43,8 +43,8 @@ class BulkChannel(Channel):
         calm: set once a delivery came in that is no suspect.
     """
 
-    def __init__(self, connection: BulkConnection, number: int) -> None:
-        super().__init__(connection, number, publisher_confirms=True)
+    def __init__(self, connection: BulkConnection, number: int, *, confirms: bool = True) -> None:
+        super().__init__(connection, number, publisher_confirms=confirms)
         self.deliveries: Mailbox[Delivery] = Mailbox()
         self.calm = asyncio.Event()
         self._confirms = Confirmations()
@@ -56,10 +56,14 @@ class BulkChannel(Channel):
         self._closing.add_done_callback(self._ended)
 
     @classmethod
-    async def open_on(cls, connection: BulkConnection) -> "BulkChannel":
-        """Open a channel with confirms on."""
+    async def open_on(cls, connection: BulkConnection, *, confirms: bool = True) -> "BulkChannel":
+        """Open a channel.
+
+        Args:
+            confirms: whether the broker is to say what becomes of publications; without, nobody does.
+        """
         number = max(connection.channels, default=0) + 1
-        channel = cls(connection, number)
+        channel = cls(connection, number, confirms=confirms)
         connection.channels[number] = channel
         await channel.open()
         return channel
@@ -85,7 +89,8 @@ class BulkChannel(Channel):
                 anonymous.add(tag)
             payload.append(publication.marshal(number, frame_max))
         # Numbered and written without a wait between the two: so the frames go out in the order of their tags.
-        confirmation = self._confirms.expect(len(publications), frozenset(anonymous))
+        expected = len(publications) if self.publisher_confirms else 0
+        confirmation = self._confirms.expect(expected, frozenset(anonymous))
         await self._write(payload)
         return confirmation
 

@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from worker.bench import Measurement, Pace, draw, measure
+from worker.bench import Measurement, Pace, draw, measure, require_matplotlib
 from worker.cli.options import AmqpUrl, DatabaseUrl, err, out, run_async
 from worker.settings import load_settings
 
@@ -54,6 +54,10 @@ def bench(
 
     Queue and runs are made for it, and removed afterwards; a database that is given needs its schema (db upgrade).
     """
+    if plot is not None:
+        if not rate:
+            raise typer.BadParameter("is drawn over offered load: give --rate, better several of them", param_hint="--plot")
+        require_matplotlib()
     settings = load_settings(amqp_url=amqp_url, database_url=database_url)
     paces = [*(Pace(concurrency=each) for each in concurrency or ()), *(Pace(rate=each) for each in sorted(rate or ()))]
     count = requests or REQUESTS[body]
