@@ -3,7 +3,6 @@
 import json
 import struct
 from datetime import UTC, datetime
-from itertools import chain
 from typing import Any
 
 from worker.broker.delivery import delivery_of
@@ -14,7 +13,7 @@ from worker.contract.errors import MAX_ERROR_BYTES, Refusal, encode_error
 from worker.contract.message import Message
 from worker.contract.record import encode_record
 from worker.creation import NewRun, new_run
-from worker.store.insertion import parameters
+from worker.store.insertion import parameter
 from worker.store.rows import RowCodec
 
 FRAME_MAX = 131_072
@@ -66,7 +65,7 @@ def _created(message: Message, new: NewRun) -> bytes:
     # A float may grow from 4 characters (1e15) to 18; a record of defaults has less than 3,000.
     assert len(answer) <= 6 * len(message.body) + 100_000
     assert new.run.state is not None
-    stored = (*_sqlite.run_values(new.run), *_sqlite.state_values(new.run.state), *chain(*parameters([new.run])))
+    stored = (*_sqlite.run_values(new.run), *_sqlite.state_values(new.run.state), *parameter([new.run]))
     for value in stored:
         if isinstance(value, str):
             assert "\0" not in value

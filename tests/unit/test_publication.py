@@ -22,7 +22,11 @@ properties = st.fixed_dictionaries(
     {},
     optional={
         **dict.fromkeys(("content_type", "correlation_id", "reply_to", "message_id", "message_type", "app_id"), short),
-        "headers": st.dictionaries(short, st.integers(0, 2**31) | short | st.booleans(), max_size=3),
+        "headers": st.dictionaries(
+            st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+            st.integers(0, 2**31) | short | st.booleans(),
+            max_size=3,
+        ),
         "delivery_mode": st.integers(1, 2),
         "priority": st.integers(0, 255),
         "timestamp": st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)).map(

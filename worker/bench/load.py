@@ -136,14 +136,17 @@ class Load:
                 latencies.extend(now - started - number / rate for number in map(_number, taken))
 
         collecting = asyncio.create_task(collect())
-        number = 0
-        while number < requests and not collecting.done():
-            due = min(int((time.perf_counter() - started) * rate) + 1, requests)
-            if due > number:
-                await self._out.publish([self._publication(each) for each in range(number, due)])
-                number = due
-            await asyncio.sleep(max(TICK, started + number / rate - time.perf_counter()))
-        await collecting
+        try:
+            number = 0
+            while number < requests and not collecting.done():
+                due = min(int((time.perf_counter() - started) * rate) + 1, requests)
+                if due > number:
+                    await self._out.publish([self._publication(each) for each in range(number, due)])
+                    number = due
+                await asyncio.sleep(max(TICK, started + number / rate - time.perf_counter()))
+            await collecting
+        finally:
+            collecting.cancel()
         return Served(time.perf_counter() - started, latencies)
 
     async def in_turn(self, requests: int, concurrency: int) -> Served:

@@ -18,16 +18,20 @@ from sqlalchemy.engine import URL
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
 from worker.creation import NewRun
-from worker.store.insertion import ARRAY_TYPES, CASTS, INSERT, names, parameters
+from worker.store.insertion import INSERT, names, parameter
 from worker.store.outcome import refused_by_database
 from worker.store.prefect import follow, task_run, task_run_state
 from worker.store.rows import RowCodec, kind_of
-from worker.store.tables import flow_run, flow_run_state
+from worker.store.tables import STATE_TYPE, flow_run, flow_run_state
 
 # A statement that takes longer is taken for lost (a silent network): waited out and given again. Longer than the locks
 # that maintenance holds for moments; seconds.
 COMMAND_TIMEOUT = 60.0
 CONNECT_TIMEOUT = 10.0
+
+# Of columns by which rows are looked up.
+_ARRAY_TYPES = {"uuid": "uuid[]", "text": "text[]"}
+_CASTS = {"json": "::text::jsonb", "state": f"::text::{STATE_TYPE}"}
 
 # What one row can be blamed for; everything else is the database's trouble.
 _ROW_ERRORS = (
@@ -123,13 +127,13 @@ class PostgreSQL:
 
     async def try_writing(self, run: FlowRun) -> None:
         """Raise Fault unless the database writes; what is wrong with the run itself is passed over."""
-        arrays = parameters([run])
+        new = parameter([run])
         with faults(), suppress(*_ROW_ERRORS):
             async with self._pool.acquire() as connection:
                 transaction = connection.transaction()
                 await transaction.start()
                 try:
-                    await connection.fetch(INSERT, *arrays)
+                    await connection.fetch(INSERT, new)
                 finally:
                     await transaction.rollback()
 
@@ -146,14 +150,14 @@ class PostgreSQL:
         if not runs:
             return {}
         rows = [new.run for new in runs]
-        arrays = parameters(rows)
+        new = parameter(rows)
         subflows = [new for new in runs if self._prefect and new.run.parent_task_run_id is not None]
         try:
             with faults():
                 if subflows:
-                    inserted = await self._insert_with_parents(subflows, *arrays)
+                    inserted = await self._insert_with_parents(subflows, new)
                 else:
-                    inserted = await self._pool.fetch(INSERT, *arrays)
+                    inserted = await self._pool.fetch(INSERT, new)
         except _ROW_ERRORS as error:
             if len(runs) == 1:
                 return {rows[0].id: refused_by_database(error, asyncpg.IntegrityConstraintViolationError)}
@@ -162,16 +166,16 @@ class PostgreSQL:
         by_id = {run.id: run for run in rows}
         return {row[0]: by_id[row[0]] for row in inserted}
 
-    async def _insert_with_parents(self, subflows: Sequence[NewRun], *arrays: Any) -> list[Any]:
+    async def _insert_with_parents(self, subflows: Sequence[NewRun], new: list[str]) -> list[Any]:
         """Insert, and let the parent task runs of those that are new follow, in one transaction."""
         async with self._pool.acquire() as connection, connection.transaction():
-            inserted = await connection.fetch(INSERT, *arrays)
+            inserted = await connection.fetch(INSERT, new)
             new_ids = {row[0] for row in inserted}
-            for new in subflows:
-                if new.run.id in new_ids:
+            for subflow in subflows:
+                if subflow.run.id in new_ids:
                     query = f"{_select(task_run)} WHERE id = $1 FOR UPDATE"
-                    parent = self._codec.row(task_run, await connection.fetchrow(query, new.run.parent_task_run_id))
-                    state, changes = follow(parent, new, datetime.now(UTC))
+                    parent = self._codec.row(task_run, await connection.fetchrow(query, subflow.run.parent_task_run_id))
+                    state, changes = follow(parent, subflow, datetime.now(UTC))
                     await connection.execute(_insert_statement(task_run_state, state), *self._codec.values(task_run_state, state))
                     update = _update_statement(task_run, changes)
                     await connection.execute(update, *self._codec.values(task_run, changes), parent["id"])
@@ -179,7 +183,7 @@ class PostgreSQL:
 
     async def rows(self, table: sa.Table, column: str, values: Sequence[Any]) -> list[Mapping[str, Any]]:
         """See :class:`worker.store.prefect.Lookup`."""
-        array = ARRAY_TYPES[kind_of(table.columns[column])]
+        array = _ARRAY_TYPES[kind_of(table.columns[column])]
         with faults():
             found = await self._pool.fetch(f"{_select(table)} WHERE {column} = ANY($1::{array})", values)
         return [self._codec.row(table, row) for row in found]
@@ -220,13 +224,13 @@ def _select(table: sa.Table) -> str:
 
 
 def _insert_statement(table: sa.Table, row: Mapping[str, Any]) -> str:
-    values = ", ".join(f"${number}{CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(row, start=1))
+    values = ", ".join(f"${number}{_CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(row, start=1))
     return f"INSERT INTO {table.name} ({', '.join(row)}) VALUES ({values})"
 
 
 def _update_statement(table: sa.Table, changes: Mapping[str, Any]) -> str:
     values = ", ".join(
-        f"{name} = ${number}{CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(changes, start=1)
+        f"{name} = ${number}{_CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(changes, start=1)
     )
     return f"UPDATE {table.name} SET {values} WHERE id = ${len(changes) + 1}"
 

@@ -67,7 +67,7 @@ _SQLITE_WRITE: Mapping[str, Codec] = {
     "interval": _sqlite_interval,
     "boolean": int,
 }
-WRITE_POSTGRESQL: Mapping[str, Codec] = {"json": _json}
+_POSTGRESQL_WRITE: Mapping[str, Codec] = {"json": _json}
 
 _SQLITE_READ: Mapping[str, Codec] = {
     "uuid": UUID,
@@ -91,7 +91,7 @@ class RowCodec:
     """
 
     def __init__(self, dialect: str) -> None:
-        write, read = (_SQLITE_WRITE, _SQLITE_READ) if dialect == "sqlite" else (WRITE_POSTGRESQL, _POSTGRESQL_READ)
+        write, read = (_SQLITE_WRITE, _SQLITE_READ) if dialect == "sqlite" else (_POSTGRESQL_WRITE, _POSTGRESQL_READ)
         self._write_run, self._write_state = _codecs(flow_run, write), _codecs(flow_run_state, write)
         self._write, self._read = write, read
         self._read_run, self._read_state = _codecs(flow_run, read), _codecs(flow_run_state, read)
