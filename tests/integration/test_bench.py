@@ -17,9 +17,11 @@ from tests.producer import Producer
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
 
-def queues(rabbitmq: RabbitMQ) -> list[str]:
-    """Those that a bench made."""
-    return [line for line in rabbitmq.ctl("list_queues", "name", "--no-table-headers").split() if "bench" in line]
+def queues(rabbitmq: RabbitMQ) -> dict[str, int]:
+    """Those that a bench made, and how many consume from each."""
+    lines = rabbitmq.ctl("list_queues", "name", "consumers", "--no-table-headers").splitlines()
+    counts = dict(line.split("\t") for line in lines)
+    return {name: int(count) for name, count in counts.items() if name.startswith("flow-runs-bench-")}
 
 
 async def test_all_paces_are_measured_and_nothing_is_left_behind(
@@ -44,7 +46,7 @@ async def test_all_paces_are_measured_and_nothing_is_left_behind(
     assert measured[2]["throughput"] < 330
     assert [run["idempotency_key"] for run in await fetch_runs(database_url)] == ["bench-mine"]
     assert len(await fetch(database_url, "SELECT id FROM flow_run_state")) == 1
-    assert queues(rabbitmq) == []
+    assert queues(rabbitmq) == {}
 
 
 async def test_without_a_database_a_temporary_one_is_measured(rabbitmq: RabbitMQ) -> None:
@@ -59,7 +61,7 @@ async def test_refused_requests_are_no_throughput(rabbitmq: RabbitMQ) -> None:
     assert done.code == 1
     assert "a request was refused" in done.err
     assert "20 bytes" in done.err
-    assert queues(rabbitmq) == []
+    assert queues(rabbitmq) == {}
 
 
 async def test_a_schema_is_not_made_unasked(rabbitmq: RabbitMQ, postgresql_url: str) -> None:
@@ -82,9 +84,9 @@ async def test_an_interrupted_bench_leaves_no_queue_and_no_worker(rabbitmq: Rabb
         stderr=asyncio.subprocess.DEVNULL,
     )
     async with asyncio.timeout(60):
-        while not any(int(count) for count in rabbitmq.ctl("list_queues", "consumers", "--no-table-headers").split()):
+        while not any(queues(rabbitmq).values()):
             await asyncio.sleep(0.1)
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
-    assert queues(rabbitmq) == []
-    assert rabbitmq.ctl("list_connections", "pid", "--no-table-headers").split() == []
+    assert queues(rabbitmq) == {}
+    assert "bench" not in rabbitmq.ctl("list_connections", "client_properties")

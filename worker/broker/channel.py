@@ -35,7 +35,8 @@ class ChannelLost(ConnectionError):
 class BulkChannel(Channel):
     """An AMQP channel that hands out deliveries in bulk and publishes in bulk with publisher confirms.
 
-    Use :meth:`publish` and :meth:`acknowledge` only; ``basic_publish`` would upset the count of delivery tags.
+    Use :meth:`publish` and :meth:`acknowledge`; ``basic_publish`` would upset the count of delivery tags, and of what
+    ``basic_get`` asks for, the content would be taken for a delivery's.
     Its methods may be called from several tasks; what one call publishes stays together and in order.
 
     Attributes:
