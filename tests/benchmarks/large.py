@@ -163,14 +163,14 @@ async def million(size: int, rate: float, slices: int = 20) -> None:
         relieve_collector()
         async with (
             open_load(broker.url, topology, lambda number: requests(start + number)) as load,
-            fleet.running(load.consumers_on_queue) as (process,),
+            fleet.running(load.consumers_on_queue) as running,
         ):
             await load.warm_up()
             shown = Table("requests", "memory MiB", "p50 ms", "p99 ms", title=f"{size:,} requests at {rate:,.0f}/s, one worker")
             for start in range(0, size, part):  # read by the requests
                 latencies = sorted((await load.at_rate(part, rate)).latencies)
                 p50, p99 = (latencies[int(len(latencies) * share)] * 1000 for share in (0.5, 0.99))
-                memory = resident(process.pid) / 2**20
+                memory = resident(running.processes[0].pid) / 2**20
                 console.print(f"{start + part:,}: {memory:.0f} MiB, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
                 shown.add_row(f"{start + part:,}", f"{memory:.0f}", f"{p50:.1f}", f"{p99:.1f}")
         console.print(shown)

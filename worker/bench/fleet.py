@@ -2,15 +2,57 @@
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from worker.bench.load import BenchFailed
+
+T = TypeVar("T")
+
+# A worker that does not consume after so many seconds waits for something that bench does not know of.
+START_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Processes that run.
+
+    Attributes:
+        log: what they have written.
+    """
+
+    processes: Sequence[Process]
+    log: Path
+
+    def peak_memory(self) -> int:
+        """The largest resident memory of one of them until now, in bytes; 0 where the system doesn't tell: Linux does."""
+        status = [Path(f"/proc/{process.pid}/status") for process in self.processes]
+        found = [re.search(r"VmHWM:\s+(\d+) kB", path.read_text()) for path in status if path.exists()]
+        return max((int(match[1]) * 1024 for match in found if match), default=0)
+
+    async def watch(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something that needs them all.
+
+        Raises:
+            BenchFailed: one of them ended meanwhile.
+        """
+        working = asyncio.create_task(work)
+        ends = [asyncio.create_task(process.wait()) for process in self.processes]
+        try:
+            await asyncio.wait((working, *ends), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise BenchFailed(f"a worker ended: {self.log.read_text()[-2000:]}")
+            return working.result()
+        finally:
+            for task in (working, *ends):
+                task.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +75,30 @@ class Fleet:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     @asynccontextmanager
-    async def running(self, consumers: Callable[[], Awaitable[int]] | None = None) -> AsyncIterator[list[Process]]:
+    async def running(self, consumers: Callable[[], Awaitable[int]] | None = None) -> AsyncIterator[Running]:
         """While they run; with ``consumers``, which tells how many consume, it is first waited until all of them do.
 
         Raises:
-            BenchFailed: one of them ended, or ends with a failure.
+            BenchFailed: one of them ended, does not begin, or ends with a failure.
         """
         log = self.folder / "workers.log"
         processes: list[Process] = []
+        running = Running(processes, log)
+
+        async def consume() -> None:
+            while consumers is not None and await consumers() < self.count:
+                await asyncio.sleep(0.05)
+
         try:
             with log.open("ab") as output:
                 for _ in range(self.count):
                     processes.append(await self._start(output.fileno()))
-            while consumers is not None and await consumers() < self.count:
-                if any(process.returncode is not None for process in processes):
-                    raise BenchFailed(f"a worker ended: {log.read_text()[-2000:]}")
-                await asyncio.sleep(0.05)
-            yield processes
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    await running.watch(consume())
+            except TimeoutError:
+                raise BenchFailed(f"the workers don't begin: {log.read_text()[-2000:]}") from None
+            yield running
         finally:
             for process in processes:
                 if process.returncode is None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
+from math import floor
 from typing import Any, Literal
 from uuid import UUID
 
@@ -46,10 +47,12 @@ class Served:
     """What the load saw.
 
     Attributes:
-        seconds: from the first request (all at once: from the first reply) to the last reply.
+        replies: how many came in these seconds.
+        seconds: from the first request (all at once: from the first replies, which are not counted then) to the last reply.
         latencies: of each request in seconds; none where the queue was filled first.
     """
 
+    replies: int
     seconds: float
     latencies: list[float]
 
@@ -114,15 +117,18 @@ class Load:
             numbers = range(start, min(start + CHUNK, requests))
             confirmation = await self._replies.publish([self._publication(number) for number in numbers])
             await confirmation.wait(PATIENCE)
+            if not confirmation.flawless:
+                raise BenchFailed("the broker did not take the requests: is a limit set on its queues?")
 
     async def all_at_once(self, requests: int) -> Served:
-        """Take the replies to requests that wait already; the first batch opens the clock and is not counted in full."""
-        started, missing = 0.0, requests
+        """Take the replies to requests that wait already; the first batch of them opens the clock and is not counted."""
+        missing = counted = requests - len(await self._take(requests))
+        started = time.perf_counter()
         while missing:
-            taken = await self._take(missing)
-            started = started or time.perf_counter()
-            missing -= len(taken)
-        return Served(time.perf_counter() - started, [])
+            missing -= len(await self._take(missing))
+        if not counted:
+            raise BenchFailed("all replies came together: take more requests")
+        return Served(counted, time.perf_counter() - started, [])
 
     async def at_rate(self, requests: int, rate: float) -> Served:
         """Send so many requests a second, and take the replies."""
@@ -139,7 +145,7 @@ class Load:
         try:
             number = 0
             while number < requests and not collecting.done():
-                due = min(int((time.perf_counter() - started) * rate) + 1, requests)
+                due = min(floor((time.perf_counter() - started) * rate) + 1, requests)
                 if due > number:
                     await self._out.publish([self._publication(each) for each in range(number, due)])
                     number = due
@@ -147,7 +153,7 @@ class Load:
             await collecting
         finally:
             collecting.cancel()
-        return Served(time.perf_counter() - started, latencies)
+        return Served(requests, time.perf_counter() - started, latencies)
 
     async def in_turn(self, requests: int, concurrency: int) -> Served:
         """Have so many requests under way at a time."""
@@ -166,7 +172,7 @@ class Load:
             latencies.extend(now - sent.pop(_number(delivery)) for delivery in taken)
             due = list(range(following, min(following + len(taken), requests)))
             following += len(due)
-        return Served(time.perf_counter() - started, latencies)
+        return Served(requests, time.perf_counter() - started, latencies)
 
     async def warm_up(self) -> None:
         """A few requests that are not counted: connections, statements and code are warm after them."""
@@ -191,7 +197,8 @@ class Load:
         if self.statuses:
             for delivery in taken:
                 if delivery.message.headers.get("status") != 201:
-                    raise BenchFailed(f"a request was refused: {delivery.message.body[:500].decode(errors='replace')}")
+                    reply = delivery.message.body[:500].decode(errors="replace")
+                    raise BenchFailed(f"a request was not answered by a new run: {reply}")
         if counted:
             self.progress(len(taken))
         return taken
@@ -232,16 +239,18 @@ async def open_load(amqp_url: str, topology: Topology, body: Callable[[int], byt
     try:
         # Who waits for the reply needs no confirm of the request; only who doesn't has to know that the broker has it.
         out, replies = await BulkChannel.open_on(connection, confirms=False), await BulkChannel.open_on(connection)
-        await topology.declare(out)
         load = Load(out, replies, topology.queue, body)
-        await load.prepare()
         try:
+            await topology.declare(out)
+            await load.prepare()
             yield load
         finally:
+            # Whatever has become of the channels above.
+            tidying = await connection.channel()
             for queue in (topology.queue, topology.dead_letter_queue):
-                await replies.queue_delete(queue)
+                await tidying.queue_delete(queue)
             if topology.exchange is not None:
-                await replies.exchange_delete(topology.exchange)
+                await tidying.exchange_delete(topology.exchange)
     finally:
         await connection.close()
 

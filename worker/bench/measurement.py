@@ -3,22 +3,22 @@
 import resource
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.engine import URL, Connection
 
 from worker.bench.fleet import Fleet
 from worker.bench.load import BenchFailed, Body, Load, Progress, Requests, Served, open_load
 from worker.broker.topology import Topology
 from worker.collector import relieve_collector
+from worker.contract.errors import Fault
 from worker.store import migrations
-from worker.store.opening import parse_url
+from worker.store.opening import StoreError, parse_url
 from worker.store.tables import flow_run
 
 # The figures that latencies are told by.
@@ -39,7 +39,7 @@ class Pace:
 
     def __str__(self) -> str:
         if self.rate:
-            return f"{self.rate:,.0f}/s"
+            return f"{self.rate:,g}/s"
         return f"{self.concurrency:,} at a time" if self.concurrency else "all at once"
 
 
@@ -52,7 +52,7 @@ class Measurement:
         throughput: replies a second; all at once: from the first reply to the last.
         p50, p90, p99, p999: latency percentiles in milliseconds, at a rate from the time a request was due to its reply; None
             where all came at once.
-        cpu: CPU time of the workers in microseconds a request.
+        cpu: CPU time of the workers in microseconds a request, their start and warm-up included.
         memory: the largest resident memory of a worker in MiB.
     """
 
@@ -119,11 +119,12 @@ async def measure(
             command=command,
             settings=settings or {},
         )
-        async with _forgotten(url, made), open_load(amqp_url, topology, made) as load:
+        # A temporary file goes with its folder.
+        async with nullcontext() if database_url is None else _forgotten(url, made), open_load(amqp_url, topology, made) as load:
             load.statuses = not command
             load.progress = progress
             relieve_collector()
-            served, cpu = await _serve(load, fleet, pace, requests)
+            served, cpu, memory = await _serve(load, fleet, pace, requests)
     return Measurement(
         database=url.get_backend_name(),
         body=body,
@@ -132,26 +133,28 @@ async def measure(
         rate=pace.rate,
         concurrency=pace.concurrency,
         seconds=round(served.seconds, 3),
-        throughput=round(requests / served.seconds, 1),
+        throughput=round(served.replies / served.seconds, 1),
         cpu=round(cpu / requests * 1e6, 1),
-        memory=round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1),
+        memory=round(memory / 2**20, 1),
         **_percentiles(served.latencies),
     )
 
 
-async def _serve(load: Load, fleet: Fleet, pace: Pace, requests: int) -> tuple[Served, float]:
-    """What the load saw, and the CPU seconds of the workers, their start included."""
-    if pace.rate or pace.concurrency:
-        before = _cpu_seconds()
-        async with fleet.running(load.consumers_on_queue):
-            await load.warm_up()
-            served = await (load.at_rate(requests, pace.rate) if pace.rate else load.in_turn(requests, pace.concurrency))
-    else:
+async def _serve(load: Load, fleet: Fleet, pace: Pace, requests: int) -> tuple[Served, float, int]:
+    """What the load saw; of the workers, CPU seconds with their start, and the largest resident memory in bytes."""
+    together = not (pace.rate or pace.concurrency)
+    if together:
         await load.fill(requests)
-        before = _cpu_seconds()
-        async with fleet.running():
-            served = await load.all_at_once(requests)
-    return served, _cpu_seconds() - before
+    before = _cpu_seconds()
+    async with fleet.running(None if together else load.consumers_on_queue) as running:
+        if together:
+            served = await running.watch(load.all_at_once(requests))
+        else:
+            await running.watch(load.warm_up())
+            paced = load.at_rate(requests, pace.rate) if pace.rate else load.in_turn(requests, pace.concurrency)
+            served = await running.watch(paced)
+        memory = running.peak_memory()
+    return served, _cpu_seconds() - before, memory
 
 
 def _percentiles(latencies: list[float]) -> dict[str, float]:
@@ -170,25 +173,23 @@ async def _forgotten(url: URL, made: Requests) -> AsyncIterator[None]:
     sqlite = url.get_backend_name() == "sqlite"
     flow_id = str(made.flow_id) if sqlite else made.flow_id
     theirs = sa.delete(flow_run).where(flow_run.c.flow_id == flow_id, flow_run.c.idempotency_key.startswith(made.key))
-    engine = migrations.engine_for(url)
 
-    async def forget() -> None:
-        async with engine.begin() as connection:
-            if sqlite:
-                await connection.exec_driver_sql("PRAGMA foreign_keys = ON")  # their states go with them
-            await connection.execute(theirs)
+    def forget(connection: Connection) -> None:
+        if sqlite:
+            connection.exec_driver_sql("PRAGMA foreign_keys = ON")  # their states go with them
+        connection.execute(theirs)
 
     try:
-        try:
-            await forget()
-        except DBAPIError as error:
-            raise BenchFailed(f"The runs could not be removed afterwards, so none are made: {error.orig}") from error
-        try:
-            yield
-        finally:
-            await forget()
+        await migrations.with_connection(url, forget)
+    except (StoreError, Fault) as error:
+        raise BenchFailed(f"The runs could not be removed afterwards, so none are made: {error}") from error
+    try:
+        yield
     finally:
-        await engine.dispose()
+        try:
+            await migrations.with_connection(url, forget)
+        except (StoreError, Fault) as error:
+            raise BenchFailed(f"Runs with idempotency keys that begin with '{made.key}' stayed behind: {error}") from error
 
 
 def _cpu_seconds() -> float:

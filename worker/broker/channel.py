@@ -33,7 +33,7 @@ class ChannelLost(ConnectionError):
 
 
 class BulkChannel(Channel):
-    """An AMQP channel that hands out deliveries in bulk and publishes in bulk with publisher confirms.
+    """An AMQP channel that hands out deliveries in bulk, and publishes in bulk, with publisher confirms unless opened without.
 
     Use :meth:`publish` and :meth:`acknowledge`; ``basic_publish`` would upset the count of delivery tags, and of what
     ``basic_get`` asks for, the content would be taken for a delivery's.
@@ -131,10 +131,11 @@ class BulkChannel(Channel):
             return
         if self.is_closed:
             raise ChannelLost("the channel is closed")
-        self._writer.write(b"".join(payload))
         try:
+            self._writer.write(b"".join(payload))
             await self._writer.drain()
-        except OSError as error:
+        # The second is how a socket says that it is closed already: it may be for some turns of the loop before the channel is.
+        except (OSError, RuntimeError) as error:
             raise ChannelLost(str(error) or "the connection to the broker is gone") from error
 
     def _ended(self, closing: asyncio.Future[Any]) -> None:

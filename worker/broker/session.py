@@ -184,7 +184,7 @@ class Session:
                         self._consumer_tag = consumed.consumer_tag
             except TimeoutError as error:
                 raise ChannelLost(f"the broker does not answer for the queue '{self.topology.queue}'") from error
-            except (aiormq.AMQPError, ConnectionError) as error:
+            except (aiormq.AMQPError, ConnectionError, RuntimeError) as error:  # the last: closed already
                 raise ChannelLost(str(error)) from error
 
     async def publish(self, publications: Sequence[Publication]) -> Confirmation:
@@ -200,7 +200,7 @@ class Session:
         """
         try:
             await ensure(self.topology, self._connection)
-        except (aiormq.AMQPError, ConnectionError) as error:
+        except (aiormq.AMQPError, ConnectionError, RuntimeError) as error:  # the last: closed already
             raise ChannelLost(str(error)) from error
 
     async def acknowledge(self, deliveries: Iterable[Delivery]) -> None:

@@ -23,9 +23,9 @@ END = 0xCE
 METHOD, HEADER, BODY = 1, 2, 3
 KINDS = frozenset({METHOD, HEADER, BODY, 8})  # the last are heartbeats
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-# aiormq gives up a connection on which no frame came for three minutes, and RabbitMQ sends no heartbeat while it sends others.
-# So of those that aiormq doesn't see, a heartbeat tells it this often; seconds.
-ALIVE_SECONDS = 5.0
+# aiormq gives up a connection on which no frame came for three heartbeats (three minutes by default, three seconds at least),
+# and RabbitMQ sends no heartbeat while it sends others. So of those that aiormq doesn't see, one tells it this often; seconds.
+ALIVE_SECONDS = 1.0
 
 
 class FrameReader(asyncio.StreamReader):

@@ -102,8 +102,6 @@ class PostgreSQL:
             dsn(url),
             min_size=1,
             max_size=2,
-            # Not closed for being idle: the next request would wait for another, and each use would set a timer.
-            max_inactive_connection_lifetime=0,
             timeout=CONNECT_TIMEOUT,
             command_timeout=COMMAND_TIMEOUT,
             server_settings={"application_name": "flow-run-worker"},
