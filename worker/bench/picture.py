@@ -10,7 +10,7 @@ from worker.bench.measurement import PERCENTILES, Measurement
 def require_matplotlib() -> None:
     """Raise BenchFailed where there is no matplotlib to draw with."""
     if find_spec("matplotlib") is None:
-        raise BenchFailed("--plot needs matplotlib: pip install 'flow-run-worker[plot]'")
+        raise BenchFailed("--plot needs matplotlib: pip install matplotlib")
 
 
 def draw(measurements: list[Measurement], path: Path) -> None:
