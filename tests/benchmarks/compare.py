@@ -11,13 +11,10 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from pathlib import Path
 from uuid import UUID, uuid4
 
-import asyncpg
 import httpx
 import uvloop
 from rich.console import Console
@@ -25,11 +22,10 @@ from rich.table import Table
 
 from deploy.dev.postgresql import PostgreSQL
 from deploy.dev.rabbitmq import RabbitMQ
+from tests.benchmarks.client import client_of_a_worker
+from tests.benchmarks.database import tidy
 from tests.conformance.prefect_server import PrefectServer
-from worker.bench import Fleet, Measurement, Pace, Requests, measure
-from worker.broker.session import Session
-from worker.broker.topology import Topology
-from worker.client import FlowRunClient
+from worker.bench import Measurement, Pace, Requests, measure
 from worker.store import migrations
 
 console = Console(width=130)
@@ -81,33 +77,17 @@ class Prefect:
 
 async def client_latencies(amqp_url: str, database_url: str, requests: int) -> list[float]:
     """Of one request at a time by the Python client, in milliseconds."""
-    topology = Topology.from_queue_name(f"flow-runs-bench-{uuid4().hex[:8]}.create")
-    await (await Session.open(amqp_url, topology, name="benchmark")).close()
-    with tempfile.TemporaryDirectory() as folder:
-        async with (
-            Fleet(amqp_url, database_url, topology.queue, Path(folder)).running(),
-            FlowRunClient(amqp_url, queue=topology.queue) as client,
-        ):
-            body = Requests("small", uuid4(), f"{uuid4()}-")
-            for number in range(-300, 0):
-                await client.request(body(number))
-            return [await _timed(client.request(body(number))) for number in range(requests)]
+    async with client_of_a_worker(amqp_url, database_url) as client:
+        body = Requests("small", uuid4(), f"{uuid4()}-")
+        for number in range(-300, 0):
+            await client.request(body(number))
+        return [await _timed(client.request(body(number))) for number in range(requests)]
 
 
 async def _timed(request: Awaitable[object]) -> float:
     started = time.perf_counter()
     await request
     return (time.perf_counter() - started) * 1000
-
-
-async def tidy(url: str) -> None:
-    """Remove what a measurement left to vacuum, so that the next one does not pay for it."""
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=60)
-    try:
-        await connection.execute("VACUUM ANALYZE flow_run")
-        await connection.execute("VACUUM ANALYZE flow_run_state")
-    finally:
-        await connection.close()
 
 
 class Comparison:

@@ -20,20 +20,17 @@ from rich.table import Table
 
 from deploy.dev.postgresql import PostgreSQL
 from deploy.dev.rabbitmq import RabbitMQ
+from tests.benchmarks.client import client_of_a_worker
+from tests.benchmarks.database import execute, tidy
 from tests.conformance.prefect_server import PrefectServer
 from tests.faults.supervisor import resident
 from worker.bench import Fleet, Measurement, Requests, measure, open_load
-from worker.broker.session import Session
 from worker.broker.topology import Topology
-from worker.client import FlowRunClient
 from worker.collector import relieve_collector
 from worker.store import migrations
 
 console = Console(width=130)
 PROGRAMS = {"beam.smp": "broker", "postgres": "database"}
-
-# Between measurements, so that none pays for what the one before it removed.
-VACUUM = ("VACUUM ANALYZE flow_run", "VACUUM ANALYZE flow_run_state")
 
 
 async def grow(url: str, size: int) -> None:
@@ -78,7 +75,8 @@ async def grow(url: str, size: int) -> None:
             await connection.execute(index["definition"], timeout=3600)
     finally:
         await connection.close()
-    await _execute(url, *VACUUM, "CHECKPOINT")
+    await tidy(url)
+    await execute(url, "CHECKPOINT")
     await asyncio.to_thread(os.sync)
     connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=60)
     try:
@@ -90,15 +88,6 @@ async def grow(url: str, size: int) -> None:
     finally:
         await connection.close()
     console.print(f"filled: {runs:,} runs, {states:,} states, {gigabytes:.1f} GB with {len(indexes)} indexes besides keys")
-
-
-async def _execute(url: str, *statements: str) -> None:
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=60)
-    try:
-        for statement in statements:
-            await connection.execute(statement, timeout=3600)
-    finally:
-        await connection.close()
 
 
 async def table(size: int, rounds: int) -> None:
@@ -117,7 +106,7 @@ async def table(size: int, rounds: int) -> None:
             for number in range(rounds + 1):
                 for index, url in enumerate(urls):
                     done = await measure(broker.url, url, requests=20_000, flow_id=flows[index][0])
-                    await _execute(url, *VACUUM)
+                    await tidy(url)
                     if number:
                         rates[index].append(done.throughput)
                     console.print(f"{kind}, round {number}, {('empty', 'large')[index]}: {done.throughput:,.0f}/s")
@@ -142,14 +131,8 @@ async def _own_schema(url: str) -> tuple[UUID, UUID]:
 
 
 async def _create_one(amqp_url: str, url: str, flow_id: UUID) -> None:
-    topology = Topology.from_queue_name(f"flow-runs-bench-{uuid4().hex[:8]}.create")
-    await (await Session.open(amqp_url, topology, name="benchmark")).close()
-    with tempfile.TemporaryDirectory() as folder:
-        async with (
-            Fleet(amqp_url, url, topology.queue, Path(folder)).running(),
-            FlowRunClient(amqp_url, queue=topology.queue) as client,
-        ):
-            await client.create_flow_run(flow_id=flow_id, idempotency_key="template")
+    async with client_of_a_worker(amqp_url, url) as client:
+        await client.create_flow_run(flow_id=flow_id, idempotency_key="template")
 
 
 async def million(size: int, rate: float, slices: int = 20) -> None:
@@ -186,7 +169,7 @@ async def workers(size: int, rounds: int) -> None:
             for count in found:
                 cores = Cores(size)
                 done = await measure(broker.url, url, workers=count, requests=size, progress=cores.progress)
-                await _execute(url, *VACUUM)
+                await tidy(url)
                 found[count].append((done, cores.busy))
                 console.print(f"{count} workers: {done.throughput:,.0f}/s")
         names = ("broker", "database", "workers", "load", "all")

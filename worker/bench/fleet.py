@@ -25,6 +25,7 @@ class Running:
     """Processes that run.
 
     Attributes:
+        processes: all of them, by now.
         log: what they have written.
     """
 

@@ -20,6 +20,7 @@ import orjson
 from worker.broker.channel import BulkChannel
 from worker.broker.delivery import Delivery
 from worker.broker.frames import short_string
+from worker.broker.properties import property_flags
 from worker.broker.publication import PERSISTENT, Publication
 from worker.broker.session import connect
 from worker.broker.topology import Topology
@@ -219,7 +220,7 @@ class _RequestProperties:
         return b"".join((_REQUEST_HEAD, short_string(str(self.number)), _reply_to(self.reply_to)))
 
 
-_REQUEST_FLAGS = 0x8000 | 0x1000 | 0x0400 | 0x0200
+_REQUEST_FLAGS = property_flags("content_type", "delivery_mode", "correlation_id", "reply_to")
 _REQUEST_HEAD = _REQUEST_FLAGS.to_bytes(2) + short_string("application/json") + bytes((PERSISTENT,))
 _reply_to = cache(short_string)
 

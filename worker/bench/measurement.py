@@ -158,13 +158,11 @@ async def _serve(load: Load, fleet: Fleet, pace: Pace, requests: int) -> tuple[S
 
 
 def _percentiles(latencies: list[float]) -> dict[str, float]:
+    if not latencies:
+        return {}
     latencies.sort()
     last = len(latencies) - 1
-    return {
-        name: round(latencies[min(int(len(latencies) * share), last)] * 1000, 2)
-        for name, share in PERCENTILES.items()
-        if latencies
-    }
+    return {name: round(latencies[min(int(len(latencies) * share), last)] * 1000, 2) for name, share in PERCENTILES.items()}
 
 
 @asynccontextmanager

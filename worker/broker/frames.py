@@ -6,7 +6,7 @@ import struct
 from typing import Any, Protocol
 
 from worker.broker.properties import read_properties
-from worker.broker.transport import BODY, HEAD, HEADER, METHOD
+from worker.broker.transport import BODY, END, HEAD, HEADER, METHOD
 
 # Class and method in one number.
 _PUBLISH, _RETURN, _DELIVER, _ACK, _NACK = ((60 << 16) + method for method in (40, 50, 60, 80, 120))
@@ -15,7 +15,7 @@ _TAG_AND_BITS = struct.Struct(">QB")
 # Of a content header: class, weight, size of the body.
 _CONTENT = struct.Struct(">HHQ")
 _CONTENT_CLASS = 60
-_END = b"\xce"
+_END = bytes((END,))
 # Before the routing key: the method, two reserved octets, and the default exchange, whose name is empty.
 _PUBLISH_HEAD = struct.pack(">IHB", _PUBLISH, 0, 0)
 _MANDATORY, _NOT_MANDATORY = b"\x01", b"\x00"
@@ -126,7 +126,7 @@ def publish(channel: int, queue: str, properties: bytes, body: bytes, *, mandato
 
 def acknowledge(channel: int, tag: int, *, multiple: bool) -> bytes:
     """A ``basic.ack``."""
-    return _ACK_FRAME.pack(METHOD, channel, 13, _ACK, tag, multiple, 0xCE)
+    return _ACK_FRAME.pack(METHOD, channel, 13, _ACK, tag, multiple, END)
 
 
 def short_string(text: str) -> bytes:

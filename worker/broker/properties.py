@@ -64,6 +64,11 @@ _FIELDS = tuple(
 )
 
 
+def property_flags(*names: str) -> int:
+    """The flags of a content header that has these properties."""
+    return sum(spec.Basic.Properties.flags[name] for name in names)
+
+
 def read_properties(raw: bytes) -> spec.Basic.Properties:
     """The properties of a content header; raises nothing.
 

@@ -11,6 +11,7 @@ import pamqp.encode
 from pamqp import commands as spec
 
 from worker.broker import frames
+from worker.broker.properties import property_flags
 from worker.contract.message import DIRECT_REPLY_TO, ROUTING_HEADERS, Message
 
 APP_ID = "flow-run-worker"
@@ -29,9 +30,8 @@ RAW_PROPERTIES_HEADER = f"{ORIGINAL_PREFIX}properties"
 MAX_ERROR_LINE = 500
 
 
-# Content type, headers, delivery mode, correlation id, message id, timestamp, type and app id: their bits in the property flags.
-_REPLY_FLAGS = 0x8000 | 0x2000 | 0x1000 | 0x0400 | 0x0080 | 0x0040 | 0x0020 | 0x0008
-_CORRELATION_ID_FLAG = 0x0400
+_REPLY_FLAGS = property_flags("content_type", "headers", "delivery_mode", "message_id", "timestamp", "message_type", "app_id")
+_CORRELATION_ID_FLAG = property_flags("correlation_id")
 _CONTENT_TYPE = frames.short_string("application/json")
 _APP_ID = frames.short_string(APP_ID)
 _TYPES = {kind: frames.short_string(kind) for kind in ("flow_run", "error")}
@@ -66,7 +66,7 @@ class ReplyProperties:
         correlated = self.correlation_id is not None
         return b"".join(
             (
-                _FLAGS.pack(_REPLY_FLAGS if correlated else _REPLY_FLAGS & ~_CORRELATION_ID_FLAG),
+                _FLAGS.pack(_REPLY_FLAGS | _CORRELATION_ID_FLAG if correlated else _REPLY_FLAGS),
                 _CONTENT_TYPE,
                 _status_header(self.status),
                 _PERSISTENT_OCTET,
