@@ -1,7 +1,7 @@
 """The line from queue to acknowledgement: delivery, decode, create, reply, acknowledge. It joins broker and store.
 
-Each stage is a task that takes whatever the one before it has put out. So batches form by themselves, the next batch is
-decoded while one commits, and the replies of the last one are being confirmed meanwhile.
+Each stage is a task that takes whatever the one before it has put out. So batches form by themselves, and while one commits, the
+next is decoded, the replies of the last are written, and those of the one before it are being confirmed.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ class Pipeline:
         self._settings = settings
         self._traces = traces
         self._requests: Mailbox[tuple[Delivery, NewRun]] = Mailbox()
-        self._answers: Mailbox[Answer] = Mailbox()
+        self._outcomes: Mailbox[tuple[Delivery, Outcome]] = Mailbox()
 
     async def run(self) -> None:
         """Consume and serve until the session's deliveries end and all that were taken are acknowledged.
@@ -115,7 +115,7 @@ class Pipeline:
             message_id=delivery.message.message_id,
             correlation_id=delivery.message.correlation_id,
         )
-        self._answers.put(Answer.refused(delivery, refusal))
+        self._outcomes.put((delivery, refusal))
 
     async def _create(self) -> None:
         while requests := await self._requests.take(
@@ -124,32 +124,29 @@ class Pipeline:
             started = monotonic()
             with self._traces.batch([delivery for delivery, _ in requests]):
                 outcomes = await self._stored([run for _, run in requests])
-            now = datetime.now(UTC)
             created = existing = 0
             told = log.is_enabled_for(logging.DEBUG)
             for (delivery, _), outcome in zip(requests, outcomes, strict=True):
                 if isinstance(outcome, Refusal):
                     self._refuse(delivery, outcome)
                     continue
-                if isinstance(outcome, Created):
-                    status, created = 201, created + 1
-                else:
-                    status, existing = 200, existing + 1
-                run = outcome.run
-                self._answers.put(Answer(delivery, status, encode_record(run, now), run.id))
+                # Its record is written by the next stage, so that the database waits for nothing but the next batch.
+                self._outcomes.put((delivery, outcome))
+                is_new = isinstance(outcome, Created)
+                created, existing = created + is_new, existing + (not is_new)
                 if told:
                     log.debug(
-                        "created" if status == 201 else "existing",
-                        flow_run_id=str(run.id),
-                        name=run.name,
-                        idempotency_key=run.idempotency_key,
+                        "created" if is_new else "existing",
+                        flow_run_id=str(outcome.run.id),
+                        name=outcome.run.name,
+                        idempotency_key=outcome.run.idempotency_key,
                         message_id=delivery.message.message_id,
                     )
             seconds = monotonic() - started
             metrics.batch(len(requests), seconds)
             refused = len(requests) - created - existing
             log.info("batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1))
-        self._answers.close()
+        self._outcomes.close()
 
     async def _stored(self, runs: Sequence[NewRun]) -> list[Outcome]:
         """Store the runs. A fault of the database is waited out, with their deliveries held."""
@@ -178,5 +175,12 @@ class Pipeline:
                 return outcomes
 
     async def _settle(self, settlement: Settlement) -> None:
-        while answers := await self._answers.take(self._settings.batch_max):
-            await settlement.settle(answers)
+        while outcomes := await self._outcomes.take(self._settings.batch_max):
+            now = datetime.now(UTC)
+            await settlement.settle([_answer(delivery, outcome, now) for delivery, outcome in outcomes])
+
+
+def _answer(delivery: Delivery, outcome: Outcome, now: datetime) -> Answer:
+    if isinstance(outcome, Refusal):
+        return Answer.refused(delivery, outcome)
+    return Answer(delivery, 201 if isinstance(outcome, Created) else 200, encode_record(outcome.run, now), outcome.run.id)
