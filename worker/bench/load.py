@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
-from math import floor
+from math import ceil, floor
 from typing import Any, Literal
 from uuid import UUID
 
@@ -37,6 +37,8 @@ TICK = 0.001
 # A reply that takes longer than this many seconds will not come.
 PATIENCE = 60.0
 WARM_UP = 300
+# At a rate, this many seconds of it are not counted: the first tenths of a second would be a share of p99.
+RUN_UP_SECONDS = 1.0
 
 
 class BenchFailed(Exception):
@@ -95,6 +97,7 @@ class Load:
     Attributes:
         statuses: whether replies say their status, as the worker's do; any but 201 is then an error.
         progress: is told how many more replies have come.
+        answered: how many have come in all, with those that are not counted.
     """
 
     def __init__(self, out: BulkChannel, replies: BulkChannel, queue: str, body: Callable[[int], bytes]) -> None:
@@ -105,6 +108,7 @@ class Load:
         self._reply_to = ""
         self.statuses = True
         self.progress: Progress = lambda count: None
+        self.answered = 0
 
     async def prepare(self) -> None:
         """Declare the reply queue, and consume from it."""
@@ -133,20 +137,28 @@ class Load:
 
     async def at_rate(self, requests: int, rate: float) -> Served:
         """Send so many requests a second, and take the replies."""
-        started = time.perf_counter() + 0.05
+        return await self._paced(range(requests), rate)
+
+    async def run_up(self, requests: int, rate: float) -> None:
+        """The first moments at a rate, which are not counted; at most so many requests."""
+        first = -WARM_UP - min(ceil(rate * RUN_UP_SECONDS), requests)
+        await self._paced(range(first, -WARM_UP), rate, counted=False)
+
+    async def _paced(self, numbers: range, rate: float, *, counted: bool = True) -> Served:
+        started = time.perf_counter() + 0.05 - numbers.start / rate  # when number 0 is, or would have been due
         latencies: list[float] = []
 
         async def collect() -> None:
-            while len(latencies) < requests:
-                taken = await self._take(CHUNK)
+            while len(latencies) < len(numbers):
+                taken = await self._take(CHUNK, counted=counted)
                 now = time.perf_counter()
                 latencies.extend(now - started - number / rate for number in map(_number, taken))
 
         collecting = asyncio.create_task(collect())
         try:
-            number = 0
-            while number < requests and not collecting.done():
-                due = min(floor((time.perf_counter() - started) * rate) + 1, requests)
+            number = numbers.start
+            while number < numbers.stop and not collecting.done():
+                due = min(floor((time.perf_counter() - started) * rate) + 1, numbers.stop)
                 if due > number:
                     await self._out.publish([self._publication(each) for each in range(number, due)])
                     number = due
@@ -154,7 +166,7 @@ class Load:
             await collecting
         finally:
             collecting.cancel()
-        return Served(requests, time.perf_counter() - started, latencies)
+        return Served(len(numbers), time.perf_counter() - started, latencies)
 
     async def in_turn(self, requests: int, concurrency: int) -> Served:
         """Have so many requests under way at a time."""
@@ -200,6 +212,7 @@ class Load:
                 if delivery.message.headers.get("status") != 201:
                     reply = delivery.message.body[:500].decode(errors="replace")
                     raise BenchFailed(f"a request was not answered by a new run: {reply}")
+        self.answered += len(taken)
         if counted:
             self.progress(len(taken))
         return taken

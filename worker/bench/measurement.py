@@ -52,7 +52,7 @@ class Measurement:
         throughput: replies a second; all at once: from the first reply to the last.
         p50, p90, p99, p999: latency percentiles in milliseconds, at a rate from the time a request was due to its reply; None
             where all came at once.
-        cpu: CPU time of the workers in microseconds a request, their start and warm-up included.
+        cpu: CPU time of the workers in microseconds a request, those of the warm-up too, their start included.
         memory: the largest resident memory of a worker in MiB.
     """
 
@@ -134,7 +134,7 @@ async def measure(
         concurrency=pace.concurrency,
         seconds=round(served.seconds, 3),
         throughput=round(served.replies / served.seconds, 1),
-        cpu=round(cpu / requests * 1e6, 1),
+        cpu=round(cpu / load.answered * 1e6, 1),
         memory=round(memory / 2**20, 1),
         **_percentiles(served.latencies),
     )
@@ -151,6 +151,8 @@ async def _serve(load: Load, fleet: Fleet, pace: Pace, requests: int) -> tuple[S
             served = await running.watch(load.all_at_once(requests))
         else:
             await running.watch(load.warm_up())
+            if pace.rate:
+                await running.watch(load.run_up(requests, pace.rate))
             paced = load.at_rate(requests, pace.rate) if pace.rate else load.in_turn(requests, pace.concurrency)
             served = await running.watch(paced)
         memory = running.peak_memory()
