@@ -75,7 +75,8 @@ class Pipeline:
             tasks.create_task(self._session.consume(self._settings.prefetch))
             tasks.create_task(self._decode())
             tasks.create_task(self._create())
-            tasks.create_task(self._settle(Settlement(self._session, tasks, self._traces)))
+            settlement = Settlement(self._session, tasks, self._traces, prefetch=self._settings.prefetch)
+            tasks.create_task(self._settle(settlement))
 
     async def _decode(self) -> None:
         while deliveries := await self._session.deliveries.take(DECODE_MAX):

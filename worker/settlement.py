@@ -36,6 +36,12 @@ LONE_REPLY_SECONDS = 600.0
 # Confirms mostly come within milliseconds. One that hangs (a reply queue without a majority) must not hold up the
 # acknowledgement of its neighbours for longer than this many seconds.
 HANGING_SECONDS = 2.0
+# An ack is not on the way of any request, but costs a quorum queue as much as a message: an entry in its log, flushed to disk. So
+# those of this many seconds go together.
+ACKNOWLEDGE_SECONDS = 0.01
+# And with a small prefetch those of fewer: as many as fill it at this rate, a tenth of which a worker serves. So what waits for
+# its ack is at most a tenth of the prefetch, and holds up no delivery.
+PREFETCH_RATE = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +86,19 @@ class Settlement:
         session: where they came from, and where all of this goes.
         tasks: what waits for confirms runs in here, so that its end is everything's end.
         traces: is told when replies go out and when they are settled.
+        prefetch: how many deliveries can be unacknowledged.
     """
 
-    def __init__(self, session: Session, tasks: asyncio.TaskGroup, traces: Traces) -> None:
+    def __init__(self, session: Session, tasks: asyncio.TaskGroup, traces: Traces, *, prefetch: int) -> None:
         self._session = session
         self._tasks = tasks
         self._traces = traces
+        self._acknowledge_seconds = min(ACKNOWLEDGE_SECONDS, prefetch / PREFETCH_RATE)
+        self._settled: list[Delivery] = []
+        self._acknowledging = False
 
     async def settle(self, answers: Sequence[Answer]) -> None:
-        """Publish what the answers need; a task of its own then waits for the confirms and acknowledges.
+        """Publish what the answers need; tasks of their own then wait for the confirms, and acknowledge.
 
         Raises:
             ChannelLost: the session ended; all of them will be delivered again.
@@ -130,7 +140,7 @@ class Settlement:
         self._tasks.create_task(self._confirmed(published, confirmation, backoff, started))
 
     async def _confirmed(self, published: list[_Published], confirmation: Confirmation, backoff: Backoff, started: float) -> None:
-        """Wait for the confirms; acknowledge what is settled, and publish again what the broker did not take."""
+        """Wait for the confirms; have acknowledged what is settled, and publish again what the broker did not take."""
         while published:
             await confirmation.wait(HANGING_SECONDS)
             waited = monotonic() - started
@@ -151,7 +161,7 @@ class Settlement:
                 else:
                     settled.append(each.answer)
             if settled:
-                await self._session.acknowledge(answer.delivery for answer in settled)
+                self._acknowledge(answer.delivery for answer in settled)
                 metrics.settled(settled, monotonic() - started)
                 for answer in settled:
                     self._traces.settled(answer.delivery, answer.status, answer.run_id)
@@ -159,6 +169,20 @@ class Settlement:
             if again:
                 # Not here: what hangs is not to hold them up.
                 self._tasks.create_task(self._publish_again(again, copy(backoff)))
+
+    def _acknowledge(self, settled: Iterable[Delivery]) -> None:
+        self._settled.extend(settled)
+        if not self._acknowledging:
+            self._acknowledging = True
+            self._tasks.create_task(self._acknowledge_together())
+
+    async def _acknowledge_together(self) -> None:
+        """Acknowledge what is settled, at once, and what is settled meanwhile, together; ends when nothing more was."""
+        while self._settled:
+            settled, self._settled = self._settled, []
+            await self._session.acknowledge(settled)
+            await asyncio.sleep(self._acknowledge_seconds)
+        self._acknowledging = False
 
     async def _publish_again(self, again: list[tuple[Answer, tuple[Publication, ...]]], backoff: Backoff) -> None:
         await backoff.sleep()
