@@ -75,8 +75,7 @@ class Pipeline:
             tasks.create_task(self._session.consume(self._settings.prefetch))
             tasks.create_task(self._decode())
             tasks.create_task(self._create())
-            settlement = Settlement(self._session, tasks, self._traces, prefetch=self._settings.prefetch)
-            tasks.create_task(self._settle(settlement))
+            tasks.create_task(self._settle(Settlement(self._session, tasks, self._traces)))
 
     async def _decode(self) -> None:
         while deliveries := await self._session.deliveries.take(DECODE_MAX):

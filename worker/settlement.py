@@ -4,6 +4,7 @@ delivery is settled; knows no database.
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from uuid import UUID
 import structlog
 
 from worker.backoff import Backoff
+from worker.broker.channel import ChannelLost
 from worker.broker.confirmation import Confirmation
 from worker.broker.delivery import Delivery
 from worker.broker.publication import Publication, dead_letter_copy, reply
@@ -42,6 +44,8 @@ ACKNOWLEDGE_SECONDS = 0.01
 # And with a small prefetch those of fewer: as many as fill it at this rate, a tenth of which a worker serves. So what waits for
 # its ack is at most a tenth of the prefetch, and holds up no delivery.
 PREFETCH_RATE = 100_000
+# And the last ones, when all is ended half way, may take so many seconds to write.
+LAST_ACK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +90,13 @@ class Settlement:
         session: where they came from, and where all of this goes.
         tasks: what waits for confirms runs in here, so that its end is everything's end.
         traces: is told when replies go out and when they are settled.
-        prefetch: how many deliveries can be unacknowledged.
     """
 
-    def __init__(self, session: Session, tasks: asyncio.TaskGroup, traces: Traces, *, prefetch: int) -> None:
+    def __init__(self, session: Session, tasks: asyncio.TaskGroup, traces: Traces) -> None:
         self._session = session
         self._tasks = tasks
         self._traces = traces
-        self._acknowledge_seconds = min(ACKNOWLEDGE_SECONDS, prefetch / PREFETCH_RATE)
-        self._settled: list[Delivery] = []
+        self._settled: list[Answer] = []
         self._acknowledging = False
 
     async def settle(self, answers: Sequence[Answer]) -> None:
@@ -161,16 +163,14 @@ class Settlement:
                 else:
                     settled.append(each.answer)
             if settled:
-                self._acknowledge(answer.delivery for answer in settled)
-                metrics.settled(settled, monotonic() - started)
-                for answer in settled:
-                    self._traces.settled(answer.delivery, answer.status, answer.run_id)
+                metrics.confirmed(monotonic() - started)
+                self._acknowledge(settled)
             published = hanging
             if again:
                 # Not here: what hangs is not to hold them up.
                 self._tasks.create_task(self._publish_again(again, copy(backoff)))
 
-    def _acknowledge(self, settled: Iterable[Delivery]) -> None:
+    def _acknowledge(self, settled: Iterable[Answer]) -> None:
         self._settled.extend(settled)
         if not self._acknowledging:
             self._acknowledging = True
@@ -178,11 +178,23 @@ class Settlement:
 
     async def _acknowledge_together(self) -> None:
         """Acknowledge what is settled, at once, and what is settled meanwhile, together; ends when nothing more was."""
-        while self._settled:
-            settled, self._settled = self._settled, []
-            await self._session.acknowledge(settled)
-            await asyncio.sleep(self._acknowledge_seconds)
-        self._acknowledging = False
+        try:
+            while self._settled:
+                await self._acknowledge_settled()
+                await asyncio.sleep(min(ACKNOWLEDGE_SECONDS, self._session.prefetch / PREFETCH_RATE))
+            self._acknowledging = False
+        finally:
+            if self._settled:  # all of it is being ended: these need not come again
+                with suppress(ChannelLost, TimeoutError):
+                    async with asyncio.timeout(LAST_ACK_SECONDS):
+                        await self._acknowledge_settled()
+
+    async def _acknowledge_settled(self) -> None:
+        settled, self._settled = self._settled, []
+        await self._session.acknowledge(answer.delivery for answer in settled)
+        metrics.settled(settled)
+        for answer in settled:
+            self._traces.settled(answer.delivery, answer.status, answer.run_id)
 
     async def _publish_again(self, again: list[tuple[Answer, tuple[Publication, ...]]], backoff: Backoff) -> None:
         await backoff.sleep()

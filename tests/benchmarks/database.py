@@ -13,10 +13,10 @@ async def execute(url: str, *statements: str) -> None:
         await connection.close()
 
 
-async def tidy(url: str) -> None:
+async def tidy(url: str, *, checkpoint: bool = True) -> None:
     """Remove what a measurement left to vacuum, so that the next one does not pay for it.
 
-    The checkpoint lets PostgreSQL use its files of the write-ahead log again, as it does on any database that has run for a
+    A checkpoint lets PostgreSQL use its files of the write-ahead log again, as it does on any database that has run for a
     while. A new one fills each with zeros first (16 MB, some ten thousand runs), and all commits wait for that.
     """
-    await execute(url, "VACUUM ANALYZE flow_run", "VACUUM ANALYZE flow_run_state", "CHECKPOINT")
+    await execute(url, "VACUUM ANALYZE flow_run", "VACUUM ANALYZE flow_run_state", *(["CHECKPOINT"] if checkpoint else []))

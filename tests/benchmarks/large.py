@@ -21,7 +21,7 @@ from rich.table import Table
 from deploy.dev.postgresql import PostgreSQL
 from deploy.dev.rabbitmq import RabbitMQ
 from tests.benchmarks.client import client_of_a_worker
-from tests.benchmarks.database import execute, tidy
+from tests.benchmarks.database import tidy
 from tests.conformance.prefect_server import PrefectServer
 from tests.faults.supervisor import resident
 from worker.bench import Fleet, Measurement, Requests, measure, open_load
@@ -76,7 +76,6 @@ async def grow(url: str, size: int) -> None:
     finally:
         await connection.close()
     await tidy(url)
-    await execute(url, "CHECKPOINT")
     await asyncio.to_thread(os.sync)
     connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=60)
     try:
@@ -106,7 +105,7 @@ async def table(size: int, rounds: int) -> None:
             for number in range(rounds + 1):
                 for index, url in enumerate(urls):
                     done = await measure(broker.url, url, requests=20_000, flow_id=flows[index][0])
-                    await tidy(url)
+                    await tidy(url, checkpoint=False)
                     if number:
                         rates[index].append(done.throughput)
                     console.print(f"{kind}, round {number}, {('empty', 'large')[index]}: {done.throughput:,.0f}/s")

@@ -76,6 +76,7 @@ class Session:
         direct_replies: which direct reply-to names can be published to.
         lost: done once the session has ended; its result is the reason in words.
         refused: whether it has ended for want of a permission.
+        prefetch: how many deliveries the broker lets be unacknowledged by now; 0 when no more are taken.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Session:
         self.direct_replies = direct_replies
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.refused = False
+        self.prefetch = 0
         self._connection = connection
         self._channel = channel
         self._acknowledgements = Acknowledgements()
@@ -174,6 +176,7 @@ class Session:
             if self.lost.done():
                 raise ChannelLost(self.lost.result())
             tag, self._consumer_tag = self._consumer_tag, None
+            self.prefetch = prefetch
             try:
                 async with asyncio.timeout(QUEUE_TIMEOUT):
                     if tag is not None:

@@ -65,13 +65,17 @@ def batch(size: int, seconds: float) -> None:
     _create.observe(seconds)
 
 
-def settled(answers: Iterable[_Answer], seconds: float) -> None:
-    """Count answers whose deliveries are acknowledged, and the time from publishing to confirm."""
+def confirmed(seconds: float) -> None:
+    """Count the time from publishing replies to their confirm."""
+    _reply.observe(seconds)
+
+
+def settled(answers: Iterable[_Answer]) -> None:
+    """Count answers whose deliveries are acknowledged."""
     tally = Tally(answer.status for answer in answers)
     for status, count in tally.items():
         _answered(status).inc(count)
     in_flight.dec(tally.total())
-    _reply.observe(seconds)
 
 
 @cache
