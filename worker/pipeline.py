@@ -26,7 +26,7 @@ from worker.observability import metrics
 from worker.observability.traces import Traces
 from worker.settings import Settings
 from worker.settlement import Answer, Settlement
-from worker.store import Created, Outcome, Store
+from worker.store import Created, Existing, Outcome, Store
 
 log = structlog.get_logger(__name__)
 
@@ -124,7 +124,6 @@ class Pipeline:
             started = monotonic()
             with self._traces.batch([delivery for delivery, _ in requests]):
                 outcomes = await self._stored([run for _, run in requests])
-            created = existing = 0
             told = log.is_enabled_for(logging.DEBUG)
             for (delivery, _), outcome in zip(requests, outcomes, strict=True):
                 if isinstance(outcome, Refusal):
@@ -132,11 +131,9 @@ class Pipeline:
                     continue
                 # Its record is written by the next stage, so that the database waits for nothing but the next batch.
                 self._outcomes.put((delivery, outcome))
-                is_new = isinstance(outcome, Created)
-                created, existing = created + is_new, existing + (not is_new)
                 if told:
                     log.debug(
-                        "created" if is_new else "existing",
+                        "created" if isinstance(outcome, Created) else "existing",
                         flow_run_id=str(outcome.run.id),
                         name=outcome.run.name,
                         idempotency_key=outcome.run.idempotency_key,
@@ -144,7 +141,9 @@ class Pipeline:
                     )
             seconds = monotonic() - started
             metrics.batch(len(requests), seconds)
-            refused = len(requests) - created - existing
+            created, existing, refused = (
+                sum(isinstance(outcome, kind) for outcome in outcomes) for kind in (Created, Existing, Refusal)
+            )
             log.info("batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1))
         self._outcomes.close()
 

@@ -153,8 +153,9 @@ async def _serve(load: Load, fleet: Fleet, pace: Pace, requests: int) -> tuple[S
             await running.watch(load.warm_up())
             if pace.rate:
                 await running.watch(load.run_up(requests, pace.rate))
-            paced = load.at_rate(requests, pace.rate) if pace.rate else load.in_turn(requests, pace.concurrency)
-            served = await running.watch(paced)
+                served = await running.watch(load.at_rate(requests, pace.rate))
+            else:
+                served = await running.watch(load.in_turn(requests, pace.concurrency))
         memory = running.peak_memory()
     return served, _cpu_seconds() - before, memory
 

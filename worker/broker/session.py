@@ -176,13 +176,13 @@ class Session:
             if self.lost.done():
                 raise ChannelLost(self.lost.result())
             tag, self._consumer_tag = self._consumer_tag, None
-            self.prefetch = prefetch
             try:
                 async with asyncio.timeout(QUEUE_TIMEOUT):
                     if tag is not None:
                         await self._channel.basic_cancel(tag)
-                    if prefetch and not self._stopped:
-                        await self._channel.basic_qos(prefetch_count=prefetch)
+                    self.prefetch = 0 if self._stopped else prefetch
+                    if self.prefetch:
+                        await self._channel.basic_qos(prefetch_count=self.prefetch)
                         consumed = await self._channel.basic_consume(self.topology.queue, _never_called)
                         self._consumer_tag = consumed.consumer_tag
             except TimeoutError as error:
