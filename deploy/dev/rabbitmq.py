@@ -12,6 +12,9 @@ from typing import Self
 from deploy.dev.processes import ServerFailed, ServerProcess, answers, free_ports, wait_until
 
 SERVER = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
+# The node shares its cores with all else: threads of its schedulers for half of them, bound to none. By default there is one on each
+# core, bound to it, which waits there for whatever else runs on it (RabbitMQ's guide to the runtime; tests/benchmarks/RESULTS.md).
+SCHEDULERS = "+stbt u +SP 50:50"
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class RabbitMQ:
             "RABBITMQ_ENABLED_PLUGINS_FILE": self._write("enabled_plugins", f"[{','.join(plugins)}].\n"),
             "RABBITMQ_PID_FILE": str(self._folder / "pid"),
             "RABBITMQ_DIST_PORT": str(self._distribution),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": SCHEDULERS,
             "ERL_EPMD_PORT": str(self._port_mapper_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
