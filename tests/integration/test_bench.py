@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -77,7 +78,23 @@ async def test_wrong_usage_is_told_before_anything_is_measured(options: tuple[st
     assert done.code == 2, done.err
 
 
-async def test_an_interrupted_bench_leaves_no_queue_and_no_worker(rabbitmq: RabbitMQ) -> None:
+async def test_loads_are_drawn(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    picture = tmp_path / "loads.png"
+    rates = ("--rate", "200", "--rate", "400")
+    done = await command("bench", *rates, "--requests", "100", "--plot", str(picture), amqp_url=rabbitmq.url)
+    assert done.code == 0, done.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("picture", ["picture.docx", "nowhere/picture.png", "."])
+async def test_a_picture_that_cannot_be_drawn_is_told_before_anything_is_measured(picture: str) -> None:
+    done = await command("bench", "--rate", "10", "--plot", picture, amqp_url="amqp://localhost:1/")
+    assert done.code == 1
+    assert f"--plot {picture}: " in done.err
+
+
+@pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupted_bench_leaves_no_queue_and_no_worker(rabbitmq: RabbitMQ, interruption: signal.Signals) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker", "bench", "--rate", "20", "--requests", "10000"),
         env={**os.environ, "PYTHONPATH": str(ROOT), "WORKER_AMQP_URL": rabbitmq.url},
@@ -86,7 +103,7 @@ async def test_an_interrupted_bench_leaves_no_queue_and_no_worker(rabbitmq: Rabb
     async with asyncio.timeout(60):
         while not any(queues(rabbitmq).values()):
             await asyncio.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(interruption)
         assert await process.wait() == 130
     assert queues(rabbitmq) == {}
     assert "bench" not in rabbitmq.ctl("list_connections", "client_properties")

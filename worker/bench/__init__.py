@@ -3,7 +3,7 @@
 from worker.bench.fleet import Fleet
 from worker.bench.load import BenchFailed, Body, Load, Requests, open_load
 from worker.bench.measurement import Measurement, Pace, measure
-from worker.bench.picture import draw, require_matplotlib
+from worker.bench.picture import draw, require_drawable
 
 __all__ = [
     "BenchFailed",
@@ -16,5 +16,5 @@ __all__ = [
     "draw",
     "measure",
     "open_load",
-    "require_matplotlib",
+    "require_drawable",
 ]

@@ -7,19 +7,26 @@ from worker.bench.load import BenchFailed
 from worker.bench.measurement import PERCENTILES, Measurement
 
 
-def require_matplotlib() -> None:
-    """Raise BenchFailed where there is no matplotlib to draw with."""
+def require_drawable(path: Path) -> None:
+    """See, before anything is measured, that a picture can be drawn into this file.
+
+    Raises:
+        BenchFailed: matplotlib is not installed, or writes no such files, or the folder is not there.
+    """
     if find_spec("matplotlib") is None:
         raise BenchFailed("--plot needs matplotlib: pip install matplotlib")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    # No suffix is matplotlib's default, which it appends.
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in formats:
+        raise BenchFailed(f"--plot {path}: matplotlib writes {', '.join(sorted(formats))}")
+    if not path.parent.is_dir() or path.is_dir():
+        raise BenchFailed(f"--plot {path}: {'a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
 
 
 def draw(measurements: list[Measurement], path: Path) -> None:
-    """Throughput and latency percentiles over offered load, as a picture.
-
-    Raises:
-        BenchFailed: matplotlib is not installed.
-    """
-    require_matplotlib()
+    """Throughput and latency percentiles over offered load, as a picture (see :func:`require_drawable`)."""
     from matplotlib.figure import Figure
 
     offered = sorted((each for each in measurements if each.rate), key=lambda each: each.rate)

@@ -1,5 +1,6 @@
 """``bench``: throughput and latency on this machine."""
 
+import signal
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from worker.bench import Measurement, Pace, draw, measure, require_matplotlib
+from worker.bench import Measurement, Pace, draw, measure, require_drawable
 from worker.cli.options import AmqpUrl, DatabaseUrl, err, out, run_async
 from worker.settings import load_settings
 
@@ -57,7 +58,7 @@ def bench(
     if plot is not None:
         if not rate:
             raise typer.BadParameter("is drawn over offered load: give --rate, better several of them", param_hint="--plot")
-        require_matplotlib()
+        require_drawable(plot)
     settings = load_settings(amqp_url=amqp_url, database_url=database_url)
     paces = [*(Pace(concurrency=each) for each in concurrency or ()), *(Pace(rate=each) for each in sorted(rate or ()))]
     count = requests or REQUESTS[body]
@@ -82,6 +83,8 @@ def bench(
                 )
         return measurements
 
+    # As Ctrl-C does: what was made for it is removed.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     measurements = run_async(measure_all())
     if json_output:
         print(orjson.dumps([each.as_dict() for each in measurements], option=orjson.OPT_INDENT_2).decode())
