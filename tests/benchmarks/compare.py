@@ -33,7 +33,9 @@ console = Console(width=130)
 Measure = Callable[[], Awaitable[float]]
 
 OURS = "worker, PostgreSQL"
+API = "Prefect's HTTP API, PostgreSQL"
 API_ALONE = "Prefect's HTTP API, one at a time"
+API_HALF = "Prefect's HTTP API, at half of its load"
 # How many HTTP clients at once gave Prefect's API the most.
 CLIENTS = 16
 
@@ -62,6 +64,19 @@ class Prefect:
         await self._until(time.perf_counter() + 1)
         body = Requests("small", self.flow_id, f"{uuid4()}-")
         return [await _timed(self._create(body(number))) for number in range(requests)]
+
+    async def latencies_at(self, rate: float, requests: int) -> list[float]:
+        """At so many requests a second (open loop), each from when it was due, in milliseconds."""
+        body = Requests("small", self.flow_id, f"{uuid4()}-")
+        started = time.perf_counter()
+
+        async def one(number: int) -> float:
+            due = started + number / rate
+            await asyncio.sleep(due - time.perf_counter())
+            await self._create(body(number))
+            return (time.perf_counter() - due) * 1000
+
+        return await asyncio.gather(*map(one, range(requests)))
 
     async def _until(self, deadline: float) -> int:
         body, count = Requests("small", self.flow_id, f"{uuid4()}-"), 0
@@ -119,7 +134,7 @@ class Comparison:
                 prefect = await Prefect.at(http)
                 measures: dict[str, Measure] = {
                     OURS: lambda: self._rate(self._own),
-                    "Prefect's HTTP API, PostgreSQL": lambda: prefect.rate(self._seconds),
+                    API: lambda: prefect.rate(self._seconds),
                     "first worker, PostgreSQL": lambda: self._rate(self._first, "first_worker", 0.15),
                     "aio-pika's confirmed echo, no database": lambda: self._rate(None, "echo_worker", 0.5),
                     "worker, a Prefect server's database": lambda: self._rate(self._prefect, flow_id=prefect.flow_id),
@@ -140,14 +155,17 @@ class Comparison:
         for number in range(rounds):
             with PrefectServer(self._prefect) as server:
                 async with httpx.AsyncClient(base_url=server.api, timeout=60) as http:
-                    self._keep(API_ALONE, await (await Prefect.at(http)).latencies(alone // 5))
+                    prefect = await Prefect.at(http)
+                    self._keep(API_ALONE, await prefect.latencies(alone // 5))
+                    self._keep(API_HALF, await prefect.latencies_at(statistics.median(self.rates[API]) / 2, alone // 5))
             one = await self._measure("one at a time", Pace(concurrency=1), alone)
             self._keep("worker, Python client, one at a time", await client_latencies(self._broker.url, self._own, alone))
             most = await self._measure("most", Pace(rate=statistics.median(self.rates[OURS])), self._requests * 2)
             half = await self._measure("half", Pace(rate=round(most.throughput / 2)), self._requests)
             console.print(
-                f"round {number + 1}: one at a time: Prefect's {self.latencies[API_ALONE][-1]:.1f} ms, "
-                f"worker {one.p50} ms; at {half.rate:,.0f}/s: p50 {half.p50} ms, p99 {half.p99} ms"
+                f"round {number + 1}: one at a time: Prefect's p50 {self.latencies[API_ALONE][-1]:.1f} ms, worker's {one.p50} ms; "
+                f"at half of its load: Prefect's p50 {self.latencies[API_HALF][-1]:.1f} ms, "
+                f"worker's, {half.rate:,.0f}/s, {half.p50} ms, p99 {half.p99} ms"
             )
 
     def _keep(self, name: str, latencies: Sequence[float]) -> None:
@@ -202,6 +220,11 @@ def show(comparison: Comparison) -> None:
         rate = "" if name == "one at a time" else f" ({_spread([each.throughput for each in measured], 0)} served a second)"
         table.add_row(f"worker, {name}{rate}", _spread(p50, 2), _spread(p99, 1), _spread(_ratios(api, p50), 1))
     console.print(table)
+    p99 = [each.p99 or 0.0 for each in made["half"]]
+    for name in (API_HALF, API_ALONE):
+        below = sum(ours < theirs for ours, theirs in zip(p99, latencies[name], strict=True))
+        share = _spread(_ratios(p99, latencies[name]), 2)
+        console.print(f"p99 at half of the load is {share} times the p50 of {name}; below it in {below} of {len(p99)} rounds.")
 
 
 def _ratios(these: Iterable[float], those: Iterable[float]) -> list[float]:
