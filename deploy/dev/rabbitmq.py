@@ -41,6 +41,7 @@ class RabbitMQ:
         plugins: names of plugins to enable.
         tls: for a TLS listener besides the other.
         join: a node that runs, to become one cluster with.
+        schedulers: arguments for Erlang's schedulers; empty for RabbitMQ's default.
 
     Attributes:
         name: the node's name.
@@ -50,7 +51,13 @@ class RabbitMQ:
         metrics_url: where the metrics for Prometheus are, if that plugin is enabled.
     """
 
-    def __init__(self, plugins: Sequence[str] = (), tls: TLS | None = None, join: "RabbitMQ | None" = None) -> None:
+    def __init__(
+        self,
+        plugins: Sequence[str] = (),
+        tls: TLS | None = None,
+        join: "RabbitMQ | None" = None,
+        schedulers: str = SCHEDULERS,
+    ) -> None:
         executable()
         self.port, management, self._distribution, port_mapper, tls_port, metrics = free_ports(6)
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
@@ -98,7 +105,7 @@ class RabbitMQ:
             "RABBITMQ_ENABLED_PLUGINS_FILE": self._write("enabled_plugins", f"[{','.join(plugins)}].\n"),
             "RABBITMQ_PID_FILE": str(self._folder / "pid"),
             "RABBITMQ_DIST_PORT": str(self._distribution),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": SCHEDULERS,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": schedulers,
             "ERL_EPMD_PORT": str(self._port_mapper_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
