@@ -12,9 +12,9 @@ from typing import Self
 from deploy.dev.processes import ServerFailed, ServerProcess, answers, free_ports, wait_until
 
 SERVER = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
-# The node shares its cores with all else: schedulers for half of them, bound to none. By default each core has one,
+# The node shares its cores with all else, so its schedulers are bound to none. By default each core has one,
 # bound to it, which waits there for whatever else runs (RabbitMQ's guide to the runtime; tests/benchmarks/RESULTS.md).
-SCHEDULERS = "+stbt u +SP 50:50"
+SCHEDULERS = "+stbt u"
 
 
 @dataclass(frozen=True)
