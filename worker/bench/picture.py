@@ -11,7 +11,7 @@ def require_drawable(path: Path) -> None:
     """See, before anything is measured, that a picture can be drawn into this file.
 
     Raises:
-        BenchFailed: matplotlib is not installed, or writes no such files, or the folder is not there.
+        BenchFailed: matplotlib is not installed, or writes no such files, or it is a folder, or its folder is not there.
     """
     if find_spec("matplotlib") is None:
         raise BenchFailed("--plot needs matplotlib: pip install matplotlib")
@@ -21,8 +21,10 @@ def require_drawable(path: Path) -> None:
     formats = FigureCanvasBase.get_supported_filetypes()
     if path.suffix and path.suffix[1:].lower() not in formats:
         raise BenchFailed(f"--plot {path}: matplotlib writes {', '.join(sorted(formats))}")
-    if not path.parent.is_dir() or path.is_dir():
-        raise BenchFailed(f"--plot {path}: {'a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+    if path.is_dir():
+        raise BenchFailed(f"--plot {path}: a folder")
+    if not path.parent.is_dir():
+        raise BenchFailed(f"--plot {path}: there is no folder {path.parent}")
 
 
 def draw(measurements: list[Measurement], path: Path) -> None:
