@@ -12,9 +12,6 @@ from typing import Self
 from deploy.dev.processes import ServerFailed, ServerProcess, answers, free_ports, wait_until
 
 SERVER = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
-# The node shares its cores with all else, so its schedulers are bound to none. By default each core has one,
-# bound to it, which waits there for whatever else runs (RabbitMQ's guide to the runtime; tests/benchmarks/RESULTS.md).
-SCHEDULERS = "+stbt u"
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,6 @@ class RabbitMQ:
         plugins: names of plugins to enable.
         tls: for a TLS listener besides the other.
         join: a node that runs, to become one cluster with.
-        schedulers: arguments for Erlang's schedulers; empty for RabbitMQ's default.
 
     Attributes:
         name: the node's name.
@@ -56,7 +52,6 @@ class RabbitMQ:
         plugins: Sequence[str] = (),
         tls: TLS | None = None,
         join: "RabbitMQ | None" = None,
-        schedulers: str = SCHEDULERS,
     ) -> None:
         executable()
         self.port, management, self._distribution, port_mapper, tls_port, metrics = free_ports(6)
@@ -105,7 +100,6 @@ class RabbitMQ:
             "RABBITMQ_ENABLED_PLUGINS_FILE": self._write("enabled_plugins", f"[{','.join(plugins)}].\n"),
             "RABBITMQ_PID_FILE": str(self._folder / "pid"),
             "RABBITMQ_DIST_PORT": str(self._distribution),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": schedulers,
             "ERL_EPMD_PORT": str(self._port_mapper_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
