@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import product
 from uuid import UUID, uuid4
 
 import httpx
@@ -36,6 +37,8 @@ OURS = "worker, PostgreSQL"
 API = "Prefect's HTTP API, PostgreSQL"
 API_ALONE = "Prefect's HTTP API, one at a time"
 API_HALF = "Prefect's HTTP API, at half of its load"
+# Of the most that the worker serves.
+SHARES = {"a third": 1 / 3, "half": 1 / 2}
 # How many HTTP clients at once gave Prefect's API the most.
 CLIENTS = 16
 
@@ -147,7 +150,7 @@ class Comparison:
                         console.print(f"round {number + 1}: {name}: {self.rates[name][-1]:,.0f}/s")
 
     async def latency(self, rounds: int) -> None:
-        """How long one request takes, alone and at half of the load that is served with its producer on the same cores.
+        """How long one request takes, alone and at shares of the load that is served with its producer on the same cores.
 
         In turn; a Prefect server runs only while it is measured, since its background services take from the same cores.
         """
@@ -161,11 +164,13 @@ class Comparison:
             one = await self._measure("one at a time", Pace(concurrency=1), alone)
             self._keep("worker, Python client, one at a time", await client_latencies(self._broker.url, self._own, alone))
             most = await self._measure("most", Pace(rate=statistics.median(self.rates[OURS])), self._requests * 2)
-            half = await self._measure("half", Pace(rate=round(most.throughput / 2)), self._requests)
+            for name, share in SHARES.items():
+                await self._measure(name, Pace(rate=round(most.throughput * share)), self._requests)
+            third, half = (self.measurements[name][-1] for name in SHARES)
             console.print(
                 f"round {number + 1}: one at a time: Prefect's p50 {self.latencies[API_ALONE][-1]:.1f} ms, worker's {one.p50} ms; "
                 f"at half of its load: Prefect's p50 {self.latencies[API_HALF][-1]:.1f} ms, "
-                f"worker's, {half.rate:,.0f}/s, {half.p50} ms, p99 {half.p99} ms"
+                f"worker's, {half.rate:,.0f}/s, {half.p50} ms, p99 {half.p99} ms, at a third p99 {third.p99} ms"
             )
 
     def _keep(self, name: str, latencies: Sequence[float]) -> None:
@@ -220,11 +225,11 @@ def show(comparison: Comparison) -> None:
         rate = "" if name == "one at a time" else f" ({_spread([each.throughput for each in measured], 0)} served a second)"
         table.add_row(f"worker, {name}{rate}", _spread(p50, 2), _spread(p99, 1), _spread(_ratios(api, p50), 1))
     console.print(table)
-    p99 = [each.p99 or 0.0 for each in made["half"]]
-    for name in (API_HALF, API_ALONE):
+    for share, name in product(SHARES, (API_HALF, API_ALONE)):
+        p99 = [each.p99 or 0.0 for each in made[share]]
         below = sum(ours < theirs for ours, theirs in zip(p99, latencies[name], strict=True))
-        share = _spread(_ratios(p99, latencies[name]), 2)
-        console.print(f"p99 at half of the load is {share} times the p50 of {name}; below it in {below} of {len(p99)} rounds.")
+        times = _spread(_ratios(p99, latencies[name]), 2)
+        console.print(f"p99 at {share} of the load is {times} times the p50 of {name}; below it in {below} of {len(p99)} rounds.")
 
 
 def _ratios(these: Iterable[float], those: Iterable[float]) -> list[float]:
