@@ -86,7 +86,7 @@ async def test_loads_are_drawn(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("picture", ["picture.docx", "nowhere/picture.png", "."])
+@pytest.mark.parametrize("picture", ["picture.docx", "picture", "nowhere/picture.png", "."])
 async def test_a_picture_that_cannot_be_drawn_is_told_before_anything_is_measured(picture: str) -> None:
     done = await command("bench", "--rate", "10", "--plot", picture, amqp_url="amqp://localhost:1/")
     assert done.code == 1

@@ -17,12 +17,12 @@ def require_drawable(path: Path) -> None:
         raise BenchFailed("--plot needs matplotlib: pip install matplotlib")
     from matplotlib.backend_bases import FigureCanvasBase
 
-    # No suffix is matplotlib's default, which it appends.
-    formats = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix and path.suffix[1:].lower() not in formats:
-        raise BenchFailed(f"--plot {path}: matplotlib writes {', '.join(sorted(formats))}")
     if path.is_dir():
         raise BenchFailed(f"--plot {path}: a folder")
+    # Without a suffix matplotlib would append one, and write a file of another name.
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise BenchFailed(f"--plot {path}: matplotlib writes {', '.join(sorted(formats))}")
     if not path.parent.is_dir():
         raise BenchFailed(f"--plot {path}: there is no folder {path.parent}")
 
