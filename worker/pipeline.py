@@ -23,6 +23,7 @@ from worker.contract.record import encode_record
 from worker.creation import NewRun, new_run
 from worker.mailbox import Mailbox
 from worker.observability import metrics
+from worker.observability.stored import StoredLog
 from worker.observability.traces import Traces
 from worker.settings import Settings
 from worker.settlement import Answer, Settlement
@@ -63,6 +64,7 @@ class Pipeline:
         self._traces = traces
         self._requests: Mailbox[tuple[Delivery, NewRun]] = Mailbox()
         self._outcomes: Mailbox[tuple[Delivery, Outcome]] = Mailbox()
+        self._stored_log = StoredLog()
 
     async def run(self) -> None:
         """Consume and serve until the session's deliveries end and all that were taken are acknowledged.
@@ -71,11 +73,14 @@ class Pipeline:
             ExceptionGroup: of :class:`ChannelLost` (the session ended; what was in flight comes again) or
                 :class:`DatabaseAway`.
         """
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._session.consume(self._settings.prefetch))
-            tasks.create_task(self._decode())
-            tasks.create_task(self._create())
-            tasks.create_task(self._settle(Settlement(self._session, tasks, self._traces)))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._session.consume(self._settings.prefetch))
+                tasks.create_task(self._decode())
+                tasks.create_task(self._create())
+                tasks.create_task(self._settle(Settlement(self._session, tasks, self._traces)))
+        finally:
+            self._stored_log.close()
 
     async def _decode(self) -> None:
         while deliveries := await self._session.deliveries.take(DECODE_MAX):
@@ -144,7 +149,7 @@ class Pipeline:
             created, existing, refused = (
                 sum(isinstance(outcome, kind) for outcome in outcomes) for kind in (Created, Existing, Refusal)
             )
-            log.info("batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1))
+            self._stored_log.add(created=created, existing=existing, refused=refused, seconds=seconds)
         self._outcomes.close()
 
     async def _stored(self, runs: Sequence[NewRun]) -> list[Outcome]:

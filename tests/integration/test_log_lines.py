@@ -1,5 +1,8 @@
 """What a worker logs of the requests that it serves."""
 
+from datetime import datetime, timedelta
+from itertools import pairwise
+
 import orjson
 import pytest
 
@@ -7,10 +10,11 @@ from tests.conftest import StartWorker
 from tests.producer import Producer
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
+REQUESTS = 1000
 
 
 @pytest.mark.parametrize(("level", "each"), [("info", []), ("debug", ["created", "existing"])])
-async def test_a_line_a_batch_and_a_refusal_and_for_each_request_only_at_debug(
+async def test_what_was_stored_each_refusal_and_only_at_debug_each_request(
     start_worker: StartWorker, producer: Producer, sqlite_url: str, level: str, each: list[str]
 ) -> None:
     worker = start_worker(sqlite_url, log_format="json", log_level=level)
@@ -19,8 +23,8 @@ async def test_a_line_a_batch_and_a_refusal_and_for_each_request_only_at_debug(
         await producer.request(body)
     assert worker.terminate() == 0
     lines = [orjson.loads(line) for line in worker.output.splitlines()]
-    batches = [(line["created"], line["existing"], line["refused"]) for line in lines if line["event"] == "batch"]
-    assert batches == [(1, 0, 0), (0, 1, 0)]
+    stored = [(line["created"], line["existing"], line["refused"]) for line in lines if line["event"] == "stored"]
+    assert stored == [(1, 0, 0), (0, 1, 0)]
     (refused,) = [line for line in lines if line["event"] == "refused"]
     assert refused["status"] == 422
     assert "flow_id" in refused["error"]
@@ -28,3 +32,19 @@ async def test_a_line_a_batch_and_a_refusal_and_for_each_request_only_at_debug(
     assert [line["event"] for line in told] == each
     assert all(line["idempotency_key"] == "order-4711" for line in told)
     assert len({line["flow_run_id"] for line in told}) == bool(each)
+
+
+async def test_under_load_what_was_stored_is_told_once_a_second(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str
+) -> None:
+    worker = start_worker(sqlite_url, log_format="json")
+    for number in range(REQUESTS):
+        await producer.request({"flow_id": FLOW_ID, "idempotency_key": f"order-{number}"})
+    assert worker.terminate() == 0
+    lines = [line for line in map(orjson.loads, worker.output.splitlines()) if line["event"] == "stored"]
+    assert sum(line["created"] for line in lines) == REQUESTS
+    # One request at a time: each was a batch.
+    assert sum(line["batches"] for line in lines) == REQUESTS
+    times = [datetime.fromisoformat(line["timestamp"]) for line in lines]
+    assert all(following - time > timedelta(seconds=0.9) for time, following in pairwise(times[:-1]))
+    assert max(line["batches"] for line in lines) > 1

@@ -118,7 +118,6 @@ class Fleet:
             "WORKER_DATABASE_URL": self.database_url,
             "WORKER_QUEUE": self.queue,
             "WORKER_HTTP_PORT": "0",
-            "WORKER_LOG_LEVEL": "warning",
             **self.settings,
         }
         return await asyncio.create_subprocess_exec(*program, env=environment, stderr=output)

@@ -1,0 +1,45 @@
+"""The log lines that tell what was stored: one a second at most, since under load there are hundreds of batches in one."""
+
+import asyncio
+from collections import Counter
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+INTERVAL_SECONDS = 1.0
+
+
+class StoredLog:
+    """Logs a batch at once after a quiet second, and those of the second after a line together."""
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+        self._counts: Counter[str] = Counter()
+        self._slowest = 0.0
+
+    def add(self, *, created: int, existing: int, refused: int, seconds: float) -> None:
+        """Take the counts of one batch, and the seconds that it took in the database."""
+        self._counts.update(created=created, existing=existing, refused=refused, batches=1)
+        self._slowest = max(self._slowest, seconds)
+        if self._timer is None:
+            self._tell()
+
+    def close(self) -> None:
+        """Log what was added and not logged yet; nothing is added any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._log()
+
+    def _tell(self) -> None:
+        self._timer = None
+        if self._log():
+            self._timer = asyncio.get_running_loop().call_later(INTERVAL_SECONDS, self._tell)
+
+    def _log(self) -> bool:
+        if not self._counts:
+            return False
+        log.info("stored", **self._counts, slowest_ms=round(self._slowest * 1000, 1))
+        self._counts.clear()
+        self._slowest = 0.0
+        return True
