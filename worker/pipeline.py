@@ -149,6 +149,7 @@ class Pipeline:
             created, existing, refused = (
                 sum(isinstance(outcome, kind) for outcome in outcomes) for kind in (Created, Existing, Refusal)
             )
+            log.debug("batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1))
             self._stored_log.add(created=created, existing=existing, refused=refused, seconds=seconds)
         self._outcomes.close()
 

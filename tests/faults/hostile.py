@@ -436,6 +436,7 @@ def worker(amqp_url: str, database_url: str, queue: str, log: Path) -> Iterator[
             "WORKER_DATABASE_URL": database_url,
             "WORKER_QUEUE": queue,
             "WORKER_HTTP_PORT": "0",
+            "WORKER_LOG_LEVEL": "debug",
             "WORKER_BATCH_MAX": str(BATCH),
             "WORKER_PREFETCH": "65535",
         },

@@ -14,7 +14,7 @@ REQUESTS = 1000
 
 
 @pytest.mark.parametrize(("level", "each"), [("info", []), ("debug", ["created", "existing"])])
-async def test_what_was_stored_each_refusal_and_only_at_debug_each_request(
+async def test_what_was_stored_each_refusal_and_only_at_debug_each_batch_and_request(
     start_worker: StartWorker, producer: Producer, sqlite_url: str, level: str, each: list[str]
 ) -> None:
     worker = start_worker(sqlite_url, log_format="json", log_level=level)
@@ -25,6 +25,7 @@ async def test_what_was_stored_each_refusal_and_only_at_debug_each_request(
     lines = [orjson.loads(line) for line in worker.output.splitlines()]
     stored = [(line["created"], line["existing"], line["refused"]) for line in lines if line["event"] == "stored"]
     assert stored == [(1, 0, 0), (0, 1, 0)]
+    assert len([line for line in lines if line["event"] == "batch"]) == len(each)
     (refused,) = [line for line in lines if line["event"] == "refused"]
     assert refused["status"] == 422
     assert "flow_id" in refused["error"]
