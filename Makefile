@@ -14,25 +14,25 @@ BIN := $(VENV)/bin
 help:                 ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
-$(VENV)/installed: requirements.txt pyproject.toml
+$(VENV)/installed: deploy/requirements/worker.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: set PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements/worker.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/installed requirements-test.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-test.txt
+$(VENV)/installed-test: $(VENV)/installed deploy/requirements/test.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements/test.txt
 	@touch $@
 
 servers:              ## Install the servers that the tests start for themselves (Debian, as root), or say what to do
-	@deploy/dev/servers.sh rabbitmq postgresql
+	@tests/support/servers.sh rabbitmq postgresql
 
 test: $(VENV)/installed-test servers lint   ## Run all tests, against a real RabbitMQ, PostgreSQL and SQLite
 	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup --no-loadscope-reorder
 
 test-rabbitmq4: $(VENV)/installed-test servers   ## Run the tests of the worker and its users against RabbitMQ 4 (Debian, as root, with debootstrap)
-	server=$$(deploy/dev/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(BIN)/python -m pytest tests/integration tests/deploy/test_compose.py
+	server=$$(tests/support/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(BIN)/python -m pytest tests/integration tests/deploy/test_compose.py
 
 $(VENV)/installed-fuzz: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris==3.0.0
@@ -49,10 +49,10 @@ lint: $(VENV)/installed-test   ## Check style and types
 	$(BIN)/mypy
 
 demo: $(VENV)/installed   ## Show the main job on a broker, a worker and SQLite; leaves nothing running
-	@$(BIN)/python -m deploy.dev.demo
+	@$(BIN)/python -m tests.support.demo
 
 run: $(VENV)/installed   ## Run a worker in the foreground, with a broker of its own if none answers
-	@$(BIN)/python -m deploy.dev.run
+	@$(BIN)/python -m tests.support.run
 
 bench: $(VENV)/installed-test servers   ## Compare with Prefect's API and others, in one run on this machine (about ten minutes)
 	@$(BIN)/python -m tests.benchmarks.compare

@@ -1,34 +1,33 @@
-"""The servers that the tests run against: a RabbitMQ node and a PostgreSQL cluster of their own, real ones, ended with them."""
+"""The servers that the tests run against: a RabbitMQ node and a PostgreSQL cluster of their own,
+real ones, ended with them.
+"""
 
-import os
-import re
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.processes import wait_until
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.producer import Producer
+from tests.support.postgresql import PostgreSQL
+from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import WorkerProcess
 
-ROOT = Path(__file__).parent.parent
 # Folders and files of tests by how long they take.
 LONGEST = ("conformance", "test_faults.py", "faults", "deploy")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together when several processes share them: a file, as its servers do; all that need Prefect.
+    """Which tests stay together when several processes share them: a file, as its servers do; all
+    that need Prefect.
 
     What takes longest comes first, so that no process is left with it at the end.
     """
-    items.sort(key=lambda item: next((n for n, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST)))
+    items.sort(
+        key=lambda item: next((n for n, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST))
+    )
     for item in items:
         folder = item.path.parent
         item.add_marker(pytest.mark.xdist_group(str(folder if folder.name == "conformance" else item.path)))
@@ -74,49 +73,6 @@ def database_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
-class WorkerProcess:
-    """A worker as a user runs it: ``python -m worker run`` with settings in its environment."""
-
-    def __init__(self, log: Path, environment: dict[str, str], command: Sequence[str] | None = None) -> None:
-        self.log = log
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                command or [sys.executable, "-m", "worker", "run"],
-                cwd=log.parent,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text()
-
-    def wait_until_logged(self, event: str, seconds: float = 30.0) -> None:
-        def logged() -> bool:
-            assert self.process.poll() is None or event in self.output, self.output
-            return event in self.output
-
-        wait_until(logged, f"'{event}' in {self.log}", seconds)
-
-    @property
-    def http(self) -> str:
-        """Where its side port is."""
-        found = re.search(r"url=(http://[0-9.:]+)", re.sub(r"\x1b\[[0-9;]*m", "", self.output))
-        assert found is not None, self.output
-        return found[1]
-
-    def terminate(self) -> int:
-        """SIGTERM; returns the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 StartWorker = Callable[..., WorkerProcess]
 
 
@@ -148,6 +104,8 @@ def start_worker(amqp_url: str, queue: str, tmp_path: Path) -> Iterator[StartWor
 
 @pytest.fixture
 async def producer(amqp_url: str, queue: str) -> AsyncIterator[Producer]:
-    """A producer that speaks plain AMQP with a reply queue of its own, by a library that the worker doesn't use."""
+    """A producer that speaks plain AMQP with a reply queue of its own, by a library that the worker
+    doesn't use.
+    """
     async with Producer(amqp_url, queue) as producer:
         yield producer

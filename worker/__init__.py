@@ -1,3 +1,5 @@
-"""Creates Prefect flow runs from a RabbitMQ queue: each request once, each answered as Prefect's API would."""
+"""Creates Prefect flow runs from a RabbitMQ queue: each request once, each answered as Prefect's
+API would.
+"""
 
 __version__ = "0.1.0"

@@ -1,4 +1,6 @@
-"""The wire contract as an AsyncAPI 3 document, made from the models that serve it, so that it can't say anything else."""
+"""The wire contract as an AsyncAPI 3 document, made from the models that serve it, so that it can't
+say anything else.
+"""
 
 from typing import Any
 
@@ -93,7 +95,10 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
                 "messages": [{"$ref": "#/channels/requests/messages/createFlowRun"}],
                 "bindings": {"amqp": {"ack": True, "bindingVersion": "0.3.0"}},
                 "reply": {
-                    "address": {"description": "The request's property reply_to.", "location": "$message.header#/reply_to"},
+                    "address": {
+                        "description": "The request's property reply_to.",
+                        "location": "$message.header#/reply_to",
+                    },
                     "channel": {"$ref": "#/channels/replies"},
                     "messages": [
                         {"$ref": "#/channels/replies/messages/flowRun"},
@@ -125,7 +130,9 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
                     "correlationId": {"location": "$message.header#/correlation_id"},
                     "examples": [{"payload": example} for example in _examples()],
                 },
-                "flowRun": _reply("flow_run", record, [200, 201], "201 created, 200 the run that has the key already."),
+                "flowRun": _reply(
+                    "flow_run", record, [200, 201], "201 created, 200 the run that has the key already."
+                ),
                 "error": _reply("error", error, [400, 404, 409, 413, 415, 422], "As Prefect's API answers."),
                 "deadLetter": {
                     "headers": _headers(
@@ -150,7 +157,13 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
             "bindings": {
                 "amqp": {
                     "is": "routingKey",
-                    "exchange": {"name": exchange, "type": "direct", "durable": True, "autoDelete": False, "vhost": "/"},
+                    "exchange": {
+                        "name": exchange,
+                        "type": "direct",
+                        "durable": True,
+                        "autoDelete": False,
+                        "vhost": "/",
+                    },
                     "bindingVersion": "0.3.0",
                 }
             },
@@ -159,7 +172,10 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
 
 
 def _standalone(model: type[BaseModel], mode: JsonSchemaMode) -> dict[str, Any]:
-    return {"$schema": SCHEMA_DIALECT, **model.model_json_schema(mode=mode, schema_generator=GenerateJsonSchema)}
+    return {
+        "$schema": SCHEMA_DIALECT,
+        **model.model_json_schema(mode=mode, schema_generator=GenerateJsonSchema),
+    }
 
 
 def _queue(name: str) -> dict[str, Any]:
@@ -171,7 +187,10 @@ def _queue(name: str) -> dict[str, Any]:
 
 
 def _headers(**described: str) -> dict[str, Any]:
-    return {"type": "object", "properties": {name: {"description": description} for name, description in described.items()}}
+    return {
+        "type": "object",
+        "properties": {name: {"description": description} for name, description in described.items()},
+    }
 
 
 def _reply(type_: str, payload: Any, statuses: list[int], description: str) -> dict[str, Any]:

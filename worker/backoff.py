@@ -1,13 +1,17 @@
-"""How long to wait between two tries at something that is down: exponential, with full jitter, bounded."""
+"""How long to wait between two tries at something that is down: exponential, with full jitter,
+bounded.
+"""
 
 import asyncio
 import random
 
 
 class Backoff:
-    """Delays that double from ``first`` to ``longest`` seconds, each drawn between half of it and all of it.
+    """Delays that double from ``first`` to ``longest`` seconds, each drawn between half of it and
+    all of it.
 
-    The jitter keeps a fleet of workers from coming back in step after the database or the broker returns.
+    The jitter keeps a fleet of workers from coming back in step after the database or the broker
+    returns.
     """
 
     def __init__(self, first: float = 0.1, longest: float = 10.0) -> None:

@@ -6,8 +6,9 @@ import gc
 def relieve_collector() -> None:
     """Let it run less often, and pass over what is there by now.
 
-    Requests make no reference cycles, so there is little for it to find; walking all modules and schemas each time costs
-    more than it gains. What it saves is in the README's page of measurements.
+    Requests make no reference cycles, so there is little for it to find; walking all modules and
+    schemas each time costs more than it gains. What it saves is in the README's page of
+    measurements.
     """
     gc.collect()
     gc.freeze()

@@ -1,6 +1,7 @@
 """The dead letters: refused requests, kept whole, to be looked at, sent again, or thrown away.
 
-Letters are taken one by one without acknowledgement and given back in the end; while that lasts nobody else sees them.
+Letters are taken one by one without acknowledgement and given back in the end; while that lasts
+nobody else sees them.
 """
 
 import asyncio
@@ -29,11 +30,12 @@ from worker.broker.session import connect
 from worker.broker.topology import Topology
 from worker.contract.message import fingerprint, own_headers
 
-# RabbitMQ 4 drops a message that came back to a queue as often as its default delivery limit (20) says. A letter that was
-# looked at so often is put back as a new copy, whose count begins anew.
+# RabbitMQ 4 drops a message that came back to a queue as often as its default delivery limit (20)
+# says. A letter that was looked at so often is put back as a new copy, whose count begins anew.
 LOOKS = 10
-# How many letters are removed at once. RabbitMQ hands a quorum queue 32 commands of a channel at a time and keeps others back;
-# acknowledgements that it still keeps when the channel closes are lost, and letters that were sent again stay as well.
+# How many letters are removed at once. RabbitMQ hands a quorum queue 32 commands of a channel at a
+# time and keeps others back; acknowledgements that it still keeps when the channel closes are lost,
+# and letters that were sent again stay as well.
 CHUNK = 16
 # For the broker's confirm; seconds.
 CONFIRM_TIMEOUT = 30.0
@@ -47,11 +49,10 @@ class DeadLettersFailed(Exception):
 class Letter:
     """A dead letter.
 
-    Attributes:
-        id: twelve hexadecimal digits, the same at each look; two letters that are the same in everything share it.
-        status: the HTTP status that was answered; None where the broker gave the request up (the delivery limit).
-        error: why, in a line.
-        failed_at: when, as it was written into the letter.
+    Attributes: id: twelve hexadecimal digits, the same at each look; two letters that are the same
+        in everything share it. status: the HTTP status that was answered; None where the broker
+        gave the request up (the delivery limit). error: why, in a line. failed_at: when, as it was
+        written into the letter.
     """
 
     delivery: Delivery
@@ -89,7 +90,9 @@ class Letter:
         return key if isinstance(key, str) else None
 
     def matches(self, ids: Iterable[str], status: int | None, error: str | None) -> bool:
-        """Whether it is one of these ids (any, if there are none), of this status, and has this in its error."""
+        """Whether it is one of these ids (any, if there are none), of this status, and has this in
+        its error.
+        """
         wanted = tuple(ids)
         return (
             (not wanted or self.id.startswith(wanted))
@@ -114,7 +117,9 @@ class DeadLetters:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             await self._give_back()
         # Else the broker gives back what is unacknowledged, as the connection ends.
@@ -134,15 +139,16 @@ class DeadLetters:
             yield letter
 
     async def replay(self, match: Match, progress: Progress = lambda count: None) -> int:
-        """Send matching letters to the request queue again, as they were first sent; returns how many.
+        """Send matching letters to the request queue again, as they were first sent; returns how
+        many.
 
-        Each leaves the dead letters once the broker has confirmed it in the request queue. If that is interrupted in
-        between it is in both, and sent once more by the next replay: creation is idempotent for a request with an
-        idempotency key or a message id. What was given up in the copy (``expiration``, another user's ``user_id``,
-        ``CC`` and ``BCC``) does not come back.
+        Each leaves the dead letters once the broker has confirmed it in the request queue. If that
+        is interrupted in between it is in both, and sent once more by the next replay: creation is
+        idempotent for a request with an idempotency key or a message id. What was given up in the
+        copy (``expiration``, another user's ``user_id``, ``CC`` and ``BCC``) does not come back.
 
-        Raises:
-            DeadLettersFailed: the request queue does not stand, or is full; or a letter's properties were never readable.
+        Raises: DeadLettersFailed: the request queue does not stand, or is full; or a letter's
+            properties were never readable.
         """
         return await self._remove(match, self._send_again, progress)
 
@@ -157,7 +163,8 @@ class DeadLetters:
     async def _remove(self, match: Match, first: Callable[[Letter], Any], progress: Progress) -> int:
         removed = 0
         chunk: list[Letter] = []
-        # Those that come in meanwhile, as what was sent again is refused again, are not for this time.
+        # Those that come in meanwhile, as what was sent again is refused again, are not for this
+        # time.
         for left in range(await self.count() - 1, -1, -1):
             letter = await self._take()
             if letter is not None and match(letter):
@@ -188,14 +195,20 @@ class DeadLetters:
     async def _send_again(self, letter: Letter) -> None:
         message = letter.delivery.message
         if RAW_PROPERTIES_HEADER in message.headers or message.undecodable:
-            raise DeadLettersFailed(f"{letter.id}: its properties can't be read, so it can't be sent again; purge it")
+            raise DeadLettersFailed(
+                f"{letter.id}: its properties can't be read, so it can't be sent again; purge it"
+            )
         headers, lost = writable_headers(own_headers(message.headers))
         if lost:
-            raise DeadLettersFailed(f"{letter.id}: its headers {', '.join(lost)} can't be written again; purge it")
+            raise DeadLettersFailed(
+                f"{letter.id}: its headers {', '.join(lost)} can't be written again; purge it"
+            )
         await self._publish(letter, self._topology.queue, headers)
 
     async def _publish(self, letter: Letter, queue: str, headers: dict[str, Any]) -> None:
-        """By the worker's own channel: aiormq's gives a message id to a message that has none, which makes it another one."""
+        """By the worker's own channel: aiormq's gives a message id to a message that has none,
+        which makes it another one.
+        """
         message = letter.delivery.message
         publication = Publication(
             queue=queue,
@@ -227,7 +240,9 @@ class DeadLetters:
         if taken.delivery_tag is None:
             return None
         redelivered, properties = bool(taken.redelivered), taken.header.properties
-        return Letter.of(delivery_of(taken.delivery_tag, redelivered=redelivered, properties=properties, body=taken.body))
+        return Letter.of(
+            delivery_of(taken.delivery_tag, redelivered=redelivered, properties=properties, body=taken.body)
+        )
 
     async def _give_back(self) -> None:
         held, self._held = self._held, []
@@ -256,6 +271,8 @@ async def open_dead_letters(url: str, topology: Topology) -> AsyncIterator[DeadL
         async with DeadLetters(channel, await BulkChannel.open_on(connection), topology) as letters:
             yield letters
     except ChannelNotFoundEntity:
-        raise DeadLettersFailed(f"The queue '{topology.dead_letter_queue}' does not stand at this broker.") from None
+        raise DeadLettersFailed(
+            f"The queue '{topology.dead_letter_queue}' does not stand at this broker."
+        ) from None
     finally:
         await connection.close()

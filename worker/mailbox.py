@@ -1,6 +1,7 @@
 """The hand-over between two stages of the line: what one stage puts, the next takes in bulk.
 
-Unbounded by itself, since the consumer's prefetch bounds what is in flight. Single event loop, not thread safe.
+Unbounded by itself, since the consumer's prefetch bounds what is in flight. Single event loop, not
+thread safe.
 """
 
 import asyncio
@@ -13,7 +14,9 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """A queue that is read in batches: whatever waits, up to a limit, and never a wait for more than the first item."""
+    """A queue that is read in batches: whatever waits, up to a limit, and never a wait for more
+    than the first item.
+    """
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
@@ -33,11 +36,9 @@ class Mailbox(Generic[T]):
     async def take(self, limit: int, *, size: Callable[[T], int] | None = None, max_size: int = 0) -> list[T]:
         """Wait for an item, then return all that wait, in order.
 
-        Args:
-            limit: how many items at the most.
-            size: gives an item's size; with it the batch ends before its sizes add up to more than ``max_size``
-                (a single item that is larger still comes, alone).
-            max_size: see ``size``; the same unit.
+        Args: limit: how many items at the most. size: gives an item's size; with it the batch ends
+            before its sizes add up to more than ``max_size`` (a single item that is larger still
+            comes, alone). max_size: see ``size``; the same unit.
 
         Returns:
             One to ``limit`` items; an empty list when the mailbox is closed and empty.

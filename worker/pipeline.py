@@ -1,7 +1,9 @@
-"""The line from queue to acknowledgement: delivery, decode, create, reply, acknowledge. It joins broker and store.
+"""The line from queue to acknowledgement: delivery, decode, create, reply, acknowledge. It joins
+broker and store.
 
-Each stage is a task that takes whatever the one before it has put out. So batches form by themselves, and while one commits, the
-next is decoded, the replies of the last are written, and those of the one before it are being confirmed.
+Each stage is a task that takes whatever the one before it has put out. So batches form by
+themselves, and while one commits, the next is decoded, the replies of the last are written, and
+those of the one before it are being confirmed.
 """
 
 import asyncio
@@ -33,12 +35,15 @@ log = structlog.get_logger(__name__)
 
 # Decoding holds the event loop; this many at a time keep it to a few milliseconds.
 DECODE_MAX = 100
-# A batch of large bodies ends here: more in one statement gains nothing and costs memory at both ends. A guess.
+# A batch of large bodies ends here: more in one statement gains nothing and costs memory at both
+# ends. A guess.
 BATCH_MAX_BYTES = 8 * 1024 * 1024
-# A database that stays away longer than this gets its deliveries handed back, before the broker's consumer timeout
-# (30 minutes by default) closes the channel over them. That costs each of them one delivery of the limit.
+# A database that stays away longer than this gets its deliveries handed back, before the broker's
+# consumer timeout (30 minutes by default) closes the channel over them. That costs each of them one
+# delivery of the limit.
 HOLD_SECONDS = 600.0
-# How often a batch is tried again after an error that is neither the database's nor a row's. A guess.
+# How often a batch is tried again after an error that is neither the database's nor a row's. A
+# guess.
 UNFORESEEN_TRIES = 3
 
 
@@ -67,11 +72,11 @@ class Pipeline:
         self._stored_log = StoredLog()
 
     async def run(self) -> None:
-        """Consume and serve until the session's deliveries end and all that were taken are acknowledged.
+        """Consume and serve until the session's deliveries end and all that were taken are
+        acknowledged.
 
-        Raises:
-            ExceptionGroup: of :class:`ChannelLost` (the session ended; what was in flight comes again) or
-                :class:`DatabaseAway`.
+        Raises: ExceptionGroup: of :class:`ChannelLost` (the session ended; what was in flight comes
+            again) or :class:`DatabaseAway`.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -110,7 +115,9 @@ class Pipeline:
         if queue in (self._session.topology.queue, self._session.topology.dead_letter_queue):
             return False
         pattern = self._settings.reply_to_pattern
-        return pattern is None or queue.startswith(DIRECT_REPLY_TO) or re.fullmatch(pattern, queue) is not None
+        return (
+            pattern is None or queue.startswith(DIRECT_REPLY_TO) or re.fullmatch(pattern, queue) is not None
+        )
 
     def _refuse(self, delivery: Delivery, refusal: Refusal) -> None:
         log.warning(
@@ -134,7 +141,8 @@ class Pipeline:
                 if isinstance(outcome, Refusal):
                     self._refuse(delivery, outcome)
                     continue
-                # Its record is written by the next stage, so that the database waits for nothing but the next batch.
+                # Its record is written by the next stage, so that the database waits for nothing
+                # but the next batch.
                 self._outcomes.put((delivery, outcome))
                 if told:
                     log.debug(
@@ -147,9 +155,12 @@ class Pipeline:
             seconds = monotonic() - started
             metrics.batch(len(requests), seconds)
             created, existing, refused = (
-                sum(isinstance(outcome, kind) for outcome in outcomes) for kind in (Created, Existing, Refusal)
+                sum(isinstance(outcome, kind) for outcome in outcomes)
+                for kind in (Created, Existing, Refusal)
             )
-            log.debug("batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1))
+            log.debug(
+                "batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1)
+            )
             self._stored_log.add(created=created, existing=existing, refused=refused, seconds=seconds)
         self._outcomes.close()
 
@@ -160,7 +171,9 @@ class Pipeline:
         while True:
             try:
                 outcomes = await self._store.create(runs)
-            except Exception as error:  # the edge: what no rule foresees is tried again, then each run by itself
+            except (
+                Exception
+            ) as error:  # the edge: what no rule foresees is tried again, then each run by itself
                 if isinstance(error, Fault):
                     fault = error
                 else:
@@ -188,4 +201,9 @@ class Pipeline:
 def _answer(delivery: Delivery, outcome: Outcome, now: datetime) -> Answer:
     if isinstance(outcome, Refusal):
         return Answer.refused(delivery, outcome)
-    return Answer(delivery, 201 if isinstance(outcome, Created) else 200, encode_record(outcome.run, now), outcome.run.id)
+    return Answer(
+        delivery,
+        201 if isinstance(outcome, Created) else 200,
+        encode_record(outcome.run, now),
+        outcome.run.id,
+    )

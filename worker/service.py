@@ -1,4 +1,6 @@
-"""The worker's life: open the database, stay at the broker, serve, and leave cleanly. Decides nothing of requests."""
+"""The worker's life: open the database, stay at the broker, serve, and leave cleanly. Decides
+nothing of requests.
+"""
 
 import asyncio
 import signal
@@ -26,8 +28,9 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-# How long, in seconds, to stay away after a session was lost (half of it to all of it), so that a fleet of workers does
-# not come back in one moment, and one whose sessions are lost at once does not spin. A guess.
+# How long, in seconds, to stay away after a session was lost (half of it to all of it), so that a
+# fleet of workers does not come back in one moment, and one whose sessions are lost at once does
+# not spin. A guess.
 REOPEN_SECONDS = 0.2
 # How long, in seconds, to wait for a cancelled pipeline when we leave.
 LEAVE_SECONDS = 2.0
@@ -90,7 +93,9 @@ class Service:
         backoff = Backoff()
         while not self._stopping.is_set():
             try:
-                store = await self._unless_stopping(Store.open(self._settings.database_url, migrate=self._settings.migrate))
+                store = await self._unless_stopping(
+                    Store.open(self._settings.database_url, migrate=self._settings.migrate)
+                )
             except Fault as fault:
                 metrics.database_away(str(fault))
                 log.warning("database_away", error=str(fault), tries=backoff.tries + 1)
@@ -168,16 +173,20 @@ class Service:
         finally:
             stopping.cancel()
             pipeline.cancel()
-            # What waits at a silent database is cancelled only after its own timeout; when we leave, closing ends it.
-            done, _ = await asyncio.wait((pipeline,), timeout=LEAVE_SECONDS if self._stopping.is_set() else None)
+            # What waits at a silent database is cancelled only after its own timeout; when we
+            # leave, closing ends it.
+            done, _ = await asyncio.wait(
+                (pipeline,), timeout=LEAVE_SECONDS if self._stopping.is_set() else None
+            )
             if done and not pipeline.cancelled():
                 pipeline.exception()
 
     async def _until_database_answers(self, store: Store, trial: NewRun | None) -> None:
-        """Don't take requests that could not be stored: each time that they are handed back counts as a delivery.
+        """Don't take requests that could not be stored: each time that they are handed back counts
+        as a delivery.
 
-        Args:
-            trial: a run that the database would not store. It may answer, and still take nothing: a standby, a full disk.
+        Args: trial: a run that the database would not store. It may answer, and still take nothing:
+            a standby, a full disk.
         """
         backoff = Backoff()
         while not self._stopping.is_set():

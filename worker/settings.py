@@ -1,4 +1,6 @@
-"""The worker's settings: environment variables with the prefix WORKER_, a .env file, or a command's options."""
+"""The worker's settings: environment variables with the prefix WORKER_, a .env file, or a command's
+options.
+"""
 
 import re
 from typing import Annotated, Any, Literal
@@ -12,7 +14,8 @@ from yarl import URL
 PREFIX = "WORKER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-# What stands in the way of reading a URL is most often this; the URL itself is not shown, as it has the password.
+# What stands in the way of reading a URL is most often this; the URL itself is not shown, as it has
+# the password.
 _ENCODE = "(in a user name, password or vhost, each of / ? # @ : is written as %2F %3F %23 %40 %3A)"
 
 
@@ -85,10 +88,13 @@ class Settings(BaseSettings):
         description="sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name.",
     )
     queue: Annotated[str, AfterValidator(_queue)] = Field(
-        "flow-runs.create", description="The request queue; exchange, routing key and dead-letter queue follow from it."
+        "flow-runs.create",
+        description="The request queue; exchange, routing key and dead-letter queue follow from it.",
     )
     # Two batches and a half: one that commits, one decoded behind it, and what is being confirmed.
-    prefetch: int = Field(1250, ge=1, le=65535, description="Deliveries held at once; bounds the worker's memory.")
+    prefetch: int = Field(
+        1250, ge=1, le=65535, description="Deliveries held at once; bounds the worker's memory."
+    )
     # Where larger batches stopped to be faster; see tests/benchmarks.
     batch_max: int = Field(500, ge=1, le=10_000, description="Requests in one transaction at the most.")
     reply_to_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
@@ -96,11 +102,17 @@ class Settings(BaseSettings):
         description="A regular expression that a reply queue's name must match as a whole; direct reply-to always may be used.",
     )
     max_body_bytes: int = Field(1_048_576, ge=1, description="A larger request is refused with 413; bytes.")
-    migrate: bool = Field(False, description="Bring a PostgreSQL schema up to date at the start (SQLite's always is).")
+    migrate: bool = Field(
+        False, description="Bring a PostgreSQL schema up to date at the start (SQLite's always is)."
+    )
     http_host: str = Field("127.0.0.1", description="Where health and metrics are served.")
     http_port: int = Field(8080, ge=0, le=65535, description="Their port; 0 for any free one.")
-    log_format: Literal["console", "json"] = Field("console", description="console for people, json for collectors.")
-    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = Field("info", description="debug, info, warning or error.")
+    log_format: Literal["console", "json"] = Field(
+        "console", description="console for people, json for collectors."
+    )
+    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = Field(
+        "info", description="debug, info, warning or error."
+    )
     shutdown_timeout: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds to finish what is in flight after SIGTERM."
     )
@@ -125,5 +137,7 @@ def load_settings(**options: Any) -> Settings:
 
 
 def redact(url: str) -> str:
-    """A URL without its password and without its query, which may hide another; rather too little of it than too much."""
+    """A URL without its password and without its query, which may hide another; rather too little
+    of it than too much.
+    """
     return re.sub(r"(?<=://)([^/@:]*):.*(?=@)", r"\1:***", url, flags=re.DOTALL).partition("?")[0]

@@ -1,5 +1,5 @@
-"""The end of the line: publish replies and dead-letter copies, wait for their confirms, acknowledge. It alone decides that a
-delivery is settled; knows no database.
+"""The end of the line: publish replies and dead-letter copies, wait for their confirms,
+acknowledge. It alone decides that a delivery is settled; knows no database.
 """
 
 import asyncio
@@ -26,23 +26,26 @@ from worker.observability.traces import Traces
 
 log = structlog.get_logger(__name__)
 
-# How often a reply is published that the broker refuses, before the requester is given up as one whose queue is gone. With
-# the waits of a Backoff that is about 25 seconds: a replicated reply queue whose node died has another leader by then, also on
-# a machine that is busy (tests/faults/test_cluster.py needed more than 10), and one that is full holds up few others.
+# How often a reply is published that the broker refuses, before the requester is given up as one
+# whose queue is gone. With the waits of a Backoff that is about 25 seconds: a replicated reply
+# queue whose node died has another leader by then, also on a machine that is busy
+# (tests/faults/test_cluster.py needed more than 10), and one that is full holds up few others.
 REPLY_TRIES = 10
-# As long as that, in seconds, for a reply of which the broker says nothing, while it confirmed one that went out later: not the
-# broker is slow, but this queue has no majority.
+# As long as that, in seconds, for a reply of which the broker says nothing, while it confirmed one
+# that went out later: not the broker is slow, but this queue has no majority.
 REPLY_SECONDS = 25.0
-# And this long where nothing went out later: before the broker closes the channel over a delivery that is held (30 minutes).
+# And this long where nothing went out later: before the broker closes the channel over a delivery
+# that is held (30 minutes).
 LONE_REPLY_SECONDS = 600.0
-# Confirms mostly come within milliseconds. One that hangs (a reply queue without a majority) must not hold up the
-# acknowledgement of its neighbours for longer than this many seconds.
+# Confirms mostly come within milliseconds. One that hangs (a reply queue without a majority) must
+# not hold up the acknowledgement of its neighbours for longer than this many seconds.
 HANGING_SECONDS = 2.0
-# An ack is not on the way of any request, but costs a quorum queue as much as a message: an entry in its log, flushed to disk. So
-# those of this many seconds go together.
+# An ack is not on the way of any request, but costs a quorum queue as much as a message: an entry
+# in its log, flushed to disk. So those of this many seconds go together.
 ACKNOWLEDGE_SECONDS = 0.01
-# And with a small prefetch those of fewer: as many as fill it at this rate, a tenth of which a worker serves. So what waits for
-# its ack is at most a tenth of the prefetch, and holds up no delivery.
+# And with a small prefetch those of fewer: as many as fill it at this rate, a tenth of which a
+# worker serves. So what waits for its ack is at most a tenth of the prefetch, and holds up no
+# delivery.
 PREFETCH_RATE = 100_000
 # And the last ones, when all is ended half way, may take so many seconds to write.
 LAST_ACK_SECONDS = 1.0
@@ -52,11 +55,9 @@ LAST_ACK_SECONDS = 1.0
 class Answer:
     """What is to be said to one delivery: a flow run record, or a refusal.
 
-    Attributes:
-        status: the HTTP status that Prefect answers.
-        body: the JSON of the record or of the error.
-        run_id: the run that the record shows; None for a refusal.
-        refusal: why the request is refused; its whole message then goes to the dead letters as well.
+    Attributes: status: the HTTP status that Prefect answers. body: the JSON of the record or of the
+        error. run_id: the run that the record shows; None for a refusal. refusal: why the request
+        is refused; its whole message then goes to the dead letters as well.
     """
 
     delivery: Delivery
@@ -100,7 +101,8 @@ class Settlement:
         self._acknowledging = False
 
     async def settle(self, answers: Sequence[Answer]) -> None:
-        """Publish what the answers need; tasks of their own then wait for the confirms, and acknowledge.
+        """Publish what the answers need; tasks of their own then wait for the confirms, and
+        acknowledge.
 
         Raises:
             ChannelLost: the session ended; all of them will be delivered again.
@@ -108,7 +110,9 @@ class Settlement:
         now = datetime.now(UTC)
         for answer in answers:
             self._traces.replied(answer.delivery)
-        await self._publish([(answer, await self._publications(answer, now)) for answer in answers], Backoff())
+        await self._publish(
+            [(answer, await self._publications(answer, now)) for answer in answers], Backoff()
+        )
 
     async def _publications(self, answer: Answer, now: datetime) -> tuple[Publication, ...]:
         message, refusal = answer.delivery.message, answer.refusal
@@ -141,8 +145,12 @@ class Settlement:
             tag += len(publications)
         self._tasks.create_task(self._confirmed(published, confirmation, backoff, started))
 
-    async def _confirmed(self, published: list[_Published], confirmation: Confirmation, backoff: Backoff, started: float) -> None:
-        """Wait for the confirms; have acknowledged what is settled, and publish again what the broker did not take."""
+    async def _confirmed(
+        self, published: list[_Published], confirmation: Confirmation, backoff: Backoff, started: float
+    ) -> None:
+        """Wait for the confirms; have acknowledged what is settled, and publish again what the
+        broker did not take.
+        """
         while published:
             await confirmation.wait(HANGING_SECONDS)
             waited = monotonic() - started
@@ -177,7 +185,9 @@ class Settlement:
             self._tasks.create_task(self._acknowledge_together())
 
     async def _acknowledge_together(self) -> None:
-        """Acknowledge what is settled, at once, and what is settled meanwhile, together; ends when nothing more was."""
+        """Acknowledge what is settled, at once, and what is settled meanwhile, together; ends when
+        nothing more was.
+        """
         try:
             while self._settled:
                 await self._acknowledge_settled()
@@ -196,17 +206,27 @@ class Settlement:
         for answer in settled:
             self._traces.settled(answer.delivery, answer.status, answer.run_id)
 
-    async def _publish_again(self, again: list[tuple[Answer, tuple[Publication, ...]]], backoff: Backoff) -> None:
+    async def _publish_again(
+        self, again: list[tuple[Answer, tuple[Publication, ...]]], backoff: Backoff
+    ) -> None:
         await backoff.sleep()
-        if any(publication.queue == self._session.topology.dead_letter_queue for _, p in again for publication in p):
+        if any(
+            publication.queue == self._session.topology.dead_letter_queue
+            for _, p in again
+            for publication in p
+        ):
             try:
                 await self._session.redeclare()
             except TopologyMismatch as error:
                 log.error("dead_letter_queue_missing", error=str(error), held=len(again))
         await self._publish(again, backoff)
 
-    def _give_up_replies(self, published: list[_Published], confirmation: Confirmation, *, up_to: int) -> None:
-        """Wait no longer for confirms of replies up to a tag; for those of dead letters it is waited until they come."""
+    def _give_up_replies(
+        self, published: list[_Published], confirmation: Confirmation, *, up_to: int
+    ) -> None:
+        """Wait no longer for confirms of replies up to a tag; for those of dead letters it is
+        waited until they come.
+        """
         for each in published:
             for tag, publication in zip(each.tags(), each.publications, strict=True):
                 late = tag in confirmation.outstanding and tag <= up_to
@@ -214,8 +234,12 @@ class Settlement:
                     confirmation.outstanding.discard(tag)
                     self._unroutable(each.answer, publication.queue, "the broker does not confirm it")
 
-    def _missing(self, published: _Published, confirmation: Confirmation, *, give_up: bool) -> tuple[Publication, ...]:
-        """What of an answer's publications has to be published again: a dead letter always, a reply within reason."""
+    def _missing(
+        self, published: _Published, confirmation: Confirmation, *, give_up: bool
+    ) -> tuple[Publication, ...]:
+        """What of an answer's publications has to be published again: a dead letter always, a reply
+        within reason.
+        """
         missing: list[Publication] = []
         for tag, publication in zip(published.tags(), published.publications, strict=True):
             returned, refused = tag in confirmation.returned, tag in confirmation.refused

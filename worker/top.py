@@ -1,4 +1,6 @@
-"""What ``top`` shows, from the workers' own metrics pages and the broker: rates between two looks; draws nothing."""
+"""What ``top`` shows, from the workers' own metrics pages and the broker: rates between two looks;
+draws nothing.
+"""
 
 import asyncio
 import time
@@ -54,9 +56,8 @@ class Page:
 class WorkerView:
     """One worker between two looks: rates per second, seconds.
 
-    Attributes:
-        create, reply: the 50th and the 99th percentile of a batch's time in that stage, as upper bounds of their
-            histogram's buckets are interpolated; None if there was no batch.
+    Attributes: create, reply: the 50th and the 99th percentile of a batch's time in that stage, as
+        upper bounds of their histogram's buckets are interpolated; None if there was no batch.
     """
 
     url: str
@@ -123,10 +124,11 @@ def _percentiles(before: Page, now: Page, stage: str) -> tuple[float, float] | N
 
 
 def quantile(buckets: Sequence[tuple[float, float]], q: float) -> float:
-    """A quantile of a cumulative histogram, interpolated within its bucket, as PromQL's ``histogram_quantile`` does.
+    """A quantile of a cumulative histogram, interpolated within its bucket, as PromQL's
+    ``histogram_quantile`` does.
 
-    Args:
-        buckets: upper bound and cumulative count, from the smallest bound on; the last bound is infinite.
+    Args: buckets: upper bound and cumulative count, from the smallest bound on; the last bound is
+        infinite.
     """
     rank = q * buckets[-1][1]
     below, under = 0.0, 0.0
@@ -195,7 +197,10 @@ class Top:
     async def view(self) -> View:
         """Look again; rates are those since the last look."""
         queue, pages = await self._look()
-        workers = [WorkerView.between(url, before, now) for url, before, now in zip(self._urls, self._pages, pages, strict=True)]
+        workers = [
+            WorkerView.between(url, before, now)
+            for url, before, now in zip(self._urls, self._pages, pages, strict=True)
+        ]
         seconds = max(queue.at - self._queue.at, 1e-9)
         held = [page.total("flow_run_worker_in_flight") for page in (*pages, *self._pages)]
         grown = queue.ready - self._queue.ready + sum(held[: len(pages)]) - sum(held[len(pages) :])
@@ -225,4 +230,9 @@ class Top:
             dead = await self._channel.queue_declare(self._topology.dead_letter_queue, passive=True)
         except (BrokerUnavailable, BrokerRefused, aiormq.AMQPError, OSError) as error:
             return QueueView(time.monotonic(), error=str(error))
-        return QueueView(time.monotonic(), requests.message_count or 0, requests.consumer_count or 0, dead.message_count or 0)
+        return QueueView(
+            time.monotonic(),
+            requests.message_count or 0,
+            requests.consumer_count or 0,
+            dead.message_count or 0,
+        )

@@ -1,7 +1,9 @@
-"""``make bench``: the worker beside what a user would use instead, in turn on the same servers, with the ratios of each round.
+"""``make bench``: the worker beside what a user would use instead, in turn on the same servers,
+with the ratios of each round.
 
-Against Prefect's HTTP API, the worker that one would write first, and aio-pika's confirmed echo without a database. Each round
-measures all of them once, so that a ratio compares what ran within the same minute. ``--rounds``, ``--quick``.
+Against Prefect's HTTP API, the worker that one would write first, and aio-pika's confirmed echo
+without a database. Each round measures all of them once, so that a ratio compares what ran within
+the same minute. ``--rounds``, ``--quick``.
 """
 
 import argparse
@@ -21,11 +23,11 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.rabbitmq import RabbitMQ
 from tests.benchmarks.client import client_of_a_worker
 from tests.benchmarks.database import tidy
 from tests.conformance.prefect_server import PrefectServer
+from tests.support.postgresql import PostgreSQL
+from tests.support.rabbitmq import RabbitMQ
 from worker.bench import Measurement, Pace, Requests, measure
 from worker.store import migrations
 
@@ -89,7 +91,9 @@ class Prefect:
         return count
 
     async def _create(self, body: bytes) -> None:
-        response = await self._http.post("/flow_runs/", content=body, headers={"content-type": "application/json"})
+        response = await self._http.post(
+            "/flow_runs/", content=body, headers={"content-type": "application/json"}
+        )
         assert response.status_code == 201, response.text
 
 
@@ -133,14 +137,18 @@ class Comparison:
     async def throughput(self, rounds: int) -> None:
         """How many requests a second each serves."""
         with PrefectServer(self._prefect) as server:
-            async with httpx.AsyncClient(base_url=server.api, timeout=60, limits=httpx.Limits(max_connections=CLIENTS)) as http:
+            async with httpx.AsyncClient(
+                base_url=server.api, timeout=60, limits=httpx.Limits(max_connections=CLIENTS)
+            ) as http:
                 prefect = await Prefect.at(http)
                 measures: dict[str, Measure] = {
                     OURS: lambda: self._rate(self._own),
                     API: lambda: prefect.rate(self._seconds),
                     "first worker, PostgreSQL": lambda: self._rate(self._first, "first_worker", 0.15),
                     "aio-pika's confirmed echo, no database": lambda: self._rate(None, "echo_worker", 0.5),
-                    "worker, a Prefect server's database": lambda: self._rate(self._prefect, flow_id=prefect.flow_id),
+                    "worker, a Prefect server's database": lambda: self._rate(
+                        self._prefect, flow_id=prefect.flow_id
+                    ),
                     "worker, SQLite": lambda: self._rate(None),
                     "first worker, SQLite": lambda: self._rate(None, "first_worker", 0.1),
                 }
@@ -150,9 +158,11 @@ class Comparison:
                         console.print(f"round {number + 1}: {name}: {self.rates[name][-1]:,.0f}/s")
 
     async def latency(self, rounds: int) -> None:
-        """How long one request takes, alone and at shares of the load that is served with its producer on the same cores.
+        """How long one request takes, alone and at shares of the load that is served with its
+        producer on the same cores.
 
-        In turn; a Prefect server runs only while it is measured, since its background services take from the same cores.
+        In turn; a Prefect server runs only while it is measured, since its background services take
+        from the same cores.
         """
         alone = self._requests // 20
         for number in range(rounds):
@@ -160,10 +170,18 @@ class Comparison:
                 async with httpx.AsyncClient(base_url=server.api, timeout=60) as http:
                     prefect = await Prefect.at(http)
                     self._keep(API_ALONE, await prefect.latencies(alone // 5))
-                    self._keep(API_HALF, await prefect.latencies_at(statistics.median(self.rates[API]) / 2, alone // 5))
+                    self._keep(
+                        API_HALF,
+                        await prefect.latencies_at(statistics.median(self.rates[API]) / 2, alone // 5),
+                    )
             one = await self._measure("one at a time", Pace(concurrency=1), alone)
-            self._keep("worker, Python client, one at a time", await client_latencies(self._broker.url, self._own, alone))
-            most = await self._measure("most", Pace(rate=statistics.median(self.rates[OURS])), self._requests * 2)
+            self._keep(
+                "worker, Python client, one at a time",
+                await client_latencies(self._broker.url, self._own, alone),
+            )
+            most = await self._measure(
+                "most", Pace(rate=statistics.median(self.rates[OURS])), self._requests * 2
+            )
             for name, share in SHARES.items():
                 await self._measure(name, Pace(rate=round(most.throughput * share)), self._requests)
             third, half = (self.measurements[name][-1] for name in SHARES)
@@ -182,7 +200,9 @@ class Comparison:
         self.measurements.setdefault(name, []).append(done)
         return done
 
-    async def _rate(self, database: str | None, program: str = "", share: float = 1.0, flow_id: UUID | None = None) -> float:
+    async def _rate(
+        self, database: str | None, program: str = "", share: float = 1.0, flow_id: UUID | None = None
+    ) -> float:
         command = [sys.executable, "-m", f"tests.benchmarks.{program}"] if program else []
         requests = int(self._requests * share)
         done = await measure(self._broker.url, database, requests=requests, command=command, flow_id=flow_id)
@@ -200,7 +220,11 @@ async def compare(rounds: int, seconds: float, requests: int) -> None:
         await comparison.latency(rounds)
     show(comparison)
     measurements = {name: [each.as_dict() for each in made] for name, made in comparison.measurements.items()}
-    print(json.dumps({"rates": comparison.rates, "latencies_ms": comparison.latencies, "measurements": measurements}))
+    print(
+        json.dumps(
+            {"rates": comparison.rates, "latencies_ms": comparison.latencies, "measurements": measurements}
+        )
+    )
 
 
 def show(comparison: Comparison) -> None:
@@ -215,21 +239,35 @@ def show(comparison: Comparison) -> None:
     console.print(f"On SQLite the worker is {_spread(sqlite, 1)} times the first worker.")
     latencies, made = comparison.latencies, comparison.measurements
     api = latencies[API_ALONE]
-    table = Table("one request at a time, or as said", "p50 ms", "p99 ms", "Prefect's p50, one at a time, is … times the p50")
+    table = Table(
+        "one request at a time, or as said",
+        "p50 ms",
+        "p99 ms",
+        "Prefect's p50, one at a time, is … times the p50",
+    )
     for name, medians in latencies.items():
         table.add_row(name, _spread(medians, 2), "", _spread(_ratios(api, medians), 1))
     for name, measured in made.items():
         p50, p99 = (
-            [figure or 0.0 for figure in figures] for figures in zip(*((each.p50, each.p99) for each in measured), strict=True)
+            [figure or 0.0 for figure in figures]
+            for figures in zip(*((each.p50, each.p99) for each in measured), strict=True)
         )
-        rate = "" if name == "one at a time" else f" ({_spread([each.throughput for each in measured], 0)} served a second)"
-        table.add_row(f"worker, {name}{rate}", _spread(p50, 2), _spread(p99, 1), _spread(_ratios(api, p50), 1))
+        rate = (
+            ""
+            if name == "one at a time"
+            else f" ({_spread([each.throughput for each in measured], 0)} served a second)"
+        )
+        table.add_row(
+            f"worker, {name}{rate}", _spread(p50, 2), _spread(p99, 1), _spread(_ratios(api, p50), 1)
+        )
     console.print(table)
     for share, name in product(SHARES, (API_HALF, API_ALONE)):
         p99 = [each.p99 or 0.0 for each in made[share]]
         below = sum(ours < theirs for ours, theirs in zip(p99, latencies[name], strict=True))
         times = _spread(_ratios(p99, latencies[name]), 2)
-        console.print(f"p99 at {share} of the load is {times} times the p50 of {name}; below it in {below} of {len(p99)} rounds.")
+        console.print(
+            f"p99 at {share} of the load is {times} times the p50 of {name}; below it in {below} of {len(p99)} rounds."
+        )
 
 
 def _ratios(these: Iterable[float], those: Iterable[float]) -> list[float]:
@@ -237,7 +275,9 @@ def _ratios(these: Iterable[float], those: Iterable[float]) -> list[float]:
 
 
 def _spread(figures: Sequence[float], digits: int) -> str:
-    return f"{statistics.median(figures):,.{digits}f} ({min(figures):,.{digits}f} to {max(figures):,.{digits}f})"
+    return (
+        f"{statistics.median(figures):,.{digits}f} ({min(figures):,.{digits}f} to {max(figures):,.{digits}f})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""aio-pika's confirmed echo, to compare with: no database, no JSON, only receive, publish with a confirm, acknowledge.
+"""aio-pika's confirmed echo, to compare with: no database, no JSON, only receive, publish with a
+confirm, acknowledge.
 
 ``python -m tests.benchmarks.echo_worker AMQP_URL DATABASE_URL QUEUE`` (the database is not used).
 """
@@ -19,7 +20,9 @@ async def serve(amqp_url: str, _: str, queue_name: str) -> None:
     async def on_message(message: aio_pika.abc.AbstractIncomingMessage) -> None:
         async with message.process():
             reply = aio_pika.Message(
-                message.body, correlation_id=message.correlation_id, delivery_mode=aio_pika.DeliveryMode.PERSISTENT
+                message.body,
+                correlation_id=message.correlation_id,
+                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             )
             await channel.default_exchange.publish(reply, routing_key=message.reply_to or "", mandatory=True)
 

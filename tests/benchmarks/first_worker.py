@@ -1,7 +1,9 @@
-"""The worker that one would write first, to compare with: an aio-pika callback, one commit a message, prefetch 20.
+"""The worker that one would write first, to compare with: an aio-pika callback, one commit a
+message, prefetch 20.
 
-``python -m tests.benchmarks.first_worker AMQP_URL DATABASE_URL QUEUE``. It uses the same contract and the same tables, by
-SQLAlchemy with its usual drivers, and gives the same reply; it has none of the worker's guarantees but the unique key.
+``python -m tests.benchmarks.first_worker AMQP_URL DATABASE_URL QUEUE``. It uses the same contract
+and the same tables, by SQLAlchemy with its usual drivers, and gives the same reply; it has none of
+the worker's guarantees but the unique key.
 """
 
 import asyncio
@@ -41,7 +43,9 @@ async def create(engine: AsyncEngine, run: FlowRun) -> None:
     insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
     async with engine.begin() as connection:
         values = row(engine, flow_run, run)
-        inserted = await connection.execute(insert(flow_run).values(values).on_conflict_do_nothing().returning(flow_run.c.id))
+        inserted = await connection.execute(
+            insert(flow_run).values(values).on_conflict_do_nothing().returning(flow_run.c.id)
+        )
         if inserted.first() is not None and run.state is not None:
             await connection.execute(sa.insert(flow_run_state).values(row(engine, flow_run_state, run.state)))
 

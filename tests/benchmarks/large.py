@@ -1,6 +1,8 @@
-"""What takes longer than ``make bench``: large tables, a million requests through one worker, more workers than one.
+"""What takes longer than ``make bench``: large tables, a million requests through one worker, more
+workers than one.
 
-``python -m tests.benchmarks.large table|million|workers [--size N]``; each prints its table. Takes minutes, and gigabytes of disk.
+``python -m tests.benchmarks.large table|million|workers [--size N]``; each prints its table. Takes
+minutes, and gigabytes of disk.
 """
 
 import argparse
@@ -18,12 +20,12 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.rabbitmq import RabbitMQ
 from tests.benchmarks.client import client_of_a_worker
 from tests.benchmarks.database import tidy
 from tests.conformance.prefect_server import PrefectServer
-from tests.faults.supervisor import resident
+from tests.support.postgresql import PostgreSQL
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.supervisor import resident
 from worker.bench import Fleet, Measurement, Requests, measure, open_load
 from worker.broker.topology import Topology
 from worker.collector import relieve_collector
@@ -34,10 +36,13 @@ PROGRAMS = {"beam.smp": "broker", "postgres": "database"}
 
 
 async def grow(url: str, size: int) -> None:
-    """Multiply the newest run and its state to so many, each with a key and ids of its own; indexes are made anew afterwards."""
+    """Multiply the newest run and its state to so many, each with a key and ids of its own; indexes
+    are made anew afterwards.
+    """
     connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=60)
     try:
-        # References are right by construction; checking ten million of them is not what is measured.
+        # References are right by construction; checking ten million of them is not what is
+        # measured.
         await connection.execute("SET session_replication_role = replica; SET maintenance_work_mem = '1GB'")
         await connection.execute("SET synchronous_commit = off")
         indexes = await connection.fetch(
@@ -86,7 +91,9 @@ async def grow(url: str, size: int) -> None:
         )
     finally:
         await connection.close()
-    console.print(f"filled: {runs:,} runs, {states:,} states, {gigabytes:.1f} GB with {len(indexes)} indexes besides keys")
+    console.print(
+        f"filled: {runs:,} runs, {states:,} states, {gigabytes:.1f} GB with {len(indexes)} indexes besides keys"
+    )
 
 
 async def table(size: int, rounds: int) -> None:
@@ -101,14 +108,17 @@ async def table(size: int, rounds: int) -> None:
             await _create_one(broker.url, urls[1], flows[1][1])
             await grow(urls[1], size)
             rates: tuple[list[float], list[float]] = ([], [])
-            # The first round reads what is on disk, and writes each page in full after the checkpoint: it is not counted.
+            # The first round reads what is on disk, and writes each page in full after the
+            # checkpoint: it is not counted.
             for number in range(rounds + 1):
                 for index, url in enumerate(urls):
                     done = await measure(broker.url, url, requests=20_000, flow_id=flows[index][0])
                     await tidy(url, checkpoint=False)
                     if number:
                         rates[index].append(done.throughput)
-                    console.print(f"{kind}, round {number}, {('empty', 'large')[index]}: {done.throughput:,.0f}/s")
+                    console.print(
+                        f"{kind}, round {number}, {('empty', 'large')[index]}: {done.throughput:,.0f}/s"
+                    )
             ratios = [large / empty for empty, large in zip(*rates, strict=True)]
             console.print(
                 f"{kind}: empty {statistics.median(rates[0]):,.0f}/s, {size:,} runs {statistics.median(rates[1]):,.0f}/s, "
@@ -120,7 +130,9 @@ async def _flows(url: str) -> tuple[UUID, UUID]:
     """Two flows in a database that a Prefect server makes."""
     with PrefectServer(url) as prefect:
         async with httpx.AsyncClient(base_url=prefect.api, timeout=60) as http:
-            first, second = [(await http.post("/flows/", json={"name": f"bench-{uuid4()}"})).json()["id"] for _ in range(2)]
+            first, second = [
+                (await http.post("/flows/", json={"name": f"bench-{uuid4()}"})).json()["id"] for _ in range(2)
+            ]
             return UUID(first), UUID(second)
 
 
@@ -148,7 +160,13 @@ async def million(size: int, rate: float, slices: int = 20) -> None:
             fleet.running(load.consumers_on_queue) as running,
         ):
             await load.warm_up()
-            shown = Table("requests", "memory MiB", "p50 ms", "p99 ms", title=f"{size:,} requests at {rate:,.0f}/s, one worker")
+            shown = Table(
+                "requests",
+                "memory MiB",
+                "p50 ms",
+                "p99 ms",
+                title=f"{size:,} requests at {rate:,.0f}/s, one worker",
+            )
             for start in range(0, size, part):  # read by the requests
                 latencies = sorted((await load.at_rate(part, rate)).latencies)
                 p50, p99 = (latencies[int(len(latencies) * share)] * 1000 for share in (0.5, 0.99))
@@ -180,14 +198,22 @@ async def workers(size: int, rounds: int) -> None:
         for count, made in found.items():
             rates = [done.throughput for done, _ in made]
             busy = [f"{statistics.median(cores[name] for _, cores in made):.2f}" for name in names]
-            shown.add_row(str(count), f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}", f"{max(rates):,.0f}", *busy)
+            shown.add_row(
+                str(count),
+                f"{statistics.median(rates):,.0f}",
+                f"{min(rates):,.0f}",
+                f"{max(rates):,.0f}",
+                *busy,
+            )
         console.print(shown)
 
 
 class Cores:
-    """How many cores the broker, the database, the workers and the load kept busy, from the first reply to the last.
+    """How many cores the broker, the database, the workers and the load kept busy, from the first
+    reply to the last.
 
-    By the names of processes, from ``/proc``: nothing else of these names should have much to do meanwhile.
+    By the names of processes, from ``/proc``: nothing else of these names should have much to do
+    meanwhile.
     """
 
     def __init__(self, requests: int) -> None:
@@ -213,7 +239,8 @@ class Cores:
                 name, _, rest = process.read_text().partition("(")[2].rpartition(")")
             except OSError:  # it has ended
                 continue
-            # User and system time of the process, then of its children that have ended: of PostgreSQL's, one for each connection.
+            # User and system time of the process, then of its children that have ended: of
+            # PostgreSQL's, one for each connection.
             parent, *times = (int(rest.split()[field]) for field in (1, 11, 12, 13, 14))
             if process.parent.name == str(os.getpid()):
                 found["load"] += sum(times[:2]) / tick

@@ -1,7 +1,9 @@
-"""``python -m tests.benchmarks.steadiness``: how steadily the cores of this machine run while nothing else does.
+"""``python -m tests.benchmarks.steadiness``: how steadily the cores of this machine run while
+nothing else does.
 
-A virtual machine's core is at times slower, for milliseconds, when its neighbours are busy. Where that is a hundredth of the time,
-every p99 that is measured on it, of whatever, tells of the machine as well.
+A virtual machine's core is at times slower, for milliseconds, when its neighbours are busy. Where
+that is a hundredth of the time, every p99 that is measured on it, of whatever, tells of the machine
+as well.
 """
 
 import os

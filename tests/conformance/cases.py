@@ -1,4 +1,6 @@
-"""The enumerated cases: every field, every state, every kind of invalid input that Prefect's endpoint tells apart."""
+"""The enumerated cases: every field, every state, every kind of invalid input that Prefect's
+endpoint tells apart.
+"""
 
 import base64
 import json
@@ -9,7 +11,17 @@ from typing import Any
 # Stands for a flow that exists, in bodies.
 FLOW = "00000000-0000-4000-8000-00000000f10f"
 OTHER = "6f9619ff-8b86-4d11-b42d-00cf4fc964ff"
-STATES = ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED", "CRASHED", "PAUSED", "CANCELLING")
+STATES = (
+    "SCHEDULED",
+    "PENDING",
+    "RUNNING",
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "CRASHED",
+    "PAUSED",
+    "CANCELLING",
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +33,9 @@ class Case:
     headers: dict[str, str] = field(default_factory=dict)
 
     def body(self, flow_id: str) -> bytes:
-        """The bytes to send: every way of writing ``FLOW`` is replaced by the same way of writing the flow's id."""
+        """The bytes to send: every way of writing ``FLOW`` is replaced by the same way of writing
+        the flow's id.
+        """
         return written_for(flow_id, self.raw, FLOW)
 
 
@@ -43,7 +57,8 @@ def _states() -> Iterator[Case]:
         details = {"scheduled_time": "2031-01-02T03:04:05.5+02:00", "pause_key": "k"}
         yield case(f"state {state}, with details", {"state": {"type": state, "state_details": details}})
         yield case(
-            f"state {state}, keyed", {"idempotency_key": f"key-{state}", "state": {"type": state, "state_details": details}}
+            f"state {state}, keyed",
+            {"idempotency_key": f"key-{state}", "state": {"type": state, "state_details": details}},
         )
     for details in (
         {"cache_key": "c"},
@@ -71,7 +86,10 @@ def _states() -> Iterator[Case]:
         "2031-01-01", "2031-01-01T00:00:00", "2031-01-01 10:00", "2031-01-01T00:00:00.123456789Z", "20310101", "2031-W01", "12:00",
         "tomorrow", "", 5, 1.5e9, 10**20, True, None, [], {},
     ):  # fmt: skip
-        yield case(f"scheduled_time {time!r}", {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": time}}})
+        yield case(
+            f"scheduled_time {time!r}",
+            {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": time}}},
+        )
     for state in (
         None, "x", {}, [], {"type": "x"}, {"type": "pending"}, {"type": 1}, {"type": "PENDING", "extra": 1},
         {"type": "PENDING", "state_details": None}, {"type": "PENDING", "id": OTHER}, {"type": "PENDING", "name": ""},
@@ -86,7 +104,16 @@ def _fields() -> Iterator[Case]:
         "flow_id": ("x", 7, None, [], FLOW.upper(), FLOW.replace("-", ""), f"{{{FLOW}}}", True),
         "name": ("", None, 0, 5, "a name", "ü 🚀", " ", [], ["x"]),
         "flow_version": (1, "", None, "v"),
-        "parameters": ([], None, "x", {}, {"a": {"b": [1, None, 1.5, True]}}, {"x": "y" * 600_000}, {"": 1}, {"big": 2**70}),
+        "parameters": (
+            [],
+            None,
+            "x",
+            {},
+            {"a": {"b": [1, None, 1.5, True]}},
+            {"x": "y" * 600_000},
+            {"": 1},
+            {"big": 2**70},
+        ),
         "context": (None, {}, {"a": 1}, 3),
         "tags": (None, "a", ["a", "a"], [1], [], ["b", "a"], [None]),
         "labels": (
@@ -129,7 +156,13 @@ def _fields() -> Iterator[Case]:
             yield case(f"policy {policy}, {state}", {"empirical_policy": policy, "state": {"type": state}})
     yield case(
         "several errors",
-        {"flow_id": "x", "tags": 1, "state": {"type": "x"}, "colour": "red", "empirical_policy": {"retries": "x"}},
+        {
+            "flow_id": "x",
+            "tags": 1,
+            "state": {"type": "x"},
+            "colour": "red",
+            "empirical_policy": {"retries": "x"},
+        },
     )
 
 
@@ -140,9 +173,18 @@ def _headers() -> Iterator[Case]:
     for version in ("0.8.3", "0.8.4"):
         yield case(f"resuming by API version {version}", resuming, {"x-prefect-api-version": version})
     name = base64.b64encode("Nightly ü".encode()).decode()
-    for automation, encoded in ((OTHER, name), (OTHER, "%%%"), ("no uuid", name), (OTHER, None), (None, name), (OTHER, "")):
+    for automation, encoded in (
+        (OTHER, name),
+        (OTHER, "%%%"),
+        ("no uuid", name),
+        (OTHER, None),
+        (None, name),
+        (OTHER, ""),
+    ):
         headers = {"prefect-automation-id": automation, "prefect-automation-name": encoded}
-        yield case(f"automation {automation} {encoded}", headers={k: v for k, v in headers.items() if v is not None})
+        yield case(
+            f"automation {automation} {encoded}", headers={k: v for k, v in headers.items() if v is not None}
+        )
 
 
 def _raw() -> Iterator[Case]:

@@ -15,7 +15,9 @@ _NOW = timedelta(seconds=60)
 
 
 def comparable(answer: Any, now: datetime) -> Any:
-    """An answer with ids, random names, times of now and estimates replaced; the relations between them are checked."""
+    """An answer with ids, random names, times of now and estimates replaced; the relations between
+    them are checked.
+    """
     if not isinstance(answer, dict) or "state_id" not in answer:
         return _replaced(answer, now, ())
     assert answer["state"] is None or answer["state_id"] == answer["state"]["id"]
@@ -27,7 +29,8 @@ def comparable(answer: Any, now: datetime) -> Any:
     expected = answer["expected_start_time"]
     if (
         expected is not None
-        and abs(answer["estimated_start_time_delta"] - (now - _instant(expected)).total_seconds()) < _NOW.total_seconds()
+        and abs(answer["estimated_start_time_delta"] - (now - _instant(expected)).total_seconds())
+        < _NOW.total_seconds()
     ):
         replaced["estimated_start_time_delta"] = "ESTIMATE"
     # Two random words, as far as one can tell; names that were sent are compared as they are.
@@ -49,7 +52,9 @@ def differences(prefect: Any, ours: Any, where: str = "") -> Iterator[str]:
     elif isinstance(prefect, list) and isinstance(ours, list) and len(prefect) == len(ours):
         for index, (left, right) in enumerate(zip(prefect, ours, strict=True)):
             yield from differences(left, right, f"{where}[{index}]")
-    elif isinstance(prefect, float) is not isinstance(ours, float) and _is_number(prefect) and _is_number(ours):
+    elif (
+        isinstance(prefect, float) is not isinstance(ours, float) and _is_number(prefect) and _is_number(ours)
+    ):
         # PostgreSQL's JSON gives 1e16 back as 10000000000000000: the same number to who reads JSON.
         if float(prefect) != float(ours):
             yield f"{where}: Prefect {prefect!r}, we {ours!r}"
@@ -64,7 +69,11 @@ def _replaced(value: Any, now: datetime, where: tuple[str, ...]) -> Any:
         return {key: _replaced(each, now, (*where, key)) for key, each in value.items()}
     if isinstance(value, list):
         # A set in Prefect, in no order.
-        return sorted(value) if where[-1:] == ("pause_keys",) else [_replaced(each, now, where) for each in value]
+        return (
+            sorted(value)
+            if where[-1:] == ("pause_keys",)
+            else [_replaced(each, now, where) for each in value]
+        )
     if where in _IDS:
         return "ID"
     if where in _ESTIMATES:

@@ -11,13 +11,13 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.rabbitmq import RabbitMQ
 from tests.conformance.cases import written_for
 from tests.conformance.comparison import comparable
 from tests.conformance.prefect_server import PrefectMissing, PrefectServer
-from tests.conftest import WorkerProcess
-from tests.producer import Producer
+from tests.support.postgresql import PostgreSQL
+from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import WorkerProcess
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,9 @@ def prefect(postgresql: PostgreSQL) -> Iterator[PrefectServer]:
     except PrefectMissing as missing:
         if os.environ.get("WORKER_TEST_WITHOUT_PREFECT"):
             pytest.skip(f"Prefect cannot be installed here: {missing}")
-        pytest.fail(f"Prefect cannot be installed here; to do without set WORKER_TEST_WITHOUT_PREFECT=1.\n{missing}")
+        pytest.fail(
+            f"Prefect cannot be installed here; to do without set WORKER_TEST_WITHOUT_PREFECT=1.\n{missing}"
+        )
     with server:
         yield server
 
@@ -40,7 +42,9 @@ def flow_id(prefect: PrefectServer, worker_queue: str) -> str:
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql", "prefect"])
-def worker_queue(request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def worker_queue(
+    request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """A worker on a database of its own, of either kind in turn, and on the Prefect server's."""
     folder = tmp_path_factory.mktemp("conformance")
     queue = f"conformance-{uuid4().hex[:8]}.create"
@@ -68,7 +72,9 @@ def worker_queue(request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_fa
 
 @dataclass(frozen=True)
 class Answers:
-    """What Prefect and a worker answered to the same request; status 599: Prefect broke the connection."""
+    """What Prefect and a worker answered to the same request; status 599: Prefect broke the
+    connection.
+    """
 
     prefect: tuple[int, Any]
     ours: tuple[int, Any]
@@ -77,8 +83,9 @@ class Answers:
 class Both:
     """Sends a request to both.
 
-    Where both write into one database, the worker is asked for a flow of its own in place of Prefect's, so that no key of
-    one side is found by the other; in its answer the flows are put back.
+    Where both write into one database, the worker is asked for a flow of its own in place of
+    Prefect's, so that no key of one side is found by the other; in its answer the flows are put
+    back.
 
     Attributes:
         broken: how often Prefect failed by a 5xx, or broke the connection, as the test counts it.
@@ -122,5 +129,8 @@ async def both(
     prefect: PrefectServer, rabbitmq: RabbitMQ, worker_queue: str, request: pytest.FixtureRequest
 ) -> AsyncIterator[Both]:
     share = "[prefect" in request.node.name
-    async with httpx.AsyncClient(base_url=prefect.api, timeout=30) as http, Producer(rabbitmq.url, worker_queue) as producer:
+    async with (
+        httpx.AsyncClient(base_url=prefect.api, timeout=30) as http,
+        Producer(rabbitmq.url, worker_queue) as producer,
+    ):
         yield Both(http, producer, share=share)

@@ -1,4 +1,6 @@
-"""A real Prefect server: an environment of its own, made once, and a process on a database that it is given."""
+"""A real Prefect server: an environment of its own, made once, and a process on a database that it
+is given.
+"""
 
 import fcntl
 import os
@@ -11,7 +13,7 @@ from typing import Self
 
 import httpx
 
-from deploy.dev.processes import ServerProcess, free_ports
+from tests.support.processes import ServerProcess, free_ports
 
 VERSION = "3.8.8"
 # Another one whose database is written to, by other migrations.
@@ -67,7 +69,8 @@ class PrefectServer:
             "PREFECT_API_URL": self.api,
             "PREFECT_API_DATABASE_CONNECTION_URL": database_url,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            # Longer than any test waits: a connection that is closed while a request is under way to it is an error.
+            # Longer than any test waits: a connection that is closed while a request is under way
+            # to it is an error.
             "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "600",
             "PREFECT_SERVER_UI_ENABLED": "false",
             "DO_NOT_TRACK": "1",
@@ -75,7 +78,16 @@ class PrefectServer:
         self._process: ServerProcess | None = None
 
     def __enter__(self) -> Self:
-        command = [str(self._bin / "prefect"), "server", "start", "--no-ui", "--host", "127.0.0.1", "--port", str(self._port)]
+        command = [
+            str(self._bin / "prefect"),
+            "server",
+            "start",
+            "--no-ui",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self._port),
+        ]
         self._process = ServerProcess(command, self._folder / "output", env=self.environment)
         self._process.wait_until(self._healthy, 120)
         return self

@@ -19,8 +19,12 @@ GENERATED = int(os.environ.get("WORKER_TEST_GENERATED", "300"))
 def assert_equal(answers: Answers, body: bytes) -> None:
     (prefect_status, prefect), (our_status, ours) = answers.prefect, answers.ours
     found = list(differences(prefect, ours))
-    assert prefect_status == our_status, f"{body[:500]!r}\nPrefect {prefect_status}: {prefect}\nwe {our_status}: {ours}"
-    assert not found, f"{body[:500]!r}\n" + "\n".join(found) + f"\nPrefect: {json.dumps(prefect)}\nwe: {json.dumps(ours)}"
+    assert prefect_status == our_status, (
+        f"{body[:500]!r}\nPrefect {prefect_status}: {prefect}\nwe {our_status}: {ours}"
+    )
+    assert not found, (
+        f"{body[:500]!r}\n" + "\n".join(found) + f"\nPrefect: {json.dumps(prefect)}\nwe: {json.dumps(ours)}"
+    )
 
 
 async def test_enumerated_cases(both: Both, flow_id: str) -> None:
@@ -36,7 +40,9 @@ async def test_enumerated_cases(both: Both, flow_id: str) -> None:
     print(f"{len(CASES)} enumerated cases, all equal")
 
 
-@pytest.mark.parametrize(("case", "status"), BROKEN_AT_PREFECT, ids=[case.name for case, _ in BROKEN_AT_PREFECT])
+@pytest.mark.parametrize(
+    ("case", "status"), BROKEN_AT_PREFECT, ids=[case.name for case, _ in BROKEN_AT_PREFECT]
+)
 async def test_where_prefect_breaks_we_answer(both: Both, flow_id: str, case: Case, status: int) -> None:
     answers = await both.answers(flow_id, case.body(flow_id), case.headers)
     assert answers.prefect[0] >= 500
@@ -73,10 +79,17 @@ objects = st.dictionaries(st.text("abcxyz", max_size=4), json_values, max_size=3
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 times = st.datetimes().map(lambda time: time.isoformat() + "Z") | texts
 details = st.fixed_dictionaries(
-    {}, optional={"scheduled_time": times, "cache_key": texts, "pause_reschedule": st.booleans(), "retriable": st.booleans()}
+    {},
+    optional={
+        "scheduled_time": times,
+        "cache_key": texts,
+        "pause_reschedule": st.booleans(),
+        "retriable": st.booleans(),
+    },
 )
 states = st.fixed_dictionaries(
-    {"type": st.sampled_from(STATES)}, optional={"name": texts, "message": texts | st.none(), "state_details": details}
+    {"type": st.sampled_from(STATES)},
+    optional={"name": texts, "message": texts | st.none(), "state_details": details},
 )
 policies = st.fixed_dictionaries(
     {},
@@ -89,7 +102,9 @@ policies = st.fixed_dictionaries(
         "pause_keys": st.lists(texts, max_size=3),
     },
 )
-label_values = st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | texts
+label_values = (
+    st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | texts
+)
 bodies = st.fixed_dictionaries(
     {"flow_id": st.just(FLOW)},
     optional={
@@ -133,7 +148,9 @@ mutations = st.lists(st.tuples(fields, json_values | states), max_size=2)
     suppress_health_check=list(HealthCheck),
 )
 @given(body=bodies, mutation=mutations)
-async def test_generated_cases(both: Both, flow_id: str, body: dict[str, Any], mutation: list[tuple[str, Any]]) -> None:
+async def test_generated_cases(
+    both: Both, flow_id: str, body: dict[str, Any], mutation: list[tuple[str, Any]]
+) -> None:
     """Random valid bodies, and some with one or two fields replaced by anything."""
     request = {**body, **dict(mutation)}
     if request.pop("keyed", False):
@@ -155,5 +172,9 @@ async def test_a_field_that_only_one_of_them_has_shows(both: Both, flow_id: str)
     assert_equal(answers, body)
     for name in answers.ours[1]:
         without = {field: value for field, value in answers.ours[1].items() if field != name}
-        assert list(differences(answers.prefect[1], without)) == [f".{name}: only Prefect has it: {answers.prefect[1][name]!r}"]
-        assert list(differences(without, answers.ours[1])) == [f".{name}: only we have it: {answers.ours[1][name]!r}"]
+        assert list(differences(answers.prefect[1], without)) == [
+            f".{name}: only Prefect has it: {answers.prefect[1][name]!r}"
+        ]
+        assert list(differences(without, answers.ours[1])) == [
+            f".{name}: only we have it: {answers.ours[1][name]!r}"
+        ]

@@ -1,16 +1,18 @@
-"""The database of an older Prefect, of other migrations: recognised, and its server shows what the worker's replies said."""
+"""The database of an older Prefect, of other migrations: recognised, and its server shows what the
+worker's replies said.
+"""
 
 from datetime import datetime
 from typing import Any
 
 import httpx
 
-from deploy.dev.postgresql import PostgreSQL
 from tests.conformance.cases import CASES
 from tests.conformance.comparison import differences
 from tests.conformance.prefect_server import OLDER_VERSION, PrefectServer
 from tests.conftest import StartWorker
-from tests.producer import Producer
+from tests.support.postgresql import PostgreSQL
+from tests.support.producer import Producer
 
 # What depends on when one looks.
 MOVING = {"estimated_run_time", "estimated_start_time_delta"}
@@ -22,7 +24,9 @@ def instants(value: Any, field: str = "") -> Any:
         return {key: instants(each, key) for key, each in value.items() if key not in MOVING}
     if field == "pause_keys" and value is not None:
         return sorted(value)
-    if isinstance(value, str) and field.endswith(("time", "timestamp", "created", "updated", "expiration", "timeout")):
+    if isinstance(value, str) and field.endswith(
+        ("time", "timestamp", "created", "updated", "expiration", "timeout")
+    ):
         return datetime.fromisoformat(value).timestamp()
     return value
 
@@ -43,7 +47,9 @@ async def test_its_server_shows_what_the_replies_said(
                 if reply.status == 201:
                     shown = (await http.get(f"/flow_runs/{reply.body['id']}")).json()
                     compared += 1
-                    different += [f"{case.name}: {each}" for each in differences(instants(shown), instants(reply.body))]
+                    different += [
+                        f"{case.name}: {each}" for each in differences(instants(shown), instants(reply.body))
+                    ]
     assert not different, "\n".join(different)
     assert compared > 150
     print(f"Prefect {OLDER_VERSION}: {compared} runs read back over its API, all equal")

@@ -17,14 +17,14 @@ import httpx
 import pytest
 from sqlalchemy.engine import make_url
 
-from deploy.dev.processes import ServerProcess
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.command import command
+from tests.support.processes import ServerProcess
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.command import command
 from tests.conformance.cases import CASES
 from tests.conformance.comparison import comparable, differences
 from tests.conformance.prefect_server import VERSION, PrefectServer, install
-from tests.conftest import ROOT, WorkerProcess
-from tests.producer import Producer, Reply
+from tests.support.worker_process import ROOT, WorkerProcess
+from tests.support.producer import Producer, Reply
 from worker.store import Store, StoreError, migrations
 
 # Of the moment at which they are asked for.
@@ -44,7 +44,9 @@ class Shared:
 
 
 @pytest.fixture(scope="module", params=["postgresql", "sqlite"])
-def shared(request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared(
+    request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shared]:
     folder = tmp_path_factory.mktemp("shared")
     prefect: PrefectServer = request.getfixturevalue("prefect")
     if request.param == "sqlite":
@@ -53,7 +55,9 @@ def shared(request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory:
     shared = Shared(prefect, f"shared-{uuid4().hex[:8]}.create")
     environment = {
         "WORKER_AMQP_URL": rabbitmq.url,
-        "WORKER_DATABASE_URL": shared.database_url if request.param == "sqlite" else _as_worker(shared.database_url),
+        "WORKER_DATABASE_URL": shared.database_url
+        if request.param == "sqlite"
+        else _as_worker(shared.database_url),
         "WORKER_QUEUE": shared.queue,
         "WORKER_HTTP_PORT": "0",
     }
@@ -131,7 +135,10 @@ class Both:
         reply = await self.producer.request(ours, headers=headers)
         content = ours if prefects is None else prefects
         response = await self.prefect(
-            "POST", "/flow_runs/", content=content, headers={"content-type": "application/json", **(headers or {})}
+            "POST",
+            "/flow_runs/",
+            content=content,
+            headers={"content-type": "application/json", **(headers or {})},
         )
         now = datetime.now(UTC)
         text = json.dumps(reply.body)
@@ -196,7 +203,9 @@ async def test_work_pool_and_queue_are_found_by_name(both: Both) -> None:
         {"work_pool_name": "", "work_queue_name": ""},
     ):
         for keyed in (False, True):
-            ours, theirs = ({"idempotency_key": f"{side}-{fields}"} if keyed else {} for side in ("ours", "theirs"))
+            ours, theirs = (
+                {"idempotency_key": f"{side}-{fields}"} if keyed else {} for side in ("ours", "theirs")
+            )
             reply = await both.assert_equal(
                 json.dumps({"flow_id": flow, **fields, **ours}).encode(),
                 json.dumps({"flow_id": flow, **fields, **theirs}).encode(),
@@ -210,7 +219,10 @@ async def test_rows_that_are_missing_are_conflicts_of_that_request_alone(both: B
     flow = await both.new_flow()
     for missing in ("flow_id", "parent_task_run_id", "infrastructure_document_id"):
         await both.assert_equal(json.dumps({"flow_id": flow, missing: str(uuid4())}).encode())
-    bodies = [{"flow_id": str(uuid4()) if number % 3 == 0 else flow, "idempotency_key": f"{number}"} for number in range(120)]
+    bodies = [
+        {"flow_id": str(uuid4()) if number % 3 == 0 else flow, "idempotency_key": f"{number}"}
+        for number in range(120)
+    ]
     sent = [await both.producer.publish(body) for body in bodies]
     statuses = [reply.status for reply in await both.producer.replies_to(sent)]
     assert statuses == [409 if number % 3 == 0 else 201 for number in range(120)]
@@ -218,7 +230,9 @@ async def test_rows_that_are_missing_are_conflicts_of_that_request_alone(both: B
 
 async def test_labels_come_from_the_deployment(both: Both) -> None:
     flow = await both.new_flow(labels={"of": "flow"})
-    deployment = await both.post("/deployments/", {"name": "d", "flow_id": flow, "labels": {"of": "deployment", "tier": 1}})
+    deployment = await both.post(
+        "/deployments/", {"name": "d", "flow_id": flow, "labels": {"of": "deployment", "tier": 1}}
+    )
     for deployment_id in (deployment["id"], str(uuid4())):
         body = {"flow_id": flow, "deployment_id": deployment_id, "labels": {"tier": 2}}
         reply = await both.assert_equal(json.dumps(body).encode())
@@ -253,7 +267,9 @@ async def test_the_parent_task_run_follows_its_subflow(both: Both, before: str |
         )
         assert_served(reply, await both.served(reply.body["id"]))
         now = datetime.now(UTC)
-        our_task, their_task = [(await both.prefect("GET", f"/task_runs/{each}")).json() for each in (ours, theirs)]
+        our_task, their_task = [
+            (await both.prefect("GET", f"/task_runs/{each}")).json() for each in (ours, theirs)
+        ]
         assert our_task["state"]["state_details"]["child_flow_run_id"] == reply.body["id"]
         assert our_task["state"]["state_details"]["task_run_id"] == ours
         for task in (our_task, their_task):
@@ -273,9 +289,15 @@ async def test_a_duplicate_shows_the_run_as_prefect_has_moved_it_on(both: Both) 
     body = {"flow_id": await both.new_flow(), "idempotency_key": "k", "state": {"type": "SCHEDULED"}}
     created = await both.producer.request(body)
     for state in ("RUNNING", "COMPLETED"):
-        await both.post(f"/flow_runs/{created.body['id']}/set_state", {"state": {"type": state}, "force": True})
+        await both.post(
+            f"/flow_runs/{created.body['id']}/set_state", {"state": {"type": state}, "force": True}
+        )
         again = await both.producer.request(body)
-        assert (again.status, again.body["id"], again.body["state"]["type"]) == (200, created.body["id"], state)
+        assert (again.status, again.body["id"], again.body["state"]["type"]) == (
+            200,
+            created.body["id"],
+            state,
+        )
         assert_served(again, await both.served(created.body["id"]))
     assert again.body["run_count"] == 1
     assert again.body["end_time"] is not None
@@ -296,7 +318,8 @@ async def test_prefect_and_a_worker_that_race_for_a_key_make_one_run(both: Both)
 async def test_prefects_own_queries_find_it(both: Both) -> None:
     flow = await both.new_flow()
     replies = [
-        await both.producer.request({"flow_id": flow, "tags": ["a", "b"], "state": {"type": "SCHEDULED"}}) for _ in range(3)
+        await both.producer.request({"flow_id": flow, "tags": ["a", "b"], "state": {"type": "SCHEDULED"}})
+        for _ in range(3)
     ]
     wanted = {
         "flows": {"id": {"any_": [flow]}},
@@ -337,16 +360,21 @@ async def test_it_is_recognised_and_never_altered(prefect_file: Path) -> None:
     store = await Store.open(f"sqlite:///{prefect_file}", migrate=True)
     assert store.kind == "prefect"
     await store.close()
-    assert "a Prefect server's database, at its migration" in await migrations.current(f"sqlite:///{prefect_file}")
+    assert "a Prefect server's database, at its migration" in await migrations.current(
+        f"sqlite:///{prefect_file}"
+    )
     await migrations.upgrade(f"sqlite:///{prefect_file}")
     assert _schema(prefect_file) == before
 
 
 async def test_doctor_names_its_kind_and_its_migration(both: Both, shared: Shared, amqp_url: str) -> None:
-    done = await command("doctor", amqp_url=amqp_url, queue=both.producer.queue, database_url=shared.database_url)
+    done = await command(
+        "doctor", amqp_url=amqp_url, queue=both.producer.queue, database_url=shared.database_url
+    )
     assert done.code == 0, done.out
     assert re.search(
-        r"ok .*schema.*a Prefect server's, at its migration [0-9a-f]{12}; has all that the worker writes to", done.out
+        r"ok .*schema.*a Prefect server's, at its migration [0-9a-f]{12}; has all that the worker writes to",
+        done.out,
     )
 
 
@@ -388,9 +416,25 @@ async def test_it_executes(both: Both, shared: Shared, tmp_path: Path) -> None:
     flow = (await both.post("/flows/", {"name": "hello"}))["id"]
     deployment = await both.post(
         "/deployments/",
-        {"name": pool, "flow_id": flow, "work_pool_name": pool, "path": str(tmp_path), "entrypoint": "flows.py:hello"},
+        {
+            "name": pool,
+            "flow_id": flow,
+            "work_pool_name": pool,
+            "path": str(tmp_path),
+            "entrypoint": "flows.py:hello",
+        },
     )
-    command = [str(install(VERSION) / "prefect"), "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"]
+    command = [
+        str(install(VERSION) / "prefect"),
+        "worker",
+        "start",
+        "--pool",
+        pool,
+        "--type",
+        "process",
+        "--limit",
+        "1",
+    ]
     worker = ServerProcess(command, tmp_path / "prefect-worker.log", env=shared.server.environment)
     try:
         body = {
@@ -404,10 +448,16 @@ async def test_it_executes(both: Both, shared: Shared, tmp_path: Path) -> None:
         created = await both.producer.request(body)
         assert created.status == 201
         async with asyncio.timeout(120):
-            while (await both.served(created.body["id"]))["state_type"] not in ("COMPLETED", "FAILED", "CRASHED"):
+            while (await both.served(created.body["id"]))["state_type"] not in (
+                "COMPLETED",
+                "FAILED",
+                "CRASHED",
+            ):
                 await asyncio.sleep(0.5)
         again = await both.producer.request(body)
-        assert (again.status, again.body["state_type"], again.body["run_count"]) == (200, "COMPLETED", 1), worker.log_tail()
+        assert (again.status, again.body["state_type"], again.body["run_count"]) == (200, "COMPLETED", 1), (
+            worker.log_tail()
+        )
         assert_served(again, await both.served(created.body["id"]))
     finally:
         worker.stop()

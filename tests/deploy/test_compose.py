@@ -1,4 +1,5 @@
-"""docker-compose.yml and the files that it mounts: the broker's definitions and the database's roles, on real servers.
+"""docker-compose.yml and the files that it mounts: the broker's definitions and the database's
+roles, on real servers.
 
 No container engine is asked: what the images do with these files is theirs to keep.
 """
@@ -22,10 +23,10 @@ import pytest
 import yaml
 from aiormq.exceptions import ChannelAccessRefused
 
-from deploy.dev.postgresql import PostgreSQL, executables
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.command import command
-from tests.conftest import ROOT, WorkerProcess
+from tests.support.command import command
+from tests.support.postgresql import PostgreSQL, executables
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import ROOT, WorkerProcess
 from worker.broker.topology import Topology
 from worker.client import AccessRefused, FlowRunClient
 from worker.contract.message import DIRECT_REPLY_TO
@@ -179,12 +180,16 @@ async def test_producer_may_use_the_named_exchange(broker: RabbitMQ) -> None:
     connection = await aiormq.connect(url(broker, "producer"))
     channel = await connection.channel()
     for exchange in ("flow-runs", "prefect-flow-runs"):
-        await channel.basic_publish(b"not for a worker", exchange=exchange, routing_key="create", mandatory=True)
+        await channel.basic_publish(
+            b"not for a worker", exchange=exchange, routing_key="create", mandatory=True
+        )
     await connection.close()
 
 
 async def test_least_rights_of_the_python_client(broker: RabbitMQ) -> None:
-    """It publishes through the default exchange; on this broker, no right is needed for its replies."""
+    """It publishes through the default exchange; on this broker, no right is needed for its
+    replies.
+    """
     least = add_user(broker, "python-client", write="^amq\\.default$")
     async with FlowRunClient(least) as client:
         await client.publish(b"not for a worker")
@@ -195,7 +200,9 @@ async def test_least_rights_of_the_python_client(broker: RabbitMQ) -> None:
 
 
 async def test_commands_tell_a_missing_right_in_a_line(broker: RabbitMQ) -> None:
-    """The worker's user may not read dead letters, nor is the monitoring user one who asks for runs."""
+    """The worker's user may not read dead letters, nor is the monitoring user one who asks for
+    runs.
+    """
     for user, arguments in (
         ("worker", ("dead-letters", "list")),
         ("monitoring", ("create", "--flow-id", FLOW_ID)),
@@ -215,7 +222,9 @@ async def test_least_rights_of_a_producer_at_the_named_exchange(broker: RabbitMQ
     channel = await connection.channel()
     await channel.basic_consume(DIRECT_REPLY_TO, lambda _: None, no_ack=True)
     properties = aiormq.spec.Basic.Properties(reply_to=DIRECT_REPLY_TO)
-    await channel.basic_publish(b"{}", exchange="flow-runs", routing_key="create", properties=properties, mandatory=True)
+    await channel.basic_publish(
+        b"{}", exchange="flow-runs", routing_key="create", properties=properties, mandatory=True
+    )
     await connection.close()
 
 
@@ -239,8 +248,9 @@ async def test_monitoring_user_reads_queue_lengths(broker: RabbitMQ) -> None:
 
 
 class Cluster:
-    """A PostgreSQL cluster in which deploy/postgresql/roles.sh has run; its development passwords are asked for by no one here
-    (the cluster trusts loopback), but each role has its rights."""
+    """A PostgreSQL cluster in which deploy/postgresql/roles.sh has run; its development passwords
+    are asked for by no one here (the cluster trusts loopback), but each role has its rights.
+    """
 
     def __init__(self, postgresql: PostgreSQL) -> None:
         self._postgresql = postgresql
@@ -249,7 +259,18 @@ class Cluster:
         return self._postgresql.url(database).replace("postgres@", f"{role}@")
 
     def psql(self, role: str, database: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        where = ("-h", "127.0.0.1", "-p", str(self._postgresql.port), "-U", role, "-d", database, "-v", "ON_ERROR_STOP=1")
+        where = (
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self._postgresql.port),
+            "-U",
+            role,
+            "-d",
+            database,
+            "-v",
+            "ON_ERROR_STOP=1",
+        )
         command = [executables() / "psql", "-X", "-q", *where, *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
@@ -270,17 +291,26 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.mark.parametrize(
     "statement",
-    ["UPDATE flow_run SET name = 'other'", "DELETE FROM flow_run", "DROP TABLE flow_run", "CREATE TABLE mine (id int)"],
+    [
+        "UPDATE flow_run SET name = 'other'",
+        "DELETE FROM flow_run",
+        "DROP TABLE flow_run",
+        "CREATE TABLE mine (id int)",
+    ],
 )
 async def test_worker_role_only_reads_and_inserts(cluster: Cluster, statement: str) -> None:
     await migrate(cluster)
-    assert cluster.psql("flow_runs_worker", "flow_runs", "-c", "SELECT count(*) FROM flow_run").returncode == 0
+    assert (
+        cluster.psql("flow_runs_worker", "flow_runs", "-c", "SELECT count(*) FROM flow_run").returncode == 0
+    )
     refused = cluster.psql("flow_runs_worker", "flow_runs", "-c", statement)
     assert "permission denied" in refused.stderr or "must be owner" in refused.stderr
 
 
 def test_rights_on_prefects_tables(cluster: Cluster) -> None:
-    """On tables of the same names; ``tests/conformance`` has a worker with these rights on a Prefect server's own."""
+    """On tables of the same names; ``tests/conformance`` has a worker with these rights on a
+    Prefect server's own.
+    """
     tables = ("flow_run", "flow_run_state", "task_run_state", "task_run", "block_document")
     for table in tables:
         assert cluster.psql("prefect", "prefect", "-c", f"CREATE TABLE {table} (id int)").returncode == 0
@@ -327,7 +357,9 @@ def test_service_is_hardened_and_says_how_it_is(name: str) -> None:
     for other, wait in service.get("depends_on", {}).items():
         ends = SERVICES[other]["restart"] == "no"
         assert wait["condition"] == ("service_completed_successfully" if ends else "service_healthy")
-        assert set(SERVICES[other].get("profiles", [])) <= set(service.get("profiles", [])), f"{other} is not started with {name}"
+        assert set(SERVICES[other].get("profiles", [])) <= set(service.get("profiles", [])), (
+            f"{other} is not started with {name}"
+        )
 
 
 @pytest.mark.parametrize("name", WORKERS)
@@ -340,6 +372,9 @@ def test_worker_can_be_scaled_and_is_given_time_to_finish(name: str) -> None:
 
 def test_mounted_files_are_there() -> None:
     mounted = {
-        each.split(":")[0] for service in SERVICES.values() for each in service.get("volumes", []) if each.startswith("./")
+        each.split(":")[0]
+        for service in SERVICES.values()
+        for each in service.get("volumes", [])
+        if each.startswith("./")
     }
     assert {path for path in mounted if not (ROOT / path).exists()} == set()

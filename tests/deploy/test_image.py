@@ -1,7 +1,9 @@
-"""The image's build steps and its commands, run by hand: no container engine is asked, and none vouches for the layers.
+"""The image's build steps and its commands, run by hand: no container engine is asked, and none
+vouches for the layers.
 
-The RUN, COPY and ENV lines are read from the Dockerfile itself. Its absolute paths are put below a folder of this test's own; the
-base image is stood in for by a new virtual environment of a Python that any user may run.
+The RUN, COPY and ENV lines are read from the Dockerfile itself. Its absolute paths are put below a
+folder of this test's own; the base image is stood in for by a new virtual environment of a Python
+that any user may run.
 """
 
 import json
@@ -18,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.dev.processes import free_ports, wait_until
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.conftest import ROOT, WorkerProcess
+from tests.support.processes import free_ports, wait_until
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import ROOT, WorkerProcess
 
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 INSTALLED = "/opt/flow-run-worker"
@@ -80,7 +82,10 @@ def _public_python() -> str | None:
     for candidate in (os.path.realpath(sys.executable), "/usr/bin/python3", "/usr/local/bin/python3"):
         command = [candidate, "-c", "import ensurepip, sys; sys.exit(sys.version_info < (3, 11))"]
         try:
-            if subprocess.run(command, user=_user(), capture_output=True, timeout=30, cwd="/").returncode == 0:
+            if (
+                subprocess.run(command, user=_user(), capture_output=True, timeout=30, cwd="/").returncode
+                == 0
+            ):
                 return candidate
         except OSError:
             continue
@@ -112,11 +117,16 @@ def _build(folder: Path, python: str) -> Image:
     source = folder / "source"
     source.mkdir()
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTHON", "VIRTUAL_ENV"))
+        },
         **stage.environment,
         "PATH": f"{folder}/base/bin:{os.environ['PATH']}",
     }
-    # The base image has a newer pip than Debian's venv brings, and the download cache of this machine is as good as none.
+    # The base image has a newer pip than Debian's venv brings, and the download cache of this
+    # machine is as good as none.
     del environment["PIP_NO_CACHE_DIR"]
     context = _context(folder / "context")
     for instruction, arguments in stage.instructions:
@@ -130,7 +140,15 @@ def _build(folder: Path, python: str) -> Image:
         elif instruction == "RUN":
             for path in BUILD_PATHS:
                 arguments = re.sub(rf"(?<!\S){path}", f"{folder}{path}", arguments)
-            done = subprocess.run(arguments, shell=True, cwd=source, env=environment, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(
+                arguments,
+                shell=True,
+                cwd=source,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
             assert done.returncode == 0, f"RUN {arguments}\n{done.stdout}\n{done.stderr}"
     return Image(folder, folder / "base/bin/python")
 
@@ -138,13 +156,17 @@ def _build(folder: Path, python: str) -> Image:
 def _context(folder: Path) -> Path:
     """What .dockerignore lets into the build."""
     folder.mkdir()
-    ignored, *lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    ignored, *lines = [
+        line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")
+    ]
     assert ignored == "*"
     for line in lines:
         if line.startswith("!"):
             path = ROOT / line[1:]
             if path.is_dir():
-                shutil.copytree(path, folder / line[1:], ignore=shutil.ignore_patterns("__pycache__", "*.py[co]"))
+                shutil.copytree(
+                    path, folder / line[1:], ignore=shutil.ignore_patterns("__pycache__", "*.py[co]")
+                )
             else:
                 shutil.copy(path, folder)
     return folder
@@ -153,13 +175,17 @@ def _context(folder: Path) -> Path:
 def test_build_uses_hashes_and_only_what_was_admitted(image: Image) -> None:
     (wheel,) = (image.folder / "wheel").glob("*.whl")
     assert wheel.name.startswith("flow_run_worker-")
-    done = subprocess.run([image.bin / "flow-run-worker", "--help"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [image.bin / "flow-run-worker", "--help"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert not (image.bin / "pip").exists()
     # Traces are in: the exporter can be imported.
     exporter = "import opentelemetry.exporter.otlp.proto.http.trace_exporter"
     subprocess.run([image.bin / "python", "-c", exporter], check=True, timeout=60)
-    size = subprocess.run(["du", "-sm", image.bin.parent], capture_output=True, text=True, check=True, timeout=60).stdout
+    size = subprocess.run(
+        ["du", "-sm", image.bin.parent], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
     assert int(size.split()[0]) < 200, "deploy/README.md states its size"
 
 
@@ -209,13 +235,21 @@ def test_worker_runs_unprivileged_on_a_read_only_system_and_ends_cleanly(
 
 
 def _confined(command: list[str]) -> tuple[list[str], str]:
-    """The command as ``docker run --read-only --user 10001`` runs it, and what of that this machine doesn't let us.
+    """The command as ``docker run --read-only --user 10001`` runs it, and what of that this machine
+    doesn't let us.
 
     The worker stays the process that we started, so that signals reach it directly.
     """
     if os.getuid() != 0:
         return command, "who isn't root can't take away what root could"
-    unprivileged = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--no-new-privs", "--bounding-set=-all"]
+    unprivileged = [
+        "setpriv",
+        "--reuid=nobody",
+        "--regid=nogroup",
+        "--clear-groups",
+        "--no-new-privs",
+        "--bounding-set=-all",
+    ]
     read_only = 'mount --make-rprivate / && mount -o remount,bind,ro / && exec "$@"'
     confined = ["unshare", "--mount", "sh", "-c", read_only, "sh", *unprivileged]
     probe = [*confined, "sh", "-c", "! touch /tmp/written 2>/dev/null"]

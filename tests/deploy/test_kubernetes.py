@@ -1,6 +1,7 @@
 """The manifests build, and keep to Kubernetes' own schemas; no cluster is asked.
 
-Custom resources (KEDA's, the RabbitMQ cluster operator's) have schemas of their own, which are not validated here.
+Custom resources (KEDA's, the RabbitMQ cluster operator's) have schemas of their own, which are not
+validated here.
 """
 
 import shutil
@@ -11,13 +12,14 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.support.worker_process import ROOT
 from worker.settings import PREFIX, Settings
 
 K8S = ROOT / "deploy/k8s"
 KUSTOMIZATIONS = ("base", "overlays/keda", "rabbitmq-cluster")
 NOT_VALIDATED = {"ScaledObject", "TriggerAuthentication", "RabbitmqCluster"}
-# The oldest that is supported by its makers when this was written is newer; and the newest that there is a schema for.
+# The oldest that is supported by its makers when this was written is newer; and the newest that
+# there is a schema for.
 VERSIONS = ("1.31", kubernetes_validate.latest_version())
 
 Manifest = dict[str, Any]
@@ -82,7 +84,10 @@ def test_worker_is_probed_and_given_time_to_finish() -> None:
     manifests = build("base")
     pod = the("Deployment", manifests)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    paths = {probe: container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    paths = {
+        probe: container[probe]["httpGet"]["path"]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe")
+    }
     assert paths == {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
     settings = the("ConfigMap", manifests)["data"]
     assert pod["terminationGracePeriodSeconds"] > float(settings["WORKER_SHUTDOWN_TIMEOUT"])
@@ -99,7 +104,9 @@ def test_selectors_meet_the_workers_and_not_the_migration() -> None:
     manifests = build("base")
     workers = the("Deployment", manifests)["spec"]["template"]["metadata"]["labels"].items()
     migration = the("Job", manifests)["spec"]["template"]["metadata"]["labels"].items()
-    selectors = [the(kind, manifests)["spec"]["selector"] for kind in ("Deployment", "PodDisruptionBudget", "Service")]
+    selectors = [
+        the(kind, manifests)["spec"]["selector"] for kind in ("Deployment", "PodDisruptionBudget", "Service")
+    ]
     for selector in selectors:
         labels = selector.get("matchLabels", selector).items()
         assert labels <= workers

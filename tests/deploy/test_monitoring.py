@@ -1,4 +1,6 @@
-"""What watches the worker, run by the programs that it is for: a real Prometheus on a real worker and a real RabbitMQ."""
+"""What watches the worker, run by the programs that it is for: a real Prometheus on a real worker
+and a real RabbitMQ.
+"""
 
 import asyncio
 import json
@@ -15,11 +17,12 @@ import httpx
 import pytest
 import yaml
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.processes import ServerProcess, answers, free_ports
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.conftest import ROOT, StartWorker
-from tests.producer import Producer
+from tests.conftest import StartWorker
+from tests.support.postgresql import PostgreSQL
+from tests.support.processes import ServerProcess, answers, free_ports
+from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import ROOT
 
 MONITORING = ROOT / "deploy/monitoring"
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
@@ -27,20 +30,26 @@ FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of prometheus and promtool: on the search path, or from Debian's package, unpacked and not installed."""
+    """The folder of prometheus and promtool: on the search path, or from Debian's package, unpacked
+    and not installed.
+    """
     if found := shutil.which("promtool"):
         return Path(found).parent
     if not shutil.which("apt-get"):
         pytest.skip("no promtool here, and no Debian to fetch it from")
     folder = tmp_path_factory.mktemp("prometheus")
-    subprocess.run(["apt-get", "download", "-qq", "prometheus"], cwd=folder, check=True, timeout=120, capture_output=True)
+    subprocess.run(
+        ["apt-get", "download", "-qq", "prometheus"], cwd=folder, check=True, timeout=120, capture_output=True
+    )
     (package,) = folder.glob("*.deb")
     subprocess.run(["dpkg", "-x", package, folder], check=True, timeout=60)
     return folder / "usr/bin"
 
 
 def promtool(programs: Path, *arguments: str) -> None:
-    done = subprocess.run([programs / "promtool", *arguments], cwd=MONITORING, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [programs / "promtool", *arguments], cwd=MONITORING, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -52,7 +61,9 @@ def test_each_alert_fires_when_it_should_and_not_when_it_should_not(programs: Pa
     promtool(programs, "test", "rules", "alerts.test.yml")
     rules = {rule["alert"] for group in alert_groups() for rule in group["rules"]}
     cases = yaml.safe_load((MONITORING / "alerts.test.yml").read_text())["tests"]
-    tested = [(each["alertname"], bool(each["exp_alerts"])) for case in cases for each in case["alert_rule_test"]]
+    tested = [
+        (each["alertname"], bool(each["exp_alerts"])) for case in cases for each in case["alert_rule_test"]
+    ]
     assert rules == {name for name, fires in tested if fires} == {name for name, fires in tested if not fires}
 
 
@@ -98,7 +109,9 @@ class Prometheus:
             f"--storage.tsdb.path={folder}/data",
             f"--web.listen-address=127.0.0.1:{port}",
         )
-        self.process = ServerProcess([str(programs / "prometheus"), *arguments], folder / "output", env=dict(os.environ))
+        self.process = ServerProcess(
+            [str(programs / "prometheus"), *arguments], folder / "output", env=dict(os.environ)
+        )
         self.process.wait_until(lambda: answers(port))
 
     def get(self, path: str, **parameters: str) -> Any:
@@ -137,10 +150,14 @@ async def test_prometheus_reads_workers_and_broker_and_evaluates_the_alerts(
                     await producer.request({"flow_id": number})
                     await asyncio.sleep(0.1)
                 await eventually(lambda: prometheus.value("sum(flow_run_worker_requests_total)") == 80)
-                await eventually(lambda: prometheus.value(f'rabbitmq_detailed_queue_consumers{{queue="{queue}"}}') == 1)
+                await eventually(
+                    lambda: prometheus.value(f'rabbitmq_detailed_queue_consumers{{queue="{queue}"}}') == 1
+                )
             by_outcome = {
                 each["metric"]["outcome"]: float(each["value"][1])
-                for each in prometheus.get("query", query="sum by (outcome) (flow_run_worker_requests_total)")["result"]
+                for each in prometheus.get(
+                    "query", query="sum by (outcome) (flow_run_worker_requests_total)"
+                )["result"]
             }
             assert by_outcome == {"created": 30, "existing": 10, "refused": 40}
             targets = prometheus.get("targets")["activeTargets"]
@@ -158,7 +175,9 @@ async def test_prometheus_reads_workers_and_broker_and_evaluates_the_alerts(
             assert {rule["health"] for rule in rules} == {"ok"}
 
             cluster.stop()  # while the worker has nothing to do
-            alerts = 'ALERTS{alertname="FlowRunWorkerDependencyAway", dependency="database", alertstate="pending"}'
+            alerts = (
+                'ALERTS{alertname="FlowRunWorkerDependencyAway", dependency="database", alertstate="pending"}'
+            )
             await eventually(lambda: prometheus.value(alerts) == 1)
             cluster.start()
             await eventually(lambda: prometheus.value(alerts) is None)

@@ -1,4 +1,6 @@
-"""Scenes for faults: servers of their own, since they are stopped, workers behind a network, and producers."""
+"""Scenes for faults: servers of their own, since they are stopped, workers behind a network, and
+producers.
+"""
 
 import os
 import random
@@ -12,14 +14,15 @@ from uuid import uuid4
 
 import pytest
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.rabbitmq import RabbitMQ
 from tests.faults.faults import Scene
 from tests.faults.load import Load
-from tests.faults.proxy import Proxy
-from tests.faults.supervisor import Supervisor
+from tests.support.postgresql import PostgreSQL
+from tests.support.proxy import Proxy
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.supervisor import Supervisor
 
-# Seconds after which a silent connection counts as lost: two of these at the broker, three at the worker.
+# Seconds after which a silent connection counts as lost: two of these at the broker, three at the
+# worker.
 HEARTBEAT = 2
 
 
@@ -43,9 +46,18 @@ def small_disk(size: str) -> Iterator[Path | None]:
 
 @asynccontextmanager
 async def open_scene(
-    broker: RabbitMQ, cluster: PostgreSQL, database: str, folder: Path, disk: Path | None, *, seed: int, haste: float = 1.0
+    broker: RabbitMQ,
+    cluster: PostgreSQL,
+    database: str,
+    folder: Path,
+    disk: Path | None,
+    *,
+    seed: int,
+    haste: float = 1.0,
 ) -> AsyncIterator[Scene]:
-    """A scene with a database of a kind (``postgresql`` or ``sqlite``) on the small disk, if there is one."""
+    """A scene with a database of a kind (``postgresql`` or ``sqlite``) on the small disk, if there
+    is one.
+    """
     queue = f"faults-{uuid4().hex[:8]}.create"
     name = f"faults-{uuid4().hex[:8]}"
     where = (disk or folder) / name
@@ -68,7 +80,19 @@ async def open_scene(
         }
         workers = Supervisor(folder, environment)
         stack.callback(workers.kill_all)
-        yield Scene(broker, cluster, url, queue, workers, load, to_broker, to_database, disk, random.Random(seed), haste)
+        yield Scene(
+            broker,
+            cluster,
+            url,
+            queue,
+            workers,
+            load,
+            to_broker,
+            to_database,
+            disk,
+            random.Random(seed),
+            haste,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +117,12 @@ def disk() -> Iterator[Path | None]:
 async def scene(
     request: pytest.FixtureRequest, broker: RabbitMQ, cluster: PostgreSQL, disk: Path | None, tmp_path: Path
 ) -> AsyncIterator[Any]:
-    """A scene; its parameter is the kind of database and whether that is on a small disk, where one can be mounted."""
+    """A scene; its parameter is the kind of database and whether that is on a small disk, where one
+    can be mounted.
+    """
     database, on_small_disk = getattr(request, "param", ("postgresql", False))
     seed = int(os.environ.get("WORKER_TEST_SEED", "1"))
-    async with open_scene(broker, cluster, database, tmp_path, disk if on_small_disk else None, seed=seed, haste=2.5) as scene:
+    async with open_scene(
+        broker, cluster, database, tmp_path, disk if on_small_disk else None, seed=seed, haste=2.5
+    ) as scene:
         yield scene

@@ -1,6 +1,8 @@
-"""A worker that kills itself at a seam of the line, once: ``python -m tests.faults.crashing_worker SEAM FILE``.
+"""A worker that kills itself at a seam of the line, once: ``python -m tests.faults.crashing_worker
+SEAM FILE``.
 
-The seam is patched from outside, so that the worker has no code for this. FILE says that it has happened.
+The seam is patched from outside, so that the worker has no code for this. FILE says that it has
+happened.
 """
 
 import os

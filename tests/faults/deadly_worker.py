@@ -1,4 +1,6 @@
-"""A worker that dies of a request whose run is named ``deadly``, as a fault in native code would make it die."""
+"""A worker that dies of a request whose run is named ``deadly``, as a fault in native code would
+make it die.
+"""
 
 import os
 import signal

@@ -1,4 +1,6 @@
-"""The faults, each with its healing: what goes wrong around workers that serve. Used alone by tests, and mixed by the soak."""
+"""The faults, each with its healing: what goes wrong around workers that serve. Used alone by
+tests, and mixed by the soak.
+"""
 
 import asyncio
 import random
@@ -11,28 +13,28 @@ from pathlib import Path
 
 import asyncpg
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.rabbitmq import RabbitMQ
 from tests.faults.crashing_worker import SEAMS
 from tests.faults.load import Load
-from tests.faults.proxy import Proxy
-from tests.faults.supervisor import Supervisor
+from tests.support.postgresql import PostgreSQL
+from tests.support.proxy import Proxy
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.supervisor import Supervisor
 
 # What stays free on the full disk: less than PostgreSQL and SQLite grow a file by.
 _DISK_LEFT = 4096
-_TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flow-run-worker'"
+_TERMINATE = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flow-run-worker'"
+)
 
 
 @dataclass
 class Scene:
     """All that a fault may meddle with.
 
-    Attributes:
-        queue: the request queue's name.
-        to_broker, to_database: the network between the workers and their servers. (SQLite has none.)
-        disk: a small file system with the database on it; None where none can be mounted.
-        moments: the source of all that is random.
-        haste: by how much faults are shorter than in the soak.
+    Attributes: queue: the request queue's name. to_broker, to_database: the network between the
+        workers and their servers. (SQLite has none.) disk: a small file system with the database on
+        it; None where none can be mounted. moments: the source of all that is random. haste: by how
+        much faults are shorter than in the soak.
     """
 
     broker: RabbitMQ
@@ -156,7 +158,9 @@ async def connections_closed(scene: Scene) -> None:
 
 @fault("channel closed by the consumer timeout", seen="session_lost", only="postgresql")
 async def channel_closed(scene: Scene) -> None:
-    """The broker closes the channel of a consumer that holds deliveries for too long (30 minutes by default)."""
+    """The broker closes the channel of a consumer that holds deliveries for too long (30 minutes by
+    default).
+    """
     await _consumer_timeout(scene, 1000)
     async with _table_locked(scene):
         await asyncio.sleep(5)
@@ -164,7 +168,9 @@ async def channel_closed(scene: Scene) -> None:
 
 
 async def _consumer_timeout(scene: Scene, milliseconds: int) -> None:
-    """Both are read as a channel is opened: the timeout, and how often the broker looks (once a minute otherwise)."""
+    """Both are read as a channel is opened: the timeout, and how often the broker looks (once a
+    minute otherwise).
+    """
     for name, value in (("consumer_timeout", milliseconds), ("channel_tick_interval", 1000)):
         await asyncio.to_thread(scene.broker.ctl, "eval", f"application:set_env(rabbit, {name}, {value}).")
     await asyncio.to_thread(scene.broker.ctl, "close_all_connections", "new consumer timeout")
@@ -248,7 +254,9 @@ async def database_killed(scene: Scene) -> None:
     await asyncio.to_thread(scene.cluster.start)
 
 
-@fault("database read-only, as a standby until it is promoted", seen="read-only transaction", only="postgresql")
+@fault(
+    "database read-only, as a standby until it is promoted", seen="read-only transaction", only="postgresql"
+)
 async def database_standby(scene: Scene) -> None:
     await asyncio.to_thread(scene.cluster.stop)
     await asyncio.to_thread(scene.cluster.start_as_standby)

@@ -1,4 +1,6 @@
-"""A worker that holds deliveries, and waits for the confirms of replies, for seconds: what else takes minutes to be seen."""
+"""A worker that holds deliveries, and waits for the confirms of replies, for seconds: what else
+takes minutes to be seen.
+"""
 
 from worker import pipeline, settlement
 from worker.cli import app

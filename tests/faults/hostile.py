@@ -1,4 +1,5 @@
-"""Hostile requests, what each is to be answered, and a run in which each stands at every place of a batch among good ones.
+"""Hostile requests, what each is to be answered, and a run in which each stands at every place of a
+batch among good ones.
 
 ``python -m tests.faults.hostile`` prints the table: input, our answer, neighbours served.
 """
@@ -28,11 +29,11 @@ from pamqp import commands as spec
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.conftest import WorkerProcess
-from tests.database import fetch_runs
-from tests.producer import Producer, Reply
+from tests.support.database import fetch_runs
+from tests.support.postgresql import PostgreSQL
+from tests.support.producer import Producer, Reply
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import WorkerProcess
 from worker.store import Store
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
@@ -50,12 +51,10 @@ REFUSED_NAME = "refused by the database"
 class Hostile:
     """A request that is not as it should be.
 
-    Attributes:
-        name: what is wrong with it.
-        body: what is published; ``<id>`` in it stands for something else each time.
-        status: of our answer; for a 4xx also of the dead letter.
-        properties: AMQP properties besides ``reply_to`` and ``correlation_id``, which it has unless they stand here.
-        raw: property flags and the properties' bytes, in the place of all of them.
+    Attributes: name: what is wrong with it. body: what is published; ``<id>`` in it stands for
+        something else each time. status: of our answer; for a 4xx also of the dead letter.
+        properties: AMQP properties besides ``reply_to`` and ``correlation_id``, which it has unless
+        they stand here. raw: property flags and the properties' bytes, in the place of all of them.
         replied: whether a reply can reach anybody.
     """
 
@@ -95,11 +94,15 @@ def nested(levels: int) -> dict[str, Any]:
 
 def noise(size: int) -> str:
     """Text that doesn't compress."""
-    return "".join(random.Random(7).choices("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", k=size))
+    return "".join(
+        random.Random(7).choices("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", k=size)
+    )
 
 
 def deep_table(levels: int) -> bytes:
-    """The bytes of tables in tables, deeper than a library would write them; each has one entry without a name."""
+    """The bytes of tables in tables, deeper than a library would write them; each has one entry
+    without a name.
+    """
     content = b""
     for _ in range(levels):
         content = b"\x00F" + struct.pack(">I", len(content)) + content
@@ -324,7 +327,9 @@ class Run:
 
 
 def frames(message_id: str, body: bytes, hostile: Hostile | None, queue: str, reply_to: str) -> bytes:
-    """A message as it goes over the wire, its content header of our own making where no library would write it."""
+    """A message as it goes over the wire, its content header of our own making where no library
+    would write it.
+    """
     publish = pamqp.frame.marshal(spec.Basic.Publish(routing_key=queue), 1)
     body = body.replace(b"<id>", message_id.encode())
     if hostile is not None and hostile.raw is not None:
@@ -352,7 +357,8 @@ def _unchecked(given: dict[str, Any]) -> spec.Basic.Properties:
 
 
 def messages(corpus: Sequence[Hostile], queue: str, reply_to: str) -> Iterator[Sent]:
-    """A good one, then of each hostile one eight groups in which it stands at one place after the other.
+    """A good one, then of each hostile one eight groups in which it stands at one place after the
+    other.
 
     Each group has eight that reach the database, so that each is one batch.
     """
@@ -366,7 +372,9 @@ def messages(corpus: Sequence[Hostile], queue: str, reply_to: str) -> Iterator[S
                     yield Sent(group, hostile, group, frames(group, hostile.body, hostile, queue, reply_to))
                 if index < good:
                     good_id = f"{group} good {index}"
-                    yield Sent(good_id, None, group, frames(good_id, request(name=good_id), None, queue, reply_to))
+                    yield Sent(
+                        good_id, None, group, frames(good_id, request(name=good_id), None, queue, reply_to)
+                    )
     yield Sent("last", None, "", frames("last", b"{}", None, queue, reply_to))
 
 
@@ -375,12 +383,15 @@ async def publish(url: str, sent: Iterator[Sent]) -> list[Sent]:
     connection = await aiormq.connect(url)
     channel = await connection.channel(publisher_confirms=False)
     assert channel.number == 1
-    # A commit waits for the queue. Without one, a queue that is behind as the channel closes drops what it has not yet taken.
+    # A commit waits for the queue. Without one, a queue that is behind as the channel closes drops
+    # what it has not yet taken.
     await channel.tx_select()
     published = []
     for number, each in enumerate(sent, start=1):
         written = asyncio.get_running_loop().create_future()
-        await connection.write_queue.put(ChannelFrame(payload=each.frames, should_close=False, drain_future=written))
+        await connection.write_queue.put(
+            ChannelFrame(payload=each.frames, should_close=False, drain_future=written)
+        )
         await written
         published.append(Sent(each.id, each.hostile, each.group, b""))
         if number % COMMIT_EVERY == 0:
@@ -449,12 +460,18 @@ def worker(amqp_url: str, database_url: str, queue: str, log: Path) -> Iterator[
 
 
 async def serve(
-    corpus: Sequence[Hostile], *, amqp_url: str, database_url: str, queue: str, folder: Path, seconds: float = 240.0
+    corpus: Sequence[Hostile],
+    *,
+    amqp_url: str,
+    database_url: str,
+    queue: str,
+    folder: Path,
+    seconds: float = 240.0,
 ) -> Run:
     """Publish the corpus among good requests to a worker, and see what becomes of each.
 
-    The database is locked until all of them are decoded, so that every batch after the first is one of eight, in the order of
-    the queue; the worker's log shows that they were.
+    The database is locked until all of them are decoded, so that every batch after the first is one
+    of eight, in the order of the queue; the worker's log shows that they were.
     """
     await prepare(database_url)
     rows = [Row(hostile) for hostile in corpus]
@@ -497,7 +514,11 @@ async def serve(
             place += 1
     dead.pop("last", None)
     return Run(
-        rows, len(await fetch_runs(database_url)), [f"{name}: {found[0].headers}" for name, found in dead.items()], log, code
+        rows,
+        len(await fetch_runs(database_url)),
+        [f"{name}: {found[0].headers}" for name, found in dead.items()],
+        log,
+        code,
     )
 
 
@@ -515,7 +536,9 @@ def _answer(replies: list[Reply], dead: list[Reply]) -> str:
 
 
 def _batches(log: str) -> list[int]:
-    """The place in its batch of each request that reached the database, in their order; -1 in a batch that was not full."""
+    """The place in its batch of each request that reached the database, in their order; -1 in a
+    batch that was not full.
+    """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", log)
     places = []
     for line in re.findall(r"batch +created=(\d+) existing=(\d+) .*?refused=(\d+)", plain):
@@ -525,7 +548,9 @@ def _batches(log: str) -> list[int]:
 
 
 def table(runs: dict[str, Run]) -> str:
-    """All that was seen, a line for each hostile request; what was seen on the second database stands there only where it differs."""
+    """All that was seen, a line for each hostile request; what was seen on the second database
+    stands there only where it differs.
+    """
     lines = [f"{'input':62} {'answer':10} {'dead letters':13} {'neighbours served':18} reason"]
     for index, row in enumerate(next(iter(runs.values())).rows):
         seen = [run.rows[index] for run in runs.values()]
@@ -541,8 +566,13 @@ async def main() -> None:
     """Run the corpus on servers of its own and print what became of it."""
     with RabbitMQ() as node, PostgreSQL() as cluster, tempfile.TemporaryDirectory() as folder:
         runs = {}
-        for kind, url in (("sqlite", f"sqlite+aiosqlite:///{folder}/runs.db"), ("postgresql", cluster.create_database())):
-            runs[kind] = await serve(CORPUS, amqp_url=node.url, database_url=url, queue=f"{kind}.create", folder=Path(folder))
+        for kind, url in (
+            ("sqlite", f"sqlite+aiosqlite:///{folder}/runs.db"),
+            ("postgresql", cluster.create_database()),
+        ):
+            runs[kind] = await serve(
+                CORPUS, amqp_url=node.url, database_url=url, queue=f"{kind}.create", folder=Path(folder)
+            )
         print(table(runs))
 
 

@@ -1,4 +1,6 @@
-"""Producers that keep publishing through every fault, and the check of what became of it all. Nothing of the worker's code."""
+"""Producers that keep publishing through every fault, and the check of what became of it all.
+Nothing of the worker's code.
+"""
 
 import asyncio
 import json
@@ -12,8 +14,8 @@ from uuid import uuid4
 
 import aio_pika
 
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.database import fetch
+from tests.support.database import fetch
+from tests.support.rabbitmq import RabbitMQ
 
 _LOST = (aio_pika.exceptions.AMQPError, ConnectionError, OSError, RuntimeError, TimeoutError)
 
@@ -48,16 +50,20 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Request:
-    """A request as the check has to know it: by its key, or its message; ``None`` for one that has to be refused."""
+    """A request as the check has to know it: by its key, or its message; ``None`` for one that has
+    to be refused.
+    """
 
     identity: str | None
 
 
 class Load:
-    """Publishes requests, some of them for keys that were used before, some without a key, some that have to be refused.
+    """Publishes requests, some of them for keys that were used before, some without a key, some
+    that have to be refused.
 
-    A request counts as published once the broker has confirmed it; until then it is published again, as a producer would.
-    The reply queue is durable, so that replies outlive the broker's restart as the requests do.
+    A request counts as published once the broker has confirmed it; until then it is published
+    again, as a producer would. The reply queue is durable, so that replies outlive the broker's
+    restart as the requests do.
     """
 
     def __init__(self, url: str, queue: str, *, seed: int, replicated: bool = False) -> None:
@@ -185,7 +191,9 @@ class Load:
             return self._shared
 
     def _abandon(self) -> None:
-        """Use another connection from now on; whether this one can still be closed is not waited for."""
+        """Use another connection from now on; whether this one can still be closed is not waited
+        for.
+        """
         connection, self._connection = self._connection, None
         if connection is not None:
             closing = asyncio.ensure_future(connection.close())
@@ -203,7 +211,9 @@ class Load:
                 connection = await aio_pika.connect(self._url)
                 async with connection:
                     channel = await connection.channel()
-                    queue = await channel.declare_queue(self._replies_queue, durable=True, arguments=self._replies_arguments)
+                    queue = await channel.declare_queue(
+                        self._replies_queue, durable=True, arguments=self._replies_arguments
+                    )
                     async with queue.iterator() as messages:
                         async for message in messages:
                             body = json.loads(message.body)
@@ -249,7 +259,9 @@ class Load:
         )
 
     async def _dead_letters(self) -> tuple[set[str], int, int]:
-        """The correlation ids of refused requests, how many others there are, and what is left in the request queue."""
+        """The correlation ids of refused requests, how many others there are, and what is left in
+        the request queue.
+        """
         connection = await aio_pika.connect(self._url)
         async with connection:
             channel = await connection.channel()

@@ -1,7 +1,9 @@
-"""All faults mixed, for as long as wanted: ``python -m tests.faults.soak --minutes 20 --seed 1 [--database sqlite]``.
+"""All faults mixed, for as long as wanted: ``python -m tests.faults.soak --minutes 20 --seed 1
+[--database sqlite]``.
 
-Three workers, two producers, one fault after another in an order that the seed decides, now and then a SIGTERM on top.
-Prints what was injected and what became of the requests; exits with 1 unless nothing is lost and nothing doubled.
+Three workers, two producers, one fault after another in an order that the seed decides, now and
+then a SIGTERM on top. Prints what was injected and what became of the requests; exits with 1 unless
+nothing is lost and nothing doubled.
 """
 
 import argparse
@@ -17,17 +19,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.rabbitmq import RabbitMQ
 from tests.faults.conftest import open_scene, small_disk
 from tests.faults.faults import Fault, Scene, faults_for
-from tests.faults.supervisor import resident
+from tests.support.postgresql import PostgreSQL
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.supervisor import resident
 
 WORKERS = 3
 SIGTERM = "SIGTERM during a fault"
 
 
-async def soak(scene: Scene, faults: Sequence[Fault], console: Console, *, minutes: float = 0.0) -> tuple[Counter[str], int]:
+async def soak(
+    scene: Scene, faults: Sequence[Fault], console: Console, *, minutes: float = 0.0
+) -> tuple[Counter[str], int]:
     """Inject each fault once, and go on in other orders for so long.
 
     Returns:
@@ -60,7 +64,9 @@ async def soak(scene: Scene, faults: Sequence[Fault], console: Console, *, minut
         injected[fault.name] += 1
         largest = max([largest, *map(resident, scene.workers.pids)])
         took = time.monotonic() - started
-        console.print(f"{fault.name}: {took:.0f} s; {len(scene.load.requests)} published, {scene.load.unanswered} open")
+        console.print(
+            f"{fault.name}: {took:.0f} s; {len(scene.load.requests)} published, {scene.load.unanswered} open"
+        )
         await scene.lasts(2)
         assert not fault.seen or scene.workers.logged(fault.seen) > seen, f"nobody noticed: {fault.name}"
     return injected, largest
@@ -79,7 +85,9 @@ async def run(minutes: float, seed: int, database: str) -> int:
             await scene.workers.start(WORKERS)
             scene.load.start()
             started = time.monotonic()
-            faults = [fault for fault in faults_for(scene.database_url) if fault.name != "disk full" or scene.disk]
+            faults = [
+                fault for fault in faults_for(scene.database_url) if fault.name != "disk full" or scene.disk
+            ]
             injected, largest = await soak(scene, faults, console, minutes=minutes)
             await scene.load.stop()
             took = time.monotonic() - started

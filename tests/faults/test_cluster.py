@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.rabbitmq import RabbitMQ
 from tests.faults.load import Load
-from tests.faults.proxy import Proxy
-from tests.faults.supervisor import Supervisor
+from tests.support.postgresql import PostgreSQL
+from tests.support.proxy import Proxy
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -28,8 +28,12 @@ def leader(nodes: list[RabbitMQ], queue: str) -> RabbitMQ:
     return next(node for node in nodes if node.name == name)
 
 
-async def test_a_node_is_killed(nodes: list[RabbitMQ], cluster: PostgreSQL, queue: str, tmp_path: Path) -> None:
-    """The node where the request queue is led from: another takes over, and workers and producers go on there."""
+async def test_a_node_is_killed(
+    nodes: list[RabbitMQ], cluster: PostgreSQL, queue: str, tmp_path: Path
+) -> None:
+    """The node where the request queue is led from: another takes over, and workers and producers
+    go on there.
+    """
     database_url = cluster.create_database()
     async with AsyncExitStack() as stack:
         balancer = await stack.enter_async_context(Proxy([node.port for node in nodes]))

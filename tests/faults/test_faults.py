@@ -1,6 +1,8 @@
-"""Faults while producers keep publishing; afterwards nothing is lost, nothing is there twice, and nobody died unasked.
+"""Faults while producers keep publishing; afterwards nothing is lost, nothing is there twice, and
+nobody died unasked.
 
-All of them once, mixed; ``make soak`` does that for as long as wanted. ``WORKER_TEST_EACH_FAULT=1`` tests each by itself as well.
+All of them once, mixed; ``make soak`` does that for as long as wanted. ``WORKER_TEST_EACH_FAULT=1``
+tests each by itself as well.
 """
 
 import asyncio
@@ -14,7 +16,12 @@ from tests.faults.soak import WORKERS, soak
 
 ROLLS = int(os.environ.get("WORKER_TEST_ROLLS", "2"))
 # On SQLite: what is about the database, and about the process that has the file open.
-ON_SQLITE = ("file locked by another process", "disk full", "worker killed", "worker killed after commit, before reply")
+ON_SQLITE = (
+    "file locked by another process",
+    "disk full",
+    "worker killed",
+    "worker killed after commit, before reply",
+)
 CASES = [
     *(("postgresql", fault) for fault in FAULTS.values() if "postgresql" in fault.databases),
     *(("sqlite", FAULTS[name]) for name in ON_SQLITE),
@@ -34,9 +41,13 @@ async def check(scene: Scene) -> None:
     assert scene.workers.died == []
 
 
-@pytest.mark.parametrize("scene", [("postgresql", True), ("sqlite", True)], indirect=True, ids=["postgresql", "sqlite"])
+@pytest.mark.parametrize(
+    "scene", [("postgresql", True), ("sqlite", True)], indirect=True, ids=["postgresql", "sqlite"]
+)
 async def test_all_faults_mixed(scene: Scene) -> None:
-    """Three workers, every fault once, with a SIGTERM on top of some; WORKER_TEST_SEED decides the order."""
+    """Three workers, every fault once, with a SIGTERM on top of some; WORKER_TEST_SEED decides the
+    order.
+    """
     sqlite = scene.database_url.startswith("sqlite")
     faults = [FAULTS[name] for name in ON_SQLITE] if sqlite else faults_for(scene.database_url)
     faults = [fault for fault in faults if fault.name != "disk full" or scene.disk]
@@ -47,7 +58,9 @@ async def test_all_faults_mixed(scene: Scene) -> None:
     await check(scene)
 
 
-@pytest.mark.skipif(not os.environ.get("WORKER_TEST_EACH_FAULT"), reason="all are tested together; WORKER_TEST_EACH_FAULT=1")
+@pytest.mark.skipif(
+    not os.environ.get("WORKER_TEST_EACH_FAULT"), reason="all are tested together; WORKER_TEST_EACH_FAULT=1"
+)
 @pytest.mark.parametrize(
     ("scene", "fault"),
     [((database, fault.name == "disk full"), fault) for database, fault in CASES],
@@ -73,7 +86,9 @@ async def test_nothing_lost_nothing_twice(scene: Scene, fault: Fault) -> None:
 
 
 async def test_rolling_restarts(scene: Scene) -> None:
-    """Three workers, each restarted in turn: nothing lost, and nothing done again that was finished."""
+    """Three workers, each restarted in turn: nothing lost, and nothing done again that was
+    finished.
+    """
     await scene.workers.start(3)
     scene.load.start()
     for index in range(3 * ROLLS):

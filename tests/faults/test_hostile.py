@@ -1,4 +1,6 @@
-"""Every request of the hostile corpus, at every place of a batch among good ones, on both databases. ``-s`` prints the table."""
+"""Every request of the hostile corpus, at every place of a batch among good ones, on both
+databases. ``-s`` prints the table.
+"""
 
 from pathlib import Path
 
@@ -32,7 +34,9 @@ async def test_hostile_requests_are_answered_and_all_around_them_is_served(
 
 
 @pytest.mark.parametrize("properties", REFUSED_BY_BROKER, ids=str)
-async def test_what_the_broker_itself_refuses_reaches_no_worker(amqp_url: str, queue: str, properties: dict[str, object]) -> None:
+async def test_what_the_broker_itself_refuses_reaches_no_worker(
+    amqp_url: str, queue: str, properties: dict[str, object]
+) -> None:
     """Were one to reach it by another way, these were in the corpus."""
     connection = await aiormq.connect(amqp_url)
     channel = await connection.channel(publisher_confirms=False)

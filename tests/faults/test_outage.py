@@ -1,6 +1,8 @@
-"""A long outage of the database: what is taken is held, what is not waits at the broker, and all of it is served afterwards.
+"""A long outage of the database: what is taken is held, what is not waits at the broker, and all of
+it is served afterwards.
 
-``WORKER_TEST_OUTAGE_SECONDS=120 python -m pytest -s tests/faults/test_outage.py`` prints the figures of a longer one.
+``WORKER_TEST_OUTAGE_SECONDS=120 python -m pytest -s tests/faults/test_outage.py`` prints the
+figures of a longer one.
 """
 
 import asyncio
@@ -13,11 +15,12 @@ from uuid import uuid4
 import asyncpg
 import httpx
 
-from deploy.dev.postgresql import PostgreSQL
-from tests.conftest import StartWorker, WorkerProcess
-from tests.faults.proxy import Proxy
-from tests.faults.supervisor import resident
-from tests.producer import Producer
+from tests.conftest import StartWorker
+from tests.support.postgresql import PostgreSQL
+from tests.support.producer import Producer
+from tests.support.proxy import Proxy
+from tests.support.supervisor import resident
+from tests.support.worker_process import WorkerProcess
 
 SECONDS = float(os.environ.get("WORKER_TEST_OUTAGE_SECONDS", "6"))
 PREFETCH = 500
@@ -79,7 +82,9 @@ async def _replies(producer: Producer, count: int) -> None:
 async def test_a_database_that_answers_and_takes_nothing(
     producer: Producer, cluster: PostgreSQL, amqp_url: str, queue: str, tmp_path: Path
 ) -> None:
-    """As a standby, or a full disk: what was handed back is not taken again before the database writes, so no delivery counts."""
+    """As a standby, or a full disk: what was handed back is not taken again before the database
+    writes, so no delivery counts.
+    """
     url = cluster.create_database()
     environment = {
         "WORKER_AMQP_URL": amqp_url,
@@ -88,7 +93,9 @@ async def test_a_database_that_answers_and_takes_nothing(
         "WORKER_MIGRATE": "true",
         "WORKER_HTTP_PORT": "0",
     }
-    worker = WorkerProcess(tmp_path / "worker.log", environment, [sys.executable, "-m", "tests.faults.hasty_worker"])
+    worker = WorkerProcess(
+        tmp_path / "worker.log", environment, [sys.executable, "-m", "tests.faults.hasty_worker"]
+    )
     try:
         worker.wait_until_logged("serving")
         await _read_only(url, "on")
@@ -114,7 +121,9 @@ async def test_leaving_does_not_wait_for_a_silent_database(
     async with Proxy([cluster.port]) as network:
         environment = {
             "WORKER_AMQP_URL": amqp_url,
-            "WORKER_DATABASE_URL": cluster.create_database().replace(f":{cluster.port}/", f":{network.port}/"),
+            "WORKER_DATABASE_URL": cluster.create_database().replace(
+                f":{cluster.port}/", f":{network.port}/"
+            ),
             "WORKER_QUEUE": queue,
             "WORKER_MIGRATE": "true",
             "WORKER_HTTP_PORT": "0",

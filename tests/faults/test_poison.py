@@ -1,4 +1,6 @@
-"""Requests that break more than themselves: properties that can't be read, and a request that ends the worker's process."""
+"""Requests that break more than themselves: properties that can't be read, and a request that ends
+the worker's process.
+"""
 
 import asyncio
 import json
@@ -14,9 +16,10 @@ from aiormq.abc import ChannelFrame
 from pamqp import commands as spec
 from pamqp.body import ContentBody
 
-from tests.conftest import ROOT, StartWorker
-from tests.database import fetch_runs
-from tests.producer import Producer
+from tests.conftest import StartWorker
+from tests.support.database import fetch_runs
+from tests.support.producer import Producer
+from tests.support.worker_process import ROOT
 from worker.broker.session import Session
 from worker.broker.topology import DELIVERY_LIMIT, Topology
 
@@ -35,7 +38,8 @@ async def publish_raw(url: str, queue: str, flags: int, properties: bytes, body:
         + b"\xce"
         + pamqp.frame.marshal(ContentBody(body), channel.number)
     )
-    # A commit waits for the queue. Without one, a queue that is behind as the channel closes drops what it has not yet taken.
+    # A commit waits for the queue. Without one, a queue that is behind as the channel closes drops
+    # what it has not yet taken.
     await channel.tx_select()
     await connection.write_queue.put(ChannelFrame(payload=frames, should_close=False))
     await channel.tx_commit()
@@ -66,11 +70,15 @@ async def test_properties_that_cannot_be_read_end_in_the_dead_letters(
 async def test_a_request_that_ends_the_process_ends_in_the_dead_letters_and_the_others_are_served(
     producer: Producer, sqlite_url: str, amqp_url: str, queue: str, tmp_path: Path
 ) -> None:
-    """Twenty deliveries are the limit; the requests around it lose few of theirs, since a suspect is served alone."""
+    """Twenty deliveries are the limit; the requests around it lose few of theirs, since a suspect
+    is served alone.
+    """
     await _declare(amqp_url, queue)
     good = [await producer.publish({"flow_id": FLOW_ID, "name": f"good-{number}"}) for number in range(30)]
     await producer.publish({"flow_id": FLOW_ID, "name": "deadly"})
-    good += [await producer.publish({"flow_id": FLOW_ID, "name": f"good-{number}"}) for number in range(30, 60)]
+    good += [
+        await producer.publish({"flow_id": FLOW_ID, "name": f"good-{number}"}) for number in range(30, 60)
+    ]
     environment = {
         "WORKER_AMQP_URL": amqp_url,
         "WORKER_DATABASE_URL": sqlite_url,

@@ -1,4 +1,6 @@
-"""A reply queue that takes what it is sent and confirms nothing, as one of quorum type whose leader doesn't get on."""
+"""A reply queue that takes what it is sent and confirms nothing, as one of quorum type whose leader
+doesn't get on.
+"""
 
 import asyncio
 import sys
@@ -9,9 +11,9 @@ from uuid import uuid4
 import pytest
 from aio_pika.abc import AbstractQueue
 
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.conftest import WorkerProcess
-from tests.producer import Producer
+from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import WorkerProcess
 
 FLOW_ID = str(uuid4())
 
@@ -24,7 +26,9 @@ def worker(amqp_url: str, sqlite_url: str, queue: str, tmp_path: Path) -> Iterat
         "WORKER_QUEUE": queue,
         "WORKER_HTTP_PORT": "0",
     }
-    worker = WorkerProcess(tmp_path / "worker.log", environment, [sys.executable, "-m", "tests.faults.hasty_worker"])
+    worker = WorkerProcess(
+        tmp_path / "worker.log", environment, [sys.executable, "-m", "tests.faults.hasty_worker"]
+    )
     worker.wait_until_logged("serving")
     yield worker
     worker.kill()
@@ -57,12 +61,17 @@ async def test_a_reply_that_is_not_confirmed_is_given_up_in_the_end(
 
 
 @pytest.fixture
-async def hanging(rabbitmq: RabbitMQ, producer: Producer, worker: WorkerProcess, queue: str) -> AsyncIterator[AbstractQueue]:
+async def hanging(
+    rabbitmq: RabbitMQ, producer: Producer, worker: WorkerProcess, queue: str
+) -> AsyncIterator[AbstractQueue]:
     """A queue for replies that the worker's channel knows, and whose leader stands still since.
 
-    The first publication to one that it doesn't know would hold up the channel as a whole (RabbitMQ 3.10).
+    The first publication to one that it doesn't know would hold up the channel as a whole (RabbitMQ
+    3.10).
     """
-    replies = await producer.channel.declare_queue(f"{queue}.replies", durable=True, arguments={"x-queue-type": "quorum"})
+    replies = await producer.channel.declare_queue(
+        f"{queue}.replies", durable=True, arguments={"x-queue-type": "quorum"}
+    )
     await producer.publish({"flow_id": FLOW_ID}, reply_to=replies.name)
     await _take(replies)
     rabbitmq.ctl("eval", f"sys:suspend('%2F_{replies.name}').")

@@ -1,4 +1,6 @@
-"""The line in process, for fuzzing: from a delivery's frames to the frames of what is published, without broker and database."""
+"""The line in process, for fuzzing: from a delivery's frames to the frames of what is published,
+without broker and database.
+"""
 
 import json
 import struct
@@ -54,7 +56,9 @@ def _refused(message: Message, refusal: Refusal) -> bytes:
     answer, line = encode_error(refusal), refusal.line
     assert len(answer) <= MAX_ERROR_BYTES
     assert line.isprintable()
-    copy = dead_letter_copy(message, queue="q", status=refusal.status, error=line, now=NOW, login="guest", frame_max=FRAME_MAX)
+    copy = dead_letter_copy(
+        message, queue="q", status=refusal.status, error=line, now=NOW, login="guest", frame_max=FRAME_MAX
+    )
     assert copy.marshal(1, FRAME_MAX).endswith(b"\xce")
     assert copy.body == message.body
     return answer

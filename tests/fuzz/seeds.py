@@ -1,4 +1,6 @@
-"""Writes the seeds of the fuzzer into a folder: the hostile corpus, as far as it is small, in the fuzzer's form."""
+"""Writes the seeds of the fuzzer into a folder: the hostile corpus, as far as it is small, in the
+fuzzer's form.
+"""
 
 import sys
 from pathlib import Path
@@ -16,7 +18,11 @@ def main(folder: Path) -> None:
         publish = 8 + int.from_bytes(wire[3:7])
         header = wire[publish + 7 : publish + 7 + int.from_bytes(wire[publish + 3 : publish + 7])]
         flags, properties = header[12:14], header[14:]
-        seed = flags + len(properties).to_bytes(2) + properties + hostile.body if len(properties) < 65536 else b""
+        seed = (
+            flags + len(properties).to_bytes(2) + properties + hostile.body
+            if len(properties) < 65536
+            else b""
+        )
         if len(seed) <= MAX_BYTES:
             (folder / f"hostile-{number}").write_bytes(seed)
 

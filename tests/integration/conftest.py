@@ -6,13 +6,15 @@ from uuid import uuid4
 
 import pytest
 
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.conftest import WorkerProcess
-from tests.producer import Producer
+from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import WorkerProcess
 
 
 @pytest.fixture(scope="module")
-def running_worker(rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def running_worker(
+    rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path]]:
     folder = tmp_path_factory.mktemp("worker")
     queue = f"shared-{uuid4().hex[:8]}.create"
     worker = WorkerProcess(

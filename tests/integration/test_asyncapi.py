@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 
-from tests.command import command
-from tests.conftest import ROOT, StartWorker
+from tests.conftest import StartWorker
 from tests.integration.test_requests import EVERY_FIELD, FLOW_ID
-from tests.producer import Producer
+from tests.support.command import command
+from tests.support.producer import Producer
+from tests.support.worker_process import ROOT
 
-SCHEMAS = ROOT / "schemas"
+SCHEMAS = ROOT / "worker" / "contract" / "schemas"
 ASYNCAPI_SPECS = "@asyncapi/specs@6.11.1"
 
 
@@ -29,7 +30,7 @@ def validator(name: str) -> Draft202012Validator:
 
 
 async def test_the_committed_documents_are_current(tmp_path: Path) -> None:
-    """If it fails: ``flow-run-worker asyncapi --folder schemas``."""
+    """If it fails: ``flow-run-worker asyncapi --folder worker/contract/schemas``."""
     done = await command("asyncapi", "--folder", str(tmp_path))
     assert done.code == 0, done.err
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
@@ -52,9 +53,13 @@ def test_it_is_an_asyncapi_3_document(tmp_path: Path) -> None:
         check=True,
         timeout=120,
     )
-    schema = json.loads((tmp_path / "node_modules/@asyncapi/specs/schemas/3.0.0-without-$id.json").read_text())
+    schema = json.loads(
+        (tmp_path / "node_modules/@asyncapi/specs/schemas/3.0.0-without-$id.json").read_text()
+    )
     document = committed("asyncapi.json")
-    assert [f"{error.json_path}: {error.message}" for error in Draft7Validator(schema).iter_errors(document)] == []
+    assert [
+        f"{error.json_path}: {error.message}" for error in Draft7Validator(schema).iter_errors(document)
+    ] == []
     document["operations"]["createFlowRun"]["action"] = "no such action"
     assert list(Draft7Validator(schema).iter_errors(document))
 
@@ -70,7 +75,12 @@ async def test_what_goes_over_the_wire_is_what_the_schemas_say(
         assert reply.status == 201
         record.validate(reply.body)
         assert reply.body.keys() == record.schema["properties"].keys()
-    for wrong in ({}, {"flow_id": "x"}, {"flow_id": FLOW_ID, "nonsense": 1}, {"flow_id": FLOW_ID, "tags": "x"}):
+    for wrong in (
+        {},
+        {"flow_id": "x"},
+        {"flow_id": FLOW_ID, "nonsense": 1},
+        {"flow_id": FLOW_ID, "tags": "x"},
+    ):
         assert list(request.iter_errors(wrong)), wrong
         reply = await producer.request(wrong)
         assert reply.status == 422

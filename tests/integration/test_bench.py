@@ -1,4 +1,6 @@
-"""``bench`` measures workers on the database that it is given, leaves it as it was, and gives no figures that are none."""
+"""``bench`` measures workers on the database that it is given, leaves it as it was, and gives no
+figures that are none.
+"""
 
 import asyncio
 import json
@@ -9,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.command import command
-from tests.conftest import ROOT, StartWorker
-from tests.database import fetch, fetch_runs
-from tests.producer import Producer
+from tests.conftest import StartWorker
+from tests.support.command import command
+from tests.support.database import fetch, fetch_runs
+from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import ROOT
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
@@ -33,7 +36,8 @@ async def test_all_paces_are_measured_and_nothing_is_left_behind(
     worker.terminate()
     paces = ("--concurrency", "1", "--concurrency", "20", "--rate", "300")
     done = await command(
-        *("bench", "--json", "--requests", "200", "--workers", "2", *paces, "--database-url", database_url), amqp_url=rabbitmq.url
+        *("bench", "--json", "--requests", "200", "--workers", "2", *paces, "--database-url", database_url),
+        amqp_url=rabbitmq.url,
     )
     assert done.code == 0, done.err
     measured = json.loads(done.out)
@@ -94,7 +98,9 @@ async def test_a_picture_that_cannot_be_drawn_is_told_before_anything_is_measure
 
 
 @pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
-async def test_an_interrupted_bench_leaves_no_queue_and_no_worker(rabbitmq: RabbitMQ, interruption: signal.Signals) -> None:
+async def test_an_interrupted_bench_leaves_no_queue_and_no_worker(
+    rabbitmq: RabbitMQ, interruption: signal.Signals
+) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker", "bench", "--rate", "20", "--requests", "10000"),
         env={**os.environ, "PYTHONPATH": str(ROOT), "WORKER_AMQP_URL": rabbitmq.url},

@@ -1,4 +1,6 @@
-"""The producer client: what it raises, how it goes on when the broker lets go, and that closing it ends the calls that wait."""
+"""The producer client: what it raises, how it goes on when the broker lets go, and that closing it
+ends the calls that wait.
+"""
 
 import asyncio
 import time
@@ -9,9 +11,9 @@ from typing import Any, Self
 import pytest
 from yarl import URL
 
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.faults.proxy import Proxy
-from tests.producer import Producer
+from tests.support.producer import Producer
+from tests.support.proxy import Proxy
+from tests.support.rabbitmq import RabbitMQ
 from worker.client import (
     AccessRefused,
     BrokerGone,
@@ -90,7 +92,9 @@ async def test_blocking_client_works_under_a_running_loop(shared_worker: Produce
     assert sorted(outcome.status for outcome in outcomes) == [201, 422]
 
 
-async def test_lost_connection_publishes_the_same_message_again(producer: Producer, amqp_url: str, queue: str) -> None:
+async def test_lost_connection_publishes_the_same_message_again(
+    producer: Producer, amqp_url: str, queue: str
+) -> None:
     declared = await producer.channel.declare_queue(queue, auto_delete=True)
     async with FlowRunClient(amqp_url, queue=queue) as client:
         call = asyncio.create_task(client.create_flow_run(FLOW_ID))
@@ -102,7 +106,11 @@ async def test_lost_connection_publishes_the_same_message_again(producer: Produc
             await asyncio.sleep(0.01)
         call.cancel()
     first, again = await declared.get(no_ack=True), await declared.get(no_ack=True)
-    assert (first.body, first.message_id, first.correlation_id) == (again.body, again.message_id, again.correlation_id)
+    assert (first.body, first.message_id, first.correlation_id) == (
+        again.body,
+        again.message_id,
+        again.correlation_id,
+    )
 
 
 # -- what the broker refuses
@@ -137,11 +145,15 @@ async def test_user_who_may_not_publish_is_told_at_once(rabbitmq: RabbitMQ, queu
 async def test_user_who_may_not_read_replies_can_still_publish(
     producer: Producer, rabbitmq: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on brokers that ask for a right to read direct replies; here it is an ordinary queue that is refused."""
+    """As on brokers that ask for a right to read direct replies; here it is an ordinary queue that
+    is refused.
+    """
     for module in (client_module, link_module):
         monkeypatch.setattr(module, "DIRECT_REPLY_TO", queue)
     await producer.channel.declare_queue(queue, auto_delete=True)
-    async with FlowRunClient(add_user(rabbitmq, "writer", write="^amq\\.default$"), queue=queue, timeout=5) as client:
+    async with FlowRunClient(
+        add_user(rabbitmq, "writer", write="^amq\\.default$"), queue=queue, timeout=5
+    ) as client:
         with pytest.raises(AccessRefused, match="consume replies: ACCESS_REFUSED"):
             await client.create_flow_run(FLOW_ID)
         await client.publish({"flow_id": FLOW_ID})
@@ -158,7 +170,8 @@ async def test_user_who_may_have_no_channel_is_told(rabbitmq: RabbitMQ, queue: s
 
 
 @pytest.mark.parametrize(
-    ("headers", "words"), [({"CC": "not a list"}, "PRECONDITION_FAILED"), ({"traceparent": "0" * 200_000}, "FRAME_ERROR")]
+    ("headers", "words"),
+    [({"CC": "not a list"}, "PRECONDITION_FAILED"), ({"traceparent": "0" * 200_000}, "FRAME_ERROR")],
 )
 async def test_refused_headers_are_told(
     producer: Producer, amqp_url: str, queue: str, headers: dict[str, Any], words: str
@@ -171,7 +184,9 @@ async def test_refused_headers_are_told(
     assert await producer.depth() == 1
 
 
-async def test_message_over_the_brokers_limit_fails_by_itself(shared_worker: Producer, rabbitmq: RabbitMQ) -> None:
+async def test_message_over_the_brokers_limit_fails_by_itself(
+    shared_worker: Producer, rabbitmq: RabbitMQ
+) -> None:
     """The channel that the broker closes over it is that of all other calls as well."""
     url = add_user(rabbitmq, "sender", write=".*", read=".*")
     too_large = {"flow_id": FLOW_ID, "parameters": {"x": "x" * 9000}}
@@ -198,7 +213,9 @@ async def test_message_over_the_brokers_limit_fails_by_itself(shared_worker: Pro
 # -- many requests
 
 
-async def test_outcomes_come_while_the_next_request_is_waited_for(shared_worker: Producer, amqp_url: str) -> None:
+async def test_outcomes_come_while_the_next_request_is_waited_for(
+    shared_worker: Producer, amqp_url: str
+) -> None:
     """A source that gives its next request only after it has seen the outcome of the last."""
     seen = asyncio.Event()
 
@@ -223,7 +240,9 @@ async def test_request_that_cannot_be_written_is_an_outcome(shared_worker: Produ
     wrong: list[Any] = [{"flow_id": object()}, {"flow_id": FLOW_ID, "parameters": circle}, "no mapping"]
     async with FlowRunClient(amqp_url, queue=shared_worker.queue) as client:
         outcomes = {each.index: each async for each in client.create_many([*wrong, {"flow_id": FLOW_ID}])}
-        (headers_wrong,) = [each async for each in client.create_many([{"flow_id": FLOW_ID}], headers={"x": object()})]
+        (headers_wrong,) = [
+            each async for each in client.create_many([{"flow_id": FLOW_ID}], headers={"x": object()})
+        ]
         with pytest.raises(ValueError, match="can't be written"):
             await client.request(wrong[0])
     assert outcomes.pop(3).created
@@ -241,7 +260,9 @@ async def test_error_of_the_source_is_raised(shared_worker: Producer, amqp_url: 
                 pass
 
 
-def test_blocking_client_gives_outcomes_while_the_source_is_slow(shared_worker: Producer, amqp_url: str) -> None:
+def test_blocking_client_gives_outcomes_while_the_source_is_slow(
+    shared_worker: Producer, amqp_url: str
+) -> None:
     answered: list[float] = []
 
     def requests() -> Iterator[dict[str, str]]:
@@ -278,7 +299,8 @@ async def test_headers_reach_the_worker(shared_worker: Producer, amqp_url: str) 
 
 
 class LastWords:
-    """A network that keeps back what the broker says, to hand it over together with the connection's end.
+    """A network that keeps back what the broker says, to hand it over together with the
+    connection's end.
 
     Attributes:
         kept: what the broker has said meanwhile.
@@ -409,7 +431,8 @@ async def test_own_run_that_is_found_after_a_lost_connection_counts_as_created(
         await client.create_flow_run(FLOW_ID)
         network.keep_answers()
         calls = [
-            asyncio.create_task(client.request({"flow_id": FLOW_ID, **key})) for key in ({}, {"idempotency_key": "after a loss"})
+            asyncio.create_task(client.request({"flow_id": FLOW_ID, **key}))
+            for key in ({}, {"idempotency_key": "after a loss"})
         ]
         while network.kept.count(b"flow-run-worker") < 2:
             await asyncio.sleep(0.01)
@@ -420,11 +443,15 @@ async def test_own_run_that_is_found_after_a_lost_connection_counts_as_created(
     assert (with_key.status, with_key.created) == (200, False)
 
 
-async def test_missed_heartbeats_are_a_loss_and_no_cancellation(shared_worker: Producer, rabbitmq: RabbitMQ) -> None:
+async def test_missed_heartbeats_are_a_loss_and_no_cancellation(
+    shared_worker: Producer, rabbitmq: RabbitMQ
+) -> None:
     """aiormq ends waiting publications with a CancelledError then, though nobody cancels them."""
     async with (
         Proxy([rabbitmq.port]) as network,
-        FlowRunClient(through(rabbitmq.url, network.port, heartbeat="1"), queue=shared_worker.queue) as client,
+        FlowRunClient(
+            through(rabbitmq.url, network.port, heartbeat="1"), queue=shared_worker.queue
+        ) as client,
         asyncio.timeout(40),
     ):
         await client.create_flow_run(FLOW_ID)
@@ -439,7 +466,9 @@ async def test_missed_heartbeats_are_a_loss_and_no_cancellation(shared_worker: P
     assert [type(each).__name__ for each in outcomes] == ["CreateOutcome"] * 3
 
 
-async def test_closing_ends_calls_that_are_being_published(producer: Producer, rabbitmq: RabbitMQ, queue: str) -> None:
+async def test_closing_ends_calls_that_are_being_published(
+    producer: Producer, rabbitmq: RabbitMQ, queue: str
+) -> None:
     await producer.channel.declare_queue(queue, auto_delete=True)
     async with LastWords(rabbitmq.port) as network:
         client = FlowRunClient(through(rabbitmq.url, network.port), queue=queue)
@@ -458,7 +487,10 @@ async def test_cancelling_a_call_that_is_being_published_is_a_cancellation(
 ) -> None:
     """Also when the connection ends in that moment."""
     await producer.channel.declare_queue(queue, auto_delete=True)
-    async with LastWords(rabbitmq.port) as network, FlowRunClient(through(rabbitmq.url, network.port), queue=queue) as client:
+    async with (
+        LastWords(rabbitmq.port) as network,
+        FlowRunClient(through(rabbitmq.url, network.port), queue=queue) as client,
+    ):
         await client.publish({"flow_id": FLOW_ID})
         network.keep_questions()
         call = asyncio.create_task(client.publish({"flow_id": FLOW_ID}))

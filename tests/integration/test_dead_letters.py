@@ -8,11 +8,11 @@ from typing import Any
 import aio_pika
 import pytest
 
-from tests.command import Done, command
 from tests.conftest import StartWorker
-from tests.database import fetch_runs
 from tests.faults.hostile import Sent, frames, publish
-from tests.producer import Producer
+from tests.support.command import Done, command
+from tests.support.database import fetch_runs
+from tests.support.producer import Producer
 from worker.broker.topology import Topology
 from worker.dead_letters import open_dead_letters
 
@@ -41,7 +41,11 @@ async def all_back(producer: Producer, count: int) -> None:
 
 
 async def refuse(
-    start_worker: StartWorker, producer: Producer, database_url: str, *bodies: dict[str, Any], **properties: Any
+    start_worker: StartWorker,
+    producer: Producer,
+    database_url: str,
+    *bodies: dict[str, Any],
+    **properties: Any,
 ) -> None:
     """Have a worker refuse requests, and leave."""
     worker = start_worker(database_url, max_body_bytes=300)
@@ -100,7 +104,9 @@ async def test_they_are_sent_again_as_they_were(
     start_worker: StartWorker, producer: Producer, sqlite_url: str, dead_letters: Callable[..., Any]
 ) -> None:
     large = {"flow_id": FLOW_ID, "idempotency_key": "large", "parameters": {"x": "x" * 300}}
-    await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, large, {"flow_id": 2}, headers={"colour": "red"})
+    await refuse(
+        start_worker, producer, sqlite_url, {"flow_id": 1}, large, {"flow_id": 2}, headers={"colour": "red"}
+    )
     start_worker(sqlite_url)
     done = await dead_letters("replay", "--status", "413")
     assert (done.code, done.out.strip()) == (0, "1 sent again.")
@@ -111,7 +117,8 @@ async def test_they_are_sent_again_as_they_were(
     assert [reply.status for reply in replies] == [413, 201]
     assert [run["idempotency_key"] for run in await fetch_runs(sqlite_url)] == ["large"]
     assert {each["status"] for each in await listed(dead_letters)} == {422}
-    # What is refused again is a dead letter again, with the headers of its producer, and those of now.
+    # What is refused again is a dead letter again, with the headers of its producer, and those of
+    # now.
     ids = [each["id"] for each in await listed(dead_letters)]
     assert "1 sent again" in (await dead_letters("replay", ids[0])).out
     await all_back(producer, 2)
@@ -133,15 +140,24 @@ async def test_many_are_sent_again_while_they_come_back(
 
 
 async def test_none_stays_behind_and_none_becomes_another_message(
-    start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str, dead_letters: Callable[..., Any]
+    start_worker: StartWorker,
+    producer: Producer,
+    sqlite_url: str,
+    amqp_url: str,
+    dead_letters: Callable[..., Any],
 ) -> None:
-    """More than a broker takes acknowledgements for at once; and without a message id, which none may be given."""
+    """More than a broker takes acknowledgements for at once; and without a message id, which none
+    may be given.
+    """
     await refuse(start_worker, producer, sqlite_url, {"flow_id": 1})
     assert (await dead_letters("purge", "--all", "--yes")).code == 0
     published = [f"request-{number}" for number in range(90)]
     await publish(
         amqp_url,
-        (Sent(each, None, "", frames(each, b"{}", None, producer.queue, producer.reply_to)) for each in published),
+        (
+            Sent(each, None, "", frames(each, b"{}", None, producer.queue, producer.reply_to))
+            for each in published
+        ),
     )
     start_worker(sqlite_url)
     await producer.replies_to(published)

@@ -1,4 +1,6 @@
-"""What ``doctor`` finds, on servers that are right and on ones that aren't; and a worker with no more rights than it needs."""
+"""What ``doctor`` finds, on servers that are right and on ones that aren't; and a worker with no
+more rights than it needs.
+"""
 
 import json
 import re
@@ -8,12 +10,12 @@ from pathlib import Path
 import pytest
 from yarl import URL
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.command import command
 from tests.conftest import StartWorker
-from tests.database import fetch
-from tests.producer import Producer
+from tests.support.command import command
+from tests.support.database import fetch
+from tests.support.postgresql import PostgreSQL
+from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
 from worker.broker.session import Session
 from worker.broker.topology import Topology
 
@@ -24,7 +26,9 @@ async def examine(**settings: object) -> tuple[int, dict[str, tuple[str, str]]]:
     """The exit code, and by what was looked at the verdict and what is said of it."""
     done = await command("doctor", "--json", **settings)
     findings = json.loads(done.out)
-    return done.code, {each["what"]: (each["verdict"], f"{each['detail']} {each['advice']}") for each in findings}
+    return done.code, {
+        each["what"]: (each["verdict"], f"{each['detail']} {each['advice']}") for each in findings
+    }
 
 
 async def declare(url: str, queue: str) -> None:
@@ -55,14 +59,18 @@ async def test_all_is_well(amqp_url: str, queue: str, postgresql_url: str) -> No
 
 
 async def test_nothing_answers() -> None:
-    code, found = await examine(amqp_url="amqp://127.0.0.1:1", database_url="postgresql+asyncpg://u@127.0.0.1:1/d")
+    code, found = await examine(
+        amqp_url="amqp://127.0.0.1:1", database_url="postgresql+asyncpg://u@127.0.0.1:1/d"
+    )
     assert code == 1
     assert found["broker"][0] == found["database"][0] == "problem"
     assert "WORKER_AMQP_URL" in found["broker"][1]
     assert "WORKER_DATABASE_URL" in found["database"][1]
 
 
-async def test_nothing_stands_yet_and_nothing_is_made(amqp_url: str, queue: str, tmp_path: Path, postgresql_url: str) -> None:
+async def test_nothing_stands_yet_and_nothing_is_made(
+    amqp_url: str, queue: str, tmp_path: Path, postgresql_url: str
+) -> None:
     file = tmp_path / "new.db"
     code, found = await examine(amqp_url=amqp_url, queue=queue, database_url=f"sqlite:///{file}")
     assert code == 0
@@ -79,7 +87,9 @@ async def test_nothing_stands_yet_and_nothing_is_made(amqp_url: str, queue: str,
     assert "does not stand" in found[f"queue {queue}"][1]
 
 
-async def test_what_stands_otherwise_is_told(amqp_url: str, queue: str, sqlite_url: str, producer: Producer) -> None:
+async def test_what_stands_otherwise_is_told(
+    amqp_url: str, queue: str, sqlite_url: str, producer: Producer
+) -> None:
     await producer.channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "classic"})
     code, found = await examine(amqp_url=amqp_url, queue=queue, database_url=sqlite_url)
     assert code == 1
@@ -89,12 +99,16 @@ async def test_what_stands_otherwise_is_told(amqp_url: str, queue: str, sqlite_u
 
 
 async def test_a_folder_that_is_missing_is_told(amqp_url: str, queue: str, tmp_path: Path) -> None:
-    code, found = await examine(amqp_url=amqp_url, queue=queue, database_url=f"sqlite:///{tmp_path}/none/x.db")
+    code, found = await examine(
+        amqp_url=amqp_url, queue=queue, database_url=f"sqlite:///{tmp_path}/none/x.db"
+    )
     assert code == 1
     assert "does not exist" in found["database file"][1]
 
 
-async def test_dead_letters_are_told(start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str) -> None:
+async def test_dead_letters_are_told(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str
+) -> None:
     start_worker(sqlite_url)
     assert (await producer.request(b"{}")).status == 422
     code, found = await examine(amqp_url=amqp_url, queue=producer.queue, database_url=sqlite_url)
@@ -105,7 +119,12 @@ async def test_dead_letters_are_told(start_worker: StartWorker, producer: Produc
 
 
 async def test_missing_rights_are_told(
-    rabbitmq: RabbitMQ, postgresql: PostgreSQL, queue: str, worker_user: str, postgresql_url: str, amqp_url: str
+    rabbitmq: RabbitMQ,
+    postgresql: PostgreSQL,
+    queue: str,
+    worker_user: str,
+    postgresql_url: str,
+    amqp_url: str,
 ) -> None:
     await declare(amqp_url, queue)
     await command("db", "upgrade", database_url=postgresql_url)
@@ -130,7 +149,9 @@ async def test_a_worker_needs_the_named_rights_and_no_more(
     start_worker: StartWorker,
     producer: Producer,
 ) -> None:
-    """Topology and schema made by those who may; then the worker may consume, publish, read and insert, and that is enough."""
+    """Topology and schema made by those who may; then the worker may consume, publish, read and
+    insert, and that is enough.
+    """
     await declare(amqp_url, queue)
     await command("db", "upgrade", database_url=postgresql_url)
     role = f"worker_{queue[5:13]}"
@@ -149,7 +170,12 @@ async def test_a_worker_needs_the_named_rights_and_no_more(
 
 
 async def test_a_worker_with_too_few_rights_says_which_and_ends(
-    rabbitmq: RabbitMQ, amqp_url: str, queue: str, worker_user: str, sqlite_url: str, start_worker: StartWorker
+    rabbitmq: RabbitMQ,
+    amqp_url: str,
+    queue: str,
+    worker_user: str,
+    sqlite_url: str,
+    start_worker: StartWorker,
 ) -> None:
     worker = start_worker(sqlite_url, amqp_url=worker_user, wait=False)
     assert worker.process.wait(30) == 1

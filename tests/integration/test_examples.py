@@ -1,4 +1,6 @@
-"""The examples for producers in other languages do what they say, where their runtime is on the machine."""
+"""The examples for producers in other languages do what they say, where their runtime is on the
+machine.
+"""
 
 import asyncio
 import json
@@ -10,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.conftest import ROOT, StartWorker
-from tests.database import fetch_runs
+from tests.conftest import StartWorker
+from tests.support.database import fetch_runs
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import ROOT
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
@@ -23,7 +26,9 @@ async def test_node_producer_prints_the_record(
 ) -> None:
     example = tmp_path / "node"
     shutil.copytree(ROOT / "deploy/examples/node", example, ignore=shutil.ignore_patterns("node_modules"))
-    subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--silent"], cwd=example, check=True, timeout=120)
+    subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", "--silent"], cwd=example, check=True, timeout=120
+    )
     start_worker(sqlite_url)
 
     def create(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +42,8 @@ async def test_node_producer_prints_the_record(
         )
 
     created, existing, refused = [
-        await asyncio.to_thread(create, *arguments) for arguments in ([FLOW_ID, "k"], [FLOW_ID, "k"], ["no-uuid"])
+        await asyncio.to_thread(create, *arguments)
+        for arguments in ([FLOW_ID, "k"], [FLOW_ID, "k"], ["no-uuid"])
     ]
     assert created.returncode == 0, created.stderr
     status, _, record = created.stdout.partition("\n")
@@ -53,12 +59,19 @@ JAVA_CLIENT = ("librabbitmq-client-java", "libslf4j-java")
 
 
 @pytest.mark.skipif(
-    not (shutil.which("javac") and shutil.which("apt-get")), reason="no JDK, or no Debian to fetch its client from"
+    not (shutil.which("javac") and shutil.which("apt-get")),
+    reason="no JDK, or no Debian to fetch its client from",
 )
 async def test_java_producer_prints_the_record(
     start_worker: StartWorker, sqlite_url: str, amqp_url: str, queue: str, tmp_path: Path
 ) -> None:
-    subprocess.run(["apt-get", "download", "-qq", *JAVA_CLIENT], cwd=tmp_path, check=True, timeout=120, capture_output=True)
+    subprocess.run(
+        ["apt-get", "download", "-qq", *JAVA_CLIENT],
+        cwd=tmp_path,
+        check=True,
+        timeout=120,
+        capture_output=True,
+    )
     for package in tmp_path.glob("*.deb"):
         subprocess.run(["dpkg", "-x", package, tmp_path], check=True, timeout=60)
     jars = [tmp_path / "usr/share/java" / jar for jar in ("amqp-client.jar", "slf4j-api.jar")]
@@ -66,7 +79,13 @@ async def test_java_producer_prints_the_record(
 
     def create(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["java", "-cp", ":".join(map(str, jars)), ROOT / "deploy/examples/java/CreateFlowRun.java", *arguments],
+            [
+                "java",
+                "-cp",
+                ":".join(map(str, jars)),
+                ROOT / "deploy/examples/java/CreateFlowRun.java",
+                *arguments,
+            ],
             env={**os.environ, "WORKER_AMQP_URL": amqp_url + "%2f", "WORKER_QUEUE": queue},
             capture_output=True,
             text=True,
@@ -74,7 +93,8 @@ async def test_java_producer_prints_the_record(
         )
 
     created, existing, refused = [
-        await asyncio.to_thread(create, *arguments) for arguments in ([FLOW_ID, 'a "key"'], [FLOW_ID, 'a "key"'], ["no-uuid"])
+        await asyncio.to_thread(create, *arguments)
+        for arguments in ([FLOW_ID, 'a "key"'], [FLOW_ID, 'a "key"'], ["no-uuid"])
     ]
     assert created.returncode == 0, created.stderr
     status, _, record = created.stdout.partition("\n")
@@ -102,7 +122,11 @@ async def test_the_shell_sends_a_request_with_rabbitmqadmin(
     def create(body: str) -> list[dict[str, str]]:
         done = subprocess.run(
             [ROOT / "deploy/examples/shell/create.sh", body],
-            env={**os.environ, "WORKER_QUEUE": queue, "RABBITMQADMIN": f"rabbitmqadmin --host 127.0.0.1 --port {port}"},
+            env={
+                **os.environ,
+                "WORKER_QUEUE": queue,
+                "RABBITMQADMIN": f"rabbitmqadmin --host 127.0.0.1 --port {port}",
+            },
             capture_output=True,
             text=True,
             timeout=60,

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from tests.conftest import StartWorker
-from tests.producer import Producer
+from tests.support.producer import Producer
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 REQUESTS = 1000
@@ -23,7 +23,9 @@ async def test_what_was_stored_each_refusal_and_only_at_debug_each_batch_and_req
         await producer.request(body)
     assert worker.terminate() == 0
     lines = [orjson.loads(line) for line in worker.output.splitlines()]
-    stored = [(line["created"], line["existing"], line["refused"]) for line in lines if line["event"] == "stored"]
+    stored = [
+        (line["created"], line["existing"], line["refused"]) for line in lines if line["event"] == "stored"
+    ]
     assert stored == [(1, 0, 0), (0, 1, 0)]
     assert len([line for line in lines if line["event"] == "batch"]) == len(each)
     (refused,) = [line for line in lines if line["event"] == "refused"]

@@ -1,11 +1,13 @@
-"""A connection that the broker ends under a writer is a lost session, whatever the socket says of it."""
+"""A connection that the broker ends under a writer is a lost session, whatever the socket says of
+it.
+"""
 
 import asyncio
 
 import pytest
 from pamqp import commands as spec
 
-from deploy.dev.rabbitmq import RabbitMQ
+from tests.support.rabbitmq import RabbitMQ
 from worker.broker.channel import ChannelLost
 from worker.broker.publication import Publication
 from worker.broker.session import Session

@@ -1,4 +1,6 @@
-"""What several tasks write to one channel goes out in the order in which it was numbered, however slow the connection is."""
+"""What several tasks write to one channel goes out in the order in which it was numbered, however
+slow the connection is.
+"""
 
 import asyncio
 from uuid import uuid4
@@ -16,8 +18,12 @@ TASKS = 300
 BODY = b"x" * 200_000
 
 
-async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_tags(amqp_url: str, queue: str) -> None:
-    """Another order would take the confirm of one message for that of another, and acknowledge tags that are gone already."""
+async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_tags(
+    amqp_url: str, queue: str
+) -> None:
+    """Another order would take the confirm of one message for that of another, and acknowledge tags
+    that are gone already.
+    """
     replies = f"replies-{uuid4().hex[:8]}"
     session = await Session.open(amqp_url, Topology.from_queue_name(queue), name="test")
     reader = await aiormq.connect(amqp_url)

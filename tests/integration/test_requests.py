@@ -1,4 +1,6 @@
-"""A request goes in at the queue, a record comes out at the reply queue: on a real broker and both databases."""
+"""A request goes in at the queue, a record comes out at the reply queue: on a real broker and both
+databases.
+"""
 
 import asyncio
 import json
@@ -11,8 +13,8 @@ import httpx
 import pytest
 
 from tests.conftest import StartWorker
-from tests.database import fetch_runs
-from tests.producer import Producer
+from tests.support.database import fetch_runs
+from tests.support.producer import Producer
 from worker.client import FlowRunClient
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
@@ -71,8 +73,12 @@ def same_as_sent(record: dict[str, Any]) -> None:
     assert (record["state_type"], record["state_name"]) == ("SCHEDULED", "Planned")
 
 
-async def test_every_field_goes_round(start_worker: StartWorker, producer: Producer, database_url: str) -> None:
-    """Sent, in the reply, stored, and in the reply to a duplicate, which is read back from the database."""
+async def test_every_field_goes_round(
+    start_worker: StartWorker, producer: Producer, database_url: str
+) -> None:
+    """Sent, in the reply, stored, and in the reply to a duplicate, which is read back from the
+    database.
+    """
     start_worker(database_url)
     created = await producer.request(EVERY_FIELD, correlation_id="the-request")
     assert (created.status, created.type, created.correlation_id) == (201, "flow_run", "the-request")
@@ -84,7 +90,12 @@ async def test_every_field_goes_round(start_worker: StartWorker, producer: Produ
     existing = await producer.request(EVERY_FIELD)
     assert existing.status == 200
     same_as_sent(existing.body)
-    moving = {"estimated_run_time", "estimated_start_time_delta", "expected_start_time", "next_scheduled_start_time"}
+    moving = {
+        "estimated_run_time",
+        "estimated_start_time_delta",
+        "expected_start_time",
+        "next_scheduled_start_time",
+    }
     assert {k: v for k, v in existing.body.items() if k not in moving} == {
         k: v for k, v in created.body.items() if k not in moving
     }
@@ -92,7 +103,14 @@ async def test_every_field_goes_round(start_worker: StartWorker, producer: Produ
     (stored,) = await fetch_runs(database_url)
     for field in ("name", "flow_version", "idempotency_key", "work_queue_name"):
         assert stored[field] == EVERY_FIELD[field]
-    for field in ("id", "flow_id", "state_id", "deployment_id", "parent_task_run_id", "infrastructure_document_id"):
+    for field in (
+        "id",
+        "flow_id",
+        "state_id",
+        "deployment_id",
+        "parent_task_run_id",
+        "infrastructure_document_id",
+    ):
         assert str(UUID(str(stored[field]))) == created.body[field]
     for field in ("parameters", "context", "tags", "job_variables"):
         assert json.loads(stored[field]) == EVERY_FIELD[field]
@@ -101,7 +119,9 @@ async def test_every_field_goes_round(start_worker: StartWorker, producer: Produ
 async def test_many_producers_and_workers_make_each_run_once(
     start_worker: StartWorker, amqp_url: str, queue: str, database_url: str
 ) -> None:
-    """10,000 requests over 1,000 keys, four producers at once, three workers on PostgreSQL and two on SQLite."""
+    """10,000 requests over 1,000 keys, four producers at once, three workers on PostgreSQL and two
+    on SQLite.
+    """
     workers = [start_worker(database_url) for _ in range(3 if database_url.startswith("postgresql") else 2)]
 
     async def produce(number: int) -> list[Any]:
@@ -109,14 +129,19 @@ async def test_many_producers_and_workers_make_each_run_once(
             ids: list[str] = []
             for start in range(0, 2500, 500):
                 bodies = (
-                    {"flow_id": FLOW_ID, "idempotency_key": f"key-{(number * 2500 + start + i) % 1000}"} for i in range(500)
+                    {"flow_id": FLOW_ID, "idempotency_key": f"key-{(number * 2500 + start + i) % 1000}"}
+                    for i in range(500)
                 )
                 ids += await asyncio.gather(*(producer.publish(body) for body in bodies))
             replies = await producer.replies_to(ids)
             assert all(len(each) == 1 for each in producer.replies.values())
             return replies
 
-    replies = [reply for replies in await asyncio.gather(*(produce(number) for number in range(4))) for reply in replies]
+    replies = [
+        reply
+        for replies in await asyncio.gather(*(produce(number) for number in range(4)))
+        for reply in replies
+    ]
     assert len(replies) == 10_000
     assert sorted({reply.status for reply in replies}) == [200, 201]
     assert sum(reply.status == 201 for reply in replies) == 1_000
@@ -139,10 +164,16 @@ REFUSED = [
     pytest.param({"flow_id": FLOW_ID}, {"content_type": "text/plain"}, 415, id="wrong content type"),
     pytest.param({"flow_id": FLOW_ID}, {"content_encoding": "gzip"}, 415, id="content encoding"),
     pytest.param({"flow_id": FLOW_ID, "name": "x" * 20_000}, {}, 413, id="body over the limit"),
-    pytest.param({"flow_id": FLOW_ID}, {"headers": {"x-prefect-api-version": "0.7.0"}}, 400, id="API version too old"),
-    pytest.param({"flow_id": FLOW_ID}, {"headers": {"x-prefect-api-version": "new"}}, 400, id="API version malformed"),
+    pytest.param(
+        {"flow_id": FLOW_ID}, {"headers": {"x-prefect-api-version": "0.7.0"}}, 400, id="API version too old"
+    ),
+    pytest.param(
+        {"flow_id": FLOW_ID}, {"headers": {"x-prefect-api-version": "new"}}, 400, id="API version malformed"
+    ),
     pytest.param(b'{"flow_id": "%s", "name": "a\\u0000b"}' % FLOW_ID.encode(), {}, 422, id="NUL character"),
-    pytest.param(b'{"flow_id": "%s", "name": "a\\ud800b"}' % FLOW_ID.encode(), {}, 422, id="half a surrogate pair"),
+    pytest.param(
+        b'{"flow_id": "%s", "name": "a\\ud800b"}' % FLOW_ID.encode(), {}, 422, id="half a surrogate pair"
+    ),
     pytest.param(b"[" * 9_000, {}, 400, id="nested too deep"),
     pytest.param(b'{"flow_id": "\xff"}', {}, 400, id="invalid UTF-8"),
 ]
@@ -161,7 +192,9 @@ async def test_a_refused_request_is_answered_and_kept_and_its_neighbours_are_ser
     first, refused, last = await producer.replies_to([before, bad, after])
     assert (first.status, refused.status, last.status) == (201, status, 201)
     assert refused.type == "error"
-    assert set(refused.body) == ({"exception_message", "exception_detail", "request_body"} if status == 422 else {"detail"})
+    assert set(refused.body) == (
+        {"exception_message", "exception_detail", "request_body"} if status == 422 else {"detail"}
+    )
     (letter,) = await producer.dead_letters(1)
     assert letter.raw == (body if isinstance(body, bytes) else json.dumps(body).encode())
     assert (letter.correlation_id, letter.message_id, letter.headers["mine"]) == (bad, "bad-1", "kept")
@@ -246,7 +279,9 @@ async def test_without_a_key_a_message_id_makes_one_run_of_the_same_message(
     assert len(await fetch_runs(database_url)) == 2
 
 
-async def test_an_empty_key_is_no_key(start_worker: StartWorker, producer: Producer, database_url: str) -> None:
+async def test_an_empty_key_is_no_key(
+    start_worker: StartWorker, producer: Producer, database_url: str
+) -> None:
     start_worker(database_url)
     replies = [await producer.request({"flow_id": FLOW_ID, "idempotency_key": ""}) for _ in range(2)]
     assert [reply.status for reply in replies] == [201, 201]
@@ -256,14 +291,19 @@ async def test_an_empty_key_is_no_key(start_worker: StartWorker, producer: Produ
 async def test_a_key_at_the_limit_is_stored_and_a_longer_one_refused(
     start_worker: StartWorker, producer: Producer, database_url: str
 ) -> None:
-    """Of characters that don't compress, on a PostgreSQL whose index takes little more; and alike on both databases."""
+    """Of characters that don't compress, on a PostgreSQL whose index takes little more; and alike
+    on both databases.
+    """
     start_worker(database_url)
     noise = random.Random(1)
     ascii_key = "".join(noise.choices(string.ascii_letters + string.digits + string.punctuation, k=2500))
     wide_key = "".join(chr(noise.randrange(0x10000, 0x20000)) for _ in range(625))
     for key in (ascii_key, wide_key):
         replies = [await producer.request({"flow_id": FLOW_ID, "idempotency_key": key}) for _ in range(2)]
-        assert [(reply.status, reply.body["idempotency_key"]) for reply in replies] == [(201, key), (200, key)]
+        assert [(reply.status, reply.body["idempotency_key"]) for reply in replies] == [
+            (201, key),
+            (200, key),
+        ]
     for key in (f"{ascii_key}x", f"{wide_key}x", "x" * 2501):
         reply = await producer.request({"flow_id": FLOW_ID, "idempotency_key": key})
         assert reply.status == 422
@@ -272,12 +312,16 @@ async def test_a_key_at_the_limit_is_stored_and_a_longer_one_refused(
     assert len(await fetch_runs(database_url)) == 2
 
 
-async def test_the_exchange_leads_to_the_queue(start_worker: StartWorker, producer: Producer, sqlite_url: str) -> None:
+async def test_the_exchange_leads_to_the_queue(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str
+) -> None:
     start_worker(sqlite_url)
     exchange, _, routing_key = producer.queue.rpartition(".")
     import aio_pika
 
-    message = aio_pika.Message(json.dumps({"flow_id": FLOW_ID}).encode(), reply_to=producer.reply_to, correlation_id="x")
+    message = aio_pika.Message(
+        json.dumps({"flow_id": FLOW_ID}).encode(), reply_to=producer.reply_to, correlation_id="x"
+    )
     await (await producer.channel.get_exchange(exchange)).publish(message, routing_key=routing_key)
     (reply,) = await producer.replies_to(["x"])
     assert reply.status == 201
@@ -297,7 +341,8 @@ async def test_sigterm_under_load_loses_nothing_and_does_nothing_twice(
     ids += await publishing
     start_worker(database_url)
     replies = await producer.replies_to(ids)
-    # What was finished was acknowledged: nobody gets a second reply, and no run exists that was answered 200.
+    # What was finished was acknowledged: nobody gets a second reply, and no run exists that was
+    # answered 200.
     assert {len(producer.replies[each]) for each in ids} == {1}
     assert {reply.status for reply in replies} == {201}
     assert len(await fetch_runs(database_url)) == len(bodies)

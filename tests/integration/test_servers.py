@@ -1,4 +1,6 @@
-"""The private servers themselves: what the fault tests do to them has to leave them usable, and nothing may be left of them."""
+"""The private servers themselves: what the fault tests do to them has to leave them usable, and
+nothing may be left of them.
+"""
 
 import asyncio
 import shutil
@@ -9,10 +11,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.processes import answers, wait_until
-from deploy.dev.rabbitmq import RabbitMQ
-from tests.producer import Producer
+from tests.support.postgresql import PostgreSQL
+from tests.support.processes import answers, wait_until
+from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,13 +56,15 @@ async def test_rabbitmq_comes_back_after_kill_with_what_was_confirmed() -> None:
 
 def test_server_ends_with_its_starter_even_if_that_is_killed() -> None:
     script = (
-        "from deploy.dev.postgresql import PostgreSQL\n"
+        "from tests.support.postgresql import PostgreSQL\n"
         "cluster = PostgreSQL()\n"
         "cluster.start()\n"
         "print(cluster.port, cluster._folder, flush=True)\n"
         "input()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as starter:
         assert starter.stdout is not None
         port, folder = starter.stdout.readline().decode().split()
         assert answers(int(port))

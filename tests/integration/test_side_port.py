@@ -6,11 +6,11 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.dev.postgresql import PostgreSQL
-from deploy.dev.processes import free_ports, wait_until
 from tests.conftest import StartWorker
-from tests.faults.proxy import Proxy
-from tests.producer import Producer
+from tests.support.postgresql import PostgreSQL
+from tests.support.processes import free_ports, wait_until
+from tests.support.producer import Producer
+from tests.support.proxy import Proxy
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
@@ -24,7 +24,9 @@ def sample(text: str, name: str, **labels: str) -> float | None:
     return None
 
 
-async def test_readiness_follows_the_database_and_liveness_does_not(start_worker: StartWorker, producer: Producer) -> None:
+async def test_readiness_follows_the_database_and_liveness_does_not(
+    start_worker: StartWorker, producer: Producer
+) -> None:
     with PostgreSQL() as cluster:
         worker = start_worker(cluster.create_database())
 
@@ -60,10 +62,16 @@ def test_without_a_broker_it_is_alive_and_not_ready(start_worker: StartWorker, s
     assert worker.terminate() == 0
 
 
-async def test_metrics_count_what_became_of_requests(start_worker: StartWorker, producer: Producer, sqlite_url: str) -> None:
+async def test_metrics_count_what_became_of_requests(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str
+) -> None:
     worker = start_worker(sqlite_url)
     keyed = {"flow_id": FLOW_ID, "idempotency_key": "k"}
-    assert [(await producer.request(body)).status for body in (keyed, keyed, {"flow_id": 1})] == [201, 200, 422]
+    assert [(await producer.request(body)).status for body in (keyed, keyed, {"flow_id": 1})] == [
+        201,
+        200,
+        422,
+    ]
     await producer.publish({"flow_id": FLOW_ID}, reply_to="no-such-queue")
     worker.wait_until_logged("reply_unroutable")
 
@@ -85,7 +93,9 @@ async def test_metrics_count_what_became_of_requests(start_worker: StartWorker, 
     assert sample(text, "process_resident_memory_bytes")
 
 
-def test_a_second_worker_on_the_machine_takes_another_port(start_worker: StartWorker, sqlite_url: str) -> None:
+def test_a_second_worker_on_the_machine_takes_another_port(
+    start_worker: StartWorker, sqlite_url: str
+) -> None:
     (port,) = free_ports(1)
     first, second = (start_worker(sqlite_url, http_port=port) for _ in range(2))
     assert first.http == f"http://127.0.0.1:{port}"

@@ -1,4 +1,6 @@
-"""``amqps://``: whom the worker, the client and the commands trust, who trusts them, and that no password is shown over it."""
+"""``amqps://``: whom the worker, the client and the commands trust, who trusts them, and that no
+password is shown over it.
+"""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,10 +9,10 @@ from pathlib import Path
 import pytest
 from yarl import URL
 
-from deploy.dev.rabbitmq import TLS, RabbitMQ
-from tests.command import command
 from tests.conftest import StartWorker
-from tests.integration.certificates import Authority
+from tests.support.certificates import Authority
+from tests.support.command import command
+from tests.support.rabbitmq import TLS, RabbitMQ
 from worker.client import BrokerGone, FlowRunClient
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
@@ -18,7 +20,8 @@ PASSWORD = "hunter2-of-the-broker"
 
 
 class Trust:
-    """Two authorities, of which one has issued the broker's certificate, and two nodes, of which one wants a client certificate.
+    """Two authorities, of which one has issued the broker's certificate, and two nodes, of which
+    one wants a client certificate.
 
     Each URL has a user whose password must be shown nowhere.
     """
@@ -37,19 +40,32 @@ class Trust:
 
     def trusted(self, node: RabbitMQ) -> str:
         """A URL by which a client with a certificate gets on with either node."""
-        return self.url(node, cafile=self.authority.certificate, certfile=self.client.certificate, keyfile=self.client.key)
+        return self.url(
+            node, cafile=self.authority.certificate, certfile=self.client.certificate, keyfile=self.client.key
+        )
 
     def untrusted(self) -> dict[str, tuple[str, str]]:
         """By what is wrong: a URL, and what has to be said of it."""
         cafile = self.authority.certificate
         return {
             "an unknown authority": (self.url(self.open), "certificate verify failed"),
-            "another authority": (self.url(self.open, cafile=self.other.certificate), "certificate verify failed"),
-            "another host name": (self.url(self.open, cafile=cafile, host="127.0.0.1"), "IP address mismatch"),
-            "a missing file": (self.url(self.open, cafile=Path("/none/ca.pem")), "'/none/ca.pem', which is the cafile"),
+            "another authority": (
+                self.url(self.open, cafile=self.other.certificate),
+                "certificate verify failed",
+            ),
+            "another host name": (
+                self.url(self.open, cafile=cafile, host="127.0.0.1"),
+                "IP address mismatch",
+            ),
+            "a missing file": (
+                self.url(self.open, cafile=Path("/none/ca.pem")),
+                "'/none/ca.pem', which is the cafile",
+            ),
             "a file that is no certificate": (self.url(self.open, cafile=self.client.key), "no certificate"),
             "a key of another certificate": (
-                self.url(self.open, cafile=cafile, certfile=self.client.certificate, keyfile=self.stranger.key),
+                self.url(
+                    self.open, cafile=cafile, certfile=self.client.certificate, keyfile=self.stranger.key
+                ),
                 "key values mismatch",
             ),
             "a listener without TLS": (
@@ -58,7 +74,9 @@ class Trust:
             ),
             "no client certificate": (self.url(self.closed, cafile=cafile), "certificate required"),
             "a stranger's client certificate": (
-                self.url(self.closed, cafile=cafile, certfile=self.stranger.certificate, keyfile=self.stranger.key),
+                self.url(
+                    self.closed, cafile=cafile, certfile=self.stranger.certificate, keyfile=self.stranger.key
+                ),
                 "unknown ca",
             ),
         }
@@ -126,7 +144,9 @@ async def test_a_worker_without_trust_says_why_and_ends(
 
 
 @pytest.mark.parametrize("wrong", UNTRUSTED)
-async def test_client_and_commands_without_trust_say_why(trust: Trust, wrong: str, queue: str, sqlite_url: str) -> None:
+async def test_client_and_commands_without_trust_say_why(
+    trust: Trust, wrong: str, queue: str, sqlite_url: str
+) -> None:
     url, said = trust.untrusted()[wrong]
     async with FlowRunClient(url, queue=queue, timeout=20) as client:
         with pytest.raises(BrokerGone) as raised:
@@ -138,7 +158,9 @@ async def test_client_and_commands_without_trust_say_why(trust: Trust, wrong: st
     assert (created.code, examined.code) == (1, 1)
     for line in (str(raised.value), created.err, examined.out):
         # What the broker says of our certificate, a reset may overtake.
-        assert said in line or ("client certificate" in wrong and "perhaps it wants another client certificate" in line)
+        assert said in line or (
+            "client certificate" in wrong and "perhaps it wants another client certificate" in line
+        )
         assert PASSWORD not in line
     assert "cafile, certfile and keyfile" in examined.out
     assert PASSWORD not in created.out + examined.err
@@ -146,7 +168,8 @@ async def test_client_and_commands_without_trust_say_why(trust: Trust, wrong: st
 
 @pytest.mark.parametrize("scheme", ["amqp", "amqps"])
 @pytest.mark.parametrize(
-    "arguments", [("run",), ("create", "--flow-id", FLOW_ID), ("doctor",), ("run", "--help"), ("create", "--help")]
+    "arguments",
+    [("run",), ("create", "--flow-id", FLOW_ID), ("doctor",), ("run", "--help"), ("create", "--help")],
 )
 async def test_no_password_is_shown_when_the_login_is_refused(
     trust: Trust, scheme: str, arguments: tuple[str, ...], sqlite_url: str, queue: str
@@ -154,9 +177,19 @@ async def test_no_password_is_shown_when_the_login_is_refused(
     url = URL(trust.url(trust.open, cafile=trust.authority.certificate)).with_user("nobody")
     if scheme == "amqp":
         url = url.with_scheme("amqp").with_port(trust.open.port)
-    database = "postgresql://somebody:hunter2-of-the-database@127.0.0.1:1/x" if arguments == ("doctor",) else sqlite_url
+    database = (
+        "postgresql://somebody:hunter2-of-the-database@127.0.0.1:1/x"
+        if arguments == ("doctor",)
+        else sqlite_url
+    )
     done = await command(
-        *arguments, amqp_url=url, queue=queue, database_url=database, log_level="debug", log_format="json", http_port=0
+        *arguments,
+        amqp_url=url,
+        queue=queue,
+        database_url=database,
+        log_level="debug",
+        log_format="json",
+        http_port=0,
     )
     assert done.code == (0 if "--help" in arguments else 1), done.err
     if "--help" not in arguments:

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from tests.command import command
 from tests.conftest import StartWorker
-from tests.producer import Producer
+from tests.support.command import command
+from tests.support.producer import Producer
 from worker.top import Page, WorkerView, quantile
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
@@ -17,7 +17,16 @@ async def test_it_shows_what_the_workers_do(
 ) -> None:
     worker = start_worker(sqlite_url)
     looking = asyncio.create_task(
-        command("top", "--once", "--interval", "3", worker.http, "http://127.0.0.1:9", amqp_url=amqp_url, queue=producer.queue)
+        command(
+            "top",
+            "--once",
+            "--interval",
+            "3",
+            worker.http,
+            "http://127.0.0.1:9",
+            amqp_url=amqp_url,
+            queue=producer.queue,
+        )
     )
     while not looking.done():
         await producer.request({"flow_id": FLOW_ID})
@@ -26,7 +35,9 @@ async def test_it_shows_what_the_workers_do(
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert lines[0].startswith(f"{producer.queue}  ready 0  consumers 1  dead letters ")
-    served, gone = (next(line for line in lines if url in line) for url in (worker.http, "http://127.0.0.1:9"))
+    served, gone = (
+        next(line for line in lines if url in line) for url in (worker.http, "http://127.0.0.1:9")
+    )
     cells = [cell.strip() for cell in served.strip("│").split("│")]
     assert cells[1:3] == ["up", "up"]
     created, existing, refused = (int(cell.replace(",", "")) for cell in cells[3:6])
@@ -37,7 +48,9 @@ async def test_it_shows_what_the_workers_do(
 
 
 async def test_a_broker_that_is_away_is_told(sqlite_url: str) -> None:
-    done = await command("top", "--once", "--interval", "0.2", "http://127.0.0.1:9", amqp_url="amqp://127.0.0.1:9/")
+    done = await command(
+        "top", "--once", "--interval", "0.2", "http://127.0.0.1:9", amqp_url="amqp://127.0.0.1:9/"
+    )
     assert done.code == 0, done.err
     assert "No broker answers" in done.out
 
@@ -51,7 +64,9 @@ async def test_a_broker_that_is_away_is_told(sqlite_url: str) -> None:
         ([(1.0, 0.0), (2.0, 0.0), (float("inf"), 10.0)], 0.5, 2.0),
     ],
 )
-def test_quantiles_are_those_of_prometheus(buckets: list[tuple[float, float]], q: float, expected: float) -> None:
+def test_quantiles_are_those_of_prometheus(
+    buckets: list[tuple[float, float]], q: float, expected: float
+) -> None:
     assert quantile(buckets, q) == pytest.approx(expected)
 
 

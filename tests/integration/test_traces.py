@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 
-from deploy.dev.processes import free_ports
 from tests.conftest import StartWorker
-from tests.producer import Producer
+from tests.support.processes import free_ports
+from tests.support.producer import Producer
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -29,9 +32,13 @@ class Collector:
         if body[:2] == b"\x1f\x8b":
             body = gzip.decompress(body)
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            self.services |= {each.value.string_value for each in resource.resource.attributes if each.key == "service.name"}
+            self.services |= {
+                each.value.string_value for each in resource.resource.attributes if each.key == "service.name"
+            }
             self.spans += [span for scope in resource.scope_spans for span in scope.spans]
-        return web.Response(body=ExportTraceServiceResponse().SerializeToString(), content_type="application/x-protobuf")
+        return web.Response(
+            body=ExportTraceServiceResponse().SerializeToString(), content_type="application/x-protobuf"
+        )
 
     def named(self, name: str) -> list[Any]:
         return [span for span in self.spans if span.name == name]
@@ -73,7 +80,10 @@ async def test_a_producers_trace_goes_on_to_the_reply(
     worker.process.terminate()
     assert await asyncio.to_thread(worker.process.wait, 30) == 0
     assert received.services == {"flow-run-worker"}
-    by_status = {attributes(span)["flow_run_worker.status"]: span for span in received.named(f"process {producer.queue}")}
+    by_status = {
+        attributes(span)["flow_run_worker.status"]: span
+        for span in received.named(f"process {producer.queue}")
+    }
     process = by_status[201]
     assert process.trace_id.hex() == TRACE
     assert process.parent_span_id.hex() == PARENT
@@ -95,7 +105,9 @@ async def test_a_producers_trace_goes_on_to_the_reply(
     linked = {link.span_id for span in received.named("create flow runs") for link in span.links}
     assert linked == {process.span_id}
     # The run's first state carries the trace in which it was made.
-    assert replies[0].body["state"]["state_details"]["traceparent"] == f"00-{TRACE}-{process.span_id.hex()}-01"
+    assert (
+        replies[0].body["state"]["state_details"]["traceparent"] == f"00-{TRACE}-{process.span_id.hex()}-01"
+    )
 
 
 async def test_the_producers_trace_is_kept_without_a_collector(
@@ -105,7 +117,11 @@ async def test_the_producers_trace_is_kept_without_a_collector(
     own = "00-11111111111111111111111111111111-2222222222222222-01"
     for header, body, kept in (
         (f"00-{TRACE}-{PARENT}-01", {}, f"00-{TRACE}-{PARENT}-01"),
-        (f"00-{TRACE}-{PARENT}-01", {"state": {"type": "PENDING", "state_details": {"traceparent": own}}}, own),
+        (
+            f"00-{TRACE}-{PARENT}-01",
+            {"state": {"type": "PENDING", "state_details": {"traceparent": own}}},
+            own,
+        ),
         ("no trace", {}, None),
         (f"00-{'0' * 32}-{PARENT}-01", {}, None),
     ):

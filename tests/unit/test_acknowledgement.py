@@ -27,7 +27,9 @@ def test_batches_in_order_take_one_frame_and_others_are_acknowledged_singly(
 
 @pytest.mark.parametrize("seed", range(50))
 def test_every_tag_is_acknowledged_exactly_when_it_is_settled(seed: int) -> None:
-    """Against the broker's rule: ``multiple`` acknowledges all outstanding tags up to one that must be outstanding."""
+    """Against the broker's rule: ``multiple`` acknowledges all outstanding tags up to one that must
+    be outstanding.
+    """
     shuffled = random.Random(seed)
     tags = list(range(1, 200))
     shuffled.shuffle(tags)

@@ -1,4 +1,6 @@
-"""Whatever bytes and headers come in, decoding ends in a request or in a refusal, never in another exception."""
+"""Whatever bytes and headers come in, decoding ends in a request or in a refusal, never in another
+exception.
+"""
 
 import json
 from typing import Any
@@ -14,12 +16,28 @@ from worker.contract.message import Message
 FLOW = "11111111-1111-4111-8111-111111111111"
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.datetimes().map(str),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters())
+    | st.datetimes().map(str),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
 fields = st.sampled_from(
-    ["state", "name", "flow_id", "parameters", "context", "empirical_policy", "tags", "labels", "idempotency_key", "unknown"]
+    [
+        "state",
+        "name",
+        "flow_id",
+        "parameters",
+        "context",
+        "empirical_policy",
+        "tags",
+        "labels",
+        "idempotency_key",
+        "unknown",
+    ]
 )
 
 
@@ -49,8 +67,12 @@ def test_any_field_is_a_request_or_a_refusal(values: dict[str, Any]) -> None:
     ends_well(Message(body=json.dumps({"flow_id": FLOW, **values}).encode(), headers={}))
 
 
-@pytest.mark.parametrize("name", ["x-prefect-api-version", "prefect-automation-id", "prefect-automation-name", "traceparent"])
-@pytest.mark.parametrize("value", [b"\xff", b"", "", 1, 1.5, True, None, [], {}, ["a"], "\0", "\ud800", "9" * 5000])
+@pytest.mark.parametrize(
+    "name", ["x-prefect-api-version", "prefect-automation-id", "prefect-automation-name", "traceparent"]
+)
+@pytest.mark.parametrize(
+    "value", [b"\xff", b"", "", 1, 1.5, True, None, [], {}, ["a"], "\0", "\ud800", "9" * 5000]
+)
 def test_any_header_is_a_request_or_a_refusal(name: str, value: Any) -> None:
     headers = {"prefect-automation-id": FLOW, "prefect-automation-name": "YQ==", name: value}
     ends_well(Message(body=json.dumps({"flow_id": FLOW}).encode(), headers=headers))

@@ -1,4 +1,6 @@
-"""Whatever comes in, the line ends in a record or a refusal that can be written out, of bounded size and after bounded work."""
+"""Whatever comes in, the line ends in a record or a refusal that can be written out, of bounded
+size and after bounded work.
+"""
 
 import json
 import sys
@@ -16,7 +18,12 @@ from worker.contract.message import Message
 REQUEST: dict[str, Any] = {
     "flow_id": FLOW_ID,
     "name": "a",
-    "state": {"type": "SCHEDULED", "message": "m", "data": [1], "state_details": {"scheduled_time": "2030-01-02T03:04:05+02:00"}},
+    "state": {
+        "type": "SCHEDULED",
+        "message": "m",
+        "data": [1],
+        "state_details": {"scheduled_time": "2030-01-02T03:04:05+02:00"},
+    },
     "parameters": {"a": [1.5, None, {"b": "\u00fc"}]},
     "empirical_policy": {"retries": 3, "pause_keys": ["a"]},
     "tags": ["a"],
@@ -30,7 +37,13 @@ SMALL = [each.body for each in CORPUS if len(each.body) < 5_000]
 text = st.text(st.characters(), max_size=60)
 short = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | text | st.datetimes().map(str) | st.uuids().map(str),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | text
+    | st.datetimes().map(str)
+    | st.uuids().map(str),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
     max_leaves=12,
 )
@@ -48,13 +61,23 @@ header_value = st.recursive(
     max_leaves=8,
 )
 header_name = st.sampled_from(
-    ["x-prefect-api-version", "prefect-automation-id", "prefect-automation-name", "traceparent", "CC", "x-death", "x-error"]
+    [
+        "x-prefect-api-version",
+        "prefect-automation-id",
+        "prefect-automation-name",
+        "traceparent",
+        "CC",
+        "x-death",
+        "x-error",
+    ]
 )
 
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A valid or a hostile body with some bytes changed, doubled, taken out, or put in from another."""
+    """A valid or a hostile body with some bytes changed, doubled, taken out, or put in from
+    another.
+    """
     body = bytearray(draw(st.sampled_from([VALID, *SMALL])))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(body)))
@@ -91,7 +114,17 @@ def test_any_fields_end_in_a_record_or_a_refusal(fields: dict[str, Any]) -> None
         {},
         optional={
             **dict.fromkeys(
-                ("content_encoding", "correlation_id", "reply_to", "message_id", "type", "user_id", "app_id", "expiration"), short
+                (
+                    "content_encoding",
+                    "correlation_id",
+                    "reply_to",
+                    "message_id",
+                    "type",
+                    "user_id",
+                    "app_id",
+                    "expiration",
+                ),
+                short,
             ),
             "content_type": short | st.sampled_from(["application/json", "application/json; charset=utf-8"]),
             "delivery_mode": st.integers(0, 255),
@@ -100,7 +133,9 @@ def test_any_fields_end_in_a_record_or_a_refusal(fields: dict[str, Any]) -> None
         },
     ),
 )
-def test_any_properties_end_in_a_record_or_a_refusal(body: bytes, headers: dict[str, Any], properties: dict[str, Any]) -> None:
+def test_any_properties_end_in_a_record_or_a_refusal(
+    body: bytes, headers: dict[str, Any], properties: dict[str, Any]
+) -> None:
     serve(Message(body=body, headers=headers, **properties))
 
 
@@ -119,7 +154,9 @@ def test_the_hostile_corpus_is_answered_in_bounded_size(hostile: Any) -> None:
 
 
 def calls(body: bytes) -> int:
-    """How many functions are called to serve it, Python's and those of extensions: its work, whatever the machine does besides."""
+    """How many functions are called to serve it, Python's and those of extensions: its work,
+    whatever the machine does besides.
+    """
     count = 0
 
     def called(frame: object, event: str, argument: object) -> None:

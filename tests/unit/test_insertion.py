@@ -12,7 +12,17 @@ from worker.contract.message import Message
 from worker.creation import new_run
 from worker.store.insertion import RUN_CONSTANTS, RUN_FOLLOWS, STATE_FOLLOWS
 
-STATES = ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED", "CRASHED", "PAUSED", "CANCELLING")
+STATES = (
+    "SCHEDULED",
+    "PENDING",
+    "RUNNING",
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "CRASHED",
+    "PAUSED",
+    "CANCELLING",
+)
 EVERYTHING = [dumps({**EVERY_FIELD, "state": {**EVERY_FIELD["state"], "type": state}}) for state in STATES]
 SERVED = [hostile.body for hostile in CORPUS if hostile.status == 201 and not hostile.properties]
 

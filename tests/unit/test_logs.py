@@ -30,7 +30,9 @@ def fail(url: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["console", "json"])
-def test_no_password_in_any_line(format: Literal["console", "json"], capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_password_in_any_line(
+    format: Literal["console", "json"], capfd: pytest.CaptureFixture[str]
+) -> None:
     configure_logging(format, "info")
     log = structlog.get_logger()
     try:
@@ -52,7 +54,10 @@ def test_json_has_one_object_a_line(capfd: pytest.CaptureFixture[str]) -> None:
         structlog.get_logger().info("created", message_id="a\nb", body=b"c")
     logging.getLogger("library").warning("slow: %s", "disk")
     ours, theirs = (json.loads(line) for line in capfd.readouterr().err.splitlines())
-    assert ours.items() >= {"event": "created", "level": "info", "run_id": str(run_id), "message_id": "a\nb"}.items()
+    assert (
+        ours.items()
+        >= {"event": "created", "level": "info", "run_id": str(run_id), "message_id": "a\nb"}.items()
+    )
     assert theirs.items() >= {"event": "slow: disk", "level": "warning"}.items()
     assert ours["timestamp"].endswith("Z")
 

@@ -1,4 +1,6 @@
-"""Properties as they are read and written, what of a message's headers goes into its dead letter, and what it is known by."""
+"""Properties as they are read and written, what of a message's headers goes into its dead letter,
+and what it is known by.
+"""
 
 import dataclasses
 from datetime import UTC, datetime
@@ -21,7 +23,9 @@ short = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6
 properties = st.fixed_dictionaries(
     {},
     optional={
-        **dict.fromkeys(("content_type", "correlation_id", "reply_to", "message_id", "message_type", "app_id"), short),
+        **dict.fromkeys(
+            ("content_type", "correlation_id", "reply_to", "message_id", "message_type", "app_id"), short
+        ),
         "headers": st.dictionaries(
             st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
             st.integers(0, 2**31) | short | st.booleans(),
@@ -42,12 +46,16 @@ def test_properties_are_read_as_pamqp_wrote_them(given: dict[str, Any]) -> None:
     read = read_properties(written.marshal())
     assert not isinstance(read, UndecodableProperties)
     assert {name: getattr(read, name) for name in given} == given
-    assert all(getattr(read, name) in (None, "") for name in spec.Basic.Properties.__slots__ if name not in given)
+    assert all(
+        getattr(read, name) in (None, "") for name in spec.Basic.Properties.__slots__ if name not in given
+    )
 
 
 @given(short | st.none(), st.sampled_from([200, 201, 404, 422]))
 def test_a_reply_has_the_properties_of_the_contract(correlation_id: str | None, status: int) -> None:
-    made = reply(Message(b"", {}, reply_to="q", correlation_id=correlation_id), status=status, body=b"{}", now=NOW)
+    made = reply(
+        Message(b"", {}, reply_to="q", correlation_id=correlation_id), status=status, body=b"{}", now=NOW
+    )
     made.properties.message_id = "a.1"
     read = read_properties(made.properties.marshal())
     expected = {
@@ -95,7 +103,11 @@ def test_headers_that_cannot_be_written_are_dropped_each_by_itself() -> None:
 
 
 def test_a_dead_letter_sent_again_is_the_same_message() -> None:
-    sent = Message(b"{}", {"mine": b"\xff", "CC": ["other"]}, message_id="1", user_id="guest", expiration="60000")
+    sent = Message(
+        b"{}", {"mine": b"\xff", "CC": ["other"]}, message_id="1", user_id="guest", expiration="60000"
+    )
     died = {"mine": bytearray(b"\xff"), "x-death": [{"count": 1}], "x-delivery-count": 3}
-    assert fingerprint(dataclasses.replace(sent, headers=died, user_id=None, expiration=None)) == fingerprint(sent)
+    assert fingerprint(dataclasses.replace(sent, headers=died, user_id=None, expiration=None)) == fingerprint(
+        sent
+    )
     assert fingerprint(dataclasses.replace(sent, body=b"{} ")) != fingerprint(sent)

@@ -80,7 +80,10 @@ def test_wrong_setting_is_told_by_its_name_without_its_password(name: str, value
 def test_every_wrong_setting_has_its_line() -> None:
     with pytest.raises(SettingsError) as raised:
         load_settings(prefetch=0, batch_max=0)
-    assert [line.partition(":")[0] for line in str(raised.value).splitlines()] == ["WORKER_PREFETCH", "WORKER_BATCH_MAX"]
+    assert [line.partition(":")[0] for line in str(raised.value).splitlines()] == [
+        "WORKER_PREFETCH",
+        "WORKER_BATCH_MAX",
+    ]
 
 
 def test_unreadable_dotenv_is_told() -> None:
@@ -104,7 +107,9 @@ def test_usable_settings_are_taken_as_they_are(options: dict[str, Any]) -> None:
 
 
 def test_settings_show_no_password() -> None:
-    settings = load_settings(amqp_url="amqp://user:hunter2@host/", database_url="postgresql://user:hunter2@host/name")
+    settings = load_settings(
+        amqp_url="amqp://user:hunter2@host/", database_url="postgresql://user:hunter2@host/name"
+    )
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in str(settings)
 

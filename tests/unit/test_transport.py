@@ -70,7 +70,9 @@ OTHERS = DECLARED + CONSUMED + HEARTBEAT
 
 
 async def read(pieces: list[bytes]) -> tuple[list[tuple[Any, ...]], bytes]:
-    """What the bulk channel was told, and what is left for aiormq (heartbeats that say that frames came taken out)."""
+    """What the bulk channel was told, and what is left for aiormq (heartbeats that say that frames
+    came taken out).
+    """
     seen, reader = Seen(), FrameReader(asyncio.get_running_loop())
     reader.takers[BULK] = ContentReader(seen).take
     for piece in pieces:
@@ -103,14 +105,20 @@ async def test_a_channel_that_nobody_reads_in_bulk_is_left_to_aiormq() -> None:
     assert await reader.read() == STREAM
 
 
-@pytest.mark.parametrize("stranger", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x00\x00\x09\x01", DECLARED[:-1] + b"\x00"])
+@pytest.mark.parametrize(
+    "stranger", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x00\x00\x09\x01", DECLARED[:-1] + b"\x00"]
+)
 async def test_what_is_no_frame_reaches_aiormq_as_it_came(stranger: bytes) -> None:
     _, others = await read([DECLARED, stranger[:3], stranger[3:], b"more"])
     assert others == DECLARED + stranger + b"more"
 
 
-async def test_aiormq_hears_that_the_connection_lives_while_all_frames_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RabbitMQ sends no heartbeats then, and aiormq would give the connection up after three minutes."""
+async def test_aiormq_hears_that_the_connection_lives_while_all_frames_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RabbitMQ sends no heartbeats then, and aiormq would give the connection up after three
+    minutes.
+    """
     now = 100.0
     reader = FrameReader(asyncio.get_running_loop())
     monkeypatch.setattr(reader, "_now", lambda: now)
@@ -124,7 +132,9 @@ async def test_aiormq_hears_that_the_connection_lives_while_all_frames_are_taken
 
 @given(st.integers(1, 2**63 - 1), st.booleans(), st.integers(1, 65_535))
 def test_an_ack_is_written_as_pamqp_writes_it(tag: int, multiple: bool, channel: int) -> None:
-    assert acknowledge(channel, tag, multiple=multiple) == pamqp.frame.marshal(spec.Basic.Ack(tag, multiple), channel)
+    assert acknowledge(channel, tag, multiple=multiple) == pamqp.frame.marshal(
+        spec.Basic.Ack(tag, multiple), channel
+    )
 
 
 def test_the_heartbeat_is_amqps() -> None:

@@ -1,4 +1,6 @@
-"""``flow-run-worker bench``: how many requests a second the workers of this machine serve, and how long one takes."""
+"""``flow-run-worker bench``: how many requests a second the workers of this machine serve, and how
+long one takes.
+"""
 
 from worker.bench.fleet import Fleet
 from worker.bench.load import BenchFailed, Body, Load, Requests, open_load

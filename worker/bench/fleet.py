@@ -16,7 +16,8 @@ from worker.bench.load import BenchFailed
 
 T = TypeVar("T")
 
-# A worker that does not consume after so many seconds waits for something that bench does not know of.
+# A worker that does not consume after so many seconds waits for something that bench does not know
+# of.
 START_SECONDS = 60.0
 
 
@@ -33,7 +34,9 @@ class Running:
     log: Path
 
     def peak_memory(self) -> int:
-        """The largest resident memory of one of them until now, in bytes; 0 where the system doesn't tell: Linux does."""
+        """The largest resident memory of one of them until now, in bytes; 0 where the system
+        doesn't tell: Linux does.
+        """
         status = [Path(f"/proc/{process.pid}/status") for process in self.processes]
         found = [re.search(r"VmHWM:\s+(\d+) kB", path.read_text()) for path in status if path.exists()]
         return max((int(match[1]) * 1024 for match in found if match), default=0)
@@ -60,10 +63,8 @@ class Running:
 class Fleet:
     """Some worker processes on one queue and one database.
 
-    Attributes:
-        folder: where their log goes.
-        count: how many.
-        command: another program than the worker, for comparisons; it is given the broker's URL, the database's and the queue.
+    Attributes: folder: where their log goes. count: how many. command: another program than the
+        worker, for comparisons; it is given the broker's URL, the database's and the queue.
         settings: further environment variables.
     """
 
@@ -77,7 +78,8 @@ class Fleet:
 
     @asynccontextmanager
     async def running(self, consumers: Callable[[], Awaitable[int]] | None = None) -> AsyncIterator[Running]:
-        """While they run; with ``consumers``, which tells how many consume, it is first waited until all of them do.
+        """While they run; with ``consumers``, which tells how many consume, it is first waited
+        until all of them do.
 
         Raises:
             BenchFailed: one of them ended, does not begin, or ends with a failure.

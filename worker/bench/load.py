@@ -1,8 +1,10 @@
-"""The load: requests out and replies in, on one connection, in bulk, so that it takes little from what it measures.
+"""The load: requests out and replies in, on one connection, in bulk, so that it takes little from
+what it measures.
 
-Three ways. All at once: the queue is filled first, then the workers start, and replies are counted. At a rate (open loop): each
-request has its time to be sent, and its latency counts from that time, sent late or not, so that a worker that falls behind shows
-it (no coordinated omission). By so many at a time (closed loop): each is sent when one before it was answered.
+Three ways. All at once: the queue is filled first, then the workers start, and replies are counted.
+At a rate (open loop): each request has its time to be sent, and its latency counts from that time,
+sent late or not, so that a worker that falls behind shows it (no coordinated omission). By so many
+at a time (closed loop): each is sent when one before it was answered.
 """
 
 import asyncio
@@ -31,13 +33,14 @@ Progress = Callable[[int], None]
 
 # How many are published or counted at a time.
 CHUNK = 500
-# How finely a rate is kept, in seconds: the loop's timers have this resolution, and a shorter wait would spin. A request
-# that is sent so much late shows it in its latency.
+# How finely a rate is kept, in seconds: the loop's timers have this resolution, and a shorter wait
+# would spin. A request that is sent so much late shows it in its latency.
 TICK = 0.001
 # A reply that takes longer than this many seconds will not come.
 PATIENCE = 60.0
 WARM_UP = 300
-# At a rate, this many seconds of it are not counted: the first tenths of a second would be a share of p99.
+# At a rate, this many seconds of it are not counted: the first tenths of a second would be a share
+# of p99.
 RUN_UP_SECONDS = 1.0
 
 
@@ -49,10 +52,9 @@ class BenchFailed(Exception):
 class Served:
     """What the load saw.
 
-    Attributes:
-        replies: how many came in these seconds.
-        seconds: from the first request (all at once: from the first replies, which are not counted then) to the last reply.
-        latencies: of each request in seconds; none where the queue was filled first.
+    Attributes: replies: how many came in these seconds. seconds: from the first request (all at
+        once: from the first replies, which are not counted then) to the last reply. latencies: of
+        each request in seconds; none where the queue was filled first.
     """
 
     replies: int
@@ -64,10 +66,9 @@ class Served:
 class Requests:
     """The bodies of the requests of one run.
 
-    Attributes:
-        body: the endpoint's example (small), with 2 KB of parameters (typical), or with 200 KB (large).
-        flow_id: of all of them.
-        key: what their idempotency keys begin with, by which their runs are known again.
+    Attributes: body: the endpoint's example (small), with 2 KB of parameters (typical), or with 200
+        KB (large). flow_id: of all of them. key: what their idempotency keys begin with, by which
+        their runs are known again.
     """
 
     body: Body
@@ -94,13 +95,14 @@ class Requests:
 class Load:
     """Publishes requests and takes their replies. Use :func:`open_load`.
 
-    Attributes:
-        statuses: whether replies say their status, as the worker's do; any but 201 is then an error.
-        progress: is told how many more replies have come.
-        answered: how many have come in all, with those that are not counted.
+    Attributes: statuses: whether replies say their status, as the worker's do; any but 201 is then
+        an error. progress: is told how many more replies have come. answered: how many have come in
+        all, with those that are not counted.
     """
 
-    def __init__(self, out: BulkChannel, replies: BulkChannel, queue: str, body: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, out: BulkChannel, replies: BulkChannel, queue: str, body: Callable[[int], bytes]
+    ) -> None:
         self._out = out
         self._replies = replies
         self._queue = queue
@@ -126,7 +128,9 @@ class Load:
                 raise BenchFailed("the broker did not take the requests: is a limit set on its queues?")
 
     async def all_at_once(self, requests: int) -> Served:
-        """Take the replies to requests that wait already; the first batch of them opens the clock and is not counted."""
+        """Take the replies to requests that wait already; the first batch of them opens the clock
+        and is not counted.
+        """
         missing = counted = requests - len(await self._take(requests))
         started = time.perf_counter()
         while missing:
@@ -145,7 +149,9 @@ class Load:
         await self._paced(range(first, -WARM_UP), rate, counted=False)
 
     async def _paced(self, numbers: range, rate: float, *, counted: bool = True) -> Served:
-        started = time.perf_counter() + 0.05 - numbers.start / rate  # when number 0 is, or would have been due
+        started = (
+            time.perf_counter() + 0.05 - numbers.start / rate
+        )  # when number 0 is, or would have been due
         latencies: list[float] = []
 
         async def collect() -> None:
@@ -188,7 +194,9 @@ class Load:
         return Served(requests, time.perf_counter() - started, latencies)
 
     async def warm_up(self) -> None:
-        """A few requests that are not counted: connections, statements and code are warm after them."""
+        """A few requests that are not counted: connections, statements and code are warm after
+        them.
+        """
         await self._out.publish([self._publication(number) for number in range(-WARM_UP, 0)])
         missing = WARM_UP
         while missing:
@@ -218,7 +226,9 @@ class Load:
         return taken
 
     def _publication(self, number: int) -> Publication:
-        return Publication(self._queue, _RequestProperties(number, self._reply_to), self._body(number), numbered=False)
+        return Publication(
+            self._queue, _RequestProperties(number, self._reply_to), self._body(number), numbered=False
+        )
 
 
 @dataclass(slots=True)
@@ -244,15 +254,20 @@ def _number(reply: Delivery) -> int:
 
 @asynccontextmanager
 async def open_load(amqp_url: str, topology: Topology, body: Callable[[int], bytes]) -> AsyncIterator[Load]:
-    """A load on a request queue that is made for it, and removed afterwards with all that belongs to it.
+    """A load on a request queue that is made for it, and removed afterwards with all that belongs
+    to it.
 
     Args:
         body: gives the body of a request by its number.
     """
     connection: BulkConnection = await connect(amqp_url, name="flow-run-worker bench")
     try:
-        # Who waits for the reply needs no confirm of the request; only who doesn't has to know that the broker has it.
-        out, replies = await BulkChannel.open_on(connection, confirms=False), await BulkChannel.open_on(connection)
+        # Who waits for the reply needs no confirm of the request; only who doesn't has to know that
+        # the broker has it.
+        out, replies = (
+            await BulkChannel.open_on(connection, confirms=False),
+            await BulkChannel.open_on(connection),
+        )
         load = Load(out, replies, topology.queue, body)
         try:
             await topology.declare(out)

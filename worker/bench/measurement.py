@@ -1,4 +1,6 @@
-"""One measurement: workers as processes of their own, on a queue that is made for it, under a load; and what they took."""
+"""One measurement: workers as processes of their own, on a queue that is made for it, under a load;
+and what they took.
+"""
 
 import resource
 import tempfile
@@ -29,9 +31,8 @@ PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 class Pace:
     """How requests come: at a rate, by so many at a time, or else (neither) all at once.
 
-    Attributes:
-        rate: requests a second (open loop).
-        concurrency: requests under way at a time, each sent when one before it was answered (closed loop).
+    Attributes: rate: requests a second (open loop). concurrency: requests under way at a time, each
+        sent when one before it was answered (closed loop).
     """
 
     rate: float = 0.0
@@ -47,13 +48,11 @@ class Pace:
 class Measurement:
     """What one run showed.
 
-    Attributes:
-        rate, concurrency: see :class:`Pace`.
-        throughput: replies a second; all at once: from the first reply to the last.
-        p50, p90, p99, p999: latency percentiles in milliseconds, at a rate from the time a request was due to its reply; None
-            where all came at once.
-        cpu: CPU time of the workers in microseconds a request, those of the warm-up too, their start included.
-        memory: the largest resident memory of a worker in MiB.
+    Attributes: rate, concurrency: see :class:`Pace`. throughput: replies a second; all at once:
+        from the first reply to the last. p50, p90, p99, p999: latency percentiles in milliseconds,
+        at a rate from the time a request was due to its reply; None where all came at once. cpu:
+        CPU time of the workers in microseconds a request, those of the warm-up too, their start
+        included. memory: the largest resident memory of a worker in MiB.
     """
 
     database: str
@@ -91,12 +90,11 @@ async def measure(
 ) -> Measurement:
     """Run workers under load and measure.
 
-    Args:
-        database_url: None for a SQLite file that is removed afterwards; elsewhere only the runs of this run are removed.
-        settings: further environment variables for the workers.
-        flow_id: a flow that exists, for a Prefect server's database.
-        command: another program than the worker, for comparisons; it is given the broker's URL, the database's and the queue.
-        progress: is told how many more replies have come.
+    Args: database_url: None for a SQLite file that is removed afterwards; elsewhere only the runs
+        of this run are removed. settings: further environment variables for the workers. flow_id: a
+        flow that exists, for a Prefect server's database. command: another program than the worker,
+        for comparisons; it is given the broker's URL, the database's and the queue. progress: is
+        told how many more replies have come.
 
     Raises:
         BenchFailed: no figures, and why.
@@ -108,7 +106,9 @@ async def measure(
         url = parse_url(database_url or f"sqlite+aiosqlite:///{folder}/flow_runs.db")
         prefect = await migrations.ensure(url, upgrade=database_url is None)
         if prefect and flow_id is None:
-            raise BenchFailed("This is a Prefect server's database, where a run needs a flow that exists: name one (--flow-id).")
+            raise BenchFailed(
+                "This is a Prefect server's database, where a run needs a flow that exists: name one (--flow-id)."
+            )
         made = Requests(body, flow_id or uuid4(), f"bench-{token}-")
         fleet = Fleet(
             amqp_url,
@@ -120,7 +120,10 @@ async def measure(
             settings=settings or {},
         )
         # A temporary file goes with its folder.
-        async with nullcontext() if database_url is None else _forgotten(url, made), open_load(amqp_url, topology, made) as load:
+        async with (
+            nullcontext() if database_url is None else _forgotten(url, made),
+            open_load(amqp_url, topology, made) as load,
+        ):
             load.statuses = not command
             load.progress = progress
             relieve_collector()
@@ -141,7 +144,9 @@ async def measure(
 
 
 async def _serve(load: Load, fleet: Fleet, pace: Pace, requests: int) -> tuple[Served, float, int]:
-    """What the load saw; of the workers, CPU seconds with their start, and the largest resident memory in bytes."""
+    """What the load saw; of the workers, CPU seconds with their start, and the largest resident
+    memory in bytes.
+    """
     together = not (pace.rate or pace.concurrency)
     if together:
         await load.fill(requests)
@@ -165,7 +170,10 @@ def _percentiles(latencies: list[float]) -> dict[str, float]:
         return {}
     latencies.sort()
     last = len(latencies) - 1
-    return {name: round(latencies[min(int(len(latencies) * share), last)] * 1000, 2) for name, share in PERCENTILES.items()}
+    return {
+        name: round(latencies[min(int(len(latencies) * share), last)] * 1000, 2)
+        for name, share in PERCENTILES.items()
+    }
 
 
 @asynccontextmanager
@@ -173,7 +181,9 @@ async def _forgotten(url: URL, made: Requests) -> AsyncIterator[None]:
     """Remove the runs afterwards, and see first that this is allowed."""
     sqlite = url.get_backend_name() == "sqlite"
     flow_id = str(made.flow_id) if sqlite else made.flow_id
-    theirs = sa.delete(flow_run).where(flow_run.c.flow_id == flow_id, flow_run.c.idempotency_key.startswith(made.key))
+    theirs = sa.delete(flow_run).where(
+        flow_run.c.flow_id == flow_id, flow_run.c.idempotency_key.startswith(made.key)
+    )
 
     def forget(connection: Connection) -> None:
         if sqlite:
@@ -190,7 +200,9 @@ async def _forgotten(url: URL, made: Requests) -> AsyncIterator[None]:
         try:
             await migrations.with_connection(url, forget)
         except (StoreError, Fault) as error:
-            raise BenchFailed(f"Runs with idempotency keys that begin with '{made.key}' stayed behind: {error}") from error
+            raise BenchFailed(
+                f"Runs with idempotency keys that begin with '{made.key}' stayed behind: {error}"
+            ) from error
 
 
 def _cpu_seconds() -> float:

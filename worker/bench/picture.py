@@ -10,8 +10,8 @@ from worker.bench.measurement import PERCENTILES, Measurement
 def require_drawable(path: Path) -> None:
     """See, before anything is measured, that a picture can be drawn into this file.
 
-    Raises:
-        BenchFailed: matplotlib is not installed, or writes no such files, or it is a folder, or its folder is not there.
+    Raises: BenchFailed: matplotlib is not installed, or writes no such files, or it is a folder, or
+        its folder is not there.
     """
     if find_spec("matplotlib") is None:
         raise BenchFailed("--plot needs matplotlib: pip install matplotlib")
@@ -28,7 +28,9 @@ def require_drawable(path: Path) -> None:
 
 
 def draw(measurements: list[Measurement], path: Path) -> None:
-    """Throughput and latency percentiles over offered load, as a picture (see :func:`require_drawable`)."""
+    """Throughput and latency percentiles over offered load, as a picture (see
+    :func:`require_drawable`).
+    """
     from matplotlib.figure import Figure
 
     offered = sorted((each for each in measurements if each.rate), key=lambda each: each.rate)
@@ -40,7 +42,12 @@ def draw(measurements: list[Measurement], path: Path) -> None:
     served.set_ylabel("requests/s")
     served.legend()
     for name in PERCENTILES:
-        latency.plot(rates, [getattr(each, name) for each in offered], marker="o", label="p99.9" if name == "p999" else name)
+        latency.plot(
+            rates,
+            [getattr(each, name) for each in offered],
+            marker="o",
+            label="p99.9" if name == "p999" else name,
+        )
     latency.set_yscale("log")
     latency.yaxis.set_major_formatter("{x:g}")
     latency.yaxis.set_minor_formatter("{x:g}")

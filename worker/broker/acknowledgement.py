@@ -1,4 +1,6 @@
-"""Which ``basic.ack`` frames say that deliveries are settled, in as few frames as can be; knows no sockets."""
+"""Which ``basic.ack`` frames say that deliveries are settled, in as few frames as can be; knows no
+sockets.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,8 +22,9 @@ class Acknowledgement:
 class Acknowledgements:
     """Keeps which delivery tags of one channel have been settled.
 
-    Batches mostly settle in the order in which they came, and then one frame acknowledges all of them. One that hangs
-    (its reply isn't confirmed) does not hold up the others: they are acknowledged singly.
+    Batches mostly settle in the order in which they came, and then one frame acknowledges all of
+    them. One that hangs (its reply isn't confirmed) does not hold up the others: they are
+    acknowledged singly.
     """
 
     def __init__(self) -> None:
@@ -31,7 +34,8 @@ class Acknowledgements:
     def settle(self, tags: Iterable[int]) -> Acknowledgement:
         """Take tags that are settled now, each only once.
 
-        The broker refuses a ``multiple`` whose own tag is not outstanding, so ``up_to`` is always one of ``tags``.
+        The broker refuses a ``multiple`` whose own tag is not outstanding, so ``up_to`` is always
+        one of ``tags``.
         """
         settled = set(tags)
         up_to = None

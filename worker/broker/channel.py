@@ -1,8 +1,10 @@
-"""The hot path to RabbitMQ: deliveries in, publications out, acknowledgements, all in bulk; knows nothing of their content.
+"""The hot path to RabbitMQ: deliveries in, publications out, acknowledgements, all in bulk; knows
+nothing of their content.
 
-aiormq makes a task of each delivery and a future of each publication. This channel is one of aiormq's for all that is seldom,
-and goes past it with messages, confirms and acknowledgements: straight from and to the socket, those of a whole batch at once.
-``make bench`` shows what that is worth.
+aiormq makes a task of each delivery and a future of each publication. This channel is one of
+aiormq's for all that is seldom, and goes past it with messages, confirms and acknowledgements:
+straight from and to the socket, those of a whole batch at once. ``make bench`` shows what that is
+worth.
 """
 
 import asyncio
@@ -20,8 +22,8 @@ from worker.broker.publication import Publication
 from worker.broker.transport import BulkConnection
 from worker.mailbox import Mailbox
 
-# A request that came back so often may be what ends the worker's process. It is served alone (see Session.consume), so
-# that the others don't use up their delivery limit with it.
+# A request that came back so often may be what ends the worker's process. It is served alone (see
+# Session.consume), so that the others don't use up their delivery limit with it.
 SUSPECT_DELIVERY_COUNT = 3
 DEFAULT_FRAME_MAX = 131_072
 # Confirms and returns come back by delivery tag and by message id; the id's tail is the tag.
@@ -33,11 +35,12 @@ class ChannelLost(ConnectionError):
 
 
 class BulkChannel(Channel):
-    """An AMQP channel that hands out deliveries in bulk, and publishes in bulk, with publisher confirms unless opened without.
+    """An AMQP channel that hands out deliveries in bulk, and publishes in bulk, with publisher
+    confirms unless opened without.
 
-    Use :meth:`publish` and :meth:`acknowledge`; ``basic_publish`` would upset the count of delivery tags, and of what
-    ``basic_get`` asks for, the content would be taken for a delivery's.
-    Its methods may be called from several tasks; what one call publishes stays together and in order.
+    Use :meth:`publish` and :meth:`acknowledge`; ``basic_publish`` would upset the count of delivery
+    tags, and of what ``basic_get`` asks for, the content would be taken for a delivery's. Its
+    methods may be called from several tasks; what one call publishes stays together and in order.
 
     Attributes:
         deliveries: what came in and has not been taken yet, in the order of arrival.
@@ -53,15 +56,16 @@ class BulkChannel(Channel):
         self._takers = connection.transport.reader.takers
         self._writer = connection.transport.writer
         self._takers[number] = frames.ContentReader(self).take
-        # Called however the channel ends; _on_close is skipped when the connection under it goes first.
+        # Called however the channel ends; _on_close is skipped when the connection under it goes
+        # first.
         self._closing.add_done_callback(self._ended)
 
     @classmethod
     async def open_on(cls, connection: BulkConnection, *, confirms: bool = True) -> "BulkChannel":
         """Open a channel.
 
-        Args:
-            confirms: whether the broker is to say what becomes of publications; without, nobody does.
+        Args: confirms: whether the broker is to say what becomes of publications; without, nobody
+            does.
         """
         number = max(connection.channels, default=0) + 1
         channel = cls(connection, number, confirms=confirms)
@@ -71,7 +75,9 @@ class BulkChannel(Channel):
 
     @property
     def frame_max(self) -> int:
-        """The largest frame that was agreed with the broker, in bytes; where it sets no limit (0), RabbitMQ's default."""
+        """The largest frame that was agreed with the broker, in bytes; where it sets no limit (0),
+        RabbitMQ's default.
+        """
         return int(self.connection.connection_tune.frame_max) or DEFAULT_FRAME_MAX
 
     async def publish(self, publications: Sequence[Publication]) -> Confirmation:
@@ -89,14 +95,16 @@ class BulkChannel(Channel):
             else:
                 anonymous.add(tag)
             payload.append(publication.marshal(number, frame_max))
-        # Numbered and written without a wait between the two: so the frames go out in the order of their tags.
+        # Numbered and written without a wait between the two: so the frames go out in the order of
+        # their tags.
         expected = len(publications) if self.publisher_confirms else 0
         confirmation = self._confirms.expect(expected, frozenset(anonymous))
         await self._write(payload)
         return confirmation
 
     async def acknowledge(self, tags: Iterable[int], *, up_to: int | None = None) -> None:
-        """Acknowledge deliveries: all up to and with ``up_to``, and each of ``tags``. Calls are written in their order.
+        """Acknowledge deliveries: all up to and with ``up_to``, and each of ``tags``. Calls are
+        written in their order.
 
         Raises:
             ChannelLost: the channel is gone; they will be delivered again.
@@ -126,7 +134,9 @@ class BulkChannel(Channel):
         self._confirms.answer(tag, multiple=multiple, refused=refused)
 
     async def _write(self, payload: list[bytes]) -> None:
-        """Write whole frames; waits while the socket is full, so a blocked connection holds us back, not our memory."""
+        """Write whole frames; waits while the socket is full, so a blocked connection holds us
+        back, not our memory.
+        """
         if not payload:
             return
         if self.is_closed:
@@ -134,7 +144,8 @@ class BulkChannel(Channel):
         try:
             self._writer.write(b"".join(payload))
             await self._writer.drain()
-        # The second is how a socket says that it is closed already: it may be for some turns of the loop before the channel is.
+        # The second is how a socket says that it is closed already: it may be for some turns of the
+        # loop before the channel is.
         except (OSError, RuntimeError) as error:
             raise ChannelLost(str(error) or "the connection to the broker is gone") from error
 

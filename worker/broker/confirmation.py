@@ -1,4 +1,6 @@
-"""Bookkeeping of publisher confirms for publications that went out together; knows no sockets and no frames."""
+"""Bookkeeping of publisher confirms for publications that went out together; knows no sockets and
+no frames.
+"""
 
 import asyncio
 from collections import deque
@@ -9,14 +11,13 @@ from dataclasses import dataclass, field
 class Confirmation:
     """What the broker says of publications with consecutive delivery tags.
 
-    Attributes:
-        first: the delivery tag of the first publication.
-        last: the delivery tag of the last publication.
-        outstanding: tags that the broker has said nothing of yet.
-        returned: tags of publications that no queue took (``basic.return``); they are confirmed as well.
-        refused: tags that the broker answered with a ``basic.nack``: not taken over by it.
-        latest: the highest tag that the broker has answered while some of these were outstanding, later ones' included.
-        anonymous: tags whose publication carries no message id of ours, so that a return of it names none of them.
+    Attributes: first: the delivery tag of the first publication. last: the delivery tag of the last
+        publication. outstanding: tags that the broker has said nothing of yet. returned: tags of
+        publications that no queue took (``basic.return``); they are confirmed as well. refused:
+        tags that the broker answered with a ``basic.nack``: not taken over by it. latest: the
+        highest tag that the broker has answered while some of these were outstanding, later ones'
+        included. anonymous: tags whose publication carries no message id of ours, so that a return
+        of it names none of them.
     """
 
     first: int
@@ -36,8 +37,8 @@ class Confirmation:
     async def wait(self, seconds: float) -> None:
         """Wait until the broker has answered for every publication, or for so many seconds.
 
-        Raises:
-            ChannelLost: the channel went away first; what was outstanding may or may not have been taken.
+        Raises: ChannelLost: the channel went away first; what was outstanding may or may not have
+            been taken.
         """
         await asyncio.wait((self.done,), timeout=seconds)
         if self.done.done():
@@ -57,7 +58,9 @@ class Confirmations:
         return self._next_tag
 
     def expect(self, count: int, anonymous: frozenset[int] = frozenset()) -> Confirmation:
-        """Give the next ``count`` delivery tags out. Call it in the order in which the publications are written."""
+        """Give the next ``count`` delivery tags out. Call it in the order in which the publications
+        are written.
+        """
         first, last = self._next_tag, self._next_tag + count - 1
         self._next_tag += count
         done = asyncio.get_running_loop().create_future()
@@ -69,7 +72,9 @@ class Confirmations:
         return confirmation
 
     def answer(self, tag: int, *, multiple: bool, refused: bool) -> None:
-        """Take a ``basic.ack`` or, with ``refused``, a ``basic.nack``; with ``multiple`` for all tags up to ``tag``."""
+        """Take a ``basic.ack`` or, with ``refused``, a ``basic.nack``; with ``multiple`` for all
+        tags up to ``tag``.
+        """
         for confirmation in self._pending:
             if confirmation.first > tag:
                 break
@@ -97,7 +102,9 @@ class Confirmations:
                 return
 
     def returned_anonymously(self) -> None:
-        """Take a ``basic.return`` of a publication without a message id of ours: it may be any of those in flight."""
+        """Take a ``basic.return`` of a publication without a message id of ours: it may be any of
+        those in flight.
+        """
         for confirmation in self._pending:
             confirmation.returned |= confirmation.anonymous & confirmation.outstanding
 

@@ -1,4 +1,6 @@
-"""A delivery: one message as the broker handed it to us, with the tag that acknowledges it. Knows nothing of its content."""
+"""A delivery: one message as the broker handed it to us, with the tag that acknowledges it. Knows
+nothing of its content.
+"""
 
 from dataclasses import dataclass
 from typing import Any

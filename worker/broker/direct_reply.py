@@ -1,9 +1,11 @@
-"""Direct reply-to: where a reply queue's name is no queue but tells RabbitMQ the requester's channel. Knows no requests.
+"""Direct reply-to: where a reply queue's name is no queue but tells RabbitMQ the requester's
+channel. Knows no requests.
 
-RabbitMQ closes the connection of whoever publishes to such a name when it is malformed, or names a node that doesn't run in its
-cluster: one that is being restarted, one of another cluster from which the request came, or one that somebody made up. On the
-worker's connection that would cost all that is in flight on it. So a name of a node that has not been seen is tried on a
-connection of its own first.
+RabbitMQ closes the connection of whoever publishes to such a name when it is malformed, or names a
+node that doesn't run in its cluster: one that is being restarted, one of another cluster from which
+the request came, or one that somebody made up. On the worker's connection that would cost all that
+is in flight on it. So a name of a node that has not been seen is tried on a connection of its own
+first.
 """
 
 import asyncio
@@ -21,9 +23,11 @@ from worker.contract.message import DIRECT_REPLY_TO
 log = structlog.get_logger(__name__)
 
 _PREFIX = f"{DIRECT_REPLY_TO}."
-# Erlang's external term format: version, process id, and its node's name as an atom with so many bytes of length.
+# Erlang's external term format: version, process id, and its node's name as an atom with so many
+# bytes of length.
 _NODE_LENGTH = {b"\x83Xv": 2, b"\x83Xd": 2, b"\x83Xw": 1, b"\x83gv": 2, b"\x83gd": 2, b"\x83gw": 1}
-# Behind the node's name: number, serial and creation of the process; the older form has a creation of one byte.
+# Behind the node's name: number, serial and creation of the process; the older form has a creation
+# of one byte.
 _BEHIND_NODE = {b"X": 12, b"g": 9}
 # The key of no channel: what is published under it reaches nobody.
 _NOBODY = "AAAA"
@@ -48,7 +52,9 @@ class DirectReplies:
         self._refused: dict[bytes, float] = {}
 
     async def may_publish(self, queue: str) -> bool:
-        """Whether the broker takes a reply to this name; True for every name that is not of direct reply-to."""
+        """Whether the broker takes a reply to this name; True for every name that is not of direct
+        reply-to.
+        """
         if not queue.startswith(DIRECT_REPLY_TO):
             return True
         node = _node(queue)
@@ -71,7 +77,9 @@ class DirectReplies:
         channel_of = queue.removeprefix(_PREFIX).partition(".")[0]
         try:
             connection = await self._connect()
-        except Exception as error:  # the edge: then nothing was learned, and the reply is published as it would have been
+        except (
+            Exception
+        ) as error:  # the edge: then nothing was learned, and the reply is published as it would have been
             log.warning("direct_reply_not_tried", error=str(error))
             return True
         try:
@@ -91,7 +99,9 @@ class DirectReplies:
 
 
 def _node(queue: str) -> bytes | None:
-    """The name of the requester's node, as the broker writes it; None where it can't have written this."""
+    """The name of the requester's node, as the broker writes it; None where it can't have written
+    this.
+    """
     if not queue.startswith(_PREFIX):
         return None
     encoded = queue.removeprefix(_PREFIX).partition(".")[0]

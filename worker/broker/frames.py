@@ -1,5 +1,6 @@
-"""The frames of the hot path (AMQP 0-9-1, sections 2.3 and 4.2): a message that comes in, a confirm, a message that goes out, an
-ack. They are read and written here field by field; all others are left to pamqp, which makes an object of each.
+"""The frames of the hot path (AMQP 0-9-1, sections 2.3 and 4.2): a message that comes in, a
+confirm, a message that goes out, an ack. They are read and written here field by field; all others
+are left to pamqp, which makes an object of each.
 """
 
 import struct
@@ -16,7 +17,8 @@ _TAG_AND_BITS = struct.Struct(">QB")
 _CONTENT = struct.Struct(">HHQ")
 _CONTENT_CLASS = 60
 _END = bytes((END,))
-# Before the routing key: the method, two reserved octets, and the default exchange, whose name is empty.
+# Before the routing key: the method, two reserved octets, and the default exchange, whose name is
+# empty.
 _PUBLISH_HEAD = struct.pack(">IHB", _PUBLISH, 0, 0)
 _MANDATORY, _NOT_MANDATORY = b"\x01", b"\x00"
 _ACK_FRAME = struct.Struct(">BHIIQBB")
@@ -25,7 +27,9 @@ FRAME_OVERHEAD = HEAD.size + len(_END)
 
 
 class Incoming(Protocol):
-    """Who is told what came in on a channel. Called from within a read of the socket: it must neither wait nor raise."""
+    """Who is told what came in on a channel. Called from within a read of the socket: it must
+    neither wait nor raise.
+    """
 
     def delivered(self, tag: int, *, redelivered: bool, properties: Any, body: bytes) -> None:
         """A message came (``basic.deliver``)."""
@@ -38,7 +42,9 @@ class Incoming(Protocol):
 
 
 class ContentReader:
-    """Puts the messages of one channel together from their frames: a method, a header, and none or more of the body."""
+    """Puts the messages of one channel together from their frames: a method, a header, and none or
+    more of the body.
+    """
 
     def __init__(self, incoming: Incoming) -> None:
         self._incoming = incoming
@@ -90,14 +96,16 @@ class ContentReader:
             self._incoming.delivered(tag, redelivered=bool(bits & 1), properties=properties, body=body)
 
 
-def publish(channel: int, queue: str, properties: bytes, body: bytes, *, mandatory: bool, frame_max: int) -> bytes:
+def publish(
+    channel: int, queue: str, properties: bytes, body: bytes, *, mandatory: bool, frame_max: int
+) -> bytes:
     """A ``basic.publish`` to a queue by its name, with its content.
 
     Args:
         properties: flags and properties, as they stand in a content header.
 
-    Raises:
-        ValueError: the queue's name is longer than 255 bytes, or the properties are larger than a frame.
+    Raises: ValueError: the queue's name is longer than 255 bytes, or the properties are larger than
+        a frame.
     """
     routing_key = queue.encode()
     if len(routing_key) > 255:

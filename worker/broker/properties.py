@@ -1,7 +1,9 @@
-"""A message's properties, read from its content header: each by itself, and whatever is wrong with them is that message's affair.
+"""A message's properties, read from its content header: each by itself, and whatever is wrong with
+them is that message's affair.
 
-pamqp would have the connection given up for properties that it can't read (text that is no UTF-8, a timestamp out of range), with
-everything else on it; and it takes most of the time that a delivery takes.
+pamqp would have the connection given up for properties that it can't read (text that is no UTF-8, a
+timestamp out of range), with everything else on it; and it takes most of the time that a delivery
+takes.
 """
 
 import struct
@@ -101,6 +103,8 @@ def _content_header(frame_data: bytes) -> ContentHeader:
 
 
 def install() -> None:
-    """Take the place of pamqp's reader of content headers, for channels of aiormq's own; calling it again changes nothing."""
+    """Take the place of pamqp's reader of content headers, for channels of aiormq's own; calling it
+    again changes nothing.
+    """
     read: Any = _content_header
     pamqp.frame._unmarshal_header_frame = read

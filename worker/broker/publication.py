@@ -1,4 +1,6 @@
-"""What the worker publishes: replies and dead-letter copies, always through the default exchange; knows no database."""
+"""What the worker publishes: replies and dead-letter copies, always through the default exchange;
+knows no database.
+"""
 
 import struct
 from collections.abc import Mapping
@@ -30,7 +32,9 @@ RAW_PROPERTIES_HEADER = f"{ORIGINAL_PREFIX}properties"
 MAX_ERROR_LINE = 500
 
 
-_REPLY_FLAGS = property_flags("content_type", "headers", "delivery_mode", "message_id", "timestamp", "message_type", "app_id")
+_REPLY_FLAGS = property_flags(
+    "content_type", "headers", "delivery_mode", "message_id", "timestamp", "message_type", "app_id"
+)
 _CORRELATION_ID_FLAG = property_flags("correlation_id")
 _CONTENT_TYPE = frames.short_string("application/json")
 _APP_ID = frames.short_string(APP_ID)
@@ -50,7 +54,8 @@ class Properties(Protocol):
 
 @dataclass(slots=True)
 class ReplyProperties:
-    """The properties of a reply, written field by field: all replies have the same ones, and there is one for each request.
+    """The properties of a reply, written field by field: all replies have the same ones, and there
+    is one for each request.
 
     Attributes:
         message_id: set by the channel.
@@ -101,23 +106,28 @@ class Publication:
     numbered: bool
 
     def marshal(self, channel_number: int, frame_max: int) -> bytes:
-        """The frames of a ``basic.publish``, ready for the wire: mandatory, unless it is a direct reply.
+        """The frames of a ``basic.publish``, ready for the wire: mandatory, unless it is a direct
+        reply.
 
-        RabbitMQ returns every mandatory message to a direct reply-to, delivered or not, since it is routed to no queue
-        (``rabbit_exchange:route`` and ``rabbit_channel:deliver_reply`` up to 4.1): that would tell nothing, at the price of
-        each reply sent twice.
+        RabbitMQ returns every mandatory message to a direct reply-to, delivered or not, since it is
+        routed to no queue (``rabbit_exchange:route`` and ``rabbit_channel:deliver_reply`` up to
+        4.1): that would tell nothing, at the price of each reply sent twice.
 
-        Raises:
-            ValueError, TypeError: a property cannot be written in AMQP, or the header is larger than a frame.
+        Raises: ValueError, TypeError: a property cannot be written in AMQP, or the header is larger
+            than a frame.
         """
         mandatory = not self.queue.startswith(DIRECT_REPLY_TO)
         properties = self.properties.marshal()
-        return frames.publish(channel_number, self.queue, properties, self.body, mandatory=mandatory, frame_max=frame_max)
+        return frames.publish(
+            channel_number, self.queue, properties, self.body, mandatory=mandatory, frame_max=frame_max
+        )
 
 
 def reply(message: Message, *, status: int, body: bytes, now: datetime) -> Publication:
     """The reply to a request that named a reply queue."""
-    return Publication(message.reply_to or "", ReplyProperties(status, message.correlation_id, now), body, numbered=True)
+    return Publication(
+        message.reply_to or "", ReplyProperties(status, message.correlation_id, now), body, numbered=True
+    )
 
 
 def dead_letter_copy(
@@ -125,10 +135,11 @@ def dead_letter_copy(
 ) -> Publication:
     """A refused request, whole, with the reason in its headers.
 
-    Its own properties stay as they were, but for three that would lose or misdirect the copy and move into a header:
-    ``expiration`` (it would expire), ``user_id`` of another user (the broker closes the channel over it), and the
-    ``CC``/``BCC`` headers (the copy would also go to those queues). Headers that can't be written again are dropped, each by
-    itself; or all of them, where they don't fit into a frame together with the reason.
+    Its own properties stay as they were, but for three that would lose or misdirect the copy and
+    move into a header: ``expiration`` (it would expire), ``user_id`` of another user (the broker
+    closes the channel over it), and the ``CC``/``BCC`` headers (the copy would also go to those
+    queues). Headers that can't be written again are dropped, each by itself; or all of them, where
+    they don't fit into a frame together with the reason.
     """
     headers: dict[str, Any] = {
         (f"{ORIGINAL_PREFIX}{name.lower()}" if name in ROUTING_HEADERS else name): value
@@ -137,7 +148,9 @@ def dead_letter_copy(
     if message.expiration is not None:
         headers[f"{ORIGINAL_PREFIX}expiration"] = message.expiration
     if message.raw_properties is not None:
-        headers[RAW_PROPERTIES_HEADER] = bytearray(message.raw_properties)  # as a byte array; pamqp writes no bytes
+        headers[RAW_PROPERTIES_HEADER] = bytearray(
+            message.raw_properties
+        )  # as a byte array; pamqp writes no bytes
     user_id = message.user_id
     if user_id is not None and user_id != login:
         headers[f"{ORIGINAL_PREFIX}user-id"] = user_id

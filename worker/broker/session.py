@@ -1,7 +1,9 @@
-"""One stay at the broker: connection, channel, topology, consumer; knows nothing of requests and of the database.
+"""One stay at the broker: connection, channel, topology, consumer; knows nothing of requests and of
+the database.
 
-Whatever lets go (``basic.cancel`` because the queue was deleted, the channel, the connection) ends the session. There
-is one way on from there: open another. What was in flight is delivered again by the broker.
+Whatever lets go (``basic.cancel`` because the queue was deleted, the channel, the connection) ends
+the session. There is one way on from there: open another. What was in flight is delivered again by
+the broker.
 """
 
 import asyncio
@@ -39,18 +41,23 @@ log = structlog.get_logger(__name__)
 
 # A connection attempt that hangs (a silent firewall) counts as failed after this many seconds.
 CONNECT_TIMEOUT = 10.0
-# A quorum queue that has no leader yet, as after the broker was killed, keeps whoever declares or consumes it waiting (for
-# 65 seconds and an INTERNAL_ERROR in RabbitMQ 3.10); a new session is served as soon as it has one. Seconds.
+# A quorum queue that has no leader yet, as after the broker was killed, keeps whoever declares or
+# consumes it waiting (for 65 seconds and an INTERNAL_ERROR in RabbitMQ 3.10); a new session is
+# served as soon as it has one. Seconds.
 QUEUE_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 
-# What OpenSSL says where only another certificate, key or port will help; what it says besides comes of connections that break.
+# What OpenSSL says where only another certificate, key or port will help; what it says besides
+# comes of connections that break.
 _CERTIFICATE_WRONG = re.compile(
     r"\[[A-Z0-9]+: \w*(?:CERT|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED|WRONG_VERSION|PROTOCOL_VERSION|MISMATCH|PEM|KEY)\w*\]"
     r" (.+?)\.?(?: \(_ssl|$)"
 )
-# In TLS 1.3 a client writes before it hears what the server thinks of its certificate, and a reset then can outrun the answer.
-_PERHAPS_CERTIFICATE = "; perhaps it wants another client certificate, or one at all (cafile, certfile and keyfile)"
+# In TLS 1.3 a client writes before it hears what the server thinks of its certificate, and a reset
+# then can outrun the answer.
+_PERHAPS_CERTIFICATE = (
+    "; perhaps it wants another client certificate, or one at all (cafile, certfile and keyfile)"
+)
 _TLS_FILES = ("cafile", "certfile", "keyfile")
 
 
@@ -71,16 +78,18 @@ class Session:
 
     Made by :meth:`open`; ends by :meth:`close` or by itself, which :attr:`lost` tells.
 
-    Attributes:
-        topology: what was declared.
-        direct_replies: which direct reply-to names can be published to.
-        lost: done once the session has ended; its result is the reason in words.
-        refused: whether it has ended for want of a permission.
-        prefetch: how many deliveries the broker lets be unacknowledged by now; 0 when no more are taken.
+    Attributes: topology: what was declared. direct_replies: which direct reply-to names can be
+        published to. lost: done once the session has ended; its result is the reason in words.
+        refused: whether it has ended for want of a permission. prefetch: how many deliveries the
+        broker lets be unacknowledged by now; 0 when no more are taken.
     """
 
     def __init__(
-        self, connection: AbstractConnection, channel: BulkChannel, topology: Topology, direct_replies: DirectReplies
+        self,
+        connection: AbstractConnection,
+        channel: BulkChannel,
+        topology: Topology,
+        direct_replies: DirectReplies,
     ) -> None:
         self.topology = topology
         self.direct_replies = direct_replies
@@ -100,10 +109,9 @@ class Session:
     async def open(cls, url: str, topology: Topology, *, name: str) -> "Session":
         """Connect and declare the topology.
 
-        Args:
-            url: ``amqp://`` or ``amqps://`` URL; TLS files and heartbeat in its query as aiormq takes them.
-            topology: what to declare.
-            name: the connection's name as the management UI shows it.
+        Args: url: ``amqp://`` or ``amqps://`` URL; TLS files and heartbeat in its query as aiormq
+            takes them. topology: what to declare. name: the connection's name as the management UI
+            shows it.
 
         Raises:
             BrokerUnavailable: nobody answers, or not in time.
@@ -120,11 +128,16 @@ class Session:
             raise BrokerUnavailable(f"The broker does not answer for the queue '{topology.queue}'") from error
         except BaseException as error:
             await _close(connection)
-            # A bare Exception is aiormq's as well: of what was under way when the connection's end came with its last frames.
+            # A bare Exception is aiormq's as well: of what was under way when the connection's end
+            # came with its last frames.
             if isinstance(error, (aiormq.AMQPError, OSError)) or type(error) is Exception:
-                raise BrokerUnavailable(f"The broker closed the connection: {error or 'without a word'}") from error
+                raise BrokerUnavailable(
+                    f"The broker closed the connection: {error or 'without a word'}"
+                ) from error
             raise
-        return cls(connection, channel, topology, DirectReplies(lambda: connect(url, name=f"{name} direct reply")))
+        return cls(
+            connection, channel, topology, DirectReplies(lambda: connect(url, name=f"{name} direct reply"))
+        )
 
     @property
     def deliveries(self) -> Mailbox[Delivery]:
@@ -133,7 +146,9 @@ class Session:
 
     @property
     def login(self) -> str | None:
-        """The user that we are at the broker (publications may carry this ``user_id`` and no other)."""
+        """The user that we are at the broker (publications may carry this ``user_id`` and no
+        other).
+        """
         user = URL(str(self._connection.url)).user
         return unquote(user) if user else None
 
@@ -143,10 +158,12 @@ class Session:
         return self._channel.frame_max
 
     async def consume(self, prefetch: int) -> None:
-        """Consume, with at most ``prefetch`` deliveries unacknowledged; returns once that many are let in, or none any more.
+        """Consume, with at most ``prefetch`` deliveries unacknowledged; returns once that many are
+        let in, or none any more.
 
-        Begins with one at a time, and goes on so while requests come that were delivered too often before: one of them may
-        be what ended the worker that had it, and the broker counts that against all that were in flight.
+        Begins with one at a time, and goes on so while requests come that were delivered too often
+        before: one of them may be what ended the worker that had it, and the broker counts that
+        against all that were in flight.
 
         Raises:
             ChannelLost: the session ended.
@@ -157,7 +174,8 @@ class Session:
             await self._change_consumer(prefetch)
 
     async def stop_consuming(self) -> None:
-        """Cancel the consumer. What was delivered until then stays in :attr:`deliveries`, which is closed behind it.
+        """Cancel the consumer. What was delivered until then stays in :attr:`deliveries`, which is
+        closed behind it.
 
         Raises:
             ChannelLost: the session ended.
@@ -168,7 +186,8 @@ class Session:
         self.deliveries.close()
 
     async def _change_consumer(self, prefetch: int) -> None:
-        """Put a consumer with this prefetch (none: 0) in the place of the one before; it is set for good when one begins.
+        """Put a consumer with this prefetch (none: 0) in the place of the one before; it is set for
+        good when one begins.
 
         One change at a time, and none is cancelled half way: aiormq closes the channel then.
         """
@@ -186,7 +205,9 @@ class Session:
                         consumed = await self._channel.basic_consume(self.topology.queue, _never_called)
                         self._consumer_tag = consumed.consumer_tag
             except TimeoutError as error:
-                raise ChannelLost(f"the broker does not answer for the queue '{self.topology.queue}'") from error
+                raise ChannelLost(
+                    f"the broker does not answer for the queue '{self.topology.queue}'"
+                ) from error
             except (aiormq.AMQPError, ConnectionError, RuntimeError) as error:  # the last: closed already
                 raise ChannelLost(str(error)) from error
 
@@ -262,9 +283,12 @@ async def connect(url: str, *, name: str) -> BulkConnection:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await connection.connect()
     except (AuthenticationError, ProbableAuthenticationError) as error:
-        raise BrokerRefused(f"The broker at {where} refuses the login: check the user and the password") from error
+        raise BrokerRefused(
+            f"The broker at {where} refuses the login: check the user and the password"
+        ) from error
     except InvalidFrameError as error:
-        # aiormq waits for Open-Ok, and takes the Close that comes in its place for an error of its own.
+        # aiormq waits for Open-Ok, and takes the Close that comes in its place for an error of its
+        # own.
         await _close(connection)
         if "Connection.Close" not in str(error):
             raise BrokerUnavailable(f"No broker answers at {where}: {error}") from error
@@ -275,12 +299,15 @@ async def connect(url: str, *, name: str) -> BulkConnection:
     except ConnectionClosed as error:
         raise BrokerRefused(f"The broker at {where} closed the connection: {error}") from error
     except (aiormq.AMQPError, OSError, TimeoutError, StopAsyncIteration) as error:
-        # The last of them is how aiormq tells of a connection that ends in the middle of the handshake.
+        # The last of them is how aiormq tells of a connection that ends in the middle of the
+        # handshake.
         await _close(connection)
         if wrong := _CERTIFICATE_WRONG.search(str(error)):
             raise TLSRefused(f"No TLS with the broker at {where}: {wrong[1]}") from error
         reason = str(error) or type(error).__name__
-        broke = isinstance(error.__cause__ or error, (ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError))
+        broke = isinstance(
+            error.__cause__ or error, (ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError)
+        )
         if broke and where.scheme == "amqps":
             reason += _PERHAPS_CERTIFICATE
         raise BrokerUnavailable(f"No broker answers at {where}: {reason}") from error

@@ -1,4 +1,6 @@
-"""The queues, the exchange and the binding of the wire contract, all named after one queue; knows no messages."""
+"""The queues, the exchange and the binding of the wire contract, all named after one queue; knows
+no messages.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ DELIVERY_LIMIT = 20
 
 
 class TopologyMismatch(Exception):
-    """Something of the same name stands at the broker with other properties; its message says what and what to do."""
+    """Something of the same name stands at the broker with other properties; its message says what
+    and what to do.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,9 @@ class Topology:
 
     @classmethod
     def from_queue_name(cls, queue: str) -> "Topology":
-        """Derive the names: ``flow-runs.create`` gives the exchange ``flow-runs`` and the routing key ``create``."""
+        """Derive the names: ``flow-runs.create`` gives the exchange ``flow-runs`` and the routing
+        key ``create``.
+        """
         exchange, dot, routing_key = queue.rpartition(".")
         named = bool(dot and exchange and routing_key)
         return cls(
@@ -46,7 +52,9 @@ class Topology:
 
     @property
     def queue_arguments(self) -> Mapping[str, Any]:
-        """The request queue's arguments: nothing is dropped on overflow, and a poisonous request ends in the dead letters."""
+        """The request queue's arguments: nothing is dropped on overflow, and a poisonous request
+        ends in the dead letters.
+        """
         return {
             "x-queue-type": "quorum",
             "x-delivery-limit": DELIVERY_LIMIT,
@@ -63,8 +71,8 @@ class Topology:
     async def declare(self, channel: AbstractChannel) -> None:
         """Declare everything; what already stands as it should is left as it is.
 
-        Raises:
-            TopologyMismatch: something stands there with other properties (the broker closes the channel over it).
+        Raises: TopologyMismatch: something stands there with other properties (the broker closes
+            the channel over it).
         """
         await self.declare_queue(channel, self.dead_letter_queue)
         await self.declare_queue(channel, self.queue)
@@ -78,10 +86,13 @@ class Topology:
     async def declare_queue(self, channel: AbstractChannel, queue: str) -> None:
         """Declare one of the two queues; raises as :meth:`declare` does."""
         arguments = self.queue_arguments if queue == self.queue else self.dead_letter_queue_arguments
-        await _declare(f"queue '{queue}'", channel.queue_declare(queue, durable=True, arguments=dict(arguments)))
+        await _declare(
+            f"queue '{queue}'", channel.queue_declare(queue, durable=True, arguments=dict(arguments))
+        )
 
     async def check(self, channel: AbstractChannel, refused: Exception) -> None:
-        """See that everything stands, with no right to declare it; with which properties can't be seen so.
+        """See that everything stands, with no right to declare it; with which properties can't be
+        seen so.
 
         Args:
             refused: why it can't be declared.

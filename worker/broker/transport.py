@@ -1,8 +1,10 @@
-"""The bytes from and to RabbitMQ, as the transport of an aiormq connection; knows frames, and nothing of what they say.
+"""The bytes from and to RabbitMQ, as the transport of an aiormq connection; knows frames, and
+nothing of what they say.
 
-aiormq reads each frame by itself and hands it through a queue to a task of its channel, and a delivery is three frames. Here
-all that one read of the socket brings is cut at once, and the frames of a channel that wants them (:class:`BulkChannel`) go
-straight to it. All others, and all of other channels, go on to aiormq: the handshake, declarations, heartbeats.
+aiormq reads each frame by itself and hands it through a queue to a task of its channel, and a
+delivery is three frames. Here all that one read of the socket brings is cut at once, and the frames
+of a channel that wants them (:class:`BulkChannel`) go straight to it. All others, and all of other
+channels, go on to aiormq: the handshake, declarations, heartbeats.
 """
 
 import asyncio
@@ -14,7 +16,8 @@ import aiormq
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-# Takes a frame (its type, the bytes it stands in, where its payload begins and ends), or returns False for one that is aiormq's.
+# Takes a frame (its type, the bytes it stands in, where its payload begins and ends), or returns
+# False for one that is aiormq's.
 TakeFrame = Callable[[int, bytes, int, int], bool]
 
 # Type, channel and size of the payload, which an end octet follows.
@@ -23,8 +26,9 @@ END = 0xCE
 METHOD, HEADER, BODY = 1, 2, 3
 KINDS = frozenset({METHOD, HEADER, BODY, 8})  # the last are heartbeats
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-# aiormq gives up a connection on which no frame came for three heartbeats (three minutes by default, three seconds at least),
-# and RabbitMQ sends no heartbeat while it sends others. So of those that aiormq doesn't see, one tells it this often; seconds.
+# aiormq gives up a connection on which no frame came for three heartbeats (three minutes by
+# default, three seconds at least), and RabbitMQ sends no heartbeat while it sends others. So of
+# those that aiormq doesn't see, one tells it this often; seconds.
 ALIVE_SECONDS = 1.0
 
 
@@ -104,7 +108,9 @@ class Transport(aiormq.TransportFactory):
         self.reader = FrameReader(loop)
         protocol = asyncio.StreamReaderProtocol(self.reader, loop=loop)
         try:
-            transport, _ = await loop.create_connection(lambda: protocol, url.host or "", url.port or 0, ssl=context, **options)
+            transport, _ = await loop.create_connection(
+                lambda: protocol, url.host or "", url.port or 0, ssl=context, **options
+            )
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
         self.writer = asyncio.StreamWriter(transport, protocol, self.reader, loop)

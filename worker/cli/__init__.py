@@ -1,5 +1,5 @@
-"""The command line, a module a command: reads options, prints for people, maps errors to exit codes (0, 1 a failure, 2 wrong
-usage or settings).
+"""The command line, a module a command: reads options, prints for people, maps errors to exit codes
+(0, 1 a failure, 2 wrong usage or settings).
 """
 
 import logging

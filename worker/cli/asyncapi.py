@@ -16,7 +16,9 @@ from worker.settings import load_settings
 def asyncapi(
     folder: Annotated[
         Path | None,
-        typer.Option(help="Write asyncapi.json and the JSON Schemas of request and replies there.", show_default=False),
+        typer.Option(
+            help="Write asyncapi.json and the JSON Schemas of request and replies there.", show_default=False
+        ),
     ] = None,
     queue: Queue = None,
 ) -> None:
@@ -26,7 +28,10 @@ def asyncapi(
         print(_json(document(topology)), end="")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"asyncapi.json": document(topology), **{f"{name}.schema.json": schema for name, schema in schemas().items()}}
+    files = {
+        "asyncapi.json": document(topology),
+        **{f"{name}.schema.json": schema for name, schema in schemas().items()},
+    }
     for name, content in files.items():
         (folder / name).write_text(_json(content))
         err.print(folder / name, highlight=False)

@@ -31,36 +31,54 @@ REQUESTS = {BenchBody.small: 20_000, BenchBody.typical: 20_000, BenchBody.large:
 def bench(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
     requests: Annotated[
-        int | None, typer.Option(min=1, help="How many requests each time.", show_default="20000, of large ones 1000")
+        int | None,
+        typer.Option(min=1, help="How many requests each time.", show_default="20000, of large ones 1000"),
     ] = None,
     rate: Annotated[
         list[float] | None,
-        typer.Option(min=0.1, help="Offered load in requests a second; as fast as possible without. May be given several times."),
+        typer.Option(
+            min=0.1,
+            help="Offered load in requests a second; as fast as possible without. May be given several times.",
+        ),
     ] = None,
     concurrency: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Requests under way at a time; 1 is one after the other. May be given several times."),
+        typer.Option(
+            min=1, help="Requests under way at a time; 1 is one after the other. May be given several times."
+        ),
     ] = None,
-    body: Annotated[BenchBody, typer.Option(help="small, typical (2 KB of parameters) or large (200 KB).")] = BenchBody.small,
+    body: Annotated[
+        BenchBody, typer.Option(help="small, typical (2 KB of parameters) or large (200 KB).")
+    ] = BenchBody.small,
     repeat: Annotated[int, typer.Option(min=1, help="How often each.")] = 1,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw throughput and latency over offered load (needs matplotlib).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw throughput and latency over offered load (needs matplotlib).")
+    ] = None,
     flow_id: Annotated[
-        UUID | None, typer.Option(help="A flow that exists: needed on a Prefect server's database.", show_default=False)
+        UUID | None,
+        typer.Option(help="A flow that exists: needed on a Prefect server's database.", show_default=False),
     ] = None,
     amqp_url: AmqpUrl = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Measure throughput and latency on this broker and a database (a temporary SQLite file by default).
+    """Measure throughput and latency on this broker and a database (a temporary SQLite file by
+    default).
 
-    Queue and runs are made for it, and removed afterwards; a database that is given needs its schema (db upgrade).
+    Queue and runs are made for it, and removed afterwards; a database that is given needs its
+    schema (db upgrade).
     """
     if plot is not None:
         if not rate:
-            raise typer.BadParameter("is drawn over offered load: give --rate, better several of them", param_hint="--plot")
+            raise typer.BadParameter(
+                "is drawn over offered load: give --rate, better several of them", param_hint="--plot"
+            )
         require_drawable(plot)
     settings = load_settings(amqp_url=amqp_url, database_url=database_url)
-    paces = [*(Pace(concurrency=each) for each in concurrency or ()), *(Pace(rate=each) for each in sorted(rate or ()))]
+    paces = [
+        *(Pace(concurrency=each) for each in concurrency or ()),
+        *(Pace(rate=each) for each in sorted(rate or ())),
+    ]
     count = requests or REQUESTS[body]
 
     async def measure_all() -> list[Measurement]:
@@ -97,11 +115,15 @@ def bench(
 
 def _bench_table(measurements: list[Measurement]) -> Table:
     first = measurements[0]
-    table = Table(title=f"workers: {first.workers}, {first.database}, {first.body} bodies, {first.requests:,} requests")
+    table = Table(
+        title=f"workers: {first.workers}, {first.database}, {first.body} bodies, {first.requests:,} requests"
+    )
     for name in ("offered", "served", "p50 ms", "p90", "p99", "p99.9", "CPU µs each", "MiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in measurements:
-        latencies = ("-" if value is None else f"{value:.1f}" for value in (each.p50, each.p90, each.p99, each.p999))
+        latencies = (
+            "-" if value is None else f"{value:.1f}" for value in (each.p50, each.p90, each.p99, each.p999)
+        )
         table.add_row(
             str(Pace(each.rate, each.concurrency)),
             f"{each.throughput:,.0f}/s",

@@ -13,18 +13,30 @@ from worker.settings import load_settings
 
 
 def create(
-    flow_id: Annotated[str | None, typer.Option(help="The flow that is to be run (a UUID).", show_default=False)] = None,
-    name: Annotated[str | None, typer.Option(help="The run's name; two random words else.", show_default=False)] = None,
-    idempotency_key: Annotated[
-        str | None, typer.Option(help="Create once per flow and key; later get the same run.", show_default=False)
+    flow_id: Annotated[
+        str | None, typer.Option(help="The flow that is to be run (a UUID).", show_default=False)
     ] = None,
-    parameters: Annotated[str | None, typer.Option(help="The flow's parameters, a JSON object.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The run's name; two random words else.", show_default=False)
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(help="Create once per flow and key; later get the same run.", show_default=False),
+    ] = None,
+    parameters: Annotated[
+        str | None, typer.Option(help="The flow's parameters, a JSON object.", show_default=False)
+    ] = None,
     context: Annotated[str | None, typer.Option(help="A JSON object.", show_default=False)] = None,
     state: Annotated[
-        str | None, typer.Option(help="A state type such as SCHEDULED, or a state as JSON.", show_default=False)
+        str | None,
+        typer.Option(help="A state type such as SCHEDULED, or a state as JSON.", show_default=False),
     ] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="A tag; may be given several times.", show_default=False)] = None,
-    label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be given several times.", show_default=False)] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="A tag; may be given several times.", show_default=False)
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE; may be given several times.", show_default=False)
+    ] = None,
     flow_version: Annotated[str | None, typer.Option(show_default=False)] = None,
     deployment_id: Annotated[str | None, typer.Option(show_default=False)] = None,
     parent_task_run_id: Annotated[str | None, typer.Option(show_default=False)] = None,
@@ -35,7 +47,9 @@ def create(
     job_variables: Annotated[str | None, typer.Option(help="A JSON object.", show_default=False)] = None,
     json_file: Annotated[
         str | None,
-        typer.Option("--json", help="The whole body from a file, or - for standard input.", show_default=False),
+        typer.Option(
+            "--json", help="The whole body from a file, or - for standard input.", show_default=False
+        ),
     ] = None,
     no_reply: Annotated[bool, typer.Option("--no-reply", help="Only publish; print the message id.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the reply.")] = 30.0,

@@ -15,10 +15,17 @@ from worker.cli.options import AmqpUrl, Queue, err, out, run_async
 from worker.dead_letters import DeadLetters, Letter, Match, open_dead_letters
 from worker.settings import Settings, load_settings
 
-dead_letters_app = typer.Typer(help="Refused requests: look at them, send them again, throw them away.", no_args_is_help=True)
+dead_letters_app = typer.Typer(
+    help="Refused requests: look at them, send them again, throw them away.", no_args_is_help=True
+)
 
-Ids = Annotated[list[str] | None, typer.Argument(help="Ids as 'list' shows them; their beginnings do.", show_default=False)]
-Status = Annotated[int | None, typer.Option(help="Only those that were answered so, such as 422.", show_default=False)]
+Ids = Annotated[
+    list[str] | None,
+    typer.Argument(help="Ids as 'list' shows them; their beginnings do.", show_default=False),
+]
+Status = Annotated[
+    int | None, typer.Option(help="Only those that were answered so, such as 422.", show_default=False)
+]
 Error = Annotated[str | None, typer.Option(help="Only those with this in their error.", show_default=False)]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
 
@@ -48,7 +55,14 @@ def list_letters(
     if not total:
         out.print("There are no dead letters.")
         return
-    table = Table(Column("id", no_wrap=True), Column("failed at", no_wrap=True), "status", "error", "idempotency key", "bytes")
+    table = Table(
+        Column("id", no_wrap=True),
+        Column("failed at", no_wrap=True),
+        "status",
+        "error",
+        "idempotency key",
+        "bytes",
+    )
     for letter in found:
         # To the second; what a terminal has no room for is in 'show' and in the JSON.
         failed_at = (letter.failed_at or "")[:19].replace("T", " ")
@@ -60,7 +74,9 @@ def list_letters(
 
 @dead_letters_app.command()
 def show(
-    letter_id: Annotated[str, typer.Argument(metavar="ID", help="An id as 'list' shows it; its beginning does.")],
+    letter_id: Annotated[
+        str, typer.Argument(metavar="ID", help="An id as 'list' shows it; its beginning does.")
+    ],
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
@@ -81,7 +97,16 @@ def show(
     properties = {
         name: value
         for name in (
-            *("message_id", "correlation_id", "reply_to", "content_type", "content_encoding", "type", "app_id", "user_id"),
+            *(
+                "message_id",
+                "correlation_id",
+                "reply_to",
+                "content_type",
+                "content_encoding",
+                "type",
+                "app_id",
+                "user_id",
+            ),
             *("timestamp", "priority", "expiration"),
         )
         if (value := getattr(message, name)) is not None
@@ -111,13 +136,16 @@ def replay(
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Send them to the request queue again. Safe to interrupt and to repeat: a request makes its run once.
+    """Send them to the request queue again. Safe to interrupt and to repeat: a request makes its
+    run once.
 
     (One with neither an idempotency key nor a message id makes one more run, if it is sent twice.)
     """
     settings = load_settings(amqp_url=amqp_url, queue=queue)
     match = _match(ids, every, status, error)
-    count = _with_progress(settings, "sending again", lambda letters, progress: letters.replay(match, progress))
+    count = _with_progress(
+        settings, "sending again", lambda letters, progress: letters.replay(match, progress)
+    )
     out.print(f"{count} sent again.", highlight=False)
 
 
@@ -135,9 +163,15 @@ def purge(
     settings = load_settings(amqp_url=amqp_url, queue=queue)
     match = _match(ids, every, status, error)
     if not yes:
-        which = "all dead letters" if every and status is None and error is None else "the dead letters that you named"
+        which = (
+            "all dead letters"
+            if every and status is None and error is None
+            else "the dead letters that you named"
+        )
         typer.confirm(f"Throw {which} of {settings.queue} away?", abort=True)
-    count = _with_progress(settings, "throwing away", lambda letters, progress: letters.purge(match, progress))
+    count = _with_progress(
+        settings, "throwing away", lambda letters, progress: letters.purge(match, progress)
+    )
     out.print(f"{count} thrown away.", highlight=False)
 
 

@@ -11,16 +11,24 @@ from worker.cli.options import AmqpUrl, DatabaseUrl, Queue, out, run_async
 from worker.doctor import Finding, Verdict, examine_broker, examine_database
 from worker.settings import load_settings
 
-_MARKS = {Verdict.ok: "[green]ok[/]     ", Verdict.warning: "[yellow]warning[/]", Verdict.problem: "[bold red]problem[/]"}
+_MARKS = {
+    Verdict.ok: "[green]ok[/]     ",
+    Verdict.warning: "[yellow]warning[/]",
+    Verdict.problem: "[bold red]problem[/]",
+}
 
 
 def doctor(
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines for people.")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of lines for people.")
+    ] = False,
     amqp_url: AmqpUrl = None,
     database_url: DatabaseUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Check the broker, the topology and the database; changes nothing. Exit code 1 if a worker could not serve."""
+    """Check the broker, the topology and the database; changes nothing. Exit code 1 if a worker
+    could not serve.
+    """
     settings = load_settings(amqp_url=amqp_url, database_url=database_url, queue=queue)
 
     async def examine() -> list[Finding]:
@@ -41,7 +49,9 @@ def doctor(
 
 def _show(finding: Finding) -> None:
     out.print(
-        f"{_MARKS[finding.verdict]} [bold]{escape(finding.what)}[/]: {escape(finding.detail)}", highlight=False, soft_wrap=True
+        f"{_MARKS[finding.verdict]} [bold]{escape(finding.what)}[/]: {escape(finding.detail)}",
+        highlight=False,
+        soft_wrap=True,
     )
     if finding.advice:
         out.print(f"        → {escape(finding.advice)}", highlight=False, soft_wrap=True)

@@ -1,4 +1,6 @@
-"""What the commands share: the options that several have, the two consoles, and the event loop they run on."""
+"""What the commands share: the options that several have, the two consoles, and the event loop they
+run on.
+"""
 
 import asyncio
 from collections.abc import Coroutine
@@ -24,7 +26,9 @@ DatabaseUrl = Annotated[
         show_default=False,
     ),
 ]
-Queue = Annotated[str | None, typer.Option("--queue", help="The request queue. [WORKER_QUEUE]", show_default=False)]
+Queue = Annotated[
+    str | None, typer.Option("--queue", help="The request queue. [WORKER_QUEUE]", show_default=False)
+]
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

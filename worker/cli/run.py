@@ -19,9 +19,12 @@ def run(
     amqp_url: AmqpUrl = None,
     database_url: DatabaseUrl = None,
     queue: Queue = None,
-    prefetch: Annotated[int | None, typer.Option(help="Deliveries held at once. [WORKER_PREFETCH]", show_default=False)] = None,
+    prefetch: Annotated[
+        int | None, typer.Option(help="Deliveries held at once. [WORKER_PREFETCH]", show_default=False)
+    ] = None,
     batch_max: Annotated[
-        int | None, typer.Option(help="Requests in one transaction at the most. [WORKER_BATCH_MAX]", show_default=False)
+        int | None,
+        typer.Option(help="Requests in one transaction at the most. [WORKER_BATCH_MAX]", show_default=False),
     ] = None,
     migrate: Annotated[
         bool | None,
@@ -31,7 +34,9 @@ def run(
             show_default=False,
         ),
     ] = None,
-    log_format: Annotated[str | None, typer.Option(help="console or json. [WORKER_LOG_FORMAT]", show_default=False)] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="console or json. [WORKER_LOG_FORMAT]", show_default=False)
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error. [WORKER_LOG_LEVEL]", show_default=False)
     ] = None,

@@ -19,7 +19,9 @@ def top(
     urls: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[URL]...", help="The workers' side ports; that of WORKER_HTTP_PORT otherwise.", show_default=False
+            metavar="[URL]...",
+            help="The workers' side ports; that of WORKER_HTTP_PORT otherwise.",
+            show_default=False,
         ),
     ] = None,
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
@@ -27,7 +29,9 @@ def top(
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Watch workers: the queue's depth, rates in and out, outcomes, times of a batch, connections. Ctrl-C ends it."""
+    """Watch workers: the queue's depth, rates in and out, outcomes, times of a batch, connections.
+    Ctrl-C ends it.
+    """
     settings = load_settings(amqp_url=amqp_url, queue=queue)
     run_async(_watch(settings, urls or [f"http://127.0.0.1:{settings.http_port}"], interval, once))
 
@@ -38,7 +42,9 @@ async def _watch(settings: Settings, urls: list[str], interval: float, once: boo
         if once:
             out.print(_draw(await look.view(), settings.queue))
             return
-        with Live(_draw(await look.view(), settings.queue), console=out, auto_refresh=False, screen=out.is_terminal) as live:
+        with Live(
+            _draw(await look.view(), settings.queue), console=out, auto_refresh=False, screen=out.is_terminal
+        ) as live:
             while True:
                 await asyncio.sleep(interval)
                 live.update(_draw(await look.view(), settings.queue), refresh=True)

@@ -37,7 +37,11 @@ def topology_show(queue: Queue = None) -> None:
 def _print_topology(topology: Topology) -> None:
     table = Table("what", "name", "properties")
     table.add_row("queue", topology.queue, _arguments({"durable": True, **topology.queue_arguments}))
-    table.add_row("queue", topology.dead_letter_queue, _arguments({"durable": True, **topology.dead_letter_queue_arguments}))
+    table.add_row(
+        "queue",
+        topology.dead_letter_queue,
+        _arguments({"durable": True, **topology.dead_letter_queue_arguments}),
+    )
     if topology.exchange is not None:
         table.add_row("exchange", topology.exchange, "direct, durable")
         table.add_row("binding", topology.routing_key, f"{topology.exchange} -> {topology.queue}")
@@ -45,4 +49,6 @@ def _print_topology(topology: Topology) -> None:
 
 
 def _arguments(arguments: dict[str, Any]) -> str:
-    return "\n".join("durable" if name == "durable" else f"{name}: {value!r}" for name, value in arguments.items())
+    return "\n".join(
+        "durable" if name == "durable" else f"{name}: {value!r}" for name, value in arguments.items()
+    )

@@ -1,4 +1,6 @@
-"""What a Python producer imports: publish a request, or call and await the flow run record. Knows no database."""
+"""What a Python producer imports: publish a request, or call and await the flow run record. Knows
+no database.
+"""
 
 from worker.client.client import CreateOutcome, FlowRunClient, FlowRunFields
 from worker.client.errors import (

@@ -1,4 +1,6 @@
-"""The asynchronous producer client: requests out, records back over direct reply-to, on one connection for many tasks."""
+"""The asynchronous producer client: requests out, records back over direct reply-to, on one
+connection for many tasks.
+"""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
@@ -20,7 +22,9 @@ DEFAULT_TIMEOUT = 30.0
 
 
 class FlowRunFields(TypedDict, total=False):
-    """The optional fields of a request; :class:`worker.contract.request.CreateFlowRun` says what each means."""
+    """The optional fields of a request; :class:`worker.contract.request.CreateFlowRun` says what
+    each means.
+    """
 
     name: str
     state: Mapping[str, Any]
@@ -59,8 +63,9 @@ class CreateOutcome:
     def created(self) -> bool:
         """Whether this request made the run.
 
-        A request may reach a worker twice, as after a lost connection, and is answered 200 then, with the run that it made
-        itself. Without an idempotency key that is told; with one it can't be, and this is False.
+        A request may reach a worker twice, as after a lost connection, and is answered 200 then,
+        with the run that it made itself. Without an idempotency key that is told; with one it can't
+        be, and this is False.
         """
         return self.status == 201 or (self.record is not None and not self.record.idempotency_key)
 
@@ -68,9 +73,9 @@ class CreateOutcome:
 class FlowRunClient:
     """Creates flow runs by way of the request queue.
 
-    One client serves any number of tasks of one event loop. It connects when it is first used and again when the
-    connection was lost; a request is published anew then, with the same ``message_id`` and the same bytes, which makes no
-    second run.
+    One client serves any number of tasks of one event loop. It connects when it is first used and
+    again when the connection was lost; a request is published anew then, with the same
+    ``message_id`` and the same bytes, which makes no second run.
 
     Args:
         url: the broker, ``amqp://`` or ``amqps://``.
@@ -98,17 +103,20 @@ class FlowRunClient:
         await self._trial_line.close()
 
     async def create_flow_run(
-        self, flow_id: UUID | str, *, headers: Mapping[str, Any] | None = None, **fields: Unpack[FlowRunFields]
+        self,
+        flow_id: UUID | str,
+        *,
+        headers: Mapping[str, Any] | None = None,
+        **fields: Unpack[FlowRunFields],
     ) -> FlowRunRecord:
         """Create a run, or get the one that has this idempotency key.
 
-        Args:
-            headers: AMQP headers, such as ``x-prefect-api-version`` and ``traceparent``; no field of the run.
+        Args: headers: AMQP headers, such as ``x-prefect-api-version`` and ``traceparent``; no field
+            of the run.
 
-        Raises:
-            FlowRunRefused: the worker refuses it (:class:`InvalidFlowRun` and others by status).
-            NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken: it was not sent, or the broker refuses it.
-            NoReply, BrokerGone: there is no answer.
+        Raises: FlowRunRefused: the worker refuses it (:class:`InvalidFlowRun` and others by
+            status). NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken: it was
+            not sent, or the broker refuses it. NoReply, BrokerGone: there is no answer.
         """
         outcome = await self.request({"flow_id": flow_id, **fields}, headers=headers)
         assert outcome.record is not None
@@ -117,7 +125,8 @@ class FlowRunClient:
     async def request(
         self, request: Mapping[str, Any] | CreateFlowRun | bytes, *, headers: Mapping[str, Any] | None = None
     ) -> CreateOutcome:
-        """Send a request and wait for its reply; as :meth:`create_flow_run`, with the status besides the record.
+        """Send a request and wait for its reply; as :meth:`create_flow_run`, with the status
+        besides the record.
 
         Args:
             request: the body's fields, a model, or the JSON itself.
@@ -132,11 +141,11 @@ class FlowRunClient:
     async def publish(
         self, request: Mapping[str, Any] | CreateFlowRun | bytes, *, headers: Mapping[str, Any] | None = None
     ) -> str:
-        """Publish a request and want no reply; returns its ``message_id`` once the broker has taken it over.
+        """Publish a request and want no reply; returns its ``message_id`` once the broker has taken
+        it over.
 
-        Raises:
-            NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken, BrokerGone: the broker has not.
-            NoReply: it has not said so in time.
+        Raises: NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken, BrokerGone:
+            the broker has not. NoReply: it has not said so in time.
         """
         message = Message.of(request, headers, reply_to=None)
         await self._within_timeout(self._send(message))
@@ -144,15 +153,18 @@ class FlowRunClient:
 
     async def create_many(
         self,
-        requests: Iterable[Mapping[str, Any] | CreateFlowRun] | AsyncIterable[Mapping[str, Any] | CreateFlowRun],
+        requests: Iterable[Mapping[str, Any] | CreateFlowRun]
+        | AsyncIterable[Mapping[str, Any] | CreateFlowRun],
         *,
         concurrency: int = 500,
         headers: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[CreateOutcome]:
-        """Send many requests and give their outcomes as they come, which is not the order in which they were given.
+        """Send many requests and give their outcomes as they come, which is not the order in which
+        they were given.
 
-        The next request is awaited while others are answered, and is taken only when there is room for it, so memory stays
-        bounded however many they are. What the iterable raises is raised, and ends all.
+        The next request is awaited while others are answered, and is taken only when there is room
+        for it, so memory stays bounded however many they are. What the iterable raises is raised,
+        and ends all.
 
         Args:
             concurrency: how many are taken, and their outcomes not yet, at the most.
@@ -213,8 +225,9 @@ class FlowRunClient:
     async def _send(self, message: Message) -> Reply | None:
         """Publish a message until the broker takes it; returns the reply, if it wants one.
 
-        When the broker closes a channel over a message, it doesn't say which. All that were being published then are tried
-        again one by one, on another connection, and the one that ends it again was it.
+        When the broker closes a channel over a message, it doesn't say which. All that were being
+        published then are tried again one by one, on another connection, and the one that ends it
+        again was it.
         """
         alone = False
         while True:

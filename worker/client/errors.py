@@ -1,4 +1,6 @@
-"""What can go wrong for a producer: the worker refuses the request, or the broker does not take it or bring a reply."""
+"""What can go wrong for a producer: the worker refuses the request, or the broker does not take it
+or bring a reply.
+"""
 
 from typing import Any
 
@@ -49,8 +51,8 @@ class NotFound(FlowRunRefused):
 
 
 class NoReply(ClientError):
-    """No reply came in time. The request is at the broker and may still be served: asking again is safe with the same
-    idempotency key, and makes a second run without one.
+    """No reply came in time. The request is at the broker and may still be served: asking again is
+    safe with the same idempotency key, and makes a second run without one.
     """
 
 
@@ -67,13 +69,16 @@ class BrokerGone(ClientError):
 
 
 class AccessRefused(ClientError):
-    """The broker does not let this user do it: the client needs write on the default exchange (``amq.default``), a channel,
-    and, for replies, on some brokers read on ``amq.rabbitmq.reply-to``. The message has the broker's words.
+    """The broker does not let this user do it: the client needs write on the default exchange
+    (``amq.default``), a channel, and, for replies, on some brokers read on
+    ``amq.rabbitmq.reply-to``. The message has the broker's words.
     """
 
 
 class MessageRefused(ClientError):
-    """The broker refuses this message, and no other: its body or its headers are too large, say. The message has its words."""
+    """The broker refuses this message, and no other: its body or its headers are too large, say.
+    The message has its words.
+    """
 
 
 class NotSerializable(ClientError, ValueError):

@@ -1,4 +1,6 @@
-"""The client's link to the broker: a connection, its replies, and what the broker says to what is published."""
+"""The client's link to the broker: a connection, its replies, and what the broker says to what is
+published.
+"""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -27,7 +29,8 @@ from worker.client.errors import AccessRefused, BrokerGone, NotRoutable, NotSeri
 from worker.contract.message import DIRECT_REPLY_TO
 from worker.contract.request import CreateFlowRun
 
-# A broker that takes the connection and then says nothing counts as away after this many seconds, as it does for a connection.
+# A broker that takes the connection and then says nothing counts as away after this many seconds,
+# as it does for a connection.
 OPEN_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 
@@ -41,10 +44,11 @@ class Reply:
 
 
 class Line:
-    """A way to the broker: a link that is opened when it is first wanted, and again when it was lost, after a pause.
+    """A way to the broker: a link that is opened when it is first wanted, and again when it was
+    lost, after a pause.
 
-    Args:
-        pauses: how long they are; from the first on again after a link on which the broker has answered.
+    Args: pauses: how long they are; from the first on again after a link on which the broker has
+        answered.
     """
 
     def __init__(self, url: str, pauses: Backoff) -> None:
@@ -150,13 +154,16 @@ class LinkRefused(Exception):
 class Link:
     """One connection with one channel: direct reply-to wants both directions on the same.
 
-    A channel that the broker closed is not opened again on its connection: all of it is given up for a new one.
+    A channel that the broker closed is not opened again on its connection: all of it is given up
+        for a new one.
 
     Attributes:
         answered: whether the broker has said anything to a publication.
     """
 
-    def __init__(self, connection: AbstractConnection, channel: AbstractChannel, deaf: AccessRefused | None = None) -> None:
+    def __init__(
+        self, connection: AbstractConnection, channel: AbstractChannel, deaf: AccessRefused | None = None
+    ) -> None:
         self.answered = False
         self._connection = connection
         self._channel = channel
@@ -166,7 +173,8 @@ class Link:
 
     @classmethod
     async def open(cls, url: str) -> "Link":
-        """Connect, and consume replies; a user who may not do that can still publish what wants none.
+        """Connect, and consume replies; a user who may not do that can still publish what wants
+        none.
 
         Raises:
             BrokerUnavailable, BrokerRefused: as :func:`worker.broker.session.connect`.
@@ -203,12 +211,12 @@ class Link:
         await _close(self._connection)
 
     async def publish(self, queue: str, message: Message) -> "asyncio.Future[Reply | None]":
-        """Publish with a confirm; returns what the reply will be (None at once for a message that wants none).
+        """Publish with a confirm; returns what the reply will be (None at once for a message that
+        wants none).
 
-        Raises:
-            NotRoutable, NotTaken, AccessRefused: this is final.
-            LinkRefused: the broker ended the link over this message, or over another one of that moment.
-            LinkLost: the link ended, by whatever else.
+        Raises: NotRoutable, NotTaken, AccessRefused: this is final. LinkRefused: the broker ended
+            the link over this message, or over another one of that moment. LinkLost: the link
+            ended, by whatever else.
         """
         if message.reply_to and self._deaf:
             raise AccessRefused(str(self._deaf))
@@ -239,10 +247,13 @@ class Link:
             except DeliveryError:
                 self.answered = True
                 if backoff.tries >= 5:
-                    raise NotTaken(f"The broker does not take the message: the queue '{queue}' is full.") from None
+                    raise NotTaken(
+                        f"The broker does not take the message: the queue '{queue}' is full."
+                    ) from None
                 await backoff.sleep()
             except ChannelAccessRefused as error:
-                # Of the user and the exchange, not of the message: so it is for all that were being published.
+                # Of the user and the exchange, not of the message: so it is for all that were being
+                # published.
                 self.answered = True
                 raise AccessRefused(f"The broker refuses to let this user publish: {error}") from error
             except (AMQPChannelError, ConnectionFrameError) as error:
@@ -272,11 +283,13 @@ class Link:
 
 @contextmanager
 def _told_as_loss(resource: AbstractConnection | AbstractChannel) -> Iterator[None]:
-    """Raise :class:`LinkLost` for all the ways in which aiormq ends a wait when a channel or its connection ends.
+    """Raise :class:`LinkLost` for all the ways in which aiormq ends a wait when a channel or its
+    connection ends.
 
-    Besides its own errors they are a bare ``Exception``, when the connection's end was read with its last frames, and a
-    ``CancelledError`` in a task that nobody cancelled, after missed heartbeats and when we close it. What the broker says to
-    what was published, and the errors by which it ends a channel, pass as they are.
+    Besides its own errors they are a bare ``Exception``, when the connection's end was read with
+    its last frames, and a ``CancelledError`` in a task that nobody cancelled, after missed
+    heartbeats and when we close it. What the broker says to what was published, and the errors by
+    which it ends a channel, pass as they are.
     """
     task = asyncio.current_task()
     cancelling = task.cancelling() if task else 0

@@ -1,4 +1,6 @@
-"""The same client for scripts and notebooks, without async: it runs the asynchronous one on a thread of its own."""
+"""The same client for scripts and notebooks, without async: it runs the asynchronous one on a
+thread of its own.
+"""
 
 import asyncio
 import threading
@@ -17,7 +19,8 @@ T = TypeVar("T")
 
 
 class FlowRunClient:
-    """Creates flow runs, blocking; :class:`worker.client.FlowRunClient` says what each method does and raises.
+    """Creates flow runs, blocking; :class:`worker.client.FlowRunClient` says what each method does
+    and raises.
 
     Safe from many threads. Close it, or use it in a ``with`` statement.
     """
@@ -43,7 +46,11 @@ class FlowRunClient:
             self._loop.close()
 
     def create_flow_run(
-        self, flow_id: UUID | str, *, headers: Mapping[str, Any] | None = None, **fields: Unpack[FlowRunFields]
+        self,
+        flow_id: UUID | str,
+        *,
+        headers: Mapping[str, Any] | None = None,
+        **fields: Unpack[FlowRunFields],
     ) -> FlowRunRecord:
         """Create a run, or get the one that has this idempotency key."""
         return self._run(self._client.create_flow_run(flow_id, headers=headers, **fields))
@@ -54,7 +61,9 @@ class FlowRunClient:
         """Send a request and wait for its reply."""
         return self._run(self._client.request(request, headers=headers))
 
-    def publish(self, request: Mapping[str, Any] | CreateFlowRun | bytes, *, headers: Mapping[str, Any] | None = None) -> str:
+    def publish(
+        self, request: Mapping[str, Any] | CreateFlowRun | bytes, *, headers: Mapping[str, Any] | None = None
+    ) -> str:
         """Publish a request and want no reply."""
         return self._run(self._client.publish(request, headers=headers))
 
@@ -67,8 +76,8 @@ class FlowRunClient:
     ) -> Iterator[CreateOutcome]:
         """Send many requests and give their outcomes as they come.
 
-        The iterable is gone through in the caller's thread: outcomes that came while it was waited for are given before
-        the next request is.
+        The iterable is gone through in the caller's thread: outcomes that came while it was waited
+        for are given before the next request is.
         """
         running: set[Future[CreateOutcome]] = set()
         ended: SimpleQueue[Future[CreateOutcome]] = SimpleQueue()

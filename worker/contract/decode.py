@@ -1,4 +1,6 @@
-"""From a message to a create request, or to the refusal that Prefect's endpoint answers; no other exception gets out."""
+"""From a message to a create request, or to the refusal that Prefect's endpoint answers; no other
+exception gets out.
+"""
 
 import base64
 import json
@@ -29,35 +31,39 @@ from worker.contract.state import StateCreate, StateDetails
 MINIMUM_API_VERSION = (0, 8, 0)
 
 # Nine digits: an integer of thousands takes Python seconds to read, and no version has them.
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII
+)
 _API_VERSION = re.compile(r"\s*(\d{1,9})\.(\d{1,9})\.(\d{1,9})\s*", re.ASCII)
 
 _body = TypeAdapter(CreateFlowRun)
 _uuid = TypeAdapter(UUID)
-# What may stand for a character that no database stores: NUL, or one half of a surrogate pair. Escaped, in UTF-16 or
-# UTF-32 (which the standard library's parser reads, and where every JSON object has a zero byte), or in bytes as they are.
+# What may stand for a character that no database stores: NUL, or one half of a surrogate pair.
+# Escaped, in UTF-16 or UTF-32 (which the standard library's parser reads, and where every JSON
+# object has a zero byte), or in bytes as they are.
 _SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\x00|\xed[\xa0-\xbf]")
-# FastAPI answers 400 where its parser's stack ends, near 1,000 levels; ours ends earlier, so that the record can still
-# be written, stored and sent back.
+# FastAPI answers 400 where its parser's stack ends, near 1,000 levels; ours ends earlier, so that
+# the record can still be written, stored and sent back.
 MAX_DEPTH = 500
-# Tables within tables in the headers. None of the worker's headers is one; deeper ones could not be written into the dead letter.
+# Tables within tables in the headers. None of the worker's headers is one; deeper ones could not be
+# written into the dead letter.
 MAX_HEADER_DEPTH = 100
 # Of a name in the place of text that cannot be stored; characters.
 _MAX_PLACE = 100
 
-_FIELDS = frozenset(name for model in (CreateFlowRun, StateCreate, StateDetails, FlowRunPolicy) for name in model.model_fields)
+_FIELDS = frozenset(
+    name for model in (CreateFlowRun, StateCreate, StateDetails, FlowRunPolicy) for name in model.model_fields
+)
 
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
     """A request that has been understood.
 
-    Attributes:
-        api_version: from ``x-prefect-api-version``.
-        created_by: from the automation headers.
-        run_id: the id that the run gets, from the message's fingerprint, when it has a ``message_id`` and no
-            idempotency key; else None.
-        traceparent: the producer's W3C trace context; None if it has none, or one that can't be read.
+    Attributes: api_version: from ``x-prefect-api-version``. created_by: from the automation
+        headers. run_id: the id that the run gets, from the message's fingerprint, when it has a
+        ``message_id`` and no idempotency key; else None. traceparent: the producer's W3C trace
+        context; None if it has none, or one that can't be read.
     """
 
     body: CreateFlowRun
@@ -73,8 +79,8 @@ def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
     Args:
         max_body_bytes: a larger body is refused unread.
 
-    Raises:
-        Refusal: with Prefect's status and error body. The checks come in the order in which its server makes them.
+    Raises: Refusal: with Prefect's status and error body. The checks come in the order in which its
+        server makes them.
     """
     if message.undecodable is not None:
         raise Unprocessable(f"The message's properties cannot be read: {message.undecodable}")
@@ -103,7 +109,9 @@ def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
 
 def _check_encoding(message: Message) -> None:
     if message.content_encoding:
-        raise UnsupportedMediaType(f"The content encoding '{message.content_encoding}' is not supported: send plain JSON.")
+        raise UnsupportedMediaType(
+            f"The content encoding '{message.content_encoding}' is not supported: send plain JSON."
+        )
     if message.content_type:
         media_type, _, parameters = message.content_type.partition(";")
         charset = parameters.strip().lower().removeprefix("charset=").strip('"')
@@ -148,7 +156,10 @@ def _api_version(header: str | None) -> tuple[int, int, int] | None:
 
 def _created_by(message: Message, errors: list[dict[str, Any]]) -> CreatedBy | None:
     """``get_created_by``: an automation, if both of its headers are there and its name is base64."""
-    automation_id, name = _header(message, "prefect-automation-id"), _header(message, "prefect-automation-name")
+    automation_id, name = (
+        _header(message, "prefect-automation-id"),
+        _header(message, "prefect-automation-name"),
+    )
     if automation_id is None:
         return None
     try:
@@ -166,7 +177,9 @@ def _created_by(message: Message, errors: list[dict[str, Any]]) -> CreatedBy | N
 
 
 def _parse(body: bytes) -> Any:
-    """JSON as the standard library reads it for Prefect's server, by a faster parser where the two agree."""
+    """JSON as the standard library reads it for Prefect's server, by a faster parser where the two
+    agree.
+    """
     if not body:
         return None
     try:
@@ -212,9 +225,13 @@ def _validate(content: Any, size: int, errors: list[dict[str, Any]]) -> CreateFl
     try:
         body = _body.validate_python(content, from_attributes=True, context=size)
     except ValidationError as error:
-        errors.extend(_located(error, "body") if error.error_count() <= MAX_ERRORS else _first_errors(error, content))
+        errors.extend(
+            _located(error, "body") if error.error_count() <= MAX_ERRORS else _first_errors(error, content)
+        )
         return None
-    except UnicodeEncodeError:  # half a surrogate pair in an error's own words; its place is told by _unstorable
+    except (
+        UnicodeEncodeError
+    ):  # half a surrogate pair in an error's own words; its place is told by _unstorable
         return None
     except RecursionError:
         raise BodyUnreadable from None
@@ -222,17 +239,23 @@ def _validate(content: Any, size: int, errors: list[dict[str, Any]]) -> CreateFl
 
 
 def _located(error: ValidationError, *location: str) -> Iterator[dict[str, Any]]:
-    """Pydantic's errors as FastAPI prints them: under a location, and with exceptions as empty objects."""
+    """Pydantic's errors as FastAPI prints them: under a location, and with exceptions as empty
+    objects.
+    """
     for each in error.errors(include_url=False):
         found: dict[str, Any] = {**each, "loc": [*location, *each["loc"]]}
         if "ctx" in found:
-            found["ctx"] = {name: {} if isinstance(value, Exception) else value for name, value in found["ctx"].items()}
+            found["ctx"] = {
+                name: {} if isinstance(value, Exception) else value for name, value in found["ctx"].items()
+            }
         yield found
 
 
 def _first_errors(error: ValidationError, content: Any) -> Iterator[dict[str, Any]]:
-    """Some of very many errors, and how many there are. Pydantic has no way to write out a few only, and takes seconds and
-    hundreds of megabytes for those of one large body; so they are those of its beginning."""
+    """Some of very many errors, and how many there are. Pydantic has no way to write out a few
+    only, and takes seconds and hundreds of megabytes for those of one large body; so they are those
+    of its beginning.
+    """
     try:
         _body.validate_python(_beginning(content))
     except ValidationError as of_beginning:
@@ -242,7 +265,9 @@ def _first_errors(error: ValidationError, content: Any) -> Iterator[dict[str, An
 
 
 def _beginning(value: Any, levels: int = 3) -> Any:
-    """A body with few of the entries of its lists and objects, and all of its fields; a model has no more levels."""
+    """A body with few of the entries of its lists and objects, and all of its fields; a model has
+    no more levels.
+    """
     if isinstance(value, list):
         return value[:MAX_ERRORS]
     if isinstance(value, dict) and levels:

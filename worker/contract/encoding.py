@@ -1,4 +1,6 @@
-"""JSON out: orjson where it can, the standard library where it cannot (integers over 64 bits, half surrogates, deep nesting)."""
+"""JSON out: orjson where it can, the standard library where it cannot (integers over 64 bits, half
+surrogates, deep nesting).
+"""
 
 import json
 from datetime import datetime
@@ -8,7 +10,9 @@ import orjson
 
 
 def dumps(value: Any) -> bytes:
-    """A value as JSON in UTF-8: UTC as ``Z``, no NaN and no infinities (they become null, as Prefect stores them)."""
+    """A value as JSON in UTF-8: UTC as ``Z``, no NaN and no infinities (they become null, as
+    Prefect stores them).
+    """
     try:
         return orjson.dumps(value, default=_plain, option=orjson.OPT_UTC_Z)
     except TypeError:

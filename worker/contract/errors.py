@@ -1,13 +1,16 @@
-"""Why a request is refused, each class one status on the wire with Prefect's error body; and faults of ours."""
+"""Why a request is refused, each class one status on the wire with Prefect's error body; and faults
+of ours.
+"""
 
 from typing import Any
 
 from worker.contract.encoding import dumps
 
-# An error names its place and shows what stood there; this many of them tell a producer what is wrong. More would make an answer
-# many times as large as the request that it refuses.
+# An error names its place and shows what stood there; this many of them tell a producer what is
+# wrong. More would make an answer many times as large as the request that it refuses.
 MAX_ERRORS = 100
-# A broker takes no message over its own limit (16 MiB by default in RabbitMQ 4) and closes the channel over it. Half of that.
+# A broker takes no message over its own limit (16 MiB by default in RabbitMQ 4) and closes the
+# channel over it. Half of that.
 MAX_ERROR_BYTES = 8 * 1024 * 1024
 # The reason goes into a header and into the log; both are for people.
 MAX_LINE = 500
@@ -41,7 +44,9 @@ class ApiVersionRefused(Refusal):
 
 
 class BodyUnreadable(Refusal):
-    """The body can't be read as text, or nests too deep to be parsed; FastAPI says the same of both."""
+    """The body can't be read as text, or nests too deep to be parsed; FastAPI says the same of
+    both.
+    """
 
     status = 400
 
@@ -50,7 +55,9 @@ class BodyUnreadable(Refusal):
 
 
 class ReplyToRefused(Refusal):
-    """The request names a reply queue that the worker must not publish to. The refusal itself is not sent there either."""
+    """The request names a reply queue that the worker must not publish to. The refusal itself is
+    not sent there either.
+    """
 
     status = 400
 
@@ -123,7 +130,11 @@ class Unprocessable(Refusal):
 
     def __init__(self, line: str = "This request cannot be processed.") -> None:
         error = {"type": "value_error", "loc": ["body"], "msg": line, "input": None}
-        body = {"exception_message": "Invalid request received.", "exception_detail": [error], "request_body": None}
+        body = {
+            "exception_message": "Invalid request received.",
+            "exception_detail": [error],
+            "request_body": None,
+        }
         super().__init__(line, body)
 
 
@@ -132,12 +143,18 @@ def encode_error(refusal: Refusal) -> bytes:
     body = dumps(refusal.body)
     if len(body) <= MAX_ERROR_BYTES:
         return body
-    return dumps(Unprocessable(f"{refusal.line} (the request is not shown, as the answer would be too large)").body)
+    return dumps(
+        Unprocessable(f"{refusal.line} (the request is not shown, as the answer would be too large)").body
+    )
 
 
 def _one_line(text: str) -> str:
-    """At most so long, and nothing in it that breaks the line, steers a terminal or has no encoding (half a surrogate pair)."""
+    """At most so long, and nothing in it that breaks the line, steers a terminal or has no encoding
+    (half a surrogate pair).
+    """
     line = " ".join(text[: 2 * MAX_LINE].split())
     if not line.isprintable():
-        line = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+        line = "".join(
+            each if each.isprintable() else each.encode("unicode_escape").decode() for each in line
+        )
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 1]}…"

@@ -1,4 +1,6 @@
-"""A flow run and its state as they are stored and shown: the columns of Prefect's tables, by their names."""
+"""A flow run and its state as they are stored and shown: the columns of Prefect's tables, by their
+names.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,10 +26,11 @@ class FlowRunState:
 
 @dataclass(slots=True)
 class FlowRun:
-    """A row of ``flow_run``, with what a record shows of its state, and of its work queue and work pool by their own rows.
+    """A row of ``flow_run``, with what a record shows of its state, and of its work queue and work
+    pool by their own rows.
 
-    Datetimes are aware. ``parameters``, ``context``, ``empirical_policy``, ``tags``, ``labels``, ``created_by`` and
-    ``job_variables`` are JSON values.
+    Datetimes are aware. ``parameters``, ``context``, ``empirical_policy``, ``tags``, ``labels``,
+    ``created_by`` and ``job_variables`` are JSON values.
     """
 
     id: UUID

@@ -1,4 +1,6 @@
-"""A request as it was published, before anyone has looked into it, and its fingerprint. Knows no broker library."""
+"""A request as it was published, before anyone has looked into it, and its fingerprint. Knows no
+broker library.
+"""
 
 import hashlib
 import struct
@@ -10,13 +12,22 @@ from uuid import UUID
 
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 
-# Headers that a broker adds on the way (redelivery, dead-lettering, exchanges), and those of our dead letters: they
-# differ between two deliveries of the same message, so they are no part of its identity.
+# Headers that a broker adds on the way (redelivery, dead-lettering, exchanges), and those of our
+# dead letters: they differ between two deliveries of the same message, so they are no part of its
+# identity.
 _ADDED_PREFIXES = ("x-first-death-", "x-last-death-", "x-opt-", "x-original-")
 # To which other queues a message goes (RabbitMQ's sender-selected distribution).
 ROUTING_HEADERS = frozenset({"CC", "BCC"})
 _ADDED = frozenset(
-    {"x-death", "x-delivery-count", "x-acquired-count", "x-error", "x-error-status", "x-failed-at", "x-headers-dropped"}
+    {
+        "x-death",
+        "x-delivery-count",
+        "x-acquired-count",
+        "x-error",
+        "x-error-status",
+        "x-failed-at",
+        "x-headers-dropped",
+    }
 )
 
 
@@ -52,10 +63,12 @@ class Message:
 
 
 def fingerprint(message: Message) -> UUID:
-    """What makes a message that carries a ``message_id`` one and the same: its body and all that its producer set.
+    """What makes a message that carries a ``message_id`` one and the same: its body and all that
+    its producer set.
 
-    A redelivery and a producer's retry have the same fingerprint; two messages that share a ``message_id`` and nothing
-    else have not. The broker rewrites a direct reply-to for each connection, so only its fixed part counts.
+    A redelivery and a producer's retry have the same fingerprint; two messages that share a
+    ``message_id`` and nothing else have not. The broker rewrites a direct reply-to for each
+    connection, so only its fixed part counts.
 
     Returns:
         A UUID of version 8 (RFC 9562), made from 122 bits of a BLAKE2b hash.
@@ -87,7 +100,9 @@ def fingerprint(message: Message) -> UUID:
 
 
 def own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The headers that belong to the message wherever it is: not those of a broker, of dead letters, or of its routing."""
+    """The headers that belong to the message wherever it is: not those of a broker, of dead
+    letters, or of its routing.
+    """
     return {
         name: value
         for name, value in headers.items()
@@ -96,7 +111,9 @@ def own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _encoded(value: Any) -> Iterator[bytes]:
-    """A value as bytes that no other value has: its type, its length, its content; mappings in the order of their keys."""
+    """A value as bytes that no other value has: its type, its length, its content; mappings in the
+    order of their keys.
+    """
     if isinstance(value, Mapping):
         yield struct.pack(">cQ", b"m", len(value))
         for key in sorted(value, key=str):
@@ -107,7 +124,9 @@ def _encoded(value: Any) -> Iterator[bytes]:
         for item in value:
             yield from _encoded(item)
     else:
-        binary = isinstance(value, (bytes, bytearray))  # which of them depends on how often it was written and read
+        binary = isinstance(
+            value, (bytes, bytearray)
+        )  # which of them depends on how often it was written and read
         content = bytes(value) if binary else str(value).encode("utf-8", "surrogatepass")
         name = b"bytes" if binary else type(value).__name__.encode()
         yield struct.pack(">QQ", len(name), len(content))

@@ -16,17 +16,25 @@ class FlowRunPolicy(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     max_retries: int = Field(0, description="Deprecated; use ``retries``.", json_schema_extra=DEPRECATED)
-    retry_delay_seconds: float = Field(0, description="Deprecated; use ``retry_delay``.", json_schema_extra=DEPRECATED)
+    retry_delay_seconds: float = Field(
+        0, description="Deprecated; use ``retry_delay``.", json_schema_extra=DEPRECATED
+    )
     retries: int | None = Field(None, description="How often a failed run is tried again.")
     retry_delay: int | None = Field(None, description="Seconds between two tries.")
-    pause_keys: set[str] | None = Field(default_factory=set, description="Pauses that the run has gone through.")
+    pause_keys: set[str] | None = Field(
+        default_factory=set, description="Pauses that the run has gone through."
+    )
     resuming: bool | None = Field(False, description="Whether the run is being resumed from a pause.")
-    retry_type: Literal["in_process", "reschedule"] | None = Field(None, description="How the current retry is done.")
+    retry_type: Literal["in_process", "reschedule"] | None = Field(
+        None, description="How the current retry is done."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def populate_deprecated_fields(cls, values: Any) -> Any:
-        """Fill ``retries`` and ``retry_delay`` from the fields that they replace (``set_run_policy_deprecated_fields``)."""
+        """Fill ``retries`` and ``retry_delay`` from the fields that they replace
+        (``set_run_policy_deprecated_fields``).
+        """
         if isinstance(values, dict):
             if not values.get("retries") and values.get("max_retries", 0) != 0:
                 values["retries"] = values["max_retries"]

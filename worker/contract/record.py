@@ -1,4 +1,6 @@
-"""The flow run record, Prefect's ``FlowRunResponse``: as a model for who reads it, and written straight from a row for speed."""
+"""The flow run record, Prefect's ``FlowRunResponse``: as a model for who reads it, and written
+straight from a row for speed.
+"""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -50,25 +52,35 @@ class FlowRunRecord(BaseModel):
     empirical_policy: FlowRunPolicy = Field(default_factory=FlowRunPolicy, description="How the run retries.")
     tags: list[str] = Field(default_factory=list, description="Tags.")
     labels: dict[str, bool | int | float | str] = Field(default_factory=dict, description="Labels.")
-    parent_task_run_id: UUID | None = Field(None, description="For a subflow: the task run that stands for it.")
+    parent_task_run_id: UUID | None = Field(
+        None, description="For a subflow: the task run that stands for it."
+    )
     state_type: StateType | None = Field(None, description="The current state's type.")
     state_name: str | None = Field(None, description="The current state's name.")
     run_count: int = Field(0, description="How often the run was started.")
-    expected_start_time: datetime | None = Field(None, description="When the run was or is expected to start.")
+    expected_start_time: datetime | None = Field(
+        None, description="When the run was or is expected to start."
+    )
     next_scheduled_start_time: datetime | None = Field(None, description="When a SCHEDULED run is to start.")
     start_time: datetime | None = Field(None, description="When the run first started.")
     end_time: datetime | None = Field(None, description="When the run ended.")
     total_run_time: timedelta = Field(_ZERO, description="Time spent RUNNING, in seconds.")
     estimated_run_time: timedelta = Field(_ZERO, description="The same with the time since, while RUNNING.")
-    estimated_start_time_delta: timedelta = Field(_ZERO, description="How late the run started or is, in seconds.")
+    estimated_start_time_delta: timedelta = Field(
+        _ZERO, description="How late the run started or is, in seconds."
+    )
     auto_scheduled: bool = Field(False, description="Whether a schedule made the run.")
-    infrastructure_document_id: UUID | None = Field(None, description="The block document of its infrastructure.")
+    infrastructure_document_id: UUID | None = Field(
+        None, description="The block document of its infrastructure."
+    )
     infrastructure_pid: str | None = Field(None, description="The infrastructure's own id of the run.")
     created_by: CreatedBy | None = Field(None, description="Who made the run.")
     work_pool_id: UUID | None = Field(None, description="The work pool's id.")
     work_pool_name: str | None = Field(None, description="The work pool's name.")
     state: State | None = Field(None, description="The current state.")
-    job_variables: dict[str, Any] | None = Field(None, description="Overrides for the infrastructure's template.")
+    job_variables: dict[str, Any] | None = Field(
+        None, description="Overrides for the infrastructure's template."
+    )
 
 
 def encode_record(run: FlowRun, now: datetime) -> bytes:

@@ -22,11 +22,12 @@ from worker.contract.state import StateCreate
 
 # PREFECT_SERVER_API_MAX_PARAMETER_SIZE, as a Prefect server has it by default; bytes.
 MAX_PARAMETER_SIZE = 524_288
-# PostgreSQL's unique index takes rows of up to 2,704 bytes, 28 of them for the flow's id and headers; beyond that it
-# depends on how well a key compresses. One bound for both databases: whether a request is refused must not depend on which it is.
+# PostgreSQL's unique index takes rows of up to 2,704 bytes, 28 of them for the flow's id and
+# headers; beyond that it depends on how well a key compresses. One bound for both databases:
+# whether a request is refused must not depend on which it is.
 MAX_KEY_BYTES = 2_500
-# JSON as Python writes it takes at most six bytes for one of ours (a control character), or five (1e15): so much
-# smaller bodies need not be written out again to know that they fit.
+# JSON as Python writes it takes at most six bytes for one of ours (a control character), or five
+# (1e15): so much smaller bodies need not be written out again to know that they fit.
 _LONGEST_EXPANSION = 8
 
 
@@ -36,7 +37,9 @@ _NO_POLICY = FlowRunPolicy()
 
 def _parameter_size(parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     body_size = info.context
-    if parameters and not (isinstance(body_size, int) and body_size * _LONGEST_EXPANSION <= MAX_PARAMETER_SIZE):
+    if parameters and not (
+        isinstance(body_size, int) and body_size * _LONGEST_EXPANSION <= MAX_PARAMETER_SIZE
+    ):
         size = len(json.dumps(parameters, separators=(",", ":")).encode())
         if size > MAX_PARAMETER_SIZE:
             raise ValueError(
@@ -86,7 +89,9 @@ class CreateFlowRun(BaseModel):
         },
     )
 
-    state: StateCreate | None = Field(None, description="The state that the run begins with; PENDING by default.")
+    state: StateCreate | None = Field(
+        None, description="The state that the run begins with; PENDING by default."
+    )
     name: Annotated[str, BeforeValidator(_name)] = Field(
         "", description="The run's name; two random words when it is missing or empty."
     )
@@ -95,17 +100,33 @@ class CreateFlowRun(BaseModel):
     parameters: Annotated[dict[str, Any], AfterValidator(_parameter_size)] = Field(
         default_factory=dict, description="The flow's parameters; at most 512 KiB of JSON."
     )
-    context: dict[str, Any] = Field(default_factory=dict, description="More about the run, for the flow to read.")
-    parent_task_run_id: UUID | None = Field(None, description="For a subflow: the task run that stands for it.")
-    infrastructure_document_id: UUID | None = Field(None, description="The block document of its infrastructure.")
-    empirical_policy: FlowRunPolicy = Field(default_factory=lambda: _NO_POLICY, description="How the run retries.")
+    context: dict[str, Any] = Field(
+        default_factory=dict, description="More about the run, for the flow to read."
+    )
+    parent_task_run_id: UUID | None = Field(
+        None, description="For a subflow: the task run that stands for it."
+    )
+    infrastructure_document_id: UUID | None = Field(
+        None, description="The block document of its infrastructure."
+    )
+    empirical_policy: FlowRunPolicy = Field(
+        default_factory=lambda: _NO_POLICY, description="How the run retries."
+    )
     tags: list[str] = Field(default_factory=list, description="Tags.")
-    labels: Labels | None = Field(default_factory=dict, description="Labels: strings, numbers and booleans by name.")
+    labels: Labels | None = Field(
+        default_factory=dict, description="Labels: strings, numbers and booleans by name."
+    )
     idempotency_key: Annotated[str, AfterValidator(_key_size)] | None = Field(
         None,
         description="The run is created once per flow and key; later requests get the run that exists. At most 2,500 bytes.",
     )
     work_pool_name: str | None = Field(None, description="The work pool that is to run it.")
-    work_queue_name: str | None = Field(None, description="The queue in the work pool; the pool's default queue else.")
-    job_variables: dict[str, Any] | None = Field(None, description="Overrides for the infrastructure's template.")
-    deployment_id: UUID | None = Field(None, description="The deployment that the run belongs to.", json_schema_extra=DEPRECATED)
+    work_queue_name: str | None = Field(
+        None, description="The queue in the work pool; the pool's default queue else."
+    )
+    job_variables: dict[str, Any] | None = Field(
+        None, description="Overrides for the infrastructure's template."
+    )
+    deployment_id: UUID | None = Field(
+        None, description="The deployment that the run belongs to.", json_schema_extra=DEPRECATED
+    )

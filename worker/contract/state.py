@@ -1,4 +1,6 @@
-"""States of a flow run as they come in a request and as they are stored; Prefect's ``StateCreate`` and ``StateDetails``."""
+"""States of a flow run as they come in a request and as they are stored; Prefect's ``StateCreate``
+and ``StateDetails``.
+"""
 
 from datetime import UTC, datetime
 from enum import Enum
@@ -27,7 +29,9 @@ TERMINAL_STATES = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CA
 
 
 def _aware(value: Any, handler: ValidatorFunctionWrapHandler) -> datetime:
-    """Pydantic's datetime; a naive one is UTC, and what pydantic can't read gets a second try as pendulum reads it."""
+    """Pydantic's datetime; a naive one is UTC, and what pydantic can't read gets a second try as
+    pendulum reads it.
+    """
     try:
         parsed: datetime = handler(value)
     except ValueError:
@@ -42,7 +46,8 @@ def _aware(value: Any, handler: ValidatorFunctionWrapHandler) -> datetime:
 
 
 def _parsed_by_pendulum(value: Any) -> datetime:
-    # Only for what is not ISO 8601 as pydantic reads it; Prefect's DateTime takes the same way, and its errors show.
+    # Only for what is not ISO 8601 as pydantic reads it; Prefect's DateTime takes the same way, and
+    # its errors show.
     import pendulum
 
     try:
@@ -66,7 +71,9 @@ class StateDetails(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     flow_run_id: UUID | None = Field(None, description="The run of this state; set by the worker.")
-    task_run_id: UUID | None = Field(None, description="The task run in the parent flow that stands for a subflow run.")
+    task_run_id: UUID | None = Field(
+        None, description="The task run in the parent flow that stands for a subflow run."
+    )
     child_flow_run_id: UUID | None = Field(None, description="For such a task run: the subflow's run.")
     scheduled_time: DateTime | None = Field(None, description="When a SCHEDULED run is to start.")
     cache_key: str | None = None

@@ -1,4 +1,6 @@
-"""Examines what a worker with these settings would meet, and says what to do about it; changes nothing that it examines."""
+"""Examines what a worker with these settings would meet, and says what to do about it; changes
+nothing that it examines.
+"""
 
 from worker.doctor.broker import examine_broker
 from worker.doctor.database import examine_database

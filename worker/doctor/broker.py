@@ -1,4 +1,6 @@
-"""The broker's part: is it there, does it let us in, may we do what we need, and does the topology stand."""
+"""The broker's part: is it there, does it let us in, may we do what we need, and does the topology
+stand.
+"""
 
 from collections.abc import AsyncIterator
 from time import monotonic
@@ -27,13 +29,25 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
     try:
         connection = await connect(settings.amqp_url, name="flow-run-worker doctor")
     except BrokerUnavailable as error:
-        yield Finding("broker", Verdict.problem, str(error), "Start it, or set WORKER_AMQP_URL to where it is.")
+        yield Finding(
+            "broker", Verdict.problem, str(error), "Start it, or set WORKER_AMQP_URL to where it is."
+        )
         return
     except TLSRefused as error:
-        yield Finding("broker", Verdict.problem, str(error), "Check the host, cafile, certfile and keyfile in WORKER_AMQP_URL.")
+        yield Finding(
+            "broker",
+            Verdict.problem,
+            str(error),
+            "Check the host, cafile, certfile and keyfile in WORKER_AMQP_URL.",
+        )
         return
     except BrokerRefused as error:
-        yield Finding("broker", Verdict.problem, str(error), "Check the user, the password and the vhost in WORKER_AMQP_URL.")
+        yield Finding(
+            "broker",
+            Verdict.problem,
+            str(error),
+            "Check the user, the password and the vhost in WORKER_AMQP_URL.",
+        )
         return
     try:
         yield _version(connection, settings, (monotonic() - started) * 1000)
@@ -45,7 +59,10 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
                 waiting = count
             elif count and finding.verdict is Verdict.ok:
                 finding = Finding(
-                    finding.what, Verdict.warning, finding.detail, "Requests were refused: 'flow-run-worker dead-letters list'."
+                    finding.what,
+                    Verdict.warning,
+                    finding.detail,
+                    "Requests were refused: 'flow-run-worker dead-letters list'.",
                 )
             yield finding
         if topology.exchange is not None:
@@ -71,7 +88,9 @@ def _text(value: object) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-async def _queue(connection: AbstractConnection, topology: Topology, queue: str) -> tuple[Finding, int | None]:
+async def _queue(
+    connection: AbstractConnection, topology: Topology, queue: str
+) -> tuple[Finding, int | None]:
     """Whether a queue stands as it should, and how many messages are ready in it."""
     what = f"queue {queue}"
     channel = await connection.channel()
@@ -87,7 +106,9 @@ async def _queue(connection: AbstractConnection, topology: Topology, queue: str)
         # Declaring what stands already changes nothing, and compares.
         await topology.declare_queue(channel, queue)
     except TopologyMismatch as error:
-        return Finding(what, Verdict.problem, str(error), "'flow-run-worker topology show' prints what is declared."), count
+        return Finding(
+            what, Verdict.problem, str(error), "'flow-run-worker topology show' prints what is declared."
+        ), count
     except ChannelAccessRefused:
         return Finding(what, Verdict.ok, f"{detail}; with which properties this user may not see"), count
     await channel.close()
@@ -108,14 +129,18 @@ async def _exchange(connection: AbstractConnection, exchange: str) -> Finding:
 
 async def _read_permission(connection: AbstractConnection, queue: str, waiting: int) -> Finding:
     if waiting:
-        return Finding("read permission", Verdict.ok, "not tried, since requests wait and one would be taken for it")
+        return Finding(
+            "read permission", Verdict.ok, "not tried, since requests wait and one would be taken for it"
+        )
     channel = await connection.channel()
     try:
         taken = await channel.basic_get(queue)
         if taken.delivery_tag is not None:  # came in at this moment
             await channel.basic_nack(taken.delivery_tag, requeue=True)
     except ChannelAccessRefused as error:
-        return Finding("read permission", Verdict.problem, str(error), f"Grant the worker's user read on '{queue}'.")
+        return Finding(
+            "read permission", Verdict.problem, str(error), f"Grant the worker's user read on '{queue}'."
+        )
     await channel.close()
     return Finding("read permission", Verdict.ok, f"may consume from {queue}")
 

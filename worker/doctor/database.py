@@ -1,4 +1,6 @@
-"""The database's part: is it there, of which kind, at which revision, may we write, is it durable, do the clocks agree."""
+"""The database's part: is it there, of which kind, at which revision, may we write, is it durable,
+do the clocks agree.
+"""
 
 import asyncio
 import os
@@ -17,7 +19,8 @@ from worker.store.opening import parse_url
 from worker.store.prefect import task_run, task_run_state
 from worker.store.tables import flow_run, flow_run_state
 
-# More than this many seconds apart, the times in a run's record and those that Prefect or a person adds look out of order.
+# More than this many seconds apart, the times in a run's record and those that Prefect or a person
+# adds look out of order.
 CLOCK_SECONDS = 1.0
 
 
@@ -38,21 +41,31 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
         advice = "Start it, or set WORKER_DATABASE_URL to where it is." if isinstance(error, Fault) else ""
         yield Finding("database", Verdict.problem, str(error), advice)
         return
-    yield Finding("database", Verdict.ok, f"{'PostgreSQL' if url.get_backend_name() == 'postgresql' else 'SQLite'} at {where}")
+    yield Finding(
+        "database",
+        Verdict.ok,
+        f"{'PostgreSQL' if url.get_backend_name() == 'postgresql' else 'SQLite'} at {where}",
+    )
     yield _schema(schema, settings)
     if url.get_backend_name() == "postgresql":
-        for finding in await migrations.with_connection(url, lambda connection: _postgresql(connection, prefect=schema.prefect)):
+        for finding in await migrations.with_connection(
+            url, lambda connection: _postgresql(connection, prefect=schema.prefect)
+        ):
             yield finding
 
 
 def _file(file: Path, *, there: bool) -> Finding:
     if not file.parent.is_dir():
-        return Finding("database file", Verdict.problem, f"the folder {file.parent} does not exist", "Create it.")
+        return Finding(
+            "database file", Verdict.problem, f"the folder {file.parent} does not exist", "Create it."
+        )
     # SQLite writes its log beside the file.
     if not os.access(file.parent, os.W_OK) or (there and not os.access(file, os.W_OK)):
         advice = "Let the worker's user write to the file and to its folder, where SQLite keeps its log."
         return Finding("database file", Verdict.problem, f"{file} can't be written to", advice)
-    return Finding("database file", Verdict.ok, f"{file} {'stands' if there else 'will be made when a worker starts'}")
+    return Finding(
+        "database file", Verdict.ok, f"{file} {'stands' if there else 'will be made when a worker starts'}"
+    )
 
 
 def _schema(schema: migrations.Schema, settings: Settings) -> Finding:
@@ -60,16 +73,29 @@ def _schema(schema: migrations.Schema, settings: Settings) -> Finding:
         detail = f"a Prefect server's, at its migration {schema.revision}"
         if schema.problems:
             lacks = f"{detail}; lacks {'; '.join(schema.problems)}"
-            return Finding("schema", Verdict.problem, lacks, "Use a Prefect version that the README names. It is left untouched.")
-        return Finding("schema", Verdict.ok, f"{detail}; has all that the worker writes to, and is never altered")
+            return Finding(
+                "schema",
+                Verdict.problem,
+                lacks,
+                "Use a Prefect version that the README names. It is left untouched.",
+            )
+        return Finding(
+            "schema", Verdict.ok, f"{detail}; has all that the worker writes to, and is never altered"
+        )
     if schema.problems:
-        return Finding("schema", Verdict.problem, "; ".join(schema.problems), "Give the worker a database of its own.")
+        return Finding(
+            "schema", Verdict.problem, "; ".join(schema.problems), "Give the worker a database of its own."
+        )
     if schema.revision == schema.head:
         return Finding("schema", Verdict.ok, f"the worker's own, at {schema.revision}, up to date")
-    detail = f"the worker's own, at {schema.revision}, behind {schema.head}" if schema.revision else "none yet"
+    detail = (
+        f"the worker's own, at {schema.revision}, behind {schema.head}" if schema.revision else "none yet"
+    )
     if settings.migrate:
         return Finding("schema", Verdict.ok, f"{detail}; will be brought to {schema.head} at the start")
-    return Finding("schema", Verdict.problem, detail, "Run 'flow-run-worker db upgrade', or start with --migrate.")
+    return Finding(
+        "schema", Verdict.problem, detail, "Run 'flow-run-worker db upgrade', or start with --migrate."
+    )
 
 
 def _postgresql(connection: sa.Connection, *, prefect: bool) -> list[Finding]:
@@ -86,22 +112,36 @@ def _postgresql(connection: sa.Connection, *, prefect: bool) -> list[Finding]:
         advice = "Keep both by NTP: times of states are taken from the worker's clock."
         findings.append(Finding("clock", Verdict.warning, f"{off:.1f} s apart from the database's", advice))
     else:
-        findings.append(Finding("clock", Verdict.ok, f"agrees with the database's (to {milliseconds:.1f} ms)"))
+        findings.append(
+            Finding("clock", Verdict.ok, f"agrees with the database's (to {milliseconds:.1f} ms)")
+        )
     if ask("SELECT pg_is_in_recovery()"):
-        findings.append(Finding("writes", Verdict.problem, "the server is a standby, in recovery", "Point at the primary."))
+        findings.append(
+            Finding(
+                "writes", Verdict.problem, "the server is a standby, in recovery", "Point at the primary."
+            )
+        )
     needed = {flow_run.name: "SELECT, INSERT", flow_run_state.name: "SELECT, INSERT"}
     if prefect:
         needed |= {task_run.name: "SELECT, UPDATE", task_run_state.name: "SELECT, INSERT"}
     for table, privileges in needed.items():
         if ask("SELECT to_regclass(:table) IS NOT NULL", table=table):
-            lacking = [p for p in privileges.split(", ") if not ask("SELECT has_table_privilege(:t, :p)", t=table, p=p)]
+            lacking = [
+                p
+                for p in privileges.split(", ")
+                if not ask("SELECT has_table_privilege(:t, :p)", t=table, p=p)
+            ]
             if lacking:
                 user = ask("SELECT current_user")
                 advice = f'GRANT {privileges} ON {table} TO "{user}";'
-                findings.append(Finding("privileges", Verdict.problem, f"no {', '.join(lacking)} on {table}", advice))
+                findings.append(
+                    Finding("privileges", Verdict.problem, f"no {', '.join(lacking)} on {table}", advice)
+                )
     if not any(finding.verdict is Verdict.problem for finding in findings):
         findings.append(Finding("writes", Verdict.ok, "may read and insert"))
-    unsafe = [name for name in ("fsync", "synchronous_commit", "full_page_writes") if ask(f"SHOW {name}") == "off"]
+    unsafe = [
+        name for name in ("fsync", "synchronous_commit", "full_page_writes") if ask(f"SHOW {name}") == "off"
+    ]
     if unsafe:
         detail = f"{', '.join(unsafe)} off"
         advice = "A crash of the server can lose runs that were answered. Turn it on, unless that is meant."

@@ -18,7 +18,8 @@ from worker.observability.metrics import dependency_up, readiness
 
 log = structlog.get_logger(__name__)
 
-# A database that has not answered by then counts as away; seconds, less than what a probe waits for commonly.
+# A database that has not answered by then counts as away; seconds, less than what a probe waits for
+# commonly.
 PING_TIMEOUT = 2.0
 
 Ping = Callable[[], Awaitable[None]]
@@ -28,9 +29,8 @@ Ping = Callable[[], Awaitable[None]]
 async def side_port(host: str, port: int, ping: Ping) -> AsyncIterator[None]:
     """Serve ``/livez``, ``/readyz`` and ``/metrics`` within the context.
 
-    Args:
-        port: a free one is taken, and logged, if this one is taken already (a second worker on one machine) or is 0.
-        ping: raises Fault when the database is away.
+    Args: port: a free one is taken, and logged, if this one is taken already (a second worker on
+        one machine) or is 0. ping: raises Fault when the database is away.
     """
 
     async def readyz(_: web.Request) -> web.Response:
@@ -59,11 +59,14 @@ async def side_port(host: str, port: int, ping: Ping) -> AsyncIterator[None]:
 
 
 async def _state(ping: Ping) -> dict[str, Any]:
-    """Whether requests are being served, and of broker and database each ``ok`` or the reason why not."""
+    """Whether requests are being served, and of broker and database each ``ok`` or the reason why
+    not.
+    """
     database = readiness.database
     if database is None:
         pinging = asyncio.ensure_future(ping())
-        # Not waited for any further: to cancel what waits at a silent database may take as long as that is silent.
+        # Not waited for any further: to cancel what waits at a silent database may take as long as
+        # that is silent.
         done, _ = await asyncio.wait((pinging,), timeout=PING_TIMEOUT)
         if not done:
             pinging.cancel()
@@ -76,7 +79,11 @@ async def _state(ping: Ping) -> dict[str, Any]:
         # An idle worker would not notice otherwise.
         dependency_up.labels("database").set(database is None)
     broker = readiness.broker
-    return {"ready": broker is None and database is None, "broker": broker or "ok", "database": database or "ok"}
+    return {
+        "ready": broker is None and database is None,
+        "broker": broker or "ok",
+        "database": database or "ok",
+    }
 
 
 async def _livez(_: web.Request) -> web.Response:

@@ -1,4 +1,6 @@
-"""How the worker logs: structlog, one event a line, for people or as JSON; knows nothing of what is logged."""
+"""How the worker logs: structlog, one event a line, for people or as JSON; knows nothing of what is
+logged.
+"""
 
 import logging
 import re
@@ -13,7 +15,8 @@ _PASSWORD = re.compile(r"""(://[^\s/:@"]*:)[^\s"]+(?=@)|([?&]password=)[^\s&"']+
 
 
 def configure_logging(format: Literal["console", "json"], level: str) -> None:
-    """Set structlog up, and the standard library's loggers (of the libraries below us) to the same output.
+    """Set structlog up, and the standard library's loggers (of the libraries below us) to the same
+    output.
 
     Args:
         format: ``console`` for people, ``json`` for collectors.
@@ -29,9 +32,14 @@ def configure_logging(format: Literal["console", "json"], level: str) -> None:
     # No traceback shows local variables: URLs with their passwords are among them.
     if format == "json":
         frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        renderer = [structlog.processors.ExceptionRenderer(frames), structlog.processors.JSONRenderer(default=str)]
+        renderer = [
+            structlog.processors.ExceptionRenderer(frames),
+            structlog.processors.JSONRenderer(default=str),
+        ]
     else:
-        console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        console = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
         renderer = [_escape_control_characters, console]
     renderer.append(_without_passwords)
     structlog.configure(
@@ -51,12 +59,15 @@ def configure_logging(format: Literal["console", "json"], level: str) -> None:
     root.handlers[:] = [handler]
     # The libraries tell of every frame and migration step at info; their warnings are ours to see.
     root.setLevel(max(number, logging.WARNING))
-    # What ends a session is logged by the service in a line of its own; aiormq's own lines on it come with tracebacks.
+    # What ends a session is logged by the service in a line of its own; aiormq's own lines on it
+    # come with tracebacks.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 
 def _escape_control_characters(_: Any, __: str, event: EventDict) -> EventDict:
-    """What a producer sent (a message id, a reply queue) neither begins a new line nor steers the terminal."""
+    """What a producer sent (a message id, a reply queue) neither begins a new line nor steers the
+    terminal.
+    """
     for name, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             event[name] = value.encode("unicode_escape").decode("ascii")

@@ -1,4 +1,6 @@
-"""The worker's Prometheus metrics and its readiness; counted once a batch, so that they cost nothing on the hot path."""
+"""The worker's Prometheus metrics and its readiness; counted once a batch, so that they cost
+nothing on the hot path.
+"""
 
 from collections import Counter as Tally
 from collections.abc import Iterable, Sequence
@@ -13,19 +15,29 @@ from worker import __version__
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
-requests = Counter("flow_run_worker_requests", "Requests that were answered and acknowledged.", ["outcome", "status"])
+requests = Counter(
+    "flow_run_worker_requests", "Requests that were answered and acknowledged.", ["outcome", "status"]
+)
 redelivered = Counter("flow_run_worker_redelivered", "Deliveries that the broker had delivered before.")
-replies_unroutable = Counter("flow_run_worker_replies_unroutable", "Replies whose queue is gone or takes nothing.")
+replies_unroutable = Counter(
+    "flow_run_worker_replies_unroutable", "Replies whose queue is gone or takes nothing."
+)
 reconnects = Counter("flow_run_worker_broker_reconnects", "Sessions opened at the broker after the first.")
-database_retries = Counter("flow_run_worker_database_retries", "Tries at the database that failed and were repeated.")
+database_retries = Counter(
+    "flow_run_worker_database_retries", "Tries at the database that failed and were repeated."
+)
 in_flight = Gauge("flow_run_worker_in_flight", "Deliveries taken and not yet acknowledged.")
 batch_size = Histogram("flow_run_worker_batch_size", "Requests in one transaction.", buckets=_SIZES)
-stage_seconds = Histogram("flow_run_worker_stage_seconds", "Time of one batch in a stage.", ["stage"], buckets=_SECONDS)
+stage_seconds = Histogram(
+    "flow_run_worker_stage_seconds", "Time of one batch in a stage.", ["stage"], buckets=_SECONDS
+)
 _decode, _create, _reply = (stage_seconds.labels(stage) for stage in ("decode", "create", "reply"))
 
 build = Info("flow_run_worker_build", "The version that runs.")
 build.info({"version": __version__})
-dependency_up = Gauge("flow_run_worker_dependency_up", "Whether it answers (1) or is away (0).", ["dependency"])
+dependency_up = Gauge(
+    "flow_run_worker_dependency_up", "Whether it answers (1) or is away (0).", ["dependency"]
+)
 
 _OUTCOMES = {201: "created", 200: "existing"}
 

@@ -1,4 +1,6 @@
-"""The log lines that tell what was stored: one a second at most, since under load there are hundreds of batches in one."""
+"""The log lines that tell what was stored: one a second at most, since under load there are
+hundreds of batches in one.
+"""
 
 import asyncio
 from collections import Counter

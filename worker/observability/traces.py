@@ -1,7 +1,9 @@
-"""Traces: the producer's trace goes on through the worker, in OpenTelemetry's semantic conventions for messaging.
+"""Traces: the producer's trace goes on through the worker, in OpenTelemetry's semantic conventions
+for messaging.
 
-Off, and free, unless the extra ``otel`` is installed and ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or ``…_TRACES_ENDPOINT``) is set;
-sampler, headers and resource come from OpenTelemetry's own environment variables as well.
+Off, and free, unless the extra ``otel`` is installed and ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or
+``…_TRACES_ENDPOINT``) is set; sampler, headers and resource come from OpenTelemetry's own
+environment variables as well.
 """
 
 import os
@@ -62,7 +64,11 @@ class _OpenTelemetry(Traces):
 
     def taken(self, delivery: Delivery) -> str | None:
         message = delivery.message
-        carrier = {name: value for name in ("traceparent", "tracestate") if isinstance(value := message.headers.get(name), str)}
+        carrier = {
+            name: value
+            for name in ("traceparent", "tracestate")
+            if isinstance(value := message.headers.get(name), str)
+        }
         attributes = {
             **self._attributes("process", "process"),
             "messaging.message.body.size": delivery.size,
@@ -96,7 +102,10 @@ class _OpenTelemetry(Traces):
         request = self._requests.get(delivery.tag)
         if request is None or not delivery.message.reply_to:
             return
-        attributes = {**self._attributes("send", "send"), "messaging.destination.name": delivery.message.reply_to}
+        attributes = {
+            **self._attributes("send", "send"),
+            "messaging.destination.name": delivery.message.reply_to,
+        }
         if delivery.message.correlation_id:
             attributes["messaging.message.conversation_id"] = delivery.message.correlation_id
         self._replies[delivery.tag] = self._tracer.start_span(
@@ -140,7 +149,10 @@ class _OpenTelemetry(Traces):
 
 def open_traces(queue: str) -> Traces:
     """Traces as OpenTelemetry's environment variables want them."""
-    if not any(os.environ.get(name) for name in _ENDPOINTS) or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if (
+        not any(os.environ.get(name) for name in _ENDPOINTS)
+        or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    ):
         return Traces()
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -148,9 +160,15 @@ def open_traces(queue: str) -> Traces:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        log.warning("traces_off", reason="an OTLP endpoint is set, and the extra is missing: pip install flow-run-worker[otel]")
+        log.warning(
+            "traces_off",
+            reason="an OTLP endpoint is set, and the extra is missing: pip install flow-run-worker[otel]",
+        )
         return Traces()
-    named = {"service.name": os.environ.get("OTEL_SERVICE_NAME", "flow-run-worker"), "service.version": __version__}
+    named = {
+        "service.name": os.environ.get("OTEL_SERVICE_NAME", "flow-run-worker"),
+        "service.version": __version__,
+    }
     provider = TracerProvider(resource=Resource.create(named))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return _OpenTelemetry(provider, queue)

@@ -1,8 +1,10 @@
-"""PostgreSQL's create statement and its parameter: one statement for a batch of any size, prepared once; knows no connection.
+"""PostgreSQL's create statement and its parameter: one statement for a batch of any size, prepared
+once; knows no connection.
 
-Each run goes in as one JSON array, its state behind it, and PostgreSQL takes the columns out by their places. asyncpg looks at
-each element of an array parameter, so one text a run costs the worker half of what an array a column does, and PostgreSQL about
-the same. What a run and its state have in common goes in once, and what all new runs have, not at all.
+Each run goes in as one JSON array, its state behind it, and PostgreSQL takes the columns out by
+their places. asyncpg looks at each element of an array parameter, so one text a run costs the
+worker half of what an array a column does, and PostgreSQL about the same. What a run and its state
+have in common goes in once, and what all new runs have, not at all.
 """
 
 from collections.abc import Sequence
@@ -27,7 +29,8 @@ _TAKEN = {
     "text": "new.j ->> {place}",
 }
 
-# What holds of each new run (:func:`worker.creation.new_run`). Columns with the value of another column of the run:
+# What holds of each new run (:func:`worker.creation.new_run`). Columns with the value of another
+# column of the run:
 RUN_FOLLOWS = {"updated": "created", "state_timestamp": "created"}
 STATE_FOLLOWS = {
     "id": "state_id",
@@ -47,7 +50,11 @@ RUN_CONSTANTS: dict[str, tuple[Any, str]] = {
 }
 
 # All others are sent, in this order.
-_RUN_SENT = [column for column in flow_run.columns if column.name not in RUN_FOLLOWS and column.name not in RUN_CONSTANTS]
+_RUN_SENT = [
+    column
+    for column in flow_run.columns
+    if column.name not in RUN_FOLLOWS and column.name not in RUN_CONSTANTS
+]
 _STATE_SENT = [column for column in flow_run_state.columns if column.name not in STATE_FOLLOWS]
 _PLACES = {column: place for place, column in enumerate([*_RUN_SENT, *_STATE_SENT])}
 _TIMESTAMPS = [place for column, place in _PLACES.items() if kind_of(column) == "timestamp"]
@@ -73,7 +80,8 @@ def _values(table: sa.Table) -> str:
     return ", ".join(_value(column) for column in table.columns)
 
 
-# No conflict target: the primary key counts as well, for runs whose id is their message's fingerprint.
+# No conflict target: the primary key counts as well, for runs whose id is their message's
+# fingerprint.
 INSERT = f"""
 WITH new AS MATERIALIZED (
     SELECT sent.j::jsonb AS j FROM unnest($1::text[]) AS sent(j)

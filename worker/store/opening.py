@@ -13,7 +13,9 @@ from worker.store.postgresql import FAULTS, first_line
 
 
 class StoreError(Exception):
-    """The database is not as it has to be (URL, login, name, schema); waiting won't mend it. Its message says what to do."""
+    """The database is not as it has to be (URL, login, name, schema); waiting won't mend it. Its
+    message says what to do.
+    """
 
 
 def parse_url(url: str) -> URL:
@@ -31,7 +33,9 @@ def parse_url(url: str) -> URL:
         return parsed.set(drivername="postgresql+asyncpg")
     if backend == "sqlite":
         if parsed.database in (None, "", ":memory:") or (parsed.database or "").startswith("file:"):
-            raise StoreError("WORKER_DATABASE_URL names no file: each connection would have a SQLite database of its own.")
+            raise StoreError(
+                "WORKER_DATABASE_URL names no file: each connection would have a SQLite database of its own."
+            )
         return parsed.set(drivername="sqlite+aiosqlite")
     raise StoreError(f"WORKER_DATABASE_URL names '{backend}': PostgreSQL and SQLite are supported.")
 
@@ -47,15 +51,21 @@ def opening(url: URL) -> Iterator[None]:
         if isinstance(error, sqlite3.Error):
             if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise Fault(f"{where}: {error}") from error
-            raise StoreError(f"{where}: {error}. Does the folder exist, and may the worker write there?") from error
+            raise StoreError(
+                f"{where}: {error}. Does the folder exist, and may the worker write there?"
+            ) from error
         if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
             raise StoreError(f"{where}: {first_line(error)}. Check the user and the password.") from error
         if isinstance(error, asyncpg.InvalidCatalogNameError):
-            raise StoreError(f"{where}: {first_line(error)}. Create it: CREATE DATABASE {url.database};") from error
+            raise StoreError(
+                f"{where}: {first_line(error)}. Create it: CREATE DATABASE {url.database};"
+            ) from error
         if isinstance(error, asyncpg.InsufficientPrivilegeError):
             raise StoreError(f"{where}: {first_line(error)}. Grant it to the worker's user.") from error
         if isinstance(error, (asyncpg.exceptions.ClientConfigurationError, asyncpg.UndefinedObjectError)):
-            raise StoreError(f"{where}: {first_line(error)}. Check what stands behind the '?' of the URL.") from error
+            raise StoreError(
+                f"{where}: {first_line(error)}. Check what stands behind the '?' of the URL."
+            ) from error
         if isinstance(error, FAULTS):
             raise Fault(f"{where}: {first_line(error)}") from error
         raise

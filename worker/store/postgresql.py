@@ -1,7 +1,8 @@
-"""The store's side to PostgreSQL: one round trip and one transaction for a batch; knows rows, not requests.
+"""The store's side to PostgreSQL: one round trip and one transaction for a batch; knows rows, not
+requests.
 
-asyncpg is used below SQLAlchemy here, since parameters by the thousand cost more to compile and bind than PostgreSQL takes to
-store them; see :mod:`worker.store.insertion`.
+asyncpg is used below SQLAlchemy here, since parameters by the thousand cost more to compile and
+bind than PostgreSQL takes to store them; see :mod:`worker.store.insertion`.
 """
 
 import asyncio
@@ -24,8 +25,8 @@ from worker.store.prefect import follow, task_run, task_run_state
 from worker.store.rows import RowCodec, kind_of
 from worker.store.tables import STATE_TYPE, flow_run, flow_run_state
 
-# A statement that takes longer is taken for lost (a silent network): waited out and given again. Longer than the locks
-# that maintenance holds for moments; seconds.
+# A statement that takes longer is taken for lost (a silent network): waited out and given again.
+# Longer than the locks that maintenance holds for moments; seconds.
 COMMAND_TIMEOUT = 60.0
 CONNECT_TIMEOUT = 10.0
 
@@ -105,7 +106,8 @@ class PostgreSQL:
             timeout=CONNECT_TIMEOUT,
             command_timeout=COMMAND_TIMEOUT,
             server_settings={"application_name": "flow-run-worker"},
-            # Nothing of a session is changed, so there is nothing to reset: it would be one more round trip a batch.
+            # Nothing of a session is changed, so there is nothing to reset: it would be one more
+            # round trip a batch.
             reset=_keep,
             init=_plan_by_index,
         )
@@ -138,12 +140,12 @@ class PostgreSQL:
     async def insert(self, runs: Sequence[NewRun]) -> dict[UUID, FlowRun | Refusal]:
         """Insert runs with their states; those that conflict with a run that exists are left out.
 
-        Returns:
-            By id, the runs that were inserted, and a refusal for each that PostgreSQL can't store. These are found by
-            halving, so that the others are stored, each half in a transaction of its own.
+        Returns: By id, the runs that were inserted, and a refusal for each that PostgreSQL can't
+            store. These are found by halving, so that the others are stored, each half in a
+            transaction of its own.
 
-        Raises:
-            Fault: the database is away or busy. Nothing of the last statement was stored, or all of it.
+        Raises: Fault: the database is away or busy. Nothing of the last statement was stored, or
+            all of it.
         """
         if not runs:
             return {}
@@ -172,9 +174,13 @@ class PostgreSQL:
             for subflow in subflows:
                 if subflow.run.id in new_ids:
                     query = f"{_select(task_run)} WHERE id = $1 FOR UPDATE"
-                    parent = self._codec.row(task_run, await connection.fetchrow(query, subflow.run.parent_task_run_id))
+                    parent = self._codec.row(
+                        task_run, await connection.fetchrow(query, subflow.run.parent_task_run_id)
+                    )
                     state, changes = follow(parent, subflow, datetime.now(UTC))
-                    await connection.execute(_insert_statement(task_run_state, state), *self._codec.values(task_run_state, state))
+                    await connection.execute(
+                        _insert_statement(task_run_state, state), *self._codec.values(task_run_state, state)
+                    )
                     update = _update_statement(task_run, changes)
                     await connection.execute(update, *self._codec.values(task_run, changes), parent["id"])
         return list(inserted)
@@ -208,11 +214,13 @@ async def _keep(_: Any) -> None:
 
 
 async def _plan_by_index(connection: Any) -> None:
-    """Never plan to read a whole table where an index is at hand, and all that is asked here has one.
+    """Never plan to read a whole table where an index is at hand, and all that is asked here has
+    one.
 
-    A plan is kept for as long as the connection, also that by which PostgreSQL checks a foreign key. One made while the
-    table was empty would read all of it for each row, until the table is analyzed: slower with every batch. (Where a table
-    is read whole all the same, this setting makes the plan look costly enough to be compiled: hence the second.)
+    A plan is kept for as long as the connection, also that by which PostgreSQL checks a foreign
+    key. One made while the table was empty would read all of it for each row, until the table is
+    analyzed: slower with every batch. (Where a table is read whole all the same, this setting makes
+    the plan look costly enough to be compiled: hence the second.)
     """
     await connection.execute("SET enable_seqscan = off; SET jit = off")
 
@@ -222,13 +230,16 @@ def _select(table: sa.Table) -> str:
 
 
 def _insert_statement(table: sa.Table, row: Mapping[str, Any]) -> str:
-    values = ", ".join(f"${number}{_CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(row, start=1))
+    values = ", ".join(
+        f"${number}{_CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(row, start=1)
+    )
     return f"INSERT INTO {table.name} ({', '.join(row)}) VALUES ({values})"
 
 
 def _update_statement(table: sa.Table, changes: Mapping[str, Any]) -> str:
     values = ", ".join(
-        f"{name} = ${number}{_CASTS.get(kind_of(table.columns[name]), '')}" for number, name in enumerate(changes, start=1)
+        f"{name} = ${number}{_CASTS.get(kind_of(table.columns[name]), '')}"
+        for number, name in enumerate(changes, start=1)
     )
     return f"UPDATE {table.name} SET {values} WHERE id = ${len(changes) + 1}"
 

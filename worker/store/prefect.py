@@ -1,4 +1,5 @@
-"""What is different in a Prefect server's database: rows that a run refers to, and rows that follow from it.
+"""What is different in a Prefect server's database: rows that a run refers to, and rows that follow
+from it.
 
 Knows the rules (each named after the one in Prefect), not how a database is asked.
 """
@@ -21,10 +22,16 @@ metadata = sa.MetaData()
 
 # The columns that are read or written, of the tables that are; all are checked before anything is.
 flow = sa.Table("flow", metadata, sa.Column("id", Uuid), sa.Column("labels", Json))
-deployment = sa.Table("deployment", metadata, sa.Column("id", Uuid), sa.Column("flow_id", Uuid), sa.Column("labels", Json))
+deployment = sa.Table(
+    "deployment", metadata, sa.Column("id", Uuid), sa.Column("flow_id", Uuid), sa.Column("labels", Json)
+)
 block_document = sa.Table("block_document", metadata, sa.Column("id", Uuid))
-work_pool = sa.Table("work_pool", metadata, sa.Column("id", Uuid), sa.Column("name", Text), sa.Column("default_queue_id", Uuid))
-work_queue = sa.Table("work_queue", metadata, sa.Column("id", Uuid), sa.Column("name", Text), sa.Column("work_pool_id", Uuid))
+work_pool = sa.Table(
+    "work_pool", metadata, sa.Column("id", Uuid), sa.Column("name", Text), sa.Column("default_queue_id", Uuid)
+)
+work_queue = sa.Table(
+    "work_queue", metadata, sa.Column("id", Uuid), sa.Column("name", Text), sa.Column("work_pool_id", Uuid)
+)
 artifact = sa.Table("artifact", metadata, sa.Column("id", Uuid), sa.Column("data", sa.JSON))
 task_run = sa.Table(
     "task_run",
@@ -73,17 +80,18 @@ class Lookup(Protocol):
     """Asks the database."""
 
     async def rows(self, table: sa.Table, column: str, values: Sequence[Any]) -> list[Row]:
-        """The rows of a table in which the column has one of these values, with the columns of its definition."""
+        """The rows of a table in which the column has one of these values, with the columns of its
+        definition.
+        """
 
 
 @dataclass(slots=True)
 class References:
     """What the rows that a batch refers to say of it.
 
-    Attributes:
-        missing: by run id, a refusal for a run that refers to a row that isn't there. One with such a refusal may exist
-            already, and is then answered as it is, since Prefect inserts before it looks.
-        refused: by run id, a refusal whether the run exists or not.
+    Attributes: missing: by run id, a refusal for a run that refers to a row that isn't there. One
+        with such a refusal may exist already, and is then answered as it is, since Prefect inserts
+        before it looks. refused: by run id, a refusal whether the run exists or not.
     """
 
     missing: dict[UUID, Refusal] = field(default_factory=dict)
@@ -91,10 +99,16 @@ class References:
 
 
 async def resolve(lookup: Lookup, runs: Sequence[NewRun]) -> References:
-    """Look up what the runs refer to, each kind once for all of them, and fill in what follows from it."""
+    """Look up what the runs refer to, each kind once for all of them, and fill in what follows from
+    it.
+    """
     references = References()
     pools = await _by(lookup, work_pool, "name", (new.request.body.work_pool_name for new in runs))
-    queues = await lookup.rows(work_queue, "work_pool_id", [pool["id"] for pool in pools.values()]) if pools else []
+    queues = (
+        await lookup.rows(work_queue, "work_pool_id", [pool["id"] for pool in pools.values()])
+        if pools
+        else []
+    )
     for new in runs:
         if refusal := _fill_work_queue(new, pools, queues):
             references.refused[new.run.id] = refusal
@@ -127,7 +141,9 @@ def _fill_work_queue(new: NewRun, pools: Mapping[str, Row], queues: Sequence[Row
         return None
     pool = pools.get(pool_name)
     if queue_name:
-        found = [row for row in queues if pool and row["work_pool_id"] == pool["id"] and row["name"] == queue_name]
+        found = [
+            row for row in queues if pool and row["work_pool_id"] == pool["id"] and row["name"] == queue_name
+        ]
         if not found:
             return WorkPoolNotFound(f"Work pool queue '{pool_name}/{queue_name}' not found.")
     elif pool is None:
@@ -203,7 +219,8 @@ def follow(task: Row, new: NewRun, now: datetime) -> tuple[Row, Row]:
         "next_scheduled_start_time": scheduled_time if state.type == _SCHEDULED else next_scheduled,
         "start_time": start_time,
         "end_time": end_time,
-        "total_run_time": task["total_run_time"] + (now - task["state_timestamp"] if was_running else timedelta(0)),
+        "total_run_time": task["total_run_time"]
+        + (now - task["state_timestamp"] if was_running else timedelta(0)),
     }
     return state_row, changes
 
@@ -225,9 +242,14 @@ def problems(inspector: sa.Inspector) -> list[str]:
             ):
                 found.append(f"{table.name}.{column.name} is {is_now}, not {wanted}")
     with catch_warnings():
-        # Prefect's indexes of expressions, which SQLAlchemy passes over on SQLite with a warning each.
+        # Prefect's indexes of expressions, which SQLAlchemy passes over on SQLite with a warning
+        # each.
         simplefilter("ignore", sa.exc.SAWarning)
-        indexes = {index["name"] for index in inspector.get_indexes(flow_run.name)} if flow_run.name in tables else {UNIQUE_INDEX}
+        indexes = (
+            {index["name"] for index in inspector.get_indexes(flow_run.name)}
+            if flow_run.name in tables
+            else {UNIQUE_INDEX}
+        )
     if UNIQUE_INDEX not in indexes:
         found.append(f"no unique index {UNIQUE_INDEX}")
     return found
@@ -245,4 +267,7 @@ def _family(type_: sa.types.TypeEngine[Any]) -> str:
         (sa.String, "text"),
     )
     name = type(type_).__name__.lower()
-    return next((family for kind, family in families if isinstance(type_, kind)), "interval" if name == "interval" else name)
+    return next(
+        (family for kind, family in families if isinstance(type_, kind)),
+        "interval" if name == "interval" else name,
+    )

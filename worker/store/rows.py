@@ -1,4 +1,6 @@
-"""Between rows and values: how each kind of column is written and read, on each database. Kinds come from the tables."""
+"""Between rows and values: how each kind of column is written and read, on each database. Kinds
+come from the tables.
+"""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -22,7 +24,9 @@ _EPOCH = datetime(1970, 1, 1)
 
 
 def kind_of(column: sa.Column[Any]) -> str:
-    """``uuid``, ``timestamp``, ``json``, ``interval``, ``boolean``, ``integer``, ``state`` or ``text``."""
+    """``uuid``, ``timestamp``, ``json``, ``interval``, ``boolean``, ``integer``, ``state`` or
+    ``text``.
+    """
     kinds: dict[type[Any], str] = {
         sa.Uuid: "uuid",
         sa.TIMESTAMP: "timestamp",
@@ -91,18 +95,26 @@ class RowCodec:
     """
 
     def __init__(self, dialect: str) -> None:
-        write, read = (_SQLITE_WRITE, _SQLITE_READ) if dialect == "sqlite" else (_POSTGRESQL_WRITE, _POSTGRESQL_READ)
+        write, read = (
+            (_SQLITE_WRITE, _SQLITE_READ) if dialect == "sqlite" else (_POSTGRESQL_WRITE, _POSTGRESQL_READ)
+        )
         self._write_run, self._write_state = _codecs(flow_run, write), _codecs(flow_run_state, write)
         self._write, self._read = write, read
         self._read_run, self._read_state = _codecs(flow_run, read), _codecs(flow_run_state, read)
 
     def run_values(self, run: FlowRun) -> list[Any]:
         """A run's parameters in the order of ``RUN_COLUMNS``."""
-        return [getattr(run, name) if write is None else write(getattr(run, name)) for name, write in self._write_run]
+        return [
+            getattr(run, name) if write is None else write(getattr(run, name))
+            for name, write in self._write_run
+        ]
 
     def state_values(self, state: FlowRunState) -> list[Any]:
         """A state's parameters in the order of ``STATE_COLUMNS``."""
-        return [getattr(state, name) if write is None else write(getattr(state, name)) for name, write in self._write_state]
+        return [
+            getattr(state, name) if write is None else write(getattr(state, name))
+            for name, write in self._write_state
+        ]
 
     def values(self, table: sa.Table, row: Mapping[str, Any]) -> list[Any]:
         """Some columns of a row of any table as parameters, in the order of ``row``."""
@@ -117,7 +129,9 @@ class RowCodec:
         return _values(iter(row), _codecs(table, self._read))
 
     def read(self, row: Any) -> FlowRun:
-        """A run from a row of ``RUN_COLUMNS``, ``STATE_COLUMNS`` (null without a state), work pool's id, name, queue's name."""
+        """A run from a row of ``RUN_COLUMNS``, ``STATE_COLUMNS`` (null without a state), work
+        pool's id, name, queue's name.
+        """
         values = iter(row)
         run = FlowRun(**_values(values, self._read_run))
         state = _values(values, self._read_state)

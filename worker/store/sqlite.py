@@ -1,8 +1,9 @@
 """The create statements on SQLite: one transaction for a batch; knows rows, not requests.
 
-Rows are written on the event loop, since they are microseconds each, and a thread that writes them would fight the loop
-for the interpreter at every one. What may take long, waiting for another writer's lock and for the disk, is left to a
-thread of its own. The standard library's driver is used without an asynchronous layer, as that hands over each statement.
+Rows are written on the event loop, since they are microseconds each, and a thread that writes them
+would fight the loop for the interpreter at every one. What may take long, waiting for another
+writer's lock and for the disk, is left to a thread of its own. The standard library's driver is
+used without an asynchronous layer, as that hands over each statement.
 """
 
 import asyncio
@@ -28,13 +29,14 @@ from worker.store.rows import RUN_COLUMNS, STATE_COLUMNS, RowCodec
 
 T = TypeVar("T")
 
-# How long another writer's lock is waited for before it counts as a fault, which is waited out as well; seconds.
+# How long another writer's lock is waited for before it counts as a fault, which is waited out as
+# well; seconds.
 BUSY_TIMEOUT = 10.0
 
-_INSERT_RUN = (
-    f"INSERT INTO flow_run ({', '.join(RUN_COLUMNS)}) VALUES ({', '.join('?' * len(RUN_COLUMNS))}) ON CONFLICT DO NOTHING"
+_INSERT_RUN = f"INSERT INTO flow_run ({', '.join(RUN_COLUMNS)}) VALUES ({', '.join('?' * len(RUN_COLUMNS))}) ON CONFLICT DO NOTHING"
+_INSERT_STATE = (
+    f"INSERT INTO flow_run_state ({', '.join(STATE_COLUMNS)}) VALUES ({', '.join('?' * len(STATE_COLUMNS))})"
 )
-_INSERT_STATE = f"INSERT INTO flow_run_state ({', '.join(STATE_COLUMNS)}) VALUES ({', '.join('?' * len(STATE_COLUMNS))})"
 _READ = f"""
 SELECT {", ".join(f"r.{name}" for name in RUN_COLUMNS)}, {", ".join(f"s.{name}" for name in STATE_COLUMNS)}, {{pool}}
 FROM flow_run r LEFT JOIN flow_run_state s ON s.id = r.state_id {{joins}}
@@ -52,7 +54,9 @@ _ROW_ERRORS = (
 class SQLite:
     """The store's side to SQLite: one connection, used by one caller at a time."""
 
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, *, prefect: bool = False) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, *, prefect: bool = False
+    ) -> None:
         self._connection = connection
         self._thread = thread
         self._prefect = prefect
@@ -62,7 +66,9 @@ class SQLite:
             "LEFT JOIN artifact a ON a.id = s.result_artifact_id "
             "LEFT JOIN work_queue q ON q.id = r.work_queue_id LEFT JOIN work_pool p ON p.id = q.work_pool_id"
         )
-        self._read = _READ.format(pool="p.id, p.name, q.name" if prefect else "NULL, NULL, NULL", joins=joins if prefect else "")
+        self._read = _READ.format(
+            pool="p.id, p.name, q.name" if prefect else "NULL, NULL, NULL", joins=joins if prefect else ""
+        )
         if prefect:
             # ``FlowRunState.data``: older states keep it themselves, newer ones in an artifact.
             self._read = self._read.replace("s.data", "coalesce(s.data, a.data)")
@@ -72,7 +78,9 @@ class SQLite:
         """Open the file; raises what sqlite3 raises."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         try:
-            connection = await asyncio.get_running_loop().run_in_executor(thread, _open, url.database or ":memory:")
+            connection = await asyncio.get_running_loop().run_in_executor(
+                thread, _open, url.database or ":memory:"
+            )
         except BaseException:
             thread.shutdown(wait=False)
             raise
@@ -86,10 +94,14 @@ class SQLite:
     async def ping(self) -> None:
         """Raise Fault unless the file can be read."""
         async with self._turn:
-            await self._in_thread(lambda: self._connection.execute("SELECT 1 FROM flow_run LIMIT 1").fetchone())
+            await self._in_thread(
+                lambda: self._connection.execute("SELECT 1 FROM flow_run LIMIT 1").fetchone()
+            )
 
     async def try_writing(self, _: FlowRun) -> None:
-        """Raise Fault unless the file can be written: its own version number is, with what it is already."""
+        """Raise Fault unless the file can be written: its own version number is, with what it is
+        already.
+        """
 
         def write() -> None:
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -117,7 +129,9 @@ class SQLite:
 
     async def read_by_key(self, keys: Sequence[tuple[UUID, str]]) -> list[FlowRun]:
         """The runs of these flows and idempotency keys, as they are now."""
-        return await self._select("r.flow_id = ? AND r.idempotency_key = ?", [(str(flow), key) for flow, key in keys])
+        return await self._select(
+            "r.flow_id = ? AND r.idempotency_key = ?", [(str(flow), key) for flow, key in keys]
+        )
 
     async def read_by_id(self, ids: Sequence[UUID]) -> list[FlowRun]:
         """The runs of these ids, as they are now."""
@@ -125,24 +139,30 @@ class SQLite:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[None]:
-        """Begin one, which is committed within; if that fails or is cancelled, no lock stays behind."""
+        """Begin one, which is committed within; if that fails or is cancelled, no lock stays
+        behind.
+        """
         try:
             await self._in_thread(self._begin)
             yield
         except BaseException:
-            # After what the thread is at: a BEGIN that nobody waits for any more still takes the lock.
+            # After what the thread is at: a BEGIN that nobody waits for any more still takes the
+            # lock.
             self._thread.submit(self._connection.rollback)
             raise
 
     def _begin(self) -> None:
-        # IMMEDIATE: another writer's lock is waited for here, where waiting works; an upgrade from a read lock fails at once.
+        # IMMEDIATE: another writer's lock is waited for here, where waiting works; an upgrade from
+        # a read lock fails at once.
         self._connection.execute("BEGIN IMMEDIATE")
         if self._prefect:
             # A run refers to its state and the state to its run: checked once both are there.
             self._connection.execute("PRAGMA defer_foreign_keys = ON")
 
     def _insert(self, new: NewRun) -> FlowRun | Refusal | None:
-        """The run if it was inserted, a refusal if SQLite can't store it, None if it conflicts with one that exists."""
+        """The run if it was inserted, a refusal if SQLite can't store it, None if it conflicts with
+        one that exists.
+        """
         run = new.run
         try:
             if not self._connection.execute(_INSERT_RUN, self._codec.run_values(run)).rowcount:
@@ -152,7 +172,8 @@ class SQLite:
             if self._prefect and run.parent_task_run_id is not None:
                 self._let_parent_follow(new)
         except _ROW_ERRORS as error:
-            # A statement that fails leaves nothing behind, but the run may be there without its state.
+            # A statement that fails leaves nothing behind, but the run may be there without its
+            # state.
             self._connection.execute("DELETE FROM flow_run WHERE id = ?", (str(run.id),))
             return refused_by_database(error, sqlite3.IntegrityError)
         return run
@@ -196,7 +217,8 @@ def _open(path: str) -> sqlite3.Connection:
     deadline = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
-            # Readers don't block the writer. To switch to it needs the file for itself, and does not wait for that.
+            # Readers don't block the writer. To switch to it needs the file for itself, and does
+            # not wait for that.
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
             break
         except sqlite3.OperationalError as error:

@@ -1,4 +1,6 @@
-"""The store: opens a database of either kind, and creates a batch of runs in it, each once; knows no broker."""
+"""The store: opens a database of either kind, and creates a batch of runs in it, each once; knows
+no broker.
+"""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -17,7 +19,8 @@ from worker.store.postgresql import PostgreSQL
 from worker.store.prefect import References, resolve
 from worker.store.sqlite import SQLite
 
-# A run that is deleted between the conflict with it and the look at it: the batch tries again, this often.
+# A run that is deleted between the conflict with it and the look at it: the batch tries again, this
+# often.
 MAX_ROUNDS = 10
 
 Key = tuple[UUID, str]
@@ -37,7 +40,9 @@ class Store:
     def __init__(self, database: PostgreSQL | SQLite, url: URL, *, prefect: bool) -> None:
         self._database = database
         self.kind: Literal["standalone", "prefect"] = "prefect" if prefect else "standalone"
-        self.dialect: Literal["postgresql", "sqlite"] = "postgresql" if isinstance(database, PostgreSQL) else "sqlite"
+        self.dialect: Literal["postgresql", "sqlite"] = (
+            "postgresql" if isinstance(database, PostgreSQL) else "sqlite"
+        )
         self.description = url.render_as_string(hide_password=True)
 
     @classmethod
@@ -75,7 +80,8 @@ class Store:
         """Raise Fault unless the database would take a run like this one, which is not stored."""
         run, state = new.run, new.run.state
         state_id = None if state is None else uuid4()
-        # With ids of its own, and no key: where a run conflicts with one that exists, nothing is written.
+        # With ids of its own, and no key: where a run conflicts with one that exists, nothing is
+        # written.
         trial = replace(run, id=uuid4(), idempotency_key=None, state_id=state_id)
         if state is not None and state_id is not None:
             trial.state = replace(state, id=state_id, flow_run_id=trial.id)
@@ -89,8 +95,8 @@ class Store:
         Returns:
             What became of each, in the order of ``runs``.
 
-        Raises:
-            Fault: the database is away or busy. The same runs can be given again: what was stored is found then.
+        Raises: Fault: the database is away or busy. The same runs can be given again: what was
+            stored is found then.
         """
         outcomes: dict[int, Outcome] = {}
         waiting: dict[Hashable, list[int]] = {}
@@ -100,7 +106,9 @@ class Store:
             if not waiting:
                 break
             # One order of keys in all workers, so that no two of them wait for each other's rows.
-            leading = sorted((members[0] for members in waiting.values()), key=lambda index: _order(runs[index].run))
+            leading = sorted(
+                (members[0] for members in waiting.values()), key=lambda index: _order(runs[index].run)
+            )
             found = await self._insert_or_read([runs[index] for index in leading])
             for index in leading:
                 run = runs[index].run
@@ -121,11 +129,15 @@ class Store:
         return [outcomes[index] for index in range(len(runs))]
 
     async def _insert_or_read(self, runs: Sequence[NewRun]) -> dict[UUID, Outcome]:
-        """What became of runs with different keys, by their ids; those that exist no longer are left out."""
+        """What became of runs with different keys, by their ids; those that exist no longer are
+        left out.
+        """
         references = await resolve(self._database, runs) if self.kind == "prefect" else References()
         outcomes: dict[UUID, Outcome] = dict(references.refused)
         unresolved = references.missing.keys() | references.refused.keys()
-        for run_id, stored in (await self._database.insert([new for new in runs if new.run.id not in unresolved])).items():
+        for run_id, stored in (
+            await self._database.insert([new for new in runs if new.run.id not in unresolved])
+        ).items():
             outcomes[run_id] = stored if isinstance(stored, Refusal) else Created(stored)
         conflicting = [new.run for new in runs if new.run.id not in outcomes]
         keyed = {_key(run): run for run in conflicting if run.idempotency_key is not None}
@@ -142,7 +154,9 @@ def _key(run: FlowRun) -> Key:
 
 
 def _identity(run: FlowRun) -> Hashable:
-    """What makes two requests ask for the same run: flow and key, or else the id (a message's fingerprint)."""
+    """What makes two requests ask for the same run: flow and key, or else the id (a message's
+    fingerprint).
+    """
     return run.id if run.idempotency_key is None else _key(run)
 
 

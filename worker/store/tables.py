@@ -1,6 +1,8 @@
-"""Prefect's tables ``flow_run`` and ``flow_run_state``: names, columns and types as its server makes them.
+"""Prefect's tables ``flow_run`` and ``flow_run_state``: names, columns and types as its server
+makes them.
 
-One definition serves both databases, the migrations of a database of our own, and the check of a Prefect server's.
+One definition serves both databases, the migrations of a database of our own, and the check of a
+Prefect server's.
 """
 
 import sqlalchemy as sa
@@ -69,5 +71,7 @@ flow_run_state = sa.Table(
     sa.Column("message", Text),
     sa.Column("state_details", Json, nullable=False, server_default="{}"),
     sa.Column("data", Json),
-    sa.Index("uq_flow_run_state__flow_run_id_timestamp_desc", "flow_run_id", sa.text("timestamp DESC"), unique=True),
+    sa.Index(
+        "uq_flow_run_state__flow_run_id_timestamp_desc", "flow_run_id", sa.text("timestamp DESC"), unique=True
+    ),
 )

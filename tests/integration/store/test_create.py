@@ -11,9 +11,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from tests.database import fetch, fetch_runs
-from tests.integration.store.requests import FLOW_ID, keyed, request, unstorable
 from tests.integration.test_requests import EVERY_FIELD
+from tests.support.database import fetch, fetch_runs
+from tests.support.requests import FLOW_ID, keyed, request, unstorable
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
 from worker.creation import NewRun
@@ -30,10 +30,26 @@ def run_of(outcome: object) -> FlowRun:
 
 
 async def test_every_column_comes_back_as_it_was_written(store: Store) -> None:
-    for state in ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED", "CRASHED", "PAUSED", "CANCELLING"):
-        new = request(**{**EVERY_FIELD, "idempotency_key": state, "state": {**EVERY_FIELD["state"], "type": state}})
+    for state in (
+        "SCHEDULED",
+        "PENDING",
+        "RUNNING",
+        "COMPLETED",
+        "FAILED",
+        "CANCELLED",
+        "CRASHED",
+        "PAUSED",
+        "CANCELLING",
+    ):
+        new = request(
+            **{**EVERY_FIELD, "idempotency_key": state, "state": {**EVERY_FIELD["state"], "type": state}}
+        )
         for number, field in enumerate(dataclasses.fields(FlowRun)):
-            if getattr(new.run, field.name) is None and field.name.endswith("_id") and field.name != "work_pool_id":
+            if (
+                getattr(new.run, field.name) is None
+                and field.name.endswith("_id")
+                and field.name != "work_pool_id"
+            ):
                 setattr(new.run, field.name, UUID(int=number))
         new.run.created_by = {"type": "AUTOMATION"}
         written = dataclasses.replace(new.run)
@@ -65,21 +81,31 @@ async def test_duplicates_in_one_batch_make_one_run(store: Store, database_url: 
     batch = keyed(["a", "b", "a", "c", "a", "b"])
     outcomes = await store.create(batch)
     assert kinds(outcomes) == ["Created", "Created", "Existing", "Created", "Existing", "Existing"]
-    assert [run_of(outcome).id for outcome in outcomes] == [batch[leader].run.id for leader in (0, 1, 0, 3, 0, 1)]
+    assert [run_of(outcome).id for outcome in outcomes] == [
+        batch[leader].run.id for leader in (0, 1, 0, 3, 0, 1)
+    ]
     assert len(await fetch_runs(database_url)) == 3
     assert len(await fetch(database_url, "SELECT * FROM flow_run_state")) == 3
 
 
 async def test_a_key_counts_within_its_flow_alone(store: Store) -> None:
     other = "6f9619ff-8b86-4d11-b42d-00cf4fc964ff"
-    assert kinds(await store.create([request(idempotency_key="k"), request(idempotency_key="k", flow_id=other)])) == [
+    assert kinds(
+        await store.create([request(idempotency_key="k"), request(idempotency_key="k", flow_id=other)])
+    ) == [
         "Created",
         "Created",
     ]
 
 
 async def test_without_a_key_each_is_a_run_unless_it_is_the_same_message(store: Store) -> None:
-    batch = [request(), request(), request(message_id="m"), request(message_id="m"), request(message_id="m", name="other")]
+    batch = [
+        request(),
+        request(),
+        request(message_id="m"),
+        request(message_id="m"),
+        request(message_id="m", name="other"),
+    ]
     assert kinds(await store.create(batch)) == ["Created", "Created", "Created", "Existing", "Created"]
     (again,) = await store.create([request(message_id="m")])
     assert isinstance(again, Existing)
@@ -87,7 +113,10 @@ async def test_without_a_key_each_is_a_run_unless_it_is_the_same_message(store: 
 
 
 async def test_an_empty_key_is_no_key(store: Store) -> None:
-    assert kinds(await store.create([request(idempotency_key=""), request(idempotency_key="")])) == ["Created", "Created"]
+    assert kinds(await store.create([request(idempotency_key=""), request(idempotency_key="")])) == [
+        "Created",
+        "Created",
+    ]
 
 
 async def test_the_next_leads_where_the_first_of_a_key_is_refused(store: Store) -> None:
@@ -102,14 +131,20 @@ async def test_a_bad_row_harms_no_other_wherever_it_is(store: Store, database_ur
     for position in range(size):
         batch = keyed([f"{position}-{number}" for number in range(size)])
         batch[position] = unstorable(idempotency_key=f"{position}-{position}")
-        assert kinds(await store.create(batch)) == ["Refusal" if number == position else "Created" for number in range(size)]
+        assert kinds(await store.create(batch)) == [
+            "Refusal" if number == position else "Created" for number in range(size)
+        ]
     assert len(await fetch_runs(database_url)) == size * (size - 1)
     assert len(await fetch(database_url, "SELECT * FROM flow_run_state")) == size * (size - 1)
 
 
 async def test_many_bad_rows_in_a_large_batch(store: Store) -> None:
-    batch = [(unstorable if number % 7 == 0 else request)(idempotency_key=f"{number}") for number in range(300)]
-    assert kinds(await store.create(batch)) == ["Refusal" if number % 7 == 0 else "Created" for number in range(300)]
+    batch = [
+        (unstorable if number % 7 == 0 else request)(idempotency_key=f"{number}") for number in range(300)
+    ]
+    assert kinds(await store.create(batch)) == [
+        "Refusal" if number % 7 == 0 else "Created" for number in range(300)
+    ]
 
 
 async def test_a_run_that_vanishes_between_conflict_and_look_is_created(
@@ -154,7 +189,9 @@ async def _delete(store: Store, key: str) -> None:
 
 
 async def test_stores_that_race_for_the_same_keys_make_one_run_each(database_url: str) -> None:
-    """Each gets all keys, in an order of its own and in batches of other sizes, so that they meet in every way."""
+    """Each gets all keys, in an order of its own and in batches of other sizes, so that they meet
+    in every way.
+    """
     keys = [f"{number}" for number in range(1_000)]
     stores = [await Store.open(database_url, migrate=True) for _ in range(3)]
 
@@ -176,12 +213,17 @@ async def test_stores_that_race_for_the_same_keys_make_one_run_each(database_url
         for key, outcome in result.items():
             seen[key].append(outcome)
     assert all(len({run_id for run_id, _ in outcomes}) == 1 for outcomes in seen.values())
-    assert all(sorted(kind for _, kind in outcomes) == ["Created", "Existing", "Existing"] for outcomes in seen.values())
+    assert all(
+        sorted(kind for _, kind in outcomes) == ["Created", "Existing", "Existing"]
+        for outcomes in seen.values()
+    )
     assert len(await fetch_runs(database_url)) == len(keys)
 
 
 async def test_no_statement_reads_a_whole_table_though_it_was_empty_when_planned(postgresql_url: str) -> None:
-    """PostgreSQL plans once for a connection, also how it checks foreign keys; at an empty table reading it whole is cheap."""
+    """PostgreSQL plans once for a connection, also how it checks foreign keys; at an empty table
+    reading it whole is cheap.
+    """
     connection = await asyncpg.connect(postgresql_url.replace("+asyncpg", ""))
     try:
         store = await Store.open(postgresql_url, migrate=True)

@@ -1,4 +1,6 @@
-"""What is wrong with a database is said when it is opened, in a line that helps; strangers stay untouched."""
+"""What is wrong with a database is said when it is opened, in a line that helps; strangers stay
+untouched.
+"""
 
 import asyncio
 import os
@@ -10,10 +12,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from deploy.dev.postgresql import PostgreSQL
-from tests.conftest import ROOT
-from tests.database import fetch
-from tests.integration.store.requests import keyed
+from tests.support.database import fetch
+from tests.support.postgresql import PostgreSQL
+from tests.support.requests import keyed
+from tests.support.worker_process import ROOT
 from worker.contract.errors import Fault
 from worker.store import Store, StoreError, migrations
 from worker.store.sqlite import SQLite
@@ -31,7 +33,10 @@ async def test_ten_migrate_at_once(database_url: str) -> None:
         )
         for _ in range(10)
     ]
-    outputs = [output.decode() for output, _ in await asyncio.gather(*(process.communicate() for process in processes))]
+    outputs = [
+        output.decode()
+        for output, _ in await asyncio.gather(*(process.communicate() for process in processes))
+    ]
     assert [process.returncode for process in processes] == [0] * 10, "\n".join(outputs)
     assert await fetch(database_url, f"SELECT version_num FROM {migrations.VERSION_TABLE}") == [
         {"version_num": migrations._head()}
@@ -58,7 +63,9 @@ async def test_forms_of_a_sqlite_url(sqlite_url: str, form: str) -> None:
     await store.close()
 
 
-@pytest.mark.parametrize("query", ["?sslmode=prefer", "?ssl=prefer", "?application_name=mine&sslmode=disable"])
+@pytest.mark.parametrize(
+    "query", ["?sslmode=prefer", "?ssl=prefer", "?application_name=mine&sslmode=disable"]
+)
 async def test_what_a_postgresql_url_may_ask_for(postgresql_url: str, query: str) -> None:
     store = await Store.open(postgresql_url + query, migrate=True)
     await store.ping()
@@ -73,7 +80,14 @@ async def test_what_it_may_not_ask_for_is_told(postgresql_url: str, query: str) 
 
 @pytest.mark.parametrize(
     "url",
-    ["no url", "", "mysql://user:secret@host/db", "sqlite:////no/such/folder/file.db", "sqlite://", "sqlite:///:memory:"],
+    [
+        "no url",
+        "",
+        "mysql://user:secret@host/db",
+        "sqlite:////no/such/folder/file.db",
+        "sqlite://",
+        "sqlite:///:memory:",
+    ],
 )
 async def test_a_wrong_url_is_told(url: str) -> None:
     with pytest.raises(StoreError) as refused:
@@ -133,7 +147,9 @@ async def test_an_unknown_shape_is_refused_untouched(tmp_path: Path, postgresql_
     await _execute(postgresql_url, "CREATE TABLE flow_run (id integer)")
     with pytest.raises(StoreError, match="'flow_run'"):
         await Store.open(postgresql_url, migrate=True)
-    tables = await fetch(postgresql_url, "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
+    tables = await fetch(
+        postgresql_url, "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'"
+    )
     assert [row["table_name"] for row in tables] == ["flow_run"]
 
 
@@ -144,7 +160,9 @@ async def _execute(url: str, statement: str) -> None:
 
 
 async def test_a_batch_outlives_the_database(tmp_path: Path) -> None:
-    """The cluster stops and crashes under the store: a fault each time, and the same batch is stored once it is back."""
+    """The cluster stops and crashes under the store: a fault each time, and the same batch is
+    stored once it is back.
+    """
     with PostgreSQL() as cluster:
         store = await Store.open(cluster.create_database(), migrate=True)
         for number, end in enumerate((cluster.stop, cluster.kill)):
@@ -168,7 +186,9 @@ async def test_a_batch_outlives_the_database(tmp_path: Path) -> None:
         await store.close()
 
 
-async def test_a_lock_of_another_writer_is_waited_for_and_then_a_fault(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lock_of_another_writer_is_waited_for_and_then_a_fault(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = await Store.open(sqlite_url, migrate=True)
     database = store._database
     assert isinstance(database, SQLite)

@@ -1,4 +1,5 @@
-"""The schema of a database of our own: recognised, brought up to date, or refused; a Prefect server's is left alone.
+"""The schema of a database of our own: recognised, brought up to date, or refused; a Prefect
+server's is left alone.
 
 Alembic, with a version table of its own name, so that it can't be taken for Prefect's.
 """
@@ -28,12 +29,14 @@ from worker.store.tables import metadata
 T = TypeVar("T")
 
 VERSION_TABLE = "flow_run_worker_version"
-# The key of the advisory lock that keeps workers which start together from migrating together: "flow-run" in ASCII.
+# The key of the advisory lock that keeps workers which start together from migrating together:
+# "flow-run" in ASCII.
 ADVISORY_LOCK = 0x666C6F772D72756E
 
 
 async def ensure(url: URL, *, upgrade: bool) -> bool:
-    """See to it that the schema is one that this version writes to; returns whether it is a Prefect server's.
+    """See to it that the schema is one that this version writes to; returns whether it is a Prefect
+    server's.
 
     Args:
         upgrade: bring it up to date; else it has to be.
@@ -168,7 +171,9 @@ def _refuse_strangers(connection: Connection) -> None:
 
 
 def _refuse_newer(revision: str) -> None:
-    if revision not in {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}:
+    if revision not in {
+        script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()
+    }:
         raise StoreError(
             f"The database schema is at {revision}, which this version does not know: a newer worker has upgraded it. "
             "Run that version."
@@ -176,7 +181,9 @@ def _refuse_newer(revision: str) -> None:
 
 
 def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+    return MigrationContext.configure(
+        connection, opts={"version_table": VERSION_TABLE}
+    ).get_current_revision()
 
 
 def _head() -> str:
@@ -218,9 +225,13 @@ def engine_for(url: URL) -> AsyncEngine:
 
 
 def _with_sqlite(url: URL, work: Callable[[Connection], T]) -> T:
-    # Autocommit: the driver's own BEGIN comes late and takes no lock; _ensure begins where it has to.
+    # Autocommit: the driver's own BEGIN comes late and takes no lock; _ensure begins where it has
+    # to.
     engine = sa.create_engine(
-        url.set(drivername="sqlite"), poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args={"timeout": BUSY_TIMEOUT}
+        url.set(drivername="sqlite"),
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",
+        connect_args={"timeout": BUSY_TIMEOUT},
     )
     try:
         with engine.connect() as connection:

@@ -57,7 +57,9 @@ def upgrade() -> None:
         sa.Column("auto_scheduled", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("job_variables", json, server_default="{}"),
     )
-    op.create_index("uq_flow_run__flow_id_idempotency_key", "flow_run", ["flow_id", "idempotency_key"], unique=True)
+    op.create_index(
+        "uq_flow_run__flow_id_idempotency_key", "flow_run", ["flow_id", "idempotency_key"], unique=True
+    )
     op.create_table(
         "flow_run_state",
         sa.Column("id", uuid, primary_key=True),

@@ -10,11 +10,13 @@ from itertools import count
 from pathlib import Path
 from typing import Self
 
-from deploy.dev.processes import ServerFailed, ServerProcess, answers, free_ports
+from tests.support.processes import ServerFailed, ServerProcess, answers, free_ports
 
 
 class PostgreSQL:
-    """A private cluster, in a folder that goes with it. Its user is ``postgres``, without a password, on loopback only."""
+    """A private cluster, in a folder that goes with it. Its user is ``postgres``, without a
+    password, on loopback only.
+    """
 
     def __init__(self) -> None:
         self._bin = executables()
@@ -44,13 +46,16 @@ class PostgreSQL:
         return self._folder / "data"
 
     def start(self, *options: str) -> None:
-        """Start the cluster, and wait until it takes connections; ``options`` are for ``postgres``, as ``-c fsync=off``.
+        """Start the cluster, and wait until it takes connections; ``options`` are for ``postgres``,
+        as ``-c fsync=off``.
 
         Raises:
             ServerFailed: it does not come up.
         """
         if not self._data.exists():
-            self._run("initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+            self._run(
+                "initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"
+            )
         self._process = ServerProcess(
             [
                 str(self._bin / "postgres"),
@@ -73,10 +78,13 @@ class PostgreSQL:
             self._process = None
 
     def kill(self) -> None:
-        """End the cluster as a crash does: nothing is flushed; its data stay, and are recovered at the next start."""
+        """End the cluster as a crash does: nothing is flushed; its data stay, and are recovered at
+        the next start.
+        """
         if self._process is not None:
-            # An immediate shutdown, in PostgreSQL's terms. SIGKILL would leave its children, which are not of its process group,
-            # and which keep the next start from its shared memory for as long as a statement runs.
+            # An immediate shutdown, in PostgreSQL's terms. SIGKILL would leave its children, which
+            # are not of its process group, and which keep the next start from its shared memory for
+            # as long as a statement runs.
             self._process.stop(signal.SIGQUIT)
             self._process = None
 

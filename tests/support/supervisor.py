@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 
-from tests.conftest import WorkerProcess
+from tests.support.worker_process import WorkerProcess
 
 
 class Supervisor:
-    """Keeps workers running: starts one again when it dies, which counts unless it was killed on purpose.
+    """Keeps workers running: starts one again when it dies, which counts unless it was killed on
+    purpose.
 
     Attributes:
         died: the ends of the logs of workers that died otherwise.
@@ -77,7 +78,11 @@ class Supervisor:
         self._stop_supervising()
         for worker in self._workers:
             await asyncio.to_thread(worker.wait_until_logged, "serving", 120)
-        return [await asyncio.to_thread(worker.terminate) for worker in self._workers if worker.process.poll() is None]
+        return [
+            await asyncio.to_thread(worker.terminate)
+            for worker in self._workers
+            if worker.process.poll() is None
+        ]
 
     def kill_all(self) -> None:
         """End whatever still runs."""

@@ -1,4 +1,6 @@
-"""A network between workers and a server that can be slow, fall silent, or be cut; passes bytes and knows no protocol."""
+"""A network between workers and a server that can be slow, fall silent, or be cut; passes bytes and
+knows no protocol.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,7 +9,8 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards connections to the first of some local ports that accepts them, as a load balancer would.
+    """Forwards connections to the first of some local ports that accepts them, as a load balancer
+    would.
 
     Attributes:
         port: where it listens.

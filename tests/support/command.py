@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from tests.conftest import ROOT
+from tests.support.worker_process import ROOT
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,9 @@ class Done:
 
 
 async def command(*arguments: str, stdin: bytes | None = None, **settings: object) -> Done:
-    """``flow-run-worker`` with these arguments; ``settings`` go into its environment, as WORKER_NAME."""
+    """``flow-run-worker`` with these arguments; ``settings`` go into its environment, as
+    WORKER_NAME.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker", *arguments),
         env={

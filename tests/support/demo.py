@@ -1,4 +1,6 @@
-"""``make demo``: the main job shown on a real broker, worker processes and SQLite, in a folder that goes with it."""
+"""``make demo``: the main job shown on a real broker, worker processes and SQLite, in a folder that
+goes with it.
+"""
 
 import asyncio
 import os
@@ -16,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from deploy.dev.broker import broker
-from deploy.dev.processes import wait_until
+from tests.support.broker import broker
+from tests.support.processes import wait_until
 from worker.client import CreateOutcome, FlowRunClient, FlowRunRefused
 
 REQUESTS = 5_000
@@ -31,7 +33,11 @@ EVERY_FIELD: dict[str, Any] = {
     "flow_id": FLOW_ID,
     "name": "order-4711",
     "flow_version": "1.2.3",
-    "state": {"type": "SCHEDULED", "message": "for tonight", "state_details": {"scheduled_time": "2030-01-01T00:00:00Z"}},
+    "state": {
+        "type": "SCHEDULED",
+        "message": "for tonight",
+        "state_details": {"scheduled_time": "2030-01-01T00:00:00Z"},
+    },
     "parameters": {"order": 4711, "customer": {"name": "Zoë", "vip": True}},
     "context": {"source": "demo"},
     "parent_task_run_id": str(uuid4()),
@@ -73,7 +79,9 @@ class Workers:
     def start(self) -> None:
         log = self._folder / f"worker-{len(self._processes)}.log"
         with log.open("wb") as output:
-            process = subprocess.Popen([sys.executable, "-m", "worker", "run"], env=self._environment, stderr=output)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker", "run"], env=self._environment, stderr=output
+            )
         self._processes.append(process)
 
         def serving() -> bool:
@@ -108,12 +116,16 @@ async def one_by_one(url: str, queue: str, workers: Workers) -> None:
         twins = await asyncio.gather(client.request(both), another.request(both))
         ids = {twin.record.id for twin in twins if twin.record}
         statuses = sorted((twin.status for twin in twins), reverse=True)
-        console.print(f"[green]{statuses}[/] one key at once, two workers running: {len(ids)} run, {ids.pop()}")
+        console.print(
+            f"[green]{statuses}[/] one key at once, two workers running: {len(ids)} run, {ids.pop()}"
+        )
 
         try:
             await client.request({"flow_id": "not-a-uuid", "colour": "red"})
         except FlowRunRefused as refused:
-            console.print(f"[yellow]{refused.status}[/] a request that is refused: {refused.errors[0]['msg']}")
+            console.print(
+                f"[yellow]{refused.status}[/] a request that is refused: {refused.errors[0]['msg']}"
+            )
         await show_dead_letter(url, f"{queue}.dead")
 
         message_id = await client.publish({"flow_id": FLOW_ID, "name": "fire-and-forget"})
@@ -139,7 +151,11 @@ async def many(url: str, queue: str) -> Table:
     def requests() -> Any:
         for number in range(REQUESTS):
             key = number - 1 if number % DUPLICATES == DUPLICATES - 1 else number
-            body: dict[str, Any] = {"flow_id": FLOW_ID, "idempotency_key": f"run-{key}", "parameters": {"number": number}}
+            body: dict[str, Any] = {
+                "flow_id": FLOW_ID,
+                "idempotency_key": f"run-{key}",
+                "parameters": {"number": number},
+            }
             if number % MALFORMED == MALFORMED // 2:
                 body["colour"] = "red"
             sent[number] = time.perf_counter()

@@ -1,4 +1,6 @@
-"""``make run``: a worker in the foreground, on the broker that is found and the database that is set (SQLite by default)."""
+"""``make run``: a worker in the foreground, on the broker that is found and the database that is
+set (SQLite by default).
+"""
 
 import os
 import shlex
@@ -7,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deploy.dev.broker import broker
+from tests.support.broker import broker
 
 
 def main() -> int:
@@ -17,9 +19,13 @@ def main() -> int:
         command = Path(sys.executable).with_name("flow-run-worker")
         prefix = "" if how == "WORKER_AMQP_URL" else f"WORKER_AMQP_URL={shlex.quote(url)} "
         print(f"Broker: {how}. Send a request from a second terminal:\n")
-        print(f"  {prefix}{command} create --flow-id 5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11 --idempotency-key first\n", flush=True)
+        print(
+            f"  {prefix}{command} create --flow-id 5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11 --idempotency-key first\n",
+            flush=True,
+        )
         worker = subprocess.Popen([command, "run"], env={**os.environ, "WORKER_AMQP_URL": url})
-        # Ctrl-C goes to the whole foreground group: the worker ends by itself then, and the broker after it.
+        # Ctrl-C goes to the whole foreground group: the worker ends by itself then, and the broker
+        # after it.
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
         return worker.wait()

@@ -1,4 +1,6 @@
-"""A RabbitMQ node of our own: own ports, own folder, own name, own port mapper; shares nothing with what else runs here."""
+"""A RabbitMQ node of our own: own ports, own folder, own name, own port mapper; shares nothing with
+what else runs here.
+"""
 
 import os
 import shutil
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from deploy.dev.processes import ServerFailed, ServerProcess, answers, free_ports, wait_until
+from tests.support.processes import ServerFailed, ServerProcess, answers, free_ports, wait_until
 
 SERVER = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
 
@@ -92,7 +94,8 @@ class RabbitMQ:
             "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_MNESIA_BASE": str(self._folder / "data"),
             "RABBITMQ_LOG_BASE": str(self._folder / "log"),
-            # All files of the machine's own broker are replaced, those that we need nothing in as well.
+            # All files of the machine's own broker are replaced, those that we need nothing in as
+            # well.
             "RABBITMQ_CONF_ENV_FILE": self._write("rabbitmq-env.conf", ""),
             "RABBITMQ_CONFIG_FILE": self._write("rabbitmq.conf", config),
             "RABBITMQ_CONFIG_FILES": str(self._folder / "conf.d"),
@@ -150,8 +153,8 @@ class RabbitMQ:
     def on_disk(self, queue: str) -> bool:
         """Whether a quorum queue would survive :meth:`kill`.
 
-        RabbitMQ writes which Raft log is whose every half second (``ra_directory``, a dets table); a queue that was declared and
-        filled since is there after a kill, and answers nothing.
+        RabbitMQ writes which Raft log is whose every half second (``ra_directory``, a dets table);
+        a queue that was declared and filled since is there after a kill, and answers nothing.
         """
         # The name of its Raft cluster, an Erlang atom, whose length stands before it.
         name = f"%2F_{queue}".encode()
@@ -161,7 +164,9 @@ class RabbitMQ:
     def ctl(self, *arguments: str) -> str:
         """Run ``rabbitmqctl``; returns what it prints."""
         command = Path(executable()).with_name("rabbitmqctl")
-        done = subprocess.run([command, "-q", *arguments], env=self._env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [command, "-q", *arguments], env=self._env, capture_output=True, text=True, timeout=60
+        )
         if done.returncode:
             raise ServerFailed(f"rabbitmqctl {' '.join(arguments)}: {done.stderr or done.stdout}")
         return done.stdout
@@ -175,7 +180,9 @@ class RabbitMQ:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _ended(self) -> None:
-        """Wait for the node itself, which is a child of the script that we started: it gives its ports back at its end."""
+        """Wait for the node itself, which is a child of the script that we started: it gives its
+        ports back at its end.
+        """
         self._process = None
         wait_until(lambda: not answers(self.port) and not answers(self._distribution), "the end of RabbitMQ")
 

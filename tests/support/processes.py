@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-# Below the range from which systems take the ports of outgoing connections (Linux: from 32768, others: from 49152). A port in
-# that range may be gone when a server comes back to it, even to a client that tries to reach it and meets itself.
+# Below the range from which systems take the ports of outgoing connections (Linux: from 32768,
+# others: from 49152). A port in that range may be gone when a server comes back to it, even to a
+# client that tries to reach it and meets itself.
 PORTS = range(20000, 32768)
 
 
@@ -21,7 +22,9 @@ class ServerFailed(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """Free TCP ports on the loopback address, different ones, to which a server can come back after a restart."""
+    """Free TCP ports on the loopback address, different ones, to which a server can come back after
+    a restart.
+    """
     found: list[int] = []
     with ExitStack() as held:
         for port in random.sample(PORTS, len(PORTS)):
@@ -55,7 +58,8 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) 
 
 
 class ServerProcess:
-    """A process in a group of its own with its children, so that all of it can be ended and nothing else.
+    """A process in a group of its own with its children, so that all of it can be ended and nothing
+    else.
 
     It also ends when we do without having stopped it.
 
@@ -68,7 +72,13 @@ class ServerProcess:
     """
 
     def __init__(
-        self, command: Sequence[str], log: Path, *, env: Mapping[str, str], user: str | None = None, orderly: int = signal.SIGTERM
+        self,
+        command: Sequence[str],
+        log: Path,
+        *,
+        env: Mapping[str, str],
+        user: str | None = None,
+        orderly: int = signal.SIGTERM,
     ) -> None:
         self._log = log
         self._orderly = orderly
@@ -84,8 +94,8 @@ class ServerProcess:
                 extra_groups=[] if user else None,
                 start_new_session=True,
             )
-        # Whatever ends us closes the pipe. (Linux could tell the server itself of its parent's end, but means the thread that
-        # started it.)
+        # Whatever ends us closes the pipe. (Linux could tell the server itself of its parent's end,
+        # but means the thread that started it.)
         self._lifeline = subprocess.Popen(
             ["sh", "-c", f"read -r _; kill -{int(orderly)} -{self._process.pid}"],
             stdin=subprocess.PIPE,
@@ -113,7 +123,9 @@ class ServerProcess:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
 
     def stop(self, number: int | None = None, seconds: float = 30.0) -> None:
-        """Ask it to end (by the orderly signal or another), and wait; after so many seconds it is killed."""
+        """Ask it to end (by the orderly signal or another), and wait; after so many seconds it is
+        killed.
+        """
         self._signal(self._orderly if number is None else number)
         try:
             self._process.wait(seconds)

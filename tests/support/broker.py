@@ -1,4 +1,6 @@
-"""Finds a broker for the demo and for ``make run``: the one that is set, one on localhost, or a private node."""
+"""Finds a broker for the demo and for ``make run``: the one that is set, one on localhost, or a
+private node.
+"""
 
 import asyncio
 import os
@@ -8,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.dev.processes import answers
-from deploy.dev.rabbitmq import RabbitMQ
+from tests.support.processes import answers
+from tests.support.rabbitmq import RabbitMQ
 from worker.broker.session import BrokerRefused, BrokerUnavailable, connect
 
 LOCAL_URL = "amqp://guest:guest@localhost:5672/"

@@ -19,7 +19,17 @@ class Authority:
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         own = Certificate(folder / f"{name}.pem", folder / f"{name}.key")
-        _openssl("req", "-x509", *_new_key(own.key), "-days", "2", "-subj", f"/CN={name}", "-out", str(own.certificate))
+        _openssl(
+            "req",
+            "-x509",
+            *_new_key(own.key),
+            "-days",
+            "2",
+            "-subj",
+            f"/CN={name}",
+            "-out",
+            str(own.certificate),
+        )
         self.certificate, self._key = own.certificate, own.key
 
     def issue(self, name: str, *, host: str | None = None) -> Certificate:
@@ -29,7 +39,16 @@ class Authority:
         extensions.write_text(f"subjectAltName=DNS:{host}\n" if host else "extendedKeyUsage=clientAuth\n")
         _openssl("req", *_new_key(issued.key), "-subj", f"/CN={name}", "-out", str(request))
         signed_by = ("-CA", str(self.certificate), "-CAkey", str(self._key), "-CAcreateserial")
-        sign = ("-days", "2", "-extfile", str(extensions), "-in", str(request), "-out", str(issued.certificate))
+        sign = (
+            "-days",
+            "2",
+            "-extfile",
+            str(extensions),
+            "-in",
+            str(request),
+            "-out",
+            str(issued.certificate),
+        )
         _openssl("x509", "-req", *signed_by, *sign)
         return issued
 

@@ -1,0 +1,56 @@
+"""A worker process of a test's own, started and ended as a user does it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.processes import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+class WorkerProcess:
+    """A worker as a user runs it: ``python -m worker run`` with settings in its environment."""
+
+    def __init__(self, log: Path, environment: dict[str, str], command: Sequence[str] | None = None) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command or [sys.executable, "-m", "worker", "run"],
+                cwd=log.parent,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait_until_logged(self, event: str, seconds: float = 30.0) -> None:
+        def logged() -> bool:
+            assert self.process.poll() is None or event in self.output, self.output
+            return event in self.output
+
+        wait_until(logged, f"'{event}' in {self.log}", seconds)
+
+    @property
+    def http(self) -> str:
+        """Where its side port is."""
+        found = re.search(r"url=(http://[0-9.:]+)", re.sub(r"\x1b\[[0-9;]*m", "", self.output))
+        assert found is not None, self.output
+        return found[1]
+
+    def terminate(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
