@@ -48,10 +48,11 @@ class NewRun:
 def new_run(request: CreateRequest, now: datetime, *, traceparent: str | None = None) -> NewRun:
     """Make the rows for a request.
 
-    Args: now: aware; what Prefect takes from its clock (``created``, the state's ``timestamp`` and,
-        for a SCHEDULED state without one, ``scheduled_time``). traceparent: goes into the state's
-        details unless they have one, as a state made in Prefect's own code carries the trace in
-        which it was made.
+    Args:
+        now: aware; what Prefect takes from its clock (``created``, the state's ``timestamp`` and,
+            for a SCHEDULED state without one, ``scheduled_time``).
+        traceparent: goes into the state's details unless they have one, as a state made in
+            Prefect's own code carries the trace in which it was made.
     """
     body = request.body
     run_id = request.run_id or uuid7(now)

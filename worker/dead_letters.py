@@ -49,10 +49,13 @@ class DeadLettersFailed(Exception):
 class Letter:
     """A dead letter.
 
-    Attributes: id: twelve hexadecimal digits, the same at each look; two letters that are the same
-        in everything share it. status: the HTTP status that was answered; None where the broker
-        gave the request up (the delivery limit). error: why, in a line. failed_at: when, as it was
-        written into the letter.
+    Attributes:
+        id: twelve hexadecimal digits, the same at each look; two letters that are the same in
+            everything share it.
+        status: the HTTP status that was answered; None where the broker gave the request up (the
+            delivery limit).
+        error: why, in a line.
+        failed_at: when, as it was written into the letter.
     """
 
     delivery: Delivery
@@ -143,12 +146,14 @@ class DeadLetters:
         many.
 
         Each leaves the dead letters once the broker has confirmed it in the request queue. If that
-        is interrupted in between it is in both, and sent once more by the next replay: creation is
-        idempotent for a request with an idempotency key or a message id. What was given up in the
-        copy (``expiration``, another user's ``user_id``, ``CC`` and ``BCC``) does not come back.
+        is interrupted in
+        between it is in both, and sent once more by the next replay: creation is idempotent for a
+        request with an idempotency key or a message id. What was given up in the copy
+        (``expiration``, another user's ``user_id``, ``CC`` and ``BCC``) does not come back.
 
-        Raises: DeadLettersFailed: the request queue does not stand, or is full; or a letter's
-            properties were never readable.
+        Raises:
+            DeadLettersFailed: the request queue does not stand, or is full; or a letter's
+                properties were never readable.
         """
         return await self._remove(match, self._send_again, progress)
 

@@ -36,9 +36,11 @@ class Mailbox(Generic[T]):
     async def take(self, limit: int, *, size: Callable[[T], int] | None = None, max_size: int = 0) -> list[T]:
         """Wait for an item, then return all that wait, in order.
 
-        Args: limit: how many items at the most. size: gives an item's size; with it the batch ends
-            before its sizes add up to more than ``max_size`` (a single item that is larger still
-            comes, alone). max_size: see ``size``; the same unit.
+        Args:
+            limit: how many items at the most.
+            size: gives an item's size; with it the batch ends before its sizes add up to more than
+                ``max_size`` (a single item that is larger still comes, alone).
+            max_size: see ``size``; the same unit.
 
         Returns:
             One to ``limit`` items; an empty list when the mailbox is closed and empty.

@@ -75,8 +75,9 @@ class Pipeline:
         """Consume and serve until the session's deliveries end and all that were taken are
         acknowledged.
 
-        Raises: ExceptionGroup: of :class:`ChannelLost` (the session ended; what was in flight comes
-            again) or :class:`DatabaseAway`.
+        Raises:
+            ExceptionGroup: of :class:`ChannelLost` (the session ended; what was in flight comes
+                again) or :class:`DatabaseAway`.
         """
         try:
             async with asyncio.TaskGroup() as tasks:

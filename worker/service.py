@@ -185,8 +185,9 @@ class Service:
         """Don't take requests that could not be stored: each time that they are handed back counts
         as a delivery.
 
-        Args: trial: a run that the database would not store. It may answer, and still take nothing:
-            a standby, a full disk.
+        Args:
+            trial: a run that the database would not store. It may answer, and still take nothing: a
+                standby, a full disk.
         """
         backoff = Backoff()
         while not self._stopping.is_set():

@@ -55,9 +55,12 @@ LAST_ACK_SECONDS = 1.0
 class Answer:
     """What is to be said to one delivery: a flow run record, or a refusal.
 
-    Attributes: status: the HTTP status that Prefect answers. body: the JSON of the record or of the
-        error. run_id: the run that the record shows; None for a refusal. refusal: why the request
-        is refused; its whole message then goes to the dead letters as well.
+    Attributes:
+        status: the HTTP status that Prefect answers.
+        body: the JSON of the record or of the error.
+        run_id: the run that the record shows; None for a refusal.
+        refusal: why the request is refused; its whole message then goes to the dead letters as
+            well.
     """
 
     delivery: Delivery

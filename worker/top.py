@@ -56,8 +56,9 @@ class Page:
 class WorkerView:
     """One worker between two looks: rates per second, seconds.
 
-    Attributes: create, reply: the 50th and the 99th percentile of a batch's time in that stage, as
-        upper bounds of their histogram's buckets are interpolated; None if there was no batch.
+    Attributes:
+        create, reply: the 50th and the 99th percentile of a batch's time in that stage, as upper
+            bounds of their histogram's buckets are interpolated; None if there was no batch.
     """
 
     url: str
@@ -127,8 +128,9 @@ def quantile(buckets: Sequence[tuple[float, float]], q: float) -> float:
     """A quantile of a cumulative histogram, interpolated within its bucket, as PromQL's
     ``histogram_quantile`` does.
 
-    Args: buckets: upper bound and cumulative count, from the smallest bound on; the last bound is
-        infinite.
+    Args:
+        buckets: upper bound and cumulative count, from the smallest bound on; the last bound is
+            infinite.
     """
     rank = q * buckets[-1][1]
     below, under = 0.0, 0.0

@@ -31,10 +31,13 @@ _TERMINATE = (
 class Scene:
     """All that a fault may meddle with.
 
-    Attributes: queue: the request queue's name. to_broker, to_database: the network between the
-        workers and their servers. (SQLite has none.) disk: a small file system with the database on
-        it; None where none can be mounted. moments: the source of all that is random. haste: by how
-        much faults are shorter than in the soak.
+    Attributes:
+        queue: the request queue's name.
+        to_broker, to_database: the network between the workers and their servers. (SQLite has
+            none.)
+        disk: a small file system with the database on it; None where none can be mounted.
+        moments: the source of all that is random.
+        haste: by how much faults are shorter than in the soak.
     """
 
     broker: RabbitMQ

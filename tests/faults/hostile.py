@@ -51,10 +51,13 @@ REFUSED_NAME = "refused by the database"
 class Hostile:
     """A request that is not as it should be.
 
-    Attributes: name: what is wrong with it. body: what is published; ``<id>`` in it stands for
-        something else each time. status: of our answer; for a 4xx also of the dead letter.
+    Attributes:
+        name: what is wrong with it.
+        body: what is published; ``<id>`` in it stands for something else each time.
+        status: of our answer; for a 4xx also of the dead letter.
         properties: AMQP properties besides ``reply_to`` and ``correlation_id``, which it has unless
-        they stand here. raw: property flags and the properties' bytes, in the place of all of them.
+            they stand here.
+        raw: property flags and the properties' bytes, in the place of all of them.
         replied: whether a reply can reach anybody.
     """
 

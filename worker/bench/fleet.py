@@ -63,8 +63,11 @@ class Running:
 class Fleet:
     """Some worker processes on one queue and one database.
 
-    Attributes: folder: where their log goes. count: how many. command: another program than the
-        worker, for comparisons; it is given the broker's URL, the database's and the queue.
+    Attributes:
+        folder: where their log goes.
+        count: how many.
+        command: another program than the worker, for comparisons; it is given the broker's URL, the
+            database's and the queue.
         settings: further environment variables.
     """
 

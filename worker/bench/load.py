@@ -52,9 +52,11 @@ class BenchFailed(Exception):
 class Served:
     """What the load saw.
 
-    Attributes: replies: how many came in these seconds. seconds: from the first request (all at
-        once: from the first replies, which are not counted then) to the last reply. latencies: of
-        each request in seconds; none where the queue was filled first.
+    Attributes:
+        replies: how many came in these seconds.
+        seconds: from the first request (all at once: from the first replies, which are not counted
+            then) to the last reply.
+        latencies: of each request in seconds; none where the queue was filled first.
     """
 
     replies: int
@@ -66,9 +68,11 @@ class Served:
 class Requests:
     """The bodies of the requests of one run.
 
-    Attributes: body: the endpoint's example (small), with 2 KB of parameters (typical), or with 200
-        KB (large). flow_id: of all of them. key: what their idempotency keys begin with, by which
-        their runs are known again.
+    Attributes:
+        body: the endpoint's example (small), with 2 KB of parameters (typical), or with 200 KB
+            (large).
+        flow_id: of all of them.
+        key: what their idempotency keys begin with, by which their runs are known again.
     """
 
     body: Body
@@ -95,9 +99,11 @@ class Requests:
 class Load:
     """Publishes requests and takes their replies. Use :func:`open_load`.
 
-    Attributes: statuses: whether replies say their status, as the worker's do; any but 201 is then
-        an error. progress: is told how many more replies have come. answered: how many have come in
-        all, with those that are not counted.
+    Attributes:
+        statuses: whether replies say their status, as the worker's do; any but 201 is then an
+            error.
+        progress: is told how many more replies have come.
+        answered: how many have come in all, with those that are not counted.
     """
 
     def __init__(

@@ -31,8 +31,10 @@ PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 class Pace:
     """How requests come: at a rate, by so many at a time, or else (neither) all at once.
 
-    Attributes: rate: requests a second (open loop). concurrency: requests under way at a time, each
-        sent when one before it was answered (closed loop).
+    Attributes:
+        rate: requests a second (open loop).
+        concurrency: requests under way at a time, each sent when one before it was answered (closed
+            loop).
     """
 
     rate: float = 0.0
@@ -48,11 +50,14 @@ class Pace:
 class Measurement:
     """What one run showed.
 
-    Attributes: rate, concurrency: see :class:`Pace`. throughput: replies a second; all at once:
-        from the first reply to the last. p50, p90, p99, p999: latency percentiles in milliseconds,
-        at a rate from the time a request was due to its reply; None where all came at once. cpu:
-        CPU time of the workers in microseconds a request, those of the warm-up too, their start
-        included. memory: the largest resident memory of a worker in MiB.
+    Attributes:
+        rate, concurrency: see :class:`Pace`.
+        throughput: replies a second; all at once: from the first reply to the last.
+        p50, p90, p99, p999: latency percentiles in milliseconds, at a rate from the time a request
+            was due to its reply; None where all came at once.
+        cpu: CPU time of the workers in microseconds a request, those of the warm-up too, their
+            start included.
+        memory: the largest resident memory of a worker in MiB.
     """
 
     database: str
@@ -90,11 +95,14 @@ async def measure(
 ) -> Measurement:
     """Run workers under load and measure.
 
-    Args: database_url: None for a SQLite file that is removed afterwards; elsewhere only the runs
-        of this run are removed. settings: further environment variables for the workers. flow_id: a
-        flow that exists, for a Prefect server's database. command: another program than the worker,
-        for comparisons; it is given the broker's URL, the database's and the queue. progress: is
-        told how many more replies have come.
+    Args:
+        database_url: None for a SQLite file that is removed afterwards; elsewhere only the runs of
+            this run are removed.
+        settings: further environment variables for the workers.
+        flow_id: a flow that exists, for a Prefect server's database.
+        command: another program than the worker, for comparisons; it is given the broker's URL, the
+            database's and the queue.
+        progress: is told how many more replies have come.
 
     Raises:
         BenchFailed: no figures, and why.

@@ -10,8 +10,9 @@ from worker.bench.measurement import PERCENTILES, Measurement
 def require_drawable(path: Path) -> None:
     """See, before anything is measured, that a picture can be drawn into this file.
 
-    Raises: BenchFailed: matplotlib is not installed, or writes no such files, or it is a folder, or
-        its folder is not there.
+    Raises:
+        BenchFailed: matplotlib is not installed, or writes no such files, or it is a folder, or its
+            folder is not there.
     """
     if find_spec("matplotlib") is None:
         raise BenchFailed("--plot needs matplotlib: pip install matplotlib")

@@ -71,8 +71,9 @@ class Topology:
     async def declare(self, channel: AbstractChannel) -> None:
         """Declare everything; what already stands as it should is left as it is.
 
-        Raises: TopologyMismatch: something stands there with other properties (the broker closes
-            the channel over it).
+        Raises:
+            TopologyMismatch: something stands there with other properties (the broker closes the
+                channel over it).
         """
         await self.declare_queue(channel, self.dead_letter_queue)
         await self.declare_queue(channel, self.queue)

@@ -111,12 +111,15 @@ class FlowRunClient:
     ) -> FlowRunRecord:
         """Create a run, or get the one that has this idempotency key.
 
-        Args: headers: AMQP headers, such as ``x-prefect-api-version`` and ``traceparent``; no field
-            of the run.
+        Args:
+            headers: AMQP headers, such as ``x-prefect-api-version`` and ``traceparent``; no field
+                of the run.
 
-        Raises: FlowRunRefused: the worker refuses it (:class:`InvalidFlowRun` and others by
-            status). NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken: it was
-            not sent, or the broker refuses it. NoReply, BrokerGone: there is no answer.
+        Raises:
+            FlowRunRefused: the worker refuses it (:class:`InvalidFlowRun` and others by status).
+            NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken: it was not sent,
+                or the broker refuses it.
+            NoReply, BrokerGone: there is no answer.
         """
         outcome = await self.request({"flow_id": flow_id, **fields}, headers=headers)
         assert outcome.record is not None
@@ -144,8 +147,10 @@ class FlowRunClient:
         """Publish a request and want no reply; returns its ``message_id`` once the broker has taken
         it over.
 
-        Raises: NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken, BrokerGone:
-            the broker has not. NoReply: it has not said so in time.
+        Raises:
+            NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken, BrokerGone: the
+                broker has not.
+            NoReply: it has not said so in time.
         """
         message = Message.of(request, headers, reply_to=None)
         await self._within_timeout(self._send(message))

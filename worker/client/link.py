@@ -47,8 +47,9 @@ class Line:
     """A way to the broker: a link that is opened when it is first wanted, and again when it was
     lost, after a pause.
 
-    Args: pauses: how long they are; from the first on again after a link on which the broker has
-        answered.
+    Args:
+        pauses: how long they are; from the first on again after a link on which the broker has
+            answered.
     """
 
     def __init__(self, url: str, pauses: Backoff) -> None:
@@ -214,9 +215,11 @@ class Link:
         """Publish with a confirm; returns what the reply will be (None at once for a message that
         wants none).
 
-        Raises: NotRoutable, NotTaken, AccessRefused: this is final. LinkRefused: the broker ended
-            the link over this message, or over another one of that moment. LinkLost: the link
-            ended, by whatever else.
+        Raises:
+            NotRoutable, NotTaken, AccessRefused: this is final.
+            LinkRefused: the broker ended the link over this message, or over another one of that
+                moment.
+            LinkLost: the link ended, by whatever else.
         """
         if message.reply_to and self._deaf:
             raise AccessRefused(str(self._deaf))

@@ -60,10 +60,13 @@ _FIELDS = frozenset(
 class CreateRequest:
     """A request that has been understood.
 
-    Attributes: api_version: from ``x-prefect-api-version``. created_by: from the automation
-        headers. run_id: the id that the run gets, from the message's fingerprint, when it has a
-        ``message_id`` and no idempotency key; else None. traceparent: the producer's W3C trace
-        context; None if it has none, or one that can't be read.
+    Attributes:
+        api_version: from ``x-prefect-api-version``.
+        created_by: from the automation headers.
+        run_id: the id that the run gets, from the message's fingerprint, when it has a
+            ``message_id`` and no idempotency key; else None.
+        traceparent: the producer's W3C trace context; None if it has none, or one that can't be
+            read.
     """
 
     body: CreateFlowRun
@@ -79,8 +82,9 @@ def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
     Args:
         max_body_bytes: a larger body is refused unread.
 
-    Raises: Refusal: with Prefect's status and error body. The checks come in the order in which its
-        server makes them.
+    Raises:
+        Refusal: with Prefect's status and error body. The checks come in the order in which its
+            server makes them.
     """
     if message.undecodable is not None:
         raise Unprocessable(f"The message's properties cannot be read: {message.undecodable}")

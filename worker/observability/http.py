@@ -29,8 +29,10 @@ Ping = Callable[[], Awaitable[None]]
 async def side_port(host: str, port: int, ping: Ping) -> AsyncIterator[None]:
     """Serve ``/livez``, ``/readyz`` and ``/metrics`` within the context.
 
-    Args: port: a free one is taken, and logged, if this one is taken already (a second worker on
-        one machine) or is 0. ping: raises Fault when the database is away.
+    Args:
+        port: a free one is taken, and logged, if this one is taken already (a second worker on one
+            machine) or is 0.
+        ping: raises Fault when the database is away.
     """
 
     async def readyz(_: web.Request) -> web.Response:
