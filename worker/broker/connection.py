@@ -1,0 +1,137 @@
+"""Connecting to RabbitMQ, and in which words it fails; serves nothing and declares nothing.
+
+Worker, client and commands all connect here.
+"""
+
+import asyncio
+import os
+import re
+from contextlib import suppress
+from typing import TypeVar
+
+import aio_pika
+from aio_pika.exceptions import AMQPError, AuthenticationError, ProbableAuthenticationError
+from aiormq.exceptions import ConnectionClosed, InvalidFrameError
+from yarl import URL
+
+ConnectionType = TypeVar("ConnectionType", bound=aio_pika.Connection)
+
+# A connection attempt that hangs (a silent firewall) counts as failed after this many seconds.
+CONNECT_TIMEOUT = 10.0
+# A close is not answered by a broker that is gone; seconds.
+CLOSE_TIMEOUT = 5.0
+
+# What aio-pika, or aiormq below it, raises where a connection or a channel has ended, or ends.
+# RuntimeError: it was closed already.
+CONNECTION_ERRORS = (AMQPError, ConnectionError, RuntimeError)
+
+# Between two URLs of a list; a comma may stand in a password as well.
+_BETWEEN_URLS = re.compile(r"\s*,\s*(?=amqps?://)")
+# What OpenSSL says where only another certificate, key or port will help; what it says besides
+# comes of connections that break.
+_CERTIFICATE_WRONG = re.compile(
+    r"\[[A-Z0-9]+: \w*(?:CERT|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED|WRONG_VERSION"
+    r"|PROTOCOL_VERSION|MISMATCH|PEM|KEY)\w*\] (.+?)\.?(?: \(_ssl|$)"
+)
+# In TLS 1.3 a client writes before it hears what the server thinks of its certificate, and a reset
+# can outrun the answer.
+_PERHAPS_CERTIFICATE = (
+    "; perhaps it wants another client certificate, or one at all (cafile, certfile and keyfile)"
+)
+_TLS_FILES = ("cafile", "certfile", "keyfile")
+
+
+class BrokerUnavailable(ConnectionError):
+    """The broker cannot be reached now; it may be reached later."""
+
+
+class BrokerRefused(Exception):
+    """The broker answers, and says no: login, virtual host or permission. Its message says which."""
+
+
+class TLSRefused(BrokerRefused):
+    """The broker's certificate is not trusted, or ours is not; or one can't be read."""
+
+
+class ChannelLost(ConnectionError):
+    """The channel or its connection closed; what was in flight on it will be delivered again."""
+
+
+def split_urls(urls: str) -> list[str]:
+    """The URLs of a list, as ``WORKER_AMQP_URL`` has it: separated by commas."""
+    return _BETWEEN_URLS.split(urls.strip())
+
+
+async def connect(urls: str, *, name: str, connection_class: type[ConnectionType]) -> ConnectionType:
+    """Connect to the first of these URLs that answers.
+
+    Args:
+        urls: one URL, or several that are separated by commas: the nodes of a cluster.
+        name: the connection's name as the management UI shows it.
+        connection_class: ``aio_pika.Connection``, or what is built on it.
+
+    Raises:
+        BrokerUnavailable: no broker answers, or none in time.
+        BrokerRefused: all that answer refuse the login, the virtual host, or TLS.
+    """
+    failures: list[BrokerUnavailable | BrokerRefused] = []
+    for url in split_urls(urls):
+        try:
+            return await _connect(URL(url), name, connection_class)
+        except (BrokerUnavailable, BrokerRefused) as failure:
+            failures.append(failure)
+    if len(failures) == 1:
+        raise failures[0]
+    reasons = "; ".join(str(failure) for failure in failures)
+    if all(isinstance(failure, BrokerRefused) for failure in failures):
+        raise BrokerRefused(reasons) from failures[-1]
+    raise BrokerUnavailable(reasons) from failures[-1]
+
+
+async def close_connection(connection: aio_pika.Connection) -> None:
+    """Close a connection, whatever its state; returns within ``CLOSE_TIMEOUT`` seconds."""
+    with suppress(Exception):  # the edge: whatever hinders a close, the socket is given up
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await connection.close()
+
+
+async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) -> ConnectionType:
+    where = url.with_user(None).with_password(None).with_query(None)
+    _check_tls_files(url)
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            return await aio_pika.connect(url.update_query(name=name), connection_class=connection_class)
+    except (AuthenticationError, ProbableAuthenticationError) as error:
+        raise BrokerRefused(
+            f"The broker at {where} refuses the login: check the user and the password"
+        ) from error
+    except InvalidFrameError as error:
+        # aiormq waits for Open-Ok, and takes the Close that comes in its place for a wrong frame.
+        if "Connection.Close" not in str(error):
+            raise BrokerUnavailable(f"No broker answers at {where}: {error}") from error
+        raise BrokerRefused(
+            f"The broker at {where} refuses the virtual host: it is not there, the user has no "
+            "permission on it, or it has as many connections as it may"
+        ) from error
+    except ConnectionClosed as error:
+        raise BrokerRefused(f"The broker at {where} closed the connection: {error}") from error
+    except (AMQPError, OSError, TimeoutError, StopAsyncIteration) as error:
+        # The last is how aiormq tells of a connection that ends in the middle of the handshake.
+        if wrong := _CERTIFICATE_WRONG.search(str(error)):
+            raise TLSRefused(f"No TLS with the broker at {where}: {wrong[1]}") from error
+        raise BrokerUnavailable(f"No broker answers at {where}: {_reason(error, url)}") from error
+
+
+def _reason(error: BaseException, url: URL) -> str:
+    reason = str(error) or type(error).__name__
+    broken = (ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError)
+    if url.scheme == "amqps" and isinstance(error.__cause__ or error, broken):
+        reason += _PERHAPS_CERTIFICATE
+    return reason
+
+
+def _check_tls_files(url: URL) -> None:
+    for name in _TLS_FILES if url.scheme == "amqps" else ():
+        path = url.query.get(name)
+        if path and not os.access(path, os.R_OK):
+            raise TLSRefused(f"The file '{path}', which is the {name} of the broker's URL, can't be read")
