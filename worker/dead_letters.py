@@ -12,23 +12,25 @@ from types import TracebackType
 from typing import Any, Self
 
 import orjson
-from aiormq.abc import AbstractChannel
-from aiormq.exceptions import ChannelNotFoundEntity
-from pamqp import commands as spec
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
+from aio_pika.exceptions import ChannelNotFoundEntity
 
-from worker.broker.channel import BulkChannel
-from worker.broker.delivery import Delivery, delivery_of
+from worker.broker.connection import close_connection, connect
+from worker.broker.delivery import DELIVERY_COUNT_HEADER, Delivery
+from worker.broker.properties import in_order, join, join_table, read_message, split, split_table
 from worker.broker.publication import (
     ERROR_HEADER,
     ERROR_STATUS_HEADER,
     FAILED_AT_HEADER,
+    HEADERS_DROPPED_HEADER,
+    ORIGINALS,
     RAW_PROPERTIES_HEADER,
     Publication,
-    writable_headers,
 )
-from worker.broker.session import connect
+from worker.broker.publisher import Fate, Publisher
 from worker.broker.topology import Topology
-from worker.contract.message import fingerprint, own_headers
+from worker.broker.transport import Connection
+from worker.contract.message import Message, fingerprint, is_own_header
 
 # RabbitMQ 4 drops a message that came back to a queue as often as its default delivery limit (20)
 # says. A letter that was looked at so often is put back as a new copy, whose count begins anew.
@@ -50,6 +52,7 @@ class Letter:
     """A dead letter.
 
     Attributes:
+        incoming: what acknowledges it.
         id: twelve hexadecimal digits, the same at each look; two letters that are the same in
             everything share it.
         status: the HTTP status that was answered; None where the broker gave the request up (the
@@ -59,13 +62,14 @@ class Letter:
     """
 
     delivery: Delivery
+    incoming: AbstractIncomingMessage
     id: str
     status: int | None
     error: str
     failed_at: str | None
 
     @classmethod
-    def of(cls, delivery: Delivery) -> "Letter":
+    def of(cls, delivery: Delivery, incoming: AbstractIncomingMessage) -> "Letter":
         """Read a letter from how it was delivered."""
         headers = delivery.message.headers
         status = headers.get(ERROR_STATUS_HEADER)
@@ -76,6 +80,7 @@ class Letter:
             failed_at = deaths[0].get("time")
         return cls(
             delivery=delivery,
+            incoming=incoming,
             id=fingerprint(delivery.message).hex[:12],
             status=status if isinstance(status, int) else None,
             error=str(error or ""),
@@ -111,8 +116,11 @@ Progress = Callable[[int], None]
 class DeadLetters:
     """The dead letters of one request queue. Use :func:`open_dead_letters`."""
 
-    def __init__(self, channel: AbstractChannel, publisher: BulkChannel, topology: Topology) -> None:
-        self._channel = channel
+    def __init__(
+        self, connection: Connection, queue: AbstractQueue, publisher: Publisher, topology: Topology
+    ) -> None:
+        self._connection = connection
+        self._queue = queue
         self._publisher = publisher
         self._topology = topology
         self._held: list[Letter] = []
@@ -129,8 +137,8 @@ class DeadLetters:
 
     async def count(self) -> int:
         """How many there are."""
-        declared = await self._channel.queue_declare(self._topology.dead_letter_queue, passive=True)
-        return declared.message_count or 0
+        declared = await self._queue.channel.get_queue(self._queue.name)
+        return declared.declaration_result.message_count or 0
 
     async def look(self, limit: int) -> AsyncIterator[Letter]:
         """The letters from the oldest on, at most so many; all are given back in the end."""
@@ -188,7 +196,7 @@ class DeadLetters:
         done = await asyncio.gather(*(first(letter) for letter in chunk), return_exceptions=True)
         for letter, failed in zip(chunk, done, strict=True):
             if failed is None:
-                await self._channel.basic_ack(letter.delivery.tag)
+                await letter.incoming.ack()
             else:
                 self._held.append(letter)
         for failed in done:
@@ -198,86 +206,91 @@ class DeadLetters:
         return len(chunk)
 
     async def _send_again(self, letter: Letter) -> None:
-        message = letter.delivery.message
-        if RAW_PROPERTIES_HEADER in message.headers or message.undecodable:
-            raise DeadLettersFailed(
-                f"{letter.id}: its properties can't be read, so it can't be sent again; purge it"
-            )
-        headers, lost = writable_headers(own_headers(message.headers))
-        if lost:
-            raise DeadLettersFailed(
-                f"{letter.id}: its headers {', '.join(lost)} can't be written again; purge it"
-            )
-        await self._publish(letter, self._topology.queue, headers)
+        try:
+            publication = sent_again(letter.delivery.message, self._topology.queue)
+        except ValueError as error:
+            raise DeadLettersFailed(f"{letter.id}: {error}, so it can't be sent again; purge it") from error
+        await self._publish(letter, publication)
 
-    async def _publish(self, letter: Letter, queue: str, headers: dict[str, Any]) -> None:
-        """By the worker's own channel: aiormq's gives a message id to a message that has none,
-        which makes it another one.
-        """
-        message = letter.delivery.message
-        publication = Publication(
-            queue=queue,
-            properties=spec.Basic.Properties(
-                content_type=message.content_type,
-                content_encoding=message.content_encoding,
-                headers=headers,
-                delivery_mode=message.delivery_mode,
-                priority=message.priority,
-                correlation_id=message.correlation_id,
-                reply_to=message.reply_to,
-                message_id=message.message_id,
-                timestamp=message.timestamp,
-                message_type=message.type,
-                app_id=message.app_id,
-            ),
-            body=message.body,
-            numbered=False,
-        )
+    async def _publish(self, letter: Letter, publication: Publication) -> None:
         confirmation = await self._publisher.publish([publication])
         await confirmation.wait(CONFIRM_TIMEOUT)
-        if confirmation.returned:
-            raise DeadLettersFailed(f"{letter.id}: the queue '{queue}' does not stand")
-        if confirmation.refused or confirmation.outstanding:
-            raise DeadLettersFailed(f"{letter.id}: the broker does not take it: is '{queue}' full?")
+        if confirmation.fates[0] is Fate.RETURNED:
+            raise DeadLettersFailed(f"{letter.id}: the queue '{publication.queue}' does not stand")
+        if not confirmation.flawless:
+            raise DeadLettersFailed(
+                f"{letter.id}: the broker does not take it: is '{publication.queue}' full?"
+            )
 
     async def _take(self) -> Letter | None:
-        taken = await self._channel.basic_get(self._topology.dead_letter_queue)
-        if taken.delivery_tag is None:
+        incoming = await self._queue.get(fail=False)
+        if incoming is None or incoming.delivery_tag is None:
             return None
-        redelivered, properties = bool(taken.redelivered), taken.header.properties
-        return Letter.of(
-            delivery_of(taken.delivery_tag, redelivered=redelivered, properties=properties, body=taken.body)
-        )
+        place = (self._queue.channel.number or 0, incoming.delivery_tag)
+        properties = self._connection.frames.properties.pop(place)
+        message = read_message(properties, incoming.body, redelivered=bool(incoming.redelivered))
+        return Letter.of(Delivery(incoming.delivery_tag, message), incoming)
 
     async def _give_back(self) -> None:
         held, self._held = self._held, []
         for letter in held:
-            delivery = letter.delivery
-            kept, lost = writable_headers(delivery.message.headers)
-            if delivery.delivery_count < LOOKS or delivery.message.undecodable or lost:
-                await self._channel.basic_nack(delivery.tag, requeue=True)
+            if letter.delivery.delivery_count < LOOKS:
+                await letter.incoming.nack(requeue=True)
             else:
-                kept.pop("x-delivery-count", None)
-                await self._publish(letter, self._topology.dead_letter_queue, kept)
-                await self._channel.basic_ack(delivery.tag)
+                await self._publish(letter, _counted_anew(letter.delivery.message, self._queue.name))
+                await letter.incoming.ack()
+
+
+def sent_again(message: Message, queue: str) -> Publication:
+    """A dead letter as its producer sent it, byte for byte, so that it is the same message.
+
+    ``expiration``, another user's ``user_id``, ``CC`` and ``BCC`` do not come back.
+
+    Raises:
+        ValueError: its properties, or its headers, could not be kept.
+    """
+    if RAW_PROPERTIES_HEADER in message.headers or HEADERS_DROPPED_HEADER in message.headers:
+        raise ValueError("its properties or headers could not be kept")
+    values = split(message.raw_properties)
+    headers = split_table(values.pop("headers", bytes(4)))
+    if own := [(name, value) for name, value in headers if is_own_header(name)]:
+        values["headers"] = join_table(own)
+    for header, name in ORIGINALS.items():
+        # Moved as bytes: those that could not be read, and the delivery mode (none: there was
+        # none).
+        if isinstance(original := message.headers.get(header), bytearray):
+            values[name] = bytes(original)
+            if not original:
+                del values[name]
+    return Publication(queue, join(in_order(values)), message.body)
+
+
+def _counted_anew(message: Message, queue: str) -> Publication:
+    """A dead letter as it is, but for the header that counts its deliveries."""
+    values = split(message.raw_properties)
+    headers = split_table(values["headers"])
+    values["headers"] = join_table(each for each in headers if each[0] != DELIVERY_COUNT_HEADER)
+    return Publication(queue, join(in_order(values)), message.body)
 
 
 @asynccontextmanager
-async def open_dead_letters(url: str, topology: Topology) -> AsyncIterator[DeadLetters]:
+async def open_dead_letters(urls: str, topology: Topology) -> AsyncIterator[DeadLetters]:
     """The dead letters of a request queue.
 
     Raises:
-        BrokerUnavailable, BrokerRefused: see :func:`worker.broker.session.connect`.
+        BrokerUnavailable, BrokerRefused: see :func:`worker.broker.connection.connect`.
         DeadLettersFailed: the queue does not stand.
     """
-    connection = await connect(url, name="flow-run-worker dead-letters")
+    connection = await connect(urls, name="flow-run-worker dead-letters", connection_class=Connection)
     try:
-        channel = await connection.channel()
-        async with DeadLetters(channel, await BulkChannel.open_on(connection), topology) as letters:
+        channel = await connection.channel(publisher_confirms=False)
+        queue = await channel.get_queue(topology.dead_letter_queue)
+        publisher = Publisher(connection, await connection.channel())
+        async with DeadLetters(connection, queue, publisher, topology) as letters:
             yield letters
     except ChannelNotFoundEntity:
         raise DeadLettersFailed(
             f"The queue '{topology.dead_letter_queue}' does not stand at this broker."
         ) from None
     finally:
-        await connection.close()
+        await close_connection(connection)

@@ -85,6 +85,7 @@ class Pipeline:
                 tasks.create_task(self._decode())
                 tasks.create_task(self._create())
                 tasks.create_task(self._settle(Settlement(self._session, tasks, self._traces)))
+                tasks.create_task(self._session.acknowledger.run())
         finally:
             self._stored_log.close()
 
@@ -197,6 +198,8 @@ class Pipeline:
         while outcomes := await self._outcomes.take(self._settings.batch_max):
             now = datetime.now(UTC)
             await settlement.settle([_answer(delivery, outcome, now) for delivery, outcome in outcomes])
+        await settlement.finish()
+        self._session.acknowledger.close()
 
 
 def _answer(delivery: Delivery, outcome: Outcome, now: datetime) -> Answer:

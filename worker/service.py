@@ -11,9 +11,9 @@ import structlog
 
 from worker import __version__
 from worker.backoff import Backoff
-from worker.broker.channel import ChannelLost
-from worker.broker.session import BrokerRefused, BrokerUnavailable, Session
-from worker.broker.topology import Topology
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost
+from worker.broker.session import Session
+from worker.broker.topology import Topology, TopologyMismatch
 from worker.collector import relieve_collector
 from worker.contract.errors import Fault
 from worker.creation import NewRun
@@ -65,6 +65,7 @@ class Service:
         self._stopping = asyncio.Event()
         self._store: Store | None = None
         self._traces = open_traces(settings.queue)
+        self._served = False
 
     def stop(self, reason: str = "asked to") -> None:
         """Leave: consume no more, finish what is in flight within the shutdown timeout."""
@@ -107,34 +108,43 @@ class Service:
 
     async def _stay_at_broker(self, store: Store) -> None:
         backoff = Backoff()
-        first = True
         while not self._stopping.is_set():
             try:
                 session = await self._unless_stopping(
-                    Session.open(self._settings.amqp_url, self._topology, name="flow-run-worker")
+                    Session.open(
+                        self._settings.amqp_url,
+                        self._topology,
+                        name="flow-run-worker",
+                        fast_path=self._settings.fast_path,
+                        try_out=self._served,
+                    )
                 )
-            except BrokerUnavailable as error:
+            except (BrokerUnavailable, BrokerRefused, TopologyMismatch) as error:
+                if not isinstance(error, BrokerUnavailable) and not self._served:
+                    raise
+                # Once it let us in: a limit of connections, a right or a password for a moment.
                 metrics.broker_away(str(error))
                 log.warning("broker_away", error=str(error), tries=backoff.tries + 1)
                 await self._pause(backoff)
                 continue
             if session is None:
                 return
-            if not first:
+            if self._served:
                 metrics.reconnects.inc()
-            first = False
-            backoff.reset()
             trial: NewRun | None = None
             try:
                 await self._serve(session, store)
             except* ChannelLost as lost:
                 log.warning("session_lost", error=str(lost.exceptions[0]))
-                await self._pause(Backoff(first=REOPEN_SECONDS))
+                if session.consumed:
+                    backoff = Backoff(first=REOPEN_SECONDS)
+                await self._pause(backoff)
             except* DatabaseAway as away:
                 cause = away.exceptions[0]
                 log.warning("deliveries_handed_back", error=str(cause))
                 trial = cause.run if isinstance(cause, DatabaseAway) else None
             finally:
+                self._served = True
                 await session.close()
                 self._traces.lost()
                 metrics.broker_away("no session")
@@ -143,6 +153,7 @@ class Service:
     async def _serve(self, session: Session, store: Store) -> None:
         """Serve one session until it is lost or we are to stop."""
         metrics.broker_here()
+        session.on_blocked = _note_blocked
         log.info(
             "serving",
             queue=self._topology.queue,
@@ -164,10 +175,11 @@ class Service:
                         await asyncio.wait((pipeline, session.lost), return_when=asyncio.FIRST_COMPLETED)
                 except TimeoutError:
                     log.warning("shutdown_timeout", handed_back="what is still in flight")
-            if session.refused:
-                raise BrokerRefused(f"The broker refuses what the worker needs: {session.lost.result()}")
             if session.lost.done():
-                raise ChannelLost(session.lost.result())
+                lost = session.lost.result()
+                if lost.refused and not self._served:
+                    raise BrokerRefused(f"The broker refuses what the worker needs: {lost}")
+                raise lost
             if pipeline.done():
                 pipeline.result()
         finally:
@@ -220,3 +232,11 @@ class Service:
                 await self._stopping.wait()
         except TimeoutError:
             pass
+
+
+def _note_blocked(reason: str | None) -> None:
+    metrics.broker_blocks(reason)
+    if reason is None:
+        log.info("broker_unblocked")
+    else:
+        log.warning("broker_blocked", reason=reason, waiting="replies, until it takes publications again")

@@ -9,40 +9,22 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
-from yarl import URL
+
+from worker.broker.urls import ENCODE, check_urls
 
 PREFIX = "WORKER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
-
-# What stands in the way of reading a URL is most often this; the URL itself is not shown, as it has
-# the password.
-_ENCODE = "(in a user name, password or vhost, each of / ? # @ : is written as %2F %3F %23 %40 %3A)"
 
 
 class SettingsError(Exception):
     """A setting is wrong; the message names it as the user wrote it."""
 
 
-def _amqp_url(url: str) -> str:
-    try:
-        parsed = URL(url)
-        port = parsed.port
-    except ValueError:
-        raise ValueError(f"can't be read as a URL {_ENCODE}") from None
-    if parsed.scheme not in ("amqp", "amqps") or not parsed.host:
-        raise ValueError("must be a URL such as amqp://user:password@host:5672/vhost, or amqps:// for TLS")
-    if "@" in parsed.raw_path:  # a slash in the password ends the host's part before the host
-        raise ValueError(f"has an @ behind the host {_ENCODE}")
-    if port is not None and not 0 < port < 65536:
-        raise ValueError("has no usable port")
-    return url
-
-
 def _database_url(url: str) -> str:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise ValueError(f"can't be read as a URL {_ENCODE}") from None
+        raise ValueError(f"can't be read as a URL {ENCODE}") from None
     if parsed.get_backend_name() not in ("sqlite", "postgresql", "postgres"):
         raise ValueError("must be sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name")
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
@@ -77,10 +59,11 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore"
     )
 
-    amqp_url: Annotated[str, AfterValidator(_amqp_url)] = Field(
+    amqp_url: Annotated[str, AfterValidator(check_urls)] = Field(
         "amqp://guest:guest@localhost:5672/",
         repr=False,
-        description="The broker; amqps:// for TLS, with cafile, certfile and keyfile in the query.",
+        description="The broker; amqps:// for TLS, with cafile, certfile and keyfile in the query. "
+        "Several URLs, separated by commas, for the nodes of a cluster: the first that answers is used.",
     )
     database_url: Annotated[str, AfterValidator(_database_url)] = Field(
         "sqlite+aiosqlite:///flow_runs.db",
@@ -104,6 +87,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(1_048_576, ge=1, description="A larger request is refused with 413; bytes.")
     migrate: bool = Field(
         False, description="Bring a PostgreSQL schema up to date at the start (SQLite's always is)."
+    )
+    fast_path: bool = Field(
+        True, description="Read deliveries and write replies many at once; off only to find a fault."
     )
     http_host: str = Field("127.0.0.1", description="Where health and metrics are served.")
     http_port: int = Field(8080, ge=0, le=65535, description="Their port; 0 for any free one.")

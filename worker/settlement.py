@@ -1,23 +1,26 @@
-"""The end of the line: publish replies and dead-letter copies, wait for their confirms,
-acknowledge. It alone decides that a delivery is settled; knows no database.
+"""The end of the line: publish replies and dead-letter copies, wait for their confirms, hand the
+deliveries to the acknowledger. It alone decides that a delivery is settled; knows no database.
+
+What the broker does not take is published again, each answer by itself and off the line: nobody
+else waits for it. A dead letter is tried until it is taken; a reply within reason.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from enum import Enum
 from time import monotonic
 from uuid import UUID
 
 import structlog
 
 from worker.backoff import Backoff
-from worker.broker.channel import ChannelLost
-from worker.broker.confirmation import Confirmation
 from worker.broker.delivery import Delivery
 from worker.broker.publication import Publication, dead_letter_copy, reply
+from worker.broker.publisher import Confirmation, Fate
 from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
 from worker.contract.errors import Refusal, ReplyToRefused, encode_error
@@ -26,13 +29,11 @@ from worker.observability.traces import Traces
 
 log = structlog.get_logger(__name__)
 
-# How often a reply is published that the broker refuses, before the requester is given up as one
-# whose queue is gone. With the waits of a Backoff that is about 25 seconds: a replicated reply
-# queue whose node died has another leader by then, also on a machine that is busy
-# (tests/faults/test_cluster.py needed more than 10), and one that is full holds up few others.
-REPLY_TRIES = 10
-# As long as that, in seconds, for a reply of which the broker says nothing, while it confirmed one
-# that went out later: not the broker is slow, but this queue has no majority.
+# For how long, in seconds, a reply is published again that the broker refuses, before the requester
+# is given up as one whose queue is gone: a replicated reply queue whose node died has another
+# leader by then, also on a machine that is busy (tests/faults/test_cluster.py needed more than 10).
+# And as long is waited for a confirm while the broker confirms later ones: not the broker is slow,
+# but this queue has no majority.
 REPLY_SECONDS = 25.0
 # And this long where nothing went out later: before the broker closes the channel over a delivery
 # that is held (30 minutes).
@@ -40,15 +41,10 @@ LONE_REPLY_SECONDS = 600.0
 # Confirms mostly come within milliseconds. One that hangs (a reply queue without a majority) must
 # not hold up the acknowledgement of its neighbours for longer than this many seconds.
 HANGING_SECONDS = 2.0
-# An ack is not on the way of any request, but costs a quorum queue as much as a message: an entry
-# in its log, flushed to disk. So those of this many seconds go together.
-ACKNOWLEDGE_SECONDS = 0.01
-# And with a small prefetch those of fewer: as many as fill it at this rate, a tenth of which a
-# worker serves. So what waits for its ack is at most a tenth of the prefetch, and holds up no
-# delivery.
-PREFETCH_RATE = 100_000
-# And the last ones, when all is ended half way, may take so many seconds to write.
-LAST_ACK_SECONDS = 1.0
+# Once replies to a queue were given up, the next ones are tried once, for so many seconds.
+GIVEN_UP_SECONDS = 60.0
+# A reply queue that takes nothing holds so many replies at the most; what is beyond is tried once.
+SHARE_OF_PREFETCH = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +72,31 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Published:
-    """An answer whose publications are at the broker, under the delivery tags from ``first`` on."""
+class _Due:
+    """An answer, and what of it the broker has not confirmed.
+
+    Attributes:
+        since: when it was published first.
+        at: when it is published again.
+    """
 
     answer: Answer
     publications: tuple[Publication, ...]
-    first: int
+    since: float
+    at: float = 0.0
+    backoff: Backoff = field(default_factory=Backoff)
 
-    def tags(self) -> range:
-        return range(self.first, self.first + len(self.publications))
+
+class _Verdict(Enum):
+    """What a publication needs."""
+
+    NOTHING = "nothing"
+    TIME = "time"
+    ANOTHER_TRY = "another try"
 
 
 class Settlement:
-    """Publishes answers and acknowledges their deliveries.
+    """Publishes answers and has their deliveries acknowledged.
 
     Args:
         session: where they came from, and where all of this goes.
@@ -100,160 +108,199 @@ class Settlement:
         self._session = session
         self._tasks = tasks
         self._traces = traces
-        self._settled: list[Answer] = []
-        self._acknowledging = False
+        self._dead_letter_queue = session.topology.dead_letter_queue
+        self._open = 0
+        self._all_settled = asyncio.Event()
+        # Those to be published again; the queue that each waits for, by its delivery's tag; and how
+        # many wait for a queue.
+        self._again: list[_Due] = []
+        self._more_again = asyncio.Event()
+        self._publishing_again = False
+        self._waits_for: dict[int, str] = {}
+        self._waiting: Counter[str] = Counter()
+        self._set_aside = 0
+        # Queues whose replies were given up, until when.
+        self._given_up: dict[str, float] = {}
 
     async def settle(self, answers: Sequence[Answer]) -> None:
-        """Publish what the answers need; tasks of their own then wait for the confirms, and
-        acknowledge.
+        """Publish what the answers need; tasks of their own then wait for the confirms.
 
         Raises:
             ChannelLost: the session ended; all of them will be delivered again.
         """
-        now = datetime.now(UTC)
+        self._open += len(answers)
+        self._all_settled.clear()
+        due: list[_Due] = []
         for answer in answers:
             self._traces.replied(answer.delivery)
-        await self._publish(
-            [(answer, await self._publications(answer, now)) for answer in answers], Backoff()
-        )
+            reply_to = _reply_to(answer)
+            may = reply_to is None or self._session.direct_replies.may_publish(reply_to)
+            if may is None:
+                self._tasks.create_task(self._settle_after_trial(answer, reply_to or ""))
+            else:
+                due.append(self._due(answer, reply_to, may=may))
+        if due:
+            confirmation = await self._session.publisher.publish(_all_publications(due))
+            self._tasks.create_task(self._confirmed(due, confirmation))
 
-    async def _publications(self, answer: Answer, now: datetime) -> tuple[Publication, ...]:
-        message, refusal = answer.delivery.message, answer.refusal
-        wanted = bool(message.reply_to) and not isinstance(refusal, ReplyToRefused)
-        if wanted and not await self._session.direct_replies.may_publish(message.reply_to or ""):
-            self._unroutable(answer, message.reply_to, "no requester has this direct reply-to")
-            wanted = False
-        replies = (reply(message, status=answer.status, body=answer.body, now=now),) if wanted else ()
-        if refusal is None:
-            return replies
-        copy = dead_letter_copy(
-            message,
-            queue=self._session.topology.dead_letter_queue,
-            status=refusal.status,
-            error=refusal.line,
-            now=now,
-            login=self._session.login,
-            frame_max=self._session.frame_max,
-        )
-        return (*replies, copy)
+    async def finish(self) -> None:
+        """Wait until all answers that were given are settled."""
+        if self._open:
+            await self._all_settled.wait()
 
-    async def _publish(self, due: Iterable[tuple[Answer, tuple[Publication, ...]]], backoff: Backoff) -> None:
-        started = monotonic()
-        due = list(due)
-        confirmation = await self._session.publish([each for _, publications in due for each in publications])
-        published: list[_Published] = []
-        tag = confirmation.first
-        for answer, publications in due:
-            published.append(_Published(answer, publications, tag))
-            tag += len(publications)
-        self._tasks.create_task(self._confirmed(published, confirmation, backoff, started))
+    async def _settle_after_trial(self, answer: Answer, reply_to: str) -> None:
+        """Settle the answer to a direct reply-to whose node nobody has seen yet; nobody else waits."""
+        may = await self._session.direct_replies.try_to_publish(reply_to)
+        due = [self._due(answer, reply_to, may=may)]
+        await self._confirmed(due, await self._session.publisher.publish(_all_publications(due)))
 
-    async def _confirmed(
-        self, published: list[_Published], confirmation: Confirmation, backoff: Backoff, started: float
-    ) -> None:
-        """Wait for the confirms; have acknowledged what is settled, and publish again what the
-        broker did not take.
+    def _due(self, answer: Answer, reply_to: str | None, *, may: bool) -> _Due:
+        message, refusal, now = answer.delivery.message, answer.refusal, datetime.now(UTC)
+        publications: list[Publication] = []
+        if reply_to is not None and may:
+            line = refusal.line if refusal else None
+            publications.append(reply(message, status=answer.status, body=answer.body, now=now, error=line))
+        elif reply_to is not None:
+            self._unroutable(answer, reply_to, "no requester has this direct reply-to")
+        if refusal is not None:
+            copy = dead_letter_copy(
+                message,
+                queue=self._dead_letter_queue,
+                status=refusal.status,
+                error=refusal.line,
+                now=now,
+                login=self._session.login,
+                frame_max=self._session.publisher.frame_max,
+            )
+            publications.append(copy)
+        return _Due(answer, tuple(publications), since=monotonic())
+
+    async def _confirmed(self, due: Sequence[_Due], confirmation: Confirmation) -> None:
+        """Wait for the confirms; settle what is settled, and have published again what was not
+        taken.
         """
-        while published:
+        started = monotonic()
+        places, place = [], 0
+        for each in due:
+            places.append((place, each))
+            place += len(each.publications)
+        while places:
             await confirmation.wait(HANGING_SECONDS)
-            waited = monotonic() - started
-            if waited > LONE_REPLY_SECONDS:
-                self._give_up_replies(published, confirmation, up_to=confirmation.last)
-            elif waited > REPLY_SECONDS:
-                self._give_up_replies(published, confirmation, up_to=confirmation.latest)
-            again: list[tuple[Answer, tuple[Publication, ...]]] = []
             settled: list[Answer] = []
-            hanging: list[_Published] = []
-            for each in published:
-                if confirmation.flawless:
-                    settled.append(each.answer)
-                elif not confirmation.outstanding.isdisjoint(each.tags()):
-                    hanging.append(each)
-                elif missing := self._missing(each, confirmation, give_up=backoff.tries + 1 >= REPLY_TRIES):
-                    again.append((each.answer, missing))
+            hanging: list[tuple[int, _Due]] = []
+            for place, each in places:
+                verdicts = [] if confirmation.flawless else self._judge(each, confirmation, place)
+                if _Verdict.TIME in verdicts:
+                    hanging.append((place, each))
+                elif _Verdict.ANOTHER_TRY in verdicts:
+                    self._publish_later(each, verdicts)
                 else:
                     settled.append(each.answer)
             if settled:
                 metrics.confirmed(monotonic() - started)
-                self._acknowledge(settled)
-            published = hanging
-            if again:
-                # Not here: what hangs is not to hold them up.
-                self._tasks.create_task(self._publish_again(again, copy(backoff)))
+                self._settle(settled)
+            places = hanging
 
-    def _acknowledge(self, settled: Iterable[Answer]) -> None:
-        self._settled.extend(settled)
-        if not self._acknowledging:
-            self._acknowledging = True
-            self._tasks.create_task(self._acknowledge_together())
+    def _judge(self, due: _Due, confirmation: Confirmation, place: int) -> list[_Verdict]:
+        """What each of an answer's publications needs: a dead letter is never given up."""
+        verdicts = []
+        for index, publication in enumerate(due.publications, start=place):
+            fate = confirmation.fates[index]
+            if fate in (Fate.CONFIRMED, Fate.GIVEN_UP):
+                verdicts.append(_Verdict.NOTHING)
+            elif publication.queue != self._dead_letter_queue and (
+                reason := self._reason_to_give_up(due, publication.queue, confirmation, index)
+            ):
+                confirmation.give_up(index)
+                self._unroutable(due.answer, publication.queue, reason)
+                verdicts.append(_Verdict.NOTHING)
+            else:
+                verdicts.append(_Verdict.TIME if fate is None else _Verdict.ANOTHER_TRY)
+        return verdicts
 
-    async def _acknowledge_together(self) -> None:
-        """Acknowledge what is settled, at once, and what is settled meanwhile, together; ends when
-        nothing more was.
+    def _reason_to_give_up(self, due: _Due, queue: str, confirmation: Confirmation, index: int) -> str | None:
+        waited = monotonic() - due.since
+        fate = confirmation.fates[index]
+        if fate is Fate.RETURNED:
+            return "no such queue"
+        if fate is Fate.REFUSED:
+            share = SHARE_OF_PREFETCH * self._session.prefetch
+            others = self._waiting[queue] - (due.answer.delivery.tag in self._waits_for)
+            if waited > REPLY_SECONDS:
+                self._given_up[queue] = monotonic() + GIVEN_UP_SECONDS
+            elif self._given_up.get(queue, 0.0) < monotonic() and others < share:
+                return None
+            return "the broker does not take it"
+        if waited > LONE_REPLY_SECONDS or (waited > REPLY_SECONDS and confirmation.overtaken(index)):
+            return "the broker does not confirm it"
+        return None
+
+    def _publish_later(self, due: _Due, verdicts: Sequence[_Verdict]) -> None:
+        missing = tuple(
+            publication
+            for publication, verdict in zip(due.publications, verdicts, strict=True)
+            if verdict is _Verdict.ANOTHER_TRY
+        )
+        tag, queue = due.answer.delivery.tag, missing[-1].queue
+        self._forget(tag)
+        self._waits_for[tag] = queue
+        self._waiting[queue] += 1
+        self._again.append(replace(due, publications=missing, at=monotonic() + due.backoff.next_delay()))
+        self._more_again.set()
+        metrics.dead_letters_waiting(self._waiting[self._dead_letter_queue])
+        # What waits here is not to keep others from being delivered.
+        if len(self._waits_for) - self._set_aside >= self._session.prefetch / 2 > 0:
+            self._set_aside = len(self._waits_for)
+            self._tasks.create_task(self._session.renew_consumer())
+        if not self._publishing_again:
+            self._publishing_again = True
+            self._tasks.create_task(self._publish_again())
+
+    async def _publish_again(self) -> None:
+        """Publish what waits for it, each at its time; ends when nothing does."""
+        while self._again:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(each.at for each in self._again) - monotonic()):
+                    await self._more_again.wait()
+            self._more_again.clear()
+            now = monotonic()
+            due = [each for each in self._again if each.at <= now]
+            self._again = [each for each in self._again if each.at > now]
+            if due:
+                self._tasks.create_task(self._publish_apart(due))
+        self._publishing_again = False
+
+    async def _publish_apart(self, due: Sequence[_Due]) -> None:
+        """Publish on a new channel: RabbitMQ goes on refusing on one on which a queue was full
+        once, also when the limit is gone (seen with 3.10).
         """
-        try:
-            while self._settled:
-                await self._acknowledge_settled()
-                await asyncio.sleep(min(ACKNOWLEDGE_SECONDS, self._session.prefetch / PREFETCH_RATE))
-            self._acknowledging = False
-        finally:
-            if self._settled:  # all of it is being ended: these need not come again
-                with suppress(ChannelLost, TimeoutError):
-                    async with asyncio.timeout(LAST_ACK_SECONDS):
-                        await self._acknowledge_settled()
-
-    async def _acknowledge_settled(self) -> None:
-        settled, self._settled = self._settled, []
-        await self._session.acknowledge(answer.delivery for answer in settled)
-        metrics.settled(settled)
-        for answer in settled:
-            self._traces.settled(answer.delivery, answer.status, answer.run_id)
-
-    async def _publish_again(
-        self, again: list[tuple[Answer, tuple[Publication, ...]]], backoff: Backoff
-    ) -> None:
-        await backoff.sleep()
-        if any(
-            publication.queue == self._session.topology.dead_letter_queue
-            for _, p in again
-            for publication in p
-        ):
+        if letters := self._waiting[self._dead_letter_queue]:
+            log.warning("dead_letters_not_taken", queue=self._dead_letter_queue, held=letters)
             try:
                 await self._session.redeclare()
             except TopologyMismatch as error:
-                log.error("dead_letter_queue_missing", error=str(error), held=len(again))
-        await self._publish(again, backoff)
+                log.error("dead_letter_queue_missing", error=str(error), held=letters)
+        async with self._session.another_publisher() as publisher:
+            await self._confirmed(due, await publisher.publish(_all_publications(due)))
 
-    def _give_up_replies(
-        self, published: list[_Published], confirmation: Confirmation, *, up_to: int
-    ) -> None:
-        """Wait no longer for confirms of replies up to a tag; for those of dead letters it is
-        waited until they come.
-        """
-        for each in published:
-            for tag, publication in zip(each.tags(), each.publications, strict=True):
-                late = tag in confirmation.outstanding and tag <= up_to
-                if late and publication.queue != self._session.topology.dead_letter_queue:
-                    confirmation.outstanding.discard(tag)
-                    self._unroutable(each.answer, publication.queue, "the broker does not confirm it")
+    def _settle(self, settled: Sequence[Answer]) -> None:
+        self._session.acknowledge([answer.delivery for answer in settled])
+        metrics.settled(settled)
+        for answer in settled:
+            self._traces.settled(answer.delivery, answer.status, answer.run_id)
+            self._forget(answer.delivery.tag)
+        if not self._waits_for and self._set_aside:
+            self._set_aside = 0
+            metrics.dead_letters_waiting(0)
+        self._open -= len(settled)
+        if not self._open:
+            self._all_settled.set()
 
-    def _missing(
-        self, published: _Published, confirmation: Confirmation, *, give_up: bool
-    ) -> tuple[Publication, ...]:
-        """What of an answer's publications has to be published again: a dead letter always, a reply
-        within reason.
-        """
-        missing: list[Publication] = []
-        for tag, publication in zip(published.tags(), published.publications, strict=True):
-            returned, refused = tag in confirmation.returned, tag in confirmation.refused
-            if not (returned or refused):
-                continue
-            if publication.queue == self._session.topology.dead_letter_queue or (refused and not give_up):
-                missing.append(publication)
-            else:
-                reason = "no such queue" if returned else "the broker does not take it"
-                self._unroutable(published.answer, publication.queue, reason)
-        return tuple(missing)
+    def _forget(self, tag: int) -> None:
+        if queue := self._waits_for.pop(tag, None):
+            self._waiting[queue] -= 1
+            if not self._waiting[queue]:
+                del self._waiting[queue]
 
     def _unroutable(self, answer: Answer, reply_to: str | None, reason: str) -> None:
         metrics.replies_unroutable.inc()
@@ -266,3 +313,13 @@ class Settlement:
             message_id=answer.delivery.message.message_id,
             correlation_id=answer.delivery.message.correlation_id,
         )
+
+
+def _reply_to(answer: Answer) -> str | None:
+    """Where the reply goes; None where none is wanted, or none may be sent."""
+    reply_to = answer.delivery.message.reply_to
+    return None if not reply_to or isinstance(answer.refusal, ReplyToRefused) else reply_to
+
+
+def _all_publications(due: Sequence[_Due]) -> list[Publication]:
+    return [publication for each in due for publication in each.publications]

@@ -9,12 +9,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Self
 
+import aio_pika
 import aiohttp
-import aiormq
-from aiormq.abc import AbstractChannel, AbstractConnection
+from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import AMQPError
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker.broker.session import BrokerRefused, BrokerUnavailable, connect
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, connect
 from worker.broker.topology import Topology
 
 # A page that takes longer counts as no answer; seconds.
@@ -181,7 +182,7 @@ class Top:
         self._urls = [url.rstrip("/") for url in urls]
         self._amqp_url = amqp_url
         self._topology = topology
-        self._connection: AbstractConnection | None = None
+        self._connection: aio_pika.Connection | None = None
         self._channel: AbstractChannel | None = None
         self._stack = AsyncExitStack()
 
@@ -226,11 +227,15 @@ class Top:
         try:
             if self._channel is None or self._channel.is_closed:
                 if self._connection is None or self._connection.is_closed:
-                    self._connection = await connect(self._amqp_url, name="flow-run-worker top")
+                    self._connection = await connect(
+                        self._amqp_url, name="flow-run-worker top", connection_class=aio_pika.Connection
+                    )
                 self._channel = await self._connection.channel()
-            requests = await self._channel.queue_declare(self._topology.queue, passive=True)
-            dead = await self._channel.queue_declare(self._topology.dead_letter_queue, passive=True)
-        except (BrokerUnavailable, BrokerRefused, aiormq.AMQPError, OSError) as error:
+            requests, dead = [
+                (await self._channel.get_queue(name)).declaration_result
+                for name in (self._topology.queue, self._topology.dead_letter_queue)
+            ]
+        except (BrokerUnavailable, BrokerRefused, AMQPError, OSError) as error:
             return QueueView(time.monotonic(), error=str(error))
         return QueueView(
             time.monotonic(),

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from worker.broker.session import Session
+from worker.broker.acknowledger import Acknowledger
 from worker.cli import app
 from worker.pipeline import Pipeline
 from worker.store import Store
@@ -19,7 +19,7 @@ from worker.store import Store
 SEAMS: dict[str, tuple[Any, str, str]] = {
     "after decode, before commit": (Store, "create", "before"),
     "after commit, before reply": (Store, "create", "after"),
-    "after reply, before acknowledgement": (Session, "acknowledge", "before"),
+    "after reply, before acknowledgement": (Acknowledger, "_acknowledge_new", "before"),
     "while decoding": (Pipeline, "_stored", "before"),
 }
 

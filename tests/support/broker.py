@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.processes import answers
 from tests.support.rabbitmq import RabbitMQ
-from worker.broker.session import BrokerRefused, BrokerUnavailable, connect
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, connect
 
 LOCAL_URL = "amqp://guest:guest@localhost:5672/"
 

@@ -18,15 +18,17 @@ from typing import Any, Literal
 from uuid import UUID
 
 import orjson
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from worker.broker.channel import BulkChannel
+from worker.broker.connection import close_connection, connect
 from worker.broker.delivery import Delivery
-from worker.broker.frames import short_string
-from worker.broker.properties import property_flags
+from worker.broker.fast_path import BulkPublisher, DeliveryReader
+from worker.broker.properties import join, short_string
 from worker.broker.publication import PERSISTENT, Publication
-from worker.broker.session import connect
+from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
-from worker.broker.transport import BulkConnection
+from worker.broker.transport import Connection
+from worker.mailbox import Mailbox
 
 Body = Literal["small", "typical", "large"]
 Progress = Callable[[int], None]
@@ -107,28 +109,29 @@ class Load:
     """
 
     def __init__(
-        self, out: BulkChannel, replies: BulkChannel, queue: str, body: Callable[[int], bytes]
+        self,
+        publishers: dict[bool, Publisher],
+        replies: Mailbox[Delivery],
+        reply_to: str,
+        requests: AbstractQueue,
+        body: Callable[[int], bytes],
     ) -> None:
-        self._out = out
+        # Who waits for the reply needs no confirm of the request; only who doesn't has to know that
+        # the broker has it.
+        self._unconfirmed, self._confirmed = publishers[False], publishers[True]
         self._replies = replies
-        self._queue = queue
+        self._reply_to = reply_to
+        self._requests = requests
         self._body = body
-        self._reply_to = ""
         self.statuses = True
         self.progress: Progress = lambda count: None
         self.answered = 0
-
-    async def prepare(self) -> None:
-        """Declare the reply queue, and consume from it."""
-        declared = await self._replies.queue_declare(exclusive=True)
-        self._reply_to = declared.queue or ""
-        await self._replies.basic_consume(self._reply_to, _ignored, no_ack=True)
 
     async def fill(self, requests: int) -> None:
         """Publish all requests, and wait until the broker has them."""
         for start in range(0, requests, CHUNK):
             numbers = range(start, min(start + CHUNK, requests))
-            confirmation = await self._replies.publish([self._publication(number) for number in numbers])
+            confirmation = await self._confirmed.publish([self._publication(number) for number in numbers])
             await confirmation.wait(PATIENCE)
             if not confirmation.flawless:
                 raise BenchFailed("the broker did not take the requests: is a limit set on its queues?")
@@ -172,7 +175,7 @@ class Load:
             while number < numbers.stop and not collecting.done():
                 due = min(floor((time.perf_counter() - started) * rate) + 1, numbers.stop)
                 if due > number:
-                    await self._out.publish([self._publication(each) for each in range(number, due)])
+                    await self._unconfirmed.publish([self._publication(each) for each in range(number, due)])
                     number = due
                 await asyncio.sleep(max(TICK, started + number / rate - time.perf_counter()))
             await collecting
@@ -191,7 +194,7 @@ class Load:
             now = time.perf_counter()
             sent.update((number, now) for number in due)
             if due:
-                await self._out.publish([self._publication(number) for number in due])
+                await self._unconfirmed.publish([self._publication(number) for number in due])
             taken = await self._take(concurrency)
             now = time.perf_counter()
             latencies.extend(now - sent.pop(_number(delivery)) for delivery in taken)
@@ -203,20 +206,20 @@ class Load:
         """A few requests that are not counted: connections, statements and code are warm after
         them.
         """
-        await self._out.publish([self._publication(number) for number in range(-WARM_UP, 0)])
+        await self._unconfirmed.publish([self._publication(number) for number in range(-WARM_UP, 0)])
         missing = WARM_UP
         while missing:
             missing -= len(await self._take(missing, counted=False))
 
     async def consumers_on_queue(self) -> int:
         """How many workers consume."""
-        declared = await self._replies.queue_declare(self._queue, passive=True)
-        return declared.consumer_count or 0
+        queue = await self._requests.channel.get_queue(self._requests.name)
+        return queue.declaration_result.consumer_count or 0
 
     async def _take(self, limit: int, *, counted: bool = True) -> list[Delivery]:
         try:
             async with asyncio.timeout(PATIENCE):
-                taken = await self._replies.deliveries.take(limit)
+                taken = await self._replies.take(limit)
         except TimeoutError:
             raise BenchFailed(f"no reply for {PATIENCE:g} seconds") from None
         if not taken:
@@ -232,26 +235,19 @@ class Load:
         return taken
 
     def _publication(self, number: int) -> Publication:
-        return Publication(
-            self._queue, _RequestProperties(number, self._reply_to), self._body(number), numbered=False
+        properties = join(
+            {
+                "content_type": _JSON,
+                "delivery_mode": _PERSISTENT,
+                "correlation_id": short_string(str(number)),
+                "reply_to": _short_string(self._reply_to),
+            }
         )
+        return Publication(self._requests.name, properties, self._body(number))
 
 
-@dataclass(slots=True)
-class _RequestProperties:
-    """Content type, delivery mode, correlation id and reply-to, written field by field."""
-
-    number: int
-    reply_to: str
-    message_id: str | None = None
-
-    def marshal(self) -> bytes:
-        return b"".join((_REQUEST_HEAD, short_string(str(self.number)), _reply_to(self.reply_to)))
-
-
-_REQUEST_FLAGS = property_flags("content_type", "delivery_mode", "correlation_id", "reply_to")
-_REQUEST_HEAD = _REQUEST_FLAGS.to_bytes(2) + short_string("application/json") + bytes((PERSISTENT,))
-_reply_to = cache(short_string)
+_JSON, _PERSISTENT = short_string("application/json"), bytes((PERSISTENT,))
+_short_string = cache(short_string)
 
 
 def _number(reply: Delivery) -> int:
@@ -266,19 +262,19 @@ async def open_load(amqp_url: str, topology: Topology, body: Callable[[int], byt
     Args:
         body: gives the body of a request by its number.
     """
-    connection: BulkConnection = await connect(amqp_url, name="flow-run-worker bench")
+    connection = await connect(amqp_url, name="flow-run-worker bench", connection_class=Connection)
     try:
-        # Who waits for the reply needs no confirm of the request; only who doesn't has to know that
-        # the broker has it.
-        out, replies = (
-            await BulkChannel.open_on(connection, confirms=False),
-            await BulkChannel.open_on(connection),
-        )
-        load = Load(out, replies, topology.queue, body)
+        publishers: dict[bool, Publisher] = {
+            confirms: BulkPublisher(connection, await connection.channel(publisher_confirms=confirms))
+            for confirms in (False, True)
+        }
+        channel = await connection.channel(publisher_confirms=False)
         try:
-            await topology.declare(out)
-            await load.prepare()
-            yield load
+            await topology.declare(channel)
+            requests = await channel.get_queue(topology.queue)
+            replies: Mailbox[Delivery] = Mailbox()
+            reply_to = await _consume_replies(connection, channel, replies)
+            yield Load(publishers, replies, reply_to, requests, body)
         finally:
             # Whatever has become of the channels above.
             tidying = await connection.channel()
@@ -287,8 +283,20 @@ async def open_load(amqp_url: str, topology: Topology, body: Callable[[int], byt
             if topology.exchange is not None:
                 await tidying.exchange_delete(topology.exchange)
     finally:
-        await connection.close()
+        await close_connection(connection)
 
 
-async def _ignored(_: Any) -> None:
-    """Replies are taken in bulk."""
+async def _consume_replies(
+    connection: Connection, channel: AbstractChannel, replies: Mailbox[Delivery]
+) -> str:
+    """Consume from a reply queue, by the worker's own fast path; returns the queue's name."""
+    queue = await channel.declare_queue(exclusive=True)
+    number = channel.number or 0
+    connection.frames.channels[number] = DeliveryReader(connection.frames, number, replies.put)
+
+    async def never_called(_: AbstractIncomingMessage) -> None:
+        """The reader takes them all."""
+
+    channel.close_callbacks.add(lambda *_: replies.close())
+    await queue.consume(never_called, no_ack=True)
+    return queue.name

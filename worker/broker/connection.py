@@ -6,13 +6,22 @@ Worker, client and commands all connect here.
 import asyncio
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import aio_pika
-from aio_pika.exceptions import AMQPError, AuthenticationError, ProbableAuthenticationError
-from aiormq.exceptions import ConnectionClosed, InvalidFrameError
+from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import (
+    CONNECTION_EXCEPTIONS,
+    AMQPError,
+    AuthenticationError,
+    ProbableAuthenticationError,
+)
+from aiormq.exceptions import ChannelAccessRefused, ConnectionClosed, InvalidFrameError
 from yarl import URL
+
+from worker.broker.urls import split_urls
 
 ConnectionType = TypeVar("ConnectionType", bound=aio_pika.Connection)
 
@@ -21,12 +30,6 @@ CONNECT_TIMEOUT = 10.0
 # A close is not answered by a broker that is gone; seconds.
 CLOSE_TIMEOUT = 5.0
 
-# What aio-pika, or aiormq below it, raises where a connection or a channel has ended, or ends.
-# RuntimeError: it was closed already.
-CONNECTION_ERRORS = (AMQPError, ConnectionError, RuntimeError)
-
-# Between two URLs of a list; a comma may stand in a password as well.
-_BETWEEN_URLS = re.compile(r"\s*,\s*(?=amqps?://)")
 # What OpenSSL says where only another certificate, key or port will help; what it says besides
 # comes of connections that break.
 _CERTIFICATE_WRONG = re.compile(
@@ -46,7 +49,7 @@ class BrokerUnavailable(ConnectionError):
 
 
 class BrokerRefused(Exception):
-    """The broker answers, and says no: login, virtual host or permission. Its message says which."""
+    """The broker answers, and refuses login, virtual host or permission; the message says which."""
 
 
 class TLSRefused(BrokerRefused):
@@ -54,12 +57,40 @@ class TLSRefused(BrokerRefused):
 
 
 class ChannelLost(ConnectionError):
-    """The channel or its connection closed; what was in flight on it will be delivered again."""
+    """The channel or its connection closed; what was in flight on it will be delivered again.
+
+    Attributes:
+        refused: whether it was for want of a permission.
+    """
+
+    def __init__(self, cause: BaseException | str | None) -> None:
+        reason = cause if isinstance(cause, str) else _in_words(cause)
+        super().__init__(reason)
+        self.refused = isinstance(cause, ChannelAccessRefused)
 
 
-def split_urls(urls: str) -> list[str]:
-    """The URLs of a list, as ``WORKER_AMQP_URL`` has it: separated by commas."""
-    return _BETWEEN_URLS.split(urls.strip())
+@contextmanager
+def lost_with(channel: AbstractChannel) -> Iterator[None]:
+    """Raise :class:`ChannelLost` for all the ways in which aiormq ends a wait when a channel ends.
+
+    Besides its own errors they are a bare ``Exception``, when the connection's end was read with
+    its last frames, and a ``CancelledError`` in a task that nobody cancelled, after missed
+    heartbeats.
+    """
+    task = asyncio.current_task()
+    cancelling = task.cancelling() if task else 0
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if not channel.is_closed or (task and task.cancelling() > cancelling):
+            raise
+        raise ChannelLost(None) from error
+    except CONNECTION_EXCEPTIONS as error:
+        raise ChannelLost(error) from error
+    except Exception as error:
+        if not channel.is_closed:
+            raise
+        raise ChannelLost(error) from error
 
 
 async def connect(urls: str, *, name: str, connection_class: type[ConnectionType]) -> ConnectionType:
@@ -135,3 +166,9 @@ def _check_tls_files(url: URL) -> None:
         path = url.query.get(name)
         if path and not os.access(path, os.R_OK):
             raise TLSRefused(f"The file '{path}', which is the {name} of the broker's URL, can't be read")
+
+
+def _in_words(error: BaseException | None) -> str:
+    if isinstance(error, AMQPError) and str(error):
+        return str(error)
+    return "the connection to the broker is gone"

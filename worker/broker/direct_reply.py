@@ -4,20 +4,18 @@ channel. Knows no requests.
 RabbitMQ closes the connection of whoever publishes to such a name when it is malformed, or names a
 node that doesn't run in its cluster: one that is being restarted, one of another cluster from which
 the request came, or one that somebody made up. On the worker's connection that would cost all that
-is in flight on it. So a name of a node that has not been seen is tried on a connection of its own
-first.
+is in flight on it. So a node that has not been seen is tried on a connection of its own first.
 """
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from time import monotonic
 
-import aiormq
+import aio_pika
 import structlog
-from aiormq.abc import AbstractConnection
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
+from worker.broker.connection import BrokerRefused, close_connection, connect
 from worker.contract.message import DIRECT_REPLY_TO
 
 log = structlog.get_logger(__name__)
@@ -37,23 +35,32 @@ _MAX_NODES = 1000
 _TRY_TIMEOUT = 5.0
 # A node that doesn't run may run again: it is tried anew after so many seconds.
 _REFUSED_FOR = 10.0
+# So many are tried at a time: each costs the broker a connection that it closes with an error.
+_TRIALS = 4
+# So many wait to be tried; beyond that names are being made up, and no more are tried for now. A
+# trial takes some 10 ms, so that who waits behind all of them waits for less than a second.
+_MAX_WAITING = 100
 
 
 class DirectReplies:
     """Tells which direct reply-to names can be published to.
 
     Args:
-        connect: opens a connection to the same broker.
+        urls: the broker.
+        name: the name of the connections on which nodes are tried.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[AbstractConnection]]) -> None:
-        self._connect = connect
+    def __init__(self, urls: str, name: str) -> None:
+        self._urls = urls
+        self._name = name
         self._known: set[bytes] = set()
         self._refused: dict[bytes, float] = {}
+        self._trying: dict[bytes, asyncio.Task[bool]] = {}
+        self._trials = asyncio.Semaphore(_TRIALS)
 
-    async def may_publish(self, queue: str) -> bool:
+    def may_publish(self, queue: str) -> bool | None:
         """Whether the broker takes a reply to this name; True for every name that is not of direct
-        reply-to.
+        reply-to, None where :meth:`try_to_publish` has to tell.
         """
         if not queue.startswith(DIRECT_REPLY_TO):
             return True
@@ -62,39 +69,57 @@ class DirectReplies:
             return False
         if node in self._known:
             return True
-        if monotonic() < self._refused.get(node, 0.0):
-            return False
-        if len(self._known) + len(self._refused) >= _MAX_NODES:
-            self._known.clear()
-            self._refused.clear()
-        if await self._try(queue):
-            self._known.add(node)
-            return True
-        self._refused[node] = monotonic() + _REFUSED_FOR
-        return False
+        return False if monotonic() < self._refused.get(node, 0.0) else None
+
+    async def try_to_publish(self, queue: str) -> bool:
+        """Find out, on a connection of its own; those who ask for one node share its trial."""
+        node = _node(queue)
+        assert node is not None
+        if node not in self._trying:
+            if len(self._trying) >= _MAX_WAITING:
+                return False
+            self._trying[node] = asyncio.create_task(self._judge(node, queue))
+        return await asyncio.shield(self._trying[node])
+
+    async def _judge(self, node: bytes, queue: str) -> bool:
+        try:
+            async with self._trials:
+                taken = await self._try(queue)
+            if len(self._known) + len(self._refused) >= _MAX_NODES:
+                self._known.clear()
+                self._refused.clear()
+            if taken:
+                self._known.add(node)
+            else:
+                self._refused[node] = monotonic() + _REFUSED_FOR
+            return taken
+        finally:
+            del self._trying[node]
 
     async def _try(self, queue: str) -> bool:
         channel_of = queue.removeprefix(_PREFIX).partition(".")[0]
         try:
-            connection = await self._connect()
-        except (
-            Exception
-        ) as error:  # the edge: then nothing was learned, and the reply is published as it would have been
+            connection = await connect(self._urls, name=self._name, connection_class=aio_pika.Connection)
+        except (BrokerRefused, OSError) as error:
+            # Nothing was learned: the reply is published as it would have been.
             log.warning("direct_reply_not_tried", error=str(error))
             return True
         try:
             async with asyncio.timeout(_TRY_TIMEOUT):
                 channel = await connection.channel()
-                await channel.basic_publish(b"", routing_key=f"{_PREFIX}{channel_of}.{_NOBODY}")
+                await channel.default_exchange.publish(
+                    aio_pika.Message(b""), f"{_PREFIX}{channel_of}.{_NOBODY}", mandatory=False
+                )
         except TimeoutError:
             return True
-        except (aiormq.AMQPError, ConnectionError) as error:
+        except (*CONNECTION_EXCEPTIONS, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
             log.warning("direct_reply_to_unknown_node", reply_to=queue, error=str(error))
             return False
         finally:
-            with suppress(Exception):  # it may be closed already
-                async with asyncio.timeout(_TRY_TIMEOUT):
-                    await connection.close()
+            await close_connection(connection)
         return True
 
 

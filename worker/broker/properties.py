@@ -1,110 +1,187 @@
-"""A message's properties, read from its content header: each by itself, and whatever is wrong with
-them is that message's affair.
+"""A message's properties as they stand in its content header (AMQP 0-9-1, sections 2.3.5.2 and
+4.2.6.1).
 
-pamqp would have the connection given up for properties that it can't read (text that is no UTF-8, a
-timestamp out of range), with everything else on it; and it takes most of the time that a delivery
-takes.
+Each is read by itself, so that one that can't be read costs no other. And they can be written again
+as they came: a dead letter, and what is sent again from there, has the bytes that its producer
+    sent.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pamqp.decode
-import pamqp.frame
-from pamqp import commands as spec
-from pamqp.header import ContentHeader
+import pamqp.encode
+from pamqp.commands import Basic
 
-# Class, weight and size of the body stand before the flags and the properties.
-_PROPERTIES = 12
+from worker.contract.message import Message
+
 _FLAGS = struct.Struct(">H")
+_LENGTH = struct.Struct(">I")
 # Another two octets of flags follow, of which AMQP 0-9-1 uses none.
 _MORE_FLAGS = 0x0001
-
-
-class UndecodableProperties(spec.Basic.Properties):
-    """Stands in for properties that could not be read; all of them are None.
-
-    Attributes:
-        raw: the flags and the properties as they came.
-        reason: what was wrong with them.
-    """
-
-    raw: bytes = b""
-    reason: str = ""
-
-
-def _short_string(raw: bytes, at: int) -> tuple[int, str]:
-    end = at + 1 + raw[at]
-    if end > len(raw):
-        raise ValueError("a property ends behind its frame")
-    return end, raw[at + 1 : end].decode()
-
-
-def _octet(raw: bytes, at: int) -> tuple[int, int]:
-    return at + 1, raw[at]
-
-
-def _by_pamqp(decode: Callable[[bytes], tuple[int, Any]]) -> Callable[[bytes, int], tuple[int, Any]]:
-    def read(raw: bytes, at: int) -> tuple[int, Any]:
-        size, value = decode(raw[at:])
-        return at + size, value
-
-    return read
-
-
-_READERS: dict[str, Callable[[bytes, int], tuple[int, Any]]] = {
-    "shortstr": _short_string,
-    "octet": _octet,
-    "table": _by_pamqp(pamqp.decode.field_table),
-    "timestamp": _by_pamqp(pamqp.decode.timestamp),
+# In the order in which they stand in a header.
+_NAMES = tuple("type" if name == "message_type" else name for name in Basic.Properties.__slots__)
+FLAGS = {
+    name: Basic.Properties.flags[slot] for name, slot in zip(_NAMES, Basic.Properties.__slots__, strict=True)
 }
-# In the order in which they stand in a header: flag, name, reader.
-_FIELDS = tuple(
-    (spec.Basic.Properties.flags[name], name, _READERS[spec.Basic.Properties.amqp_type(name)])
-    for name in spec.Basic.Properties.__slots__
-)
+# Octets that a value in a table takes, by its type; None: a length of four octets, then as many.
+_SIZES: Mapping[bytes, int | None] = {
+    **dict.fromkeys((b"t", b"b", b"B"), 1),
+    **dict.fromkeys((b"s", b"u"), 2),
+    **dict.fromkeys((b"I", b"i", b"f"), 4),
+    **dict.fromkeys((b"l", b"L", b"d", b"T"), 8),
+    **dict.fromkeys((b"S", b"x", b"F", b"A"), None),
+    b"D": 5,
+    b"V": 0,
+}
 
 
-def property_flags(*names: str) -> int:
-    """The flags of a content header that has these properties."""
-    return sum(spec.Basic.Properties.flags[name] for name in names)
+def _short_string(raw: bytes) -> str:
+    return raw[1:].decode()
 
 
-def read_properties(raw: bytes) -> spec.Basic.Properties:
-    """The properties of a content header; raises nothing.
+def _table(raw: bytes) -> Any:
+    return pamqp.decode.field_table(raw)[1]
+
+
+def _octet(raw: bytes) -> int:
+    return raw[0]
+
+
+def _timestamp(raw: bytes) -> Any:
+    return pamqp.decode.timestamp(raw)[1]
+
+
+# Of all others, which are short strings, as well: what each is read by.
+_READERS: dict[str, Callable[[bytes], Any]] = {
+    **dict.fromkeys(_NAMES, _short_string),
+    "headers": _table,
+    "delivery_mode": _octet,
+    "priority": _octet,
+    "timestamp": _timestamp,
+}
+_FIELDS = tuple((FLAGS[name], name, _READERS[name]) for name in _NAMES)
+
+
+def read_message(raw: bytes, body: bytes, *, redelivered: bool = False) -> Message:
+    """A message from its properties and its body; raises nothing.
+
+    What can't be read stays None, and stands in ``Message.unreadable`` with the reason.
 
     Args:
-        raw: flags and properties, as they stand there.
+        raw: flags and properties, as they stand in a content header.
     """
+    found: dict[str, Any] = {}
+    unreadable: dict[str, str] = {}
+    try:
+        for name, read, start, end in _spans(raw):
+            try:
+                found[name] = read(raw[start:end])
+            except Exception as error:  # whatever it is, it is told in the refusal
+                unreadable[name] = str(error) or type(error).__name__
+    except ValueError as error:
+        unreadable["properties"] = str(error)
+    found.pop("cluster_id", None)
+    headers = found.pop("headers", None) or {}
+    return Message(body, headers, **found, redelivered=redelivered, raw_properties=raw, unreadable=unreadable)
+
+
+def split(raw: bytes) -> dict[str, bytes]:
+    """The properties by their names, each as the bytes of its value.
+
+    Raises:
+        ValueError: they end before they should.
+    """
+    return {name: raw[start:end] for name, _, start, end in _spans(raw)}
+
+
+def join(values: Mapping[str, bytes]) -> bytes:
+    """Flags and properties as they stand in a content header.
+
+    Args:
+        values: by name, in the order of AMQP 0-9-1, each as the bytes of its value.
+    """
+    flags = 0
+    for name in values:
+        flags |= FLAGS[name]
+    return b"".join((_FLAGS.pack(flags), *values.values()))
+
+
+def in_order(values: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The same, in the order in which :func:`join` wants them."""
+    return {name: values[name] for name in _NAMES if name in values}
+
+
+def short_string(text: str) -> bytes:
+    """A property of up to 255 bytes, with its length.
+
+    Raises:
+        ValueError: it is longer.
+    """
+    encoded = text.encode()
+    if len(encoded) > 255:
+        raise ValueError(f"a property has {len(encoded)} bytes, and may have 255")
+    return bytes((len(encoded),)) + encoded
+
+
+def split_table(raw: bytes) -> list[tuple[str, bytes]]:
+    """A table's entries: the name of each, and its value with its type as they stand there.
+
+    Raises:
+        ValueError: a name or a value can't be told from what follows it.
+    """
+    entries: list[tuple[str, bytes]] = []
+    at, end = _LENGTH.size, len(raw)
+    try:
+        while at < end:
+            name = raw[at + 1 : at + 1 + raw[at]]
+            start = at + 1 + len(name)
+            size = _SIZES[raw[start : start + 1]]
+            at = start + 1 + (_LENGTH.size + _LENGTH.unpack_from(raw, start + 1)[0] if size is None else size)
+            entries.append((name.decode(), raw[start:at]))
+    except (IndexError, KeyError, UnicodeDecodeError, struct.error) as error:
+        raise ValueError(f"a header can't be read: {error!r}") from error
+    if at != end:
+        raise ValueError("a header ends behind its table")
+    return entries
+
+
+def join_table(entries: Iterable[tuple[str, bytes]]) -> bytes:
+    """A table of entries as :func:`split_table` gives them.
+
+    Raises:
+        ValueError: a name is longer than 255 bytes.
+    """
+    content = b"".join(part for name, value in entries for part in (short_string(name), value))
+    return _LENGTH.pack(len(content)) + content
+
+
+def table_value(value: Any) -> bytes:
+    """A value with its type, as it stands in a table."""
+    return pamqp.encode.encode_table_value(value)
+
+
+def _spans(raw: bytes) -> Iterable[tuple[str, Callable[[bytes], Any], int, int]]:
+    """Of each property that is there: name, reader, where its value begins and where it ends."""
     try:
         (flags,) = _FLAGS.unpack_from(raw)
         at, more = _FLAGS.size, flags
         while more & _MORE_FLAGS:
             (more,) = _FLAGS.unpack_from(raw, at)
             at += _FLAGS.size
-        properties = spec.Basic.Properties()
         for flag, name, read in _FIELDS:
-            if flags & flag:
-                at, value = read(raw, at)
-                setattr(properties, name, value)
-    except Exception as error:  # whatever it is, it is told in the refusal
-        undecodable = UndecodableProperties()
-        undecodable.raw, undecodable.reason = raw, str(error) or type(error).__name__
-        return undecodable
-    return properties
-
-
-def _content_header(frame_data: bytes) -> ContentHeader:
-    class_id, weight, body_size = struct.unpack(">HHQ", frame_data[:_PROPERTIES])
-    header = ContentHeader(weight, body_size, read_properties(frame_data[_PROPERTIES:]))
-    header.class_id = class_id
-    return header
-
-
-def install() -> None:
-    """Take the place of pamqp's reader of content headers, for channels of aiormq's own; calling it
-    again changes nothing.
-    """
-    read: Any = _content_header
-    pamqp.frame._unmarshal_header_frame = read
+            if not flags & flag:
+                continue
+            if read is _short_string:
+                end = at + 1 + raw[at]
+            elif read is _table:
+                end = at + _LENGTH.size + _LENGTH.unpack_from(raw, at)[0]
+            else:
+                end = at + (1 if read is _octet else 8)
+            if end > len(raw):
+                raise ValueError(f"{name} ends behind its frame")
+            yield name, read, at, end
+            at = end
+    except (IndexError, struct.error) as error:
+        raise ValueError("they end before they should") from error

@@ -1,5 +1,5 @@
-"""What the worker publishes: replies and dead-letter copies, always through the default exchange;
-knows no database.
+"""What is published: replies and dead-letter copies, always to a queue by its name; knows no
+sockets.
 """
 
 import struct
@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any, Protocol
+from itertools import count
+from typing import Any
+from uuid import uuid4
 
-import pamqp.encode
-from pamqp import commands as spec
+from pamqp.commands import Basic
 
-from worker.broker import frames
-from worker.broker.properties import property_flags
+from worker.broker import properties as props
+from worker.broker.transport import BODY, CONTENT, CONTENT_CLASS, END, HEAD, HEADER, METHOD
 from worker.contract.message import DIRECT_REPLY_TO, ROUTING_HEADERS, Message
 
 APP_ID = "flow-run-worker"
 PERSISTENT = 2
-_PERSISTENT_OCTET = bytes((PERSISTENT,))
 
 ERROR_STATUS_HEADER = "x-error-status"
 ERROR_HEADER = "x-error"
@@ -31,62 +31,24 @@ RAW_PROPERTIES_HEADER = f"{ORIGINAL_PREFIX}properties"
 # One line in a table or a management page; a longer one also costs room in the header frame.
 MAX_ERROR_LINE = 500
 
-
-_REPLY_FLAGS = property_flags(
-    "content_type", "headers", "delivery_mode", "message_id", "timestamp", "message_type", "app_id"
-)
-_CORRELATION_ID_FLAG = property_flags("correlation_id")
-_CONTENT_TYPE = frames.short_string("application/json")
-_APP_ID = frames.short_string(APP_ID)
-_TYPES = {kind: frames.short_string(kind) for kind in ("flow_run", "error")}
-_FLAGS = struct.Struct(">H")
 _SECONDS = struct.Struct(">Q")
+_END = bytes((END,))
+_PERSISTENT_OCTET = bytes((PERSISTENT,))
+_JSON = props.short_string("application/json")
+_APP_ID = props.short_string(APP_ID)
+_TYPES = {kind: props.short_string(kind) for kind in ("flow_run", "error")}
+# Method, two reserved octets, and the default exchange, whose name is empty.
+_PUBLISH = struct.pack(">IHB", (CONTENT_CLASS << 16) + 40, 0, 0)
+# What a frame takes besides its payload.
+_FRAME_OVERHEAD = HEAD.size + len(_END)
+
+_process = uuid4().hex
+_numbers = count(1)
 
 
-class Properties(Protocol):
-    """AMQP properties; those of pamqp, or ones of our own that are written faster."""
-
-    message_id: str | None
-
-    def marshal(self) -> bytes:
-        """Flags and properties, as they stand in a content header."""
-
-
-@dataclass(slots=True)
-class ReplyProperties:
-    """The properties of a reply, written field by field: all replies have the same ones, and there
-    is one for each request.
-
-    Attributes:
-        message_id: set by the channel.
-    """
-
-    status: int
-    correlation_id: str | None
-    timestamp: datetime
-    message_id: str | None = None
-
-    def marshal(self) -> bytes:
-        """Flags and properties, as they stand in a content header, in the order of AMQP 0-9-1."""
-        correlated = self.correlation_id is not None
-        return b"".join(
-            (
-                _FLAGS.pack(_REPLY_FLAGS | _CORRELATION_ID_FLAG if correlated else _REPLY_FLAGS),
-                _CONTENT_TYPE,
-                _status_header(self.status),
-                _PERSISTENT_OCTET,
-                frames.short_string(self.correlation_id or "") if correlated else b"",
-                frames.short_string(self.message_id or ""),
-                _SECONDS.pack(int(self.timestamp.timestamp())),
-                _TYPES["flow_run" if self.status < 400 else "error"],
-                _APP_ID,
-            )
-        )
-
-
-@cache
-def _status_header(status: int) -> bytes:
-    return pamqp.encode.field_table({"status": status})
+def new_message_id() -> str:
+    """A message id that no other process gives, and this one once."""
+    return f"{_process}.{next(_numbers)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,39 +57,101 @@ class Publication:
 
     Attributes:
         queue: the routing key on the default exchange.
-        properties: AMQP properties.
+        properties: flags and properties, as they stand in a content header.
         body: the payload.
-        numbered: the channel sets ``message_id``, by which a returned publication is known again.
     """
 
     queue: str
-    properties: Properties
+    properties: bytes
     body: bytes
-    numbered: bool
 
-    def marshal(self, channel_number: int, frame_max: int) -> bytes:
-        """The frames of a ``basic.publish``, ready for the wire: mandatory, unless it is a direct
-        reply.
+    @property
+    def mandatory(self) -> bool:
+        """Whether it is to come back where no queue takes it: always but for direct replies.
 
         RabbitMQ returns every mandatory message to a direct reply-to, delivered or not, since it is
         routed to no queue (``rabbit_exchange:route`` and ``rabbit_channel:deliver_reply`` up to
         4.1): that would tell nothing, at the price of each reply sent twice.
-
-        Raises: ValueError, TypeError: a property cannot be written in AMQP, or the header is larger
-            than a frame.
         """
-        mandatory = not self.queue.startswith(DIRECT_REPLY_TO)
-        properties = self.properties.marshal()
-        return frames.publish(
-            channel_number, self.queue, properties, self.body, mandatory=mandatory, frame_max=frame_max
-        )
+        return not self.queue.startswith(DIRECT_REPLY_TO)
+
+    @property
+    def size(self) -> int:
+        """Size of the body in bytes."""
+        return len(self.body)
+
+    def frames(self, channel: int, frame_max: int) -> bytes:
+        """The frames of a ``basic.publish``, ready for the wire.
+
+        Raises:
+            ValueError: the queue's name is too long, or the properties are larger than a frame.
+        """
+        routing_key = props.short_string(self.queue)
+        self.check(frame_max)
+        header = CONTENT.size + len(self.properties)
+        parts = [
+            HEAD.pack(METHOD, channel, len(_PUBLISH) + len(routing_key) + 1),
+            _PUBLISH,
+            routing_key,
+            b"\x01" if self.mandatory else b"\x00",
+            _END,
+            HEAD.pack(HEADER, channel, header),
+            CONTENT.pack(CONTENT_CLASS, 0, len(self.body)),
+            self.properties,
+            _END,
+        ]
+        step = frame_max - _FRAME_OVERHEAD
+        for start in range(0, len(self.body), step):
+            part = self.body[start : start + step]
+            parts += (HEAD.pack(BODY, channel, len(part)), part, _END)
+        return b"".join(parts)
+
+    def check(self, frame_max: int) -> None:
+        """Raise ValueError if the properties are larger than a frame."""
+        size = CONTENT.size + len(self.properties) + _FRAME_OVERHEAD
+        if size > frame_max:
+            raise ValueError(f"the properties take {size} bytes and a frame holds {frame_max}")
 
 
-def reply(message: Message, *, status: int, body: bytes, now: datetime) -> Publication:
-    """The reply to a request that named a reply queue."""
-    return Publication(
-        message.reply_to or "", ReplyProperties(status, message.correlation_id, now), body, numbered=True
-    )
+class WrittenProperties(Basic.Properties):
+    """Properties for aio-pika that are written already, to the letter."""
+
+    def __init__(self, written: bytes) -> None:
+        super().__init__()
+        self._written = written
+
+    def marshal(self) -> bytes:
+        """Called by pamqp when it writes a content header."""
+        return self._written
+
+
+def reply(
+    message: Message, *, status: int, body: bytes, now: datetime, error: str | None = None
+) -> Publication:
+    """The reply to a request that named a reply queue.
+
+    Args:
+        error: one line for the header ``x-error``: what is wrong.
+    """
+    values = {"content_type": _JSON, "headers": _status_header(status), "delivery_mode": _PERSISTENT_OCTET}
+    if error is not None:
+        values["headers"] = _table({"status": status, ERROR_HEADER: error})
+    if message.correlation_id is not None:
+        values["correlation_id"] = props.short_string(message.correlation_id)
+    values["message_id"] = props.short_string(new_message_id())
+    values["timestamp"] = _SECONDS.pack(int(now.timestamp()))
+    values["type"] = _TYPES["flow_run" if status < 400 else "error"]
+    values["app_id"] = _APP_ID
+    return Publication(message.reply_to or "", props.join(values), body)
+
+
+@cache
+def _status_header(status: int) -> bytes:
+    return _table({"status": status})
+
+
+def _table(values: Mapping[str, Any]) -> bytes:
+    return props.join_table((name, props.table_value(value)) for name, value in values.items())
 
 
 def dead_letter_copy(
@@ -135,85 +159,66 @@ def dead_letter_copy(
 ) -> Publication:
     """A refused request, whole, with the reason in its headers.
 
-    Its own properties stay as they were, but for three that would lose or misdirect the copy and
-    move into a header: ``expiration`` (it would expire), ``user_id`` of another user (the broker
-    closes the channel over it), and the ``CC``/``BCC`` headers (the copy would also go to those
-    queues). Headers that can't be written again are dropped, each by itself; or all of them, where
-    they don't fit into a frame together with the reason.
+    Its properties stay as they came, byte for byte, but for those that would lose or misdirect the
+    copy, which move into headers ``x-original-NAME``: ``expiration`` (it would expire), ``user_id``
+    of another user (the broker closes the channel over it), ``CC`` and ``BCC`` (it would also go to
+    those queues), and properties that can't be read (who reads dead letters could not either).
+    Where the headers don't fit into a frame together with the reason, they are dropped.
+
+    Args:
+        login: the user that publishes the copy.
+        frame_max: the largest frame in bytes.
     """
-    headers: dict[str, Any] = {
-        (f"{ORIGINAL_PREFIX}{name.lower()}" if name in ROUTING_HEADERS else name): value
-        for name, value in message.headers.items()
-    }
-    if message.expiration is not None:
-        headers[f"{ORIGINAL_PREFIX}expiration"] = message.expiration
-    if message.raw_properties is not None:
-        headers[RAW_PROPERTIES_HEADER] = bytearray(
-            message.raw_properties
-        )  # as a byte array; pamqp writes no bytes
-    user_id = message.user_id
-    if user_id is not None and user_id != login:
-        headers[f"{ORIGINAL_PREFIX}user-id"] = user_id
-        user_id = None
-    reason = {
+    moved: dict[str, Any] = {}
+    kept: list[tuple[str, bytes]] = []
+    try:
+        values = props.split(message.raw_properties)
+    except ValueError:
+        values = {}
+        moved[RAW_PROPERTIES_HEADER] = bytearray(message.raw_properties)
+    for name in message.unreadable.keys() & values.keys():
+        moved[_original(name)] = bytearray(values.pop(name))
+    if values.get("delivery_mode") != _PERSISTENT_OCTET:
+        moved[_original("delivery_mode")] = bytearray(values.pop("delivery_mode", b""))
+    if values.pop("expiration", b""):
+        moved[_original("expiration")] = message.expiration
+    if message.user_id not in (None, login) and values.pop("user_id", b""):
+        moved[_original("user_id")] = message.user_id
+    reason: dict[str, Any] = {
         ERROR_STATUS_HEADER: status,
         ERROR_HEADER: error,
         FAILED_AT_HEADER: now.isoformat(),
     }
-    headers, dropped = writable_headers(headers)
-    if dropped:
-        reason[HEADERS_DROPPED_HEADER] = ", ".join(dropped)[:MAX_ERROR_LINE]
-    publication = _copy(message, queue, {**headers, **reason}, user_id)
+    if table := values.get("headers"):
+        try:
+            kept = props.split_table(table)
+        except ValueError as failure:
+            reason[HEADERS_DROPPED_HEADER] = str(failure)[:MAX_ERROR_LINE]
+    kept = [
+        (_original(name) if name in ROUTING_HEADERS else name, value)
+        for name, value in kept
+        if name not in reason
+    ]
+    values["delivery_mode"] = _PERSISTENT_OCTET
+
+    def copy(entries: list[tuple[str, bytes]], added: Mapping[str, Any]) -> Publication:
+        table = props.join_table(
+            [*entries, *((name, props.table_value(value)) for name, value in added.items())]
+        )
+        return Publication(queue, props.join(props.in_order({**values, "headers": table})), message.body)
+
+    publication = copy(kept, {**moved, **reason})
     try:
-        publication.marshal(1, frame_max)
-    except (ValueError, TypeError, OverflowError) as failure:  # all of them together are larger than a frame
-        reason[HEADERS_DROPPED_HEADER] = " ".join(str(failure).split())[:MAX_ERROR_LINE]
-        publication = _copy(message, queue, reason, user_id)
+        publication.check(frame_max)
+    except ValueError as failure:
+        reason[HEADERS_DROPPED_HEADER] = str(failure)
+        publication = copy([], reason)
     return publication
 
 
-def writable_headers(headers: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The headers that can be written as they were read, and the names of those that can't."""
-    writable: dict[str, Any] = {}
-    dropped: list[str] = []
-    for name, value in headers.items():
-        try:
-            writable[name] = _with_byte_arrays(value)
-            pamqp.encode.field_table({name: writable[name]})
-        except (ValueError, TypeError, OverflowError, RecursionError, struct.error):
-            writable.pop(name, None)
-            dropped.append(repr(name))
-    return writable, dropped
+def _original(name: str) -> str:
+    return ORIGINAL_PREFIX + name.lower().replace("_", "-")
 
 
-def _with_byte_arrays(value: Any) -> Any:
-    """Text that is no UTF-8 is read as bytes, of which pamqp writes none; a byte array it does."""
-    if isinstance(value, bytes):
-        return bytearray(value)
-    if isinstance(value, Mapping):
-        return {name: _with_byte_arrays(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_with_byte_arrays(each) for each in value]
-    return value
-
-
-def _copy(message: Message, queue: str, headers: Mapping[str, Any], user_id: str | None) -> Publication:
-    return Publication(
-        queue=queue,
-        properties=spec.Basic.Properties(
-            content_type=message.content_type,
-            content_encoding=message.content_encoding,
-            headers=dict(headers),
-            delivery_mode=PERSISTENT,
-            priority=message.priority,
-            correlation_id=message.correlation_id,
-            reply_to=message.reply_to,
-            message_id=message.message_id,
-            timestamp=message.timestamp,
-            message_type=message.type,
-            user_id=user_id,
-            app_id=message.app_id,
-        ),
-        body=message.body,
-        numbered=False,
-    )
+# By such a header: the property that was moved into it.
+ORIGINALS = {_original(name): name for name in props.FLAGS}

@@ -1,161 +1,165 @@
-"""One stay at the broker: connection, channel, topology, consumer; knows nothing of requests and of
-the database.
+"""One stay at the broker: two connections, the topology, a consumer, a publisher; knows nothing of
+requests and of the database.
 
-Whatever lets go (``basic.cancel`` because the queue was deleted, the channel, the connection) ends
+Whatever lets go (``basic.cancel`` because the queue was deleted, the channel, a connection) ends
 the session. There is one way on from there: open another. What was in flight is delivered again by
 the broker.
 """
 
 import asyncio
-import os
-import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import unquote
 
-import aiormq
+import aio_pika
 import structlog
-from aiormq.abc import AbstractConnection
-from aiormq.exceptions import (
-    AuthenticationError,
-    ChannelAccessRefused,
-    ConnectionClosed,
-    InvalidFrameError,
-    ProbableAuthenticationError,
-)
-from pamqp import commands as spec
-from yarl import URL
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+from aiormq.exceptions import ChannelAccessRefused
 
-from worker.broker import properties
-from worker.broker.acknowledgement import Acknowledgements
-from worker.broker.channel import BulkChannel, ChannelLost
-from worker.broker.confirmation import Confirmation
+from worker.broker.acknowledger import Acknowledger
+from worker.broker.connection import (
+    BrokerRefused,
+    BrokerUnavailable,
+    ChannelLost,
+    close_connection,
+    connect,
+    lost_with,
+)
 from worker.broker.delivery import Delivery
 from worker.broker.direct_reply import DirectReplies
-from worker.broker.publication import Publication
-from worker.broker.topology import Topology
-from worker.broker.transport import BulkConnection
+from worker.broker.fast_path import BulkPublisher, DeliveryReader
+from worker.broker.properties import read_message
+from worker.broker.publisher import Publisher
+from worker.broker.topology import Topology, TopologyMismatch
+from worker.broker.transport import Connection
 from worker.mailbox import Mailbox
 
 log = structlog.get_logger(__name__)
 
-# A connection attempt that hangs (a silent firewall) counts as failed after this many seconds.
-CONNECT_TIMEOUT = 10.0
 # A quorum queue that has no leader yet, as after the broker was killed, keeps whoever declares or
 # consumes it waiting (for 65 seconds and an INTERNAL_ERROR in RabbitMQ 3.10); a new session is
 # served as soon as it has one. Seconds.
 QUEUE_TIMEOUT = 10.0
-CLOSE_TIMEOUT = 5.0
-
-# What OpenSSL says where only another certificate, key or port will help; what it says besides
-# comes of connections that break.
-_CERTIFICATE_WRONG = re.compile(
-    r"\[[A-Z0-9]+: \w*(?:CERT|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED|WRONG_VERSION|PROTOCOL_VERSION|MISMATCH|PEM|KEY)\w*\]"
-    r" (.+?)\.?(?: \(_ssl|$)"
-)
-# In TLS 1.3 a client writes before it hears what the server thinks of its certificate, and a reset
-# then can outrun the answer.
-_PERHAPS_CERTIFICATE = (
-    "; perhaps it wants another client certificate, or one at all (cafile, certfile and keyfile)"
-)
-_TLS_FILES = ("cafile", "certfile", "keyfile")
-
-
-class BrokerUnavailable(ConnectionError):
-    """The broker cannot be reached now; it may be reached later."""
-
-
-class BrokerRefused(Exception):
-    """The broker answers, and says no: login, virtual host or permission. Its message says which."""
-
-
-class TLSRefused(BrokerRefused):
-    """The broker's certificate is not trusted, or ours is not; or one can't be read."""
+# Both connections, the topology and all; seconds. Each connection has a limit of its own.
+OPEN_TIMEOUT = 30.0
+# A request that came back so often may be what ends the worker's process. It is served alone (see
+# Session.consume), so that the others don't use up their delivery limit with it.
+SUSPECT_DELIVERY_COUNT = 3
 
 
 class Session:
-    """A consumer and a publisher on one channel of one connection.
+    """A consumer and a publisher, each on a connection of its own.
 
     Made by :meth:`open`; ends by :meth:`close` or by itself, which :attr:`lost` tells.
 
-    Attributes: topology: what was declared. direct_replies: which direct reply-to names can be
-        published to. lost: done once the session has ended; its result is the reason in words.
-        refused: whether it has ended for want of a permission. prefetch: how many deliveries the
-        broker lets be unacknowledged by now; 0 when no more are taken.
+    Attributes:
+        topology: what was declared.
+        deliveries: what came in. Closed when the session is lost or consuming has stopped.
+        publisher: for replies and dead letters.
+        acknowledger: for the deliveries.
+        direct_replies: which direct reply-to names can be published to.
+        on_blocked: is called with the reason when the broker takes no publications any more (an
+            alarm), and with None when it does again.
+        lost: done once the session has ended; its result is the reason.
+        consumed: whether the broker has let us consume.
+        prefetch: how many deliveries the broker lets be unacknowledged by now; 0 when no more are
+            taken.
     """
 
-    def __init__(
-        self,
-        connection: AbstractConnection,
-        channel: BulkChannel,
-        topology: Topology,
-        direct_replies: DirectReplies,
-    ) -> None:
+    def __init__(self, urls: str, topology: Topology, name: str, *, fast_path: bool) -> None:
         self.topology = topology
-        self.direct_replies = direct_replies
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.refused = False
+        self.deliveries: Mailbox[Delivery] = Mailbox()
+        self.lost: asyncio.Future[ChannelLost] = asyncio.get_running_loop().create_future()
+        self.on_blocked: Callable[[str | None], None] = lambda reason: None
+        self.consumed = False
         self.prefetch = 0
-        self._connection = connection
-        self._channel = channel
-        self._acknowledgements = Acknowledgements()
+        self.direct_replies = DirectReplies(urls, f"{name} direct reply")
+        self.publisher: Publisher
+        self.acknowledger: Acknowledger
+        self._urls = urls
+        self._name = name
+        self._fast_path = fast_path
+        self._connections: list[Connection] = []
+        self._channel: AbstractChannel
+        self._queue: aio_pika.abc.AbstractQueue
         self._consumer_tag: str | None = None
         self._changing = asyncio.Lock()
+        self._calm = asyncio.Event()
         self._stopped = False
-        channel.closing.add_done_callback(self._channel_closed)
-        channel.on_consumer_cancel_callbacks.add(self._consumer_cancelled)
 
     @classmethod
-    async def open(cls, url: str, topology: Topology, *, name: str) -> "Session":
+    async def open(
+        cls, urls: str, topology: Topology, *, name: str, fast_path: bool = True, try_out: bool = False
+    ) -> "Session":
         """Connect and declare the topology.
 
-        Args: url: ``amqp://`` or ``amqps://`` URL; TLS files and heartbeat in its query as aiormq
-            takes them. topology: what to declare. name: the connection's name as the management UI
-            shows it.
+        Args:
+            urls: ``amqp://`` or ``amqps://`` URL, or several that are separated by commas; TLS
+                files and heartbeat in the query as aiormq takes them.
+            topology: what to declare.
+            name: the connections' name as the management UI shows it.
+            fast_path: see :mod:`worker.broker.fast_path`.
+            try_out: publish something to nobody first. For who was let in before: a right that is
+                missing for a while is not to cost the deliveries that could not be answered.
 
         Raises:
             BrokerUnavailable: nobody answers, or not in time.
             BrokerRefused: login, virtual host or permission refused.
             TopologyMismatch: something stands there under these names with other properties.
         """
-        connection = await connect(url, name=name)
+        session = cls(urls, topology, name, fast_path=fast_path)
         try:
-            async with asyncio.timeout(QUEUE_TIMEOUT):
-                await ensure(topology, connection)
-                channel = await BulkChannel.open_on(connection)
-        except TimeoutError as error:
-            await _close(connection)
-            raise BrokerUnavailable(f"The broker does not answer for the queue '{topology.queue}'") from error
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                await session._open()
+                if try_out:
+                    await session.publisher.try_out()
         except BaseException as error:
-            await _close(connection)
-            # A bare Exception is aiormq's as well: of what was under way when the connection's end
-            # came with its last frames.
-            if isinstance(error, (aiormq.AMQPError, OSError)) or type(error) is Exception:
-                raise BrokerUnavailable(
-                    f"The broker closed the connection: {error or 'without a word'}"
-                ) from error
+            await session.close()
+            if isinstance(error, (BrokerUnavailable, BrokerRefused, TopologyMismatch)):
+                raise
+            if isinstance(error, ChannelLost) and error.refused:
+                raise BrokerRefused(f"The broker refuses what the worker needs: {error}") from error
+            if isinstance(error, TimeoutError):
+                reason = f"The broker does not answer for the queue '{topology.queue}'"
+                raise BrokerUnavailable(reason) from error
+            # A bare Exception is aiormq's: of what was under way when the connection ended.
+            if isinstance(error, CONNECTION_EXCEPTIONS) or type(error) is Exception:
+                reason = f"The broker closed the connection: {ChannelLost(error)}"
+                raise BrokerUnavailable(reason) from error
             raise
-        return cls(
-            connection, channel, topology, DirectReplies(lambda: connect(url, name=f"{name} direct reply"))
-        )
+        return session
 
-    @property
-    def deliveries(self) -> Mailbox[Delivery]:
-        """What came in. Closed when the session is lost or consuming has stopped."""
-        return self._channel.deliveries
+    async def _open(self) -> None:
+        consuming = await self._connect(self._name)
+        await ensure(self.topology, consuming)
+        self._channel = await consuming.channel(publisher_confirms=False)
+        self._queue = await self._channel.get_queue(self.topology.queue, ensure=False)
+        underlay = await self._channel.get_underlay_channel()
+        publishing = await self._connect(f"{self._name} replies")
+        publishing.frames.on_blocked = lambda reason: self.on_blocked(reason)
+        channel = await publishing.channel(publisher_confirms=True)
+        self.publisher = (BulkPublisher if self._fast_path else Publisher)(publishing, channel)
+        self.acknowledger = Acknowledger(underlay, lambda: self.prefetch)
+        if self._fast_path:
+            reader = DeliveryReader(consuming.frames, underlay.number, self._delivered)
+            consuming.frames.channels[underlay.number] = reader
+        underlay.on_consumer_cancel_callbacks.add(self._consumer_cancelled)
+        self._channel.close_callbacks.add(self._closed)
+        channel.close_callbacks.add(self._closed)
+        for connection in self._connections:
+            connection.close_callbacks.add(self._closed)
+
+    async def _connect(self, name: str) -> Connection:
+        connection = await connect(self._urls, name=name, connection_class=Connection)
+        self._connections.append(connection)
+        return connection
 
     @property
     def login(self) -> str | None:
-        """The user that we are at the broker (publications may carry this ``user_id`` and no
-        other).
-        """
-        user = URL(str(self._connection.url)).user
+        """The user that publishes (publications may carry this ``user_id`` and no other)."""
+        user = self._connections[-1].url.user
         return unquote(user) if user else None
-
-    @property
-    def frame_max(self) -> int:
-        """The largest frame in bytes."""
-        return self._channel.frame_max
 
     async def consume(self, prefetch: int) -> None:
         """Consume, with at most ``prefetch`` deliveries unacknowledged; returns once that many are
@@ -170,8 +174,16 @@ class Session:
         """
         await self._change_consumer(1)
         if prefetch > 1:
-            await self._channel.calm.wait()
+            await self._calm.wait()
             await self._change_consumer(prefetch)
+
+    async def renew_consumer(self) -> None:
+        """Consume with as much prefetch again: what is unacknowledged by now counts for it no more.
+
+        Raises:
+            ChannelLost: the session ended.
+        """
+        await self._change_consumer(self.prefetch)
 
     async def stop_consuming(self) -> None:
         """Cancel the consumer. What was delivered until then stays in :attr:`deliveries`, which is
@@ -181,7 +193,7 @@ class Session:
             ChannelLost: the session ended.
         """
         self._stopped = True
-        self._channel.calm.set()
+        self._calm.set()
         await self._change_consumer(0)
         self.deliveries.close()
 
@@ -193,27 +205,42 @@ class Session:
         """
         async with self._changing:
             if self.lost.done():
-                raise ChannelLost(self.lost.result())
+                raise self.lost.result()
             tag, self._consumer_tag = self._consumer_tag, None
             try:
                 async with asyncio.timeout(QUEUE_TIMEOUT):
-                    if tag is not None:
-                        await self._channel.basic_cancel(tag)
-                    self.prefetch = 0 if self._stopped else prefetch
-                    if self.prefetch:
-                        await self._channel.basic_qos(prefetch_count=self.prefetch)
-                        consumed = await self._channel.basic_consume(self.topology.queue, _never_called)
-                        self._consumer_tag = consumed.consumer_tag
+                    with lost_with(self._channel):
+                        if tag is not None:
+                            await self._queue.cancel(tag)
+                        self.prefetch = 0 if self._stopped else prefetch
+                        if self.prefetch:
+                            await self._channel.set_qos(prefetch_count=self.prefetch)
+                            self._consumer_tag = await self._queue.consume(self._came)
+                            self.consumed = True
             except TimeoutError as error:
                 raise ChannelLost(
                     f"the broker does not answer for the queue '{self.topology.queue}'"
                 ) from error
-            except (aiormq.AMQPError, ConnectionError, RuntimeError) as error:  # the last: closed already
-                raise ChannelLost(str(error)) from error
 
-    async def publish(self, publications: Sequence[Publication]) -> Confirmation:
-        """Publish with confirms; see :meth:`BulkChannel.publish`."""
-        return await self._channel.publish(publications)
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Have deliveries acknowledged that are settled, each only once."""
+        self.acknowledger.acknowledge(delivery.tag for delivery in deliveries)
+
+    @asynccontextmanager
+    async def another_publisher(self) -> AsyncIterator[Publisher]:
+        """A publisher on a channel that is open for so long.
+
+        Raises:
+            ChannelLost: the session ended, or this channel did.
+        """
+        channel: AbstractChannel = self._connections[-1].channel(publisher_confirms=True)
+        with lost_with(channel):
+            await channel.initialize()
+        try:
+            yield Publisher(self._connections[-1], channel)
+        finally:
+            with suppress(Exception):  # it may be closed already
+                await channel.close()
 
     async def redeclare(self) -> None:
         """Declare the topology again: a queue of it is missing.
@@ -222,39 +249,40 @@ class Session:
             ChannelLost: the session ended.
             TopologyMismatch: it can't be.
         """
-        try:
-            await ensure(self.topology, self._connection)
-        except (aiormq.AMQPError, ConnectionError, RuntimeError) as error:  # the last: closed already
-            raise ChannelLost(str(error)) from error
-
-    async def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
-        """Acknowledge deliveries that are settled, each once.
-
-        Raises:
-            ChannelLost: the session ended; they will be delivered again.
-        """
-        acknowledgement = self._acknowledgements.settle(delivery.tag for delivery in deliveries)
-        await self._channel.acknowledge(acknowledgement.single, up_to=acknowledgement.up_to)
+        with lost_with(self._channel):
+            await ensure(self.topology, self._connections[0])
 
     async def close(self) -> None:
-        """Close the connection; the broker requeues what was not acknowledged."""
-        await _close(self._connection)
-        self._end("closed by the worker")
+        """Close the connections; the broker requeues what was not acknowledged."""
+        await asyncio.gather(*(close_connection(connection) for connection in self._connections))
+        self._end(ChannelLost("closed by the worker"))
 
-    def _channel_closed(self, closing: asyncio.Future[Any]) -> None:
-        error = None if closing.cancelled() else closing.exception()
-        self.refused = isinstance(error, ChannelAccessRefused)
-        self._end(str(error) if error is not None and str(error) else "the connection to the broker is gone")
+    async def _came(self, incoming: AbstractIncomingMessage) -> None:
+        """aio-pika's way for deliveries, where the fast path does not take them."""
+        assert incoming.delivery_tag is not None
+        frames = self._connections[0].frames
+        properties = frames.properties.pop((self._channel.number or 0, incoming.delivery_tag))
+        message = read_message(properties, incoming.body, redelivered=bool(incoming.redelivered))
+        self._delivered(Delivery(incoming.delivery_tag, message))
 
-    def _consumer_cancelled(self, frame: spec.Basic.Cancel) -> None:
-        self._end("the broker cancelled the consumer: its queue was deleted or moved")
+    def _delivered(self, delivery: Delivery) -> None:
+        if delivery.delivery_count < SUSPECT_DELIVERY_COUNT:
+            self._calm.set()
+        self.deliveries.put(delivery)
 
-    def _end(self, reason: str) -> None:
+    async def _closed(self, _: object, error: BaseException | None) -> None:
+        self._end(ChannelLost(error))
+
+    def _consumer_cancelled(self, _: object) -> None:
+        self._end(ChannelLost("the broker cancelled the consumer: its queue was deleted or moved"))
+
+    def _end(self, reason: ChannelLost) -> None:
         if not self.lost.done():
             self.lost.set_result(reason)
+        self.deliveries.close()
 
 
-async def ensure(topology: Topology, connection: AbstractConnection) -> None:
+async def ensure(topology: Topology, connection: aio_pika.Connection) -> None:
     """Declare the topology or, as a user who may not, see that it stands.
 
     Raises:
@@ -267,67 +295,3 @@ async def ensure(topology: Topology, connection: AbstractConnection) -> None:
         channel = await connection.channel()
         await topology.check(channel, refused)
     await channel.close()
-
-
-async def connect(url: str, *, name: str) -> BulkConnection:
-    """Connect, with errors that a person understands.
-
-    Raises:
-        BrokerUnavailable, BrokerRefused: as :meth:`Session.open` does.
-    """
-    where = URL(url).with_user(None).with_password(None).with_query(None)
-    _check_tls_files(URL(url))
-    properties.install()
-    connection = BulkConnection(URL(url).update_query(name=name))
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            await connection.connect()
-    except (AuthenticationError, ProbableAuthenticationError) as error:
-        raise BrokerRefused(
-            f"The broker at {where} refuses the login: check the user and the password"
-        ) from error
-    except InvalidFrameError as error:
-        # aiormq waits for Open-Ok, and takes the Close that comes in its place for an error of its
-        # own.
-        await _close(connection)
-        if "Connection.Close" not in str(error):
-            raise BrokerUnavailable(f"No broker answers at {where}: {error}") from error
-        raise BrokerRefused(
-            f"The broker at {where} refuses the virtual host: it is not there, the user has no permission on it, "
-            "or it has as many connections as it may"
-        ) from error
-    except ConnectionClosed as error:
-        raise BrokerRefused(f"The broker at {where} closed the connection: {error}") from error
-    except (aiormq.AMQPError, OSError, TimeoutError, StopAsyncIteration) as error:
-        # The last of them is how aiormq tells of a connection that ends in the middle of the
-        # handshake.
-        await _close(connection)
-        if wrong := _CERTIFICATE_WRONG.search(str(error)):
-            raise TLSRefused(f"No TLS with the broker at {where}: {wrong[1]}") from error
-        reason = str(error) or type(error).__name__
-        broke = isinstance(
-            error.__cause__ or error, (ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError)
-        )
-        if broke and where.scheme == "amqps":
-            reason += _PERHAPS_CERTIFICATE
-        raise BrokerUnavailable(f"No broker answers at {where}: {reason}") from error
-    return connection
-
-
-def _check_tls_files(url: URL) -> None:
-    for name in _TLS_FILES if url.scheme == "amqps" else ():
-        path = url.query.get(name)
-        if path and not os.access(path, os.R_OK):
-            raise TLSRefused(f"The file '{path}', which is the {name} of the broker's URL, can't be read")
-
-
-async def _close(connection: AbstractConnection) -> None:
-    try:
-        async with asyncio.timeout(CLOSE_TIMEOUT):
-            await connection.close()
-    except Exception as error:  # the edge: whatever hinders a close, the socket is given up
-        log.debug("connection_close_failed", error=str(error))
-
-
-async def _never_called(message: Any) -> None:
-    """BulkChannel keeps the deliveries; aiormq still wants a callback with its consumer."""

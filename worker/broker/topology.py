@@ -2,13 +2,14 @@
 no messages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-import aiormq
-from aiormq.abc import AbstractChannel
-from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from aio_pika.abc import AbstractChannel, AbstractQueue
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+
+Declared = TypeVar("Declared")
 
 DEAD_LETTER_SUFFIX = ".dead"
 DELIVERY_LIMIT = 20
@@ -76,19 +77,18 @@ class Topology:
                 channel over it).
         """
         await self.declare_queue(channel, self.dead_letter_queue)
-        await self.declare_queue(channel, self.queue)
+        queue = await self.declare_queue(channel, self.queue)
         if self.exchange is not None:
-            await _declare(
-                f"exchange '{self.exchange}'",
-                channel.exchange_declare(self.exchange, exchange_type="direct", durable=True),
+            exchange = await _declare(
+                f"exchange '{self.exchange}'", channel.declare_exchange(self.exchange, durable=True)
             )
-            await channel.queue_bind(self.queue, self.exchange, routing_key=self.routing_key or "")
+            await queue.bind(exchange, self.routing_key)
 
-    async def declare_queue(self, channel: AbstractChannel, queue: str) -> None:
+    async def declare_queue(self, channel: AbstractChannel, name: str) -> AbstractQueue:
         """Declare one of the two queues; raises as :meth:`declare` does."""
-        arguments = self.queue_arguments if queue == self.queue else self.dead_letter_queue_arguments
-        await _declare(
-            f"queue '{queue}'", channel.queue_declare(queue, durable=True, arguments=dict(arguments))
+        arguments = self.queue_arguments if name == self.queue else self.dead_letter_queue_arguments
+        return await _declare(
+            f"queue '{name}'", channel.declare_queue(name, durable=True, arguments=dict(arguments))
         )
 
     async def check(self, channel: AbstractChannel, refused: Exception) -> None:
@@ -102,10 +102,10 @@ class Topology:
             TopologyMismatch: something is missing.
         """
         try:
-            await channel.queue_declare(self.dead_letter_queue, passive=True)
-            await channel.queue_declare(self.queue, passive=True)
+            await channel.get_queue(self.dead_letter_queue)
+            await channel.get_queue(self.queue)
             if self.exchange is not None:
-                await channel.exchange_declare(self.exchange, passive=True)
+                await channel.get_exchange(self.exchange)
         except ChannelNotFoundEntity as error:
             raise TopologyMismatch(
                 f"{str(error).removeprefix('NOT_FOUND - ')}, and this user may not declare it ({refused}). "
@@ -113,15 +113,12 @@ class Topology:
             ) from error
 
 
-async def _declare(what: str, declaration: Any) -> None:
+async def _declare(what: str, declaration: Awaitable[Declared]) -> Declared:
     try:
-        await declaration
+        return await declaration
     except ChannelPreconditionFailed as error:
         raise TopologyMismatch(
-            f"The {what} stands at the broker with other properties than the worker declares: {_reason(error)}. "
+            f"The {what} stands at the broker with other properties than the worker declares: "
+            f"{str(error).removeprefix('PRECONDITION_FAILED - ')}. "
             "Delete it there (after emptying it), or choose another name with WORKER_QUEUE."
         ) from error
-
-
-def _reason(error: aiormq.AMQPError) -> str:
-    return str(error).removeprefix("PRECONDITION_FAILED - ")

@@ -1,85 +1,166 @@
-"""The bytes from and to RabbitMQ, as the transport of an aiormq connection; knows frames, and
-nothing of what they say.
+"""The bytes from RabbitMQ on their way to aiormq, cut into frames; knows what frames are, and
+nothing of requests.
 
-aiormq reads each frame by itself and hands it through a queue to a task of its channel, and a
-delivery is three frames. Here all that one read of the socket brings is cut at once, and the frames
-of a channel that wants them (:class:`BulkChannel`) go straight to it. All others, and all of other
-channels, go on to aiormq: the handshake, declarations, heartbeats.
+Put below an aio-pika connection by aiormq's ``TransportFactory``. It tells what aio-pika has no way
+to
+tell: a delivery's properties as they came, a publication that came back (whatever its properties),
+and that the broker blocks publishers. Content headers that aiormq could not read would end the
+connection with everything on it; their properties are left out for it. And it can stop reading for
+a while.
+
+The fast path (:mod:`worker.broker.fast_path`) takes a channel's deliveries away here.
 """
 
 import asyncio
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+import aio_pika
 import aiormq
+import pamqp.frame
 from aiormq.exceptions import AMQPConnectionError
+from pamqp.exceptions import PAMQPException
 from yarl import URL
 
-# Takes a frame (its type, the bytes it stands in, where its payload begins and ends), or returns
-# False for one that is aiormq's.
-TakeFrame = Callable[[int, bytes, int, int], bool]
-
-# Type, channel and size of the payload, which an end octet follows.
+# Type, channel and size of the payload, which an end octet follows (AMQP 0-9-1, section 2.3.5).
 HEAD = struct.Struct(">BHI")
 END = 0xCE
 METHOD, HEADER, BODY = 1, 2, 3
 KINDS = frozenset({METHOD, HEADER, BODY, 8})  # the last are heartbeats
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+# A method's class and number. What stands before a content header: its class, its weight, the
+# body's size.
+METHOD_ID = struct.Struct(">I")
+CONTENT = struct.Struct(">HHQ")
+CONTENT_CLASS = 60
+RETURN, DELIVER, GET_OK = ((CONTENT_CLASS << 16) + method for method in (50, 60, 71))
+BLOCKED, UNBLOCKED = ((10 << 16) + method for method in (60, 61))
+TAG = struct.Struct(">Q")
 # aiormq gives up a connection on which no frame came for three heartbeats (three minutes by
 # default, three seconds at least), and RabbitMQ sends no heartbeat while it sends others. So of
-# those that aiormq doesn't see, one tells it this often; seconds.
+# those that aiormq doesn't see, or while nothing is read, a heartbeat tells it this often; seconds.
 ALIVE_SECONDS = 1.0
 
 
+class Channel(Protocol):
+    """What looks at the frames of one channel."""
+
+    def take(self, kind: int, buffer: bytes, start: int, end: int) -> bytes | None:
+        """Look at a frame. Called from within a read of the socket: it must neither wait nor raise.
+
+        Args:
+            kind: the frame's type.
+            buffer: bytes in which it stands.
+            start, end: where in them its payload begins and ends.
+
+        Returns:
+            None: hand it on to aiormq as it is. Else what to hand on in its place.
+        """
+
+
+class Observer:
+    """Looks at the frames of a channel that aiormq serves; see :class:`Transport`."""
+
+    def __init__(self, transport: "Transport", number: int) -> None:
+        self._transport = transport
+        self._number = number
+        self._tag: int | None = None
+        self._returned: str | None = None
+
+    def take(self, kind: int, buffer: bytes, start: int, end: int) -> bytes | None:
+        """See :class:`Channel`."""
+        if kind == METHOD:
+            (method,) = METHOD_ID.unpack_from(buffer, start)
+            at = start + METHOD_ID.size
+            self._tag = self._returned = None
+            if method == DELIVER:
+                (self._tag,) = TAG.unpack_from(buffer, at + 1 + buffer[at])
+            elif method == GET_OK:
+                (self._tag,) = TAG.unpack_from(buffer, at)
+            elif method == RETURN:
+                self._returned = _returned_from(buffer, at)
+            elif method in (BLOCKED, UNBLOCKED) and not self._number:
+                reason = buffer[at + 1 : at + 1 + buffer[at]].decode(errors="replace")
+                self._transport.block(reason if method == BLOCKED else None)
+        elif kind == HEADER:
+            if self._tag is not None:
+                self._transport.properties[self._number, self._tag] = buffer[start + CONTENT.size : end]
+            if self._returned is not None:
+                self._transport.on_return.get(self._number, _nobody)(self._returned)
+            return _readable(buffer[start - HEAD.size : end + 1])
+        return None
+
+
+def _nobody(routing_key: str) -> None:
+    """Nobody asked for what comes back on this channel."""
+
+
+def _returned_from(buffer: bytes, at: int) -> str:
+    """The routing key of a ``basic.return``: it follows a code, a reason and an exchange."""
+    at += 2
+    for _ in range(2):
+        at += 1 + buffer[at]
+    return buffer[at + 1 : at + 1 + buffer[at]].decode(errors="replace")
+
+
+def _readable(frame: bytes) -> bytes | None:
+    """A content header without its properties, if pamqp can't read those."""
+    try:
+        pamqp.frame.unmarshal(frame)
+    except (PAMQPException, ValueError, OverflowError, OSError, struct.error):
+        channel = HEAD.unpack_from(frame)[1]
+        content = frame[HEAD.size : HEAD.size + CONTENT.size] + bytes(2)
+        return HEAD.pack(HEADER, channel, len(content)) + content + bytes((END,))
+    return None
+
+
 class FrameReader(asyncio.StreamReader):
-    """The stream that aiormq reads, without the frames that bulk channels take.
+    """The stream that aiormq reads."""
 
-    Attributes:
-        takers: what takes the frames of a channel, by its number.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: "Transport") -> None:
+        loop = asyncio.get_running_loop()
         super().__init__(loop=loop)
-        self.takers: dict[int, TakeFrame] = {}
+        self._frames = transport
         self._now = loop.time
         self._told_alive = 0.0
         self._rest = b""
         # What is no frame is not ours to judge: from there on aiormq gets all of it.
         self._passing = False
 
-    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # a transport gives bytes and nothing else
-        """Cut what the socket brought into frames, and give each to who takes it."""
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # a transport gives bytes alone
+        """Cut what the socket brought into frames, and show each to who looks at its channel."""
         if self._passing:
             super().feed_data(data)
             return
         buffer = self._rest + data if self._rest else data
         at, size = 0, len(buffer)
-        taken = 0
+        taken = False
         others: list[bytes] = []
         while size - at >= HEAD.size:
-            kind, channel, length = HEAD.unpack_from(buffer, at)
+            kind, number, length = HEAD.unpack_from(buffer, at)
             end = at + HEAD.size + length
             if kind in KINDS and end >= size:
                 break
             if kind not in KINDS or buffer[end] != END:
                 self._passing = True
                 break
-            take = self.takers.get(channel)
-            if take is not None and take(kind, buffer, at + HEAD.size, end):
-                taken += 1
-            else:
+            instead = self._frames.channel(number).take(kind, buffer, at + HEAD.size, end)
+            if instead is None:
                 others.append(buffer[at : end + 1])
+            elif instead:
+                others.append(instead)
+            else:
+                taken = True
             at = end + 1
         if self._passing:
             others.append(buffer[at:])
             at = size
         self._rest = buffer[at:]
-        if taken and self._now() > self._told_alive + ALIVE_SECONDS:
-            self._told_alive = self._now()
-            others.append(HEARTBEAT)
         if others:
             super().feed_data(b"".join(others))
+        elif taken:
+            self.tell_alive()
 
     def feed_eof(self) -> None:
         """The socket has ended, perhaps within a frame."""
@@ -88,38 +169,96 @@ class FrameReader(asyncio.StreamReader):
             self._rest = b""
         super().feed_eof()
 
+    def tell_alive(self) -> None:
+        """Let aiormq know that the broker lives, once in ``ALIVE_SECONDS``."""
+        if self._now() > self._told_alive + ALIVE_SECONDS:
+            self._told_alive = self._now()
+            super().feed_data(HEARTBEAT)
+
 
 class Transport(aiormq.TransportFactory):
-    """Connects as aiormq's own does, and keeps both ends.
+    """Opens the socket as aiormq does by itself, and looks at what comes in.
 
     Attributes:
-        reader: what comes in.
-        writer: what goes out; each write must be whole frames, as aiormq writes to it as well.
+        channels: who looks at the frames of a channel, by its number; an :class:`Observer` by
+            itself.
+        properties: of deliveries that aiormq serves, as they came, by channel and delivery tag. Who
+            gets the delivery takes them out.
+        on_return: by channel, what is called with the routing key of a publication that came back.
+        on_blocked: is called with the reason when the broker takes no publications any more, such
+            as ``low on memory``, and with None when it does again.
+        unblocked: set while it takes them.
     """
 
-    reader: FrameReader
-    writer: asyncio.StreamWriter
+    def __init__(self) -> None:
+        self.channels: dict[int, Channel] = {}
+        self.properties: dict[tuple[int, int], bytes] = {}
+        self.on_return: dict[int, Callable[[str], None]] = {}
+        self.on_blocked: Callable[[str | None], None] = lambda reason: None
+        self.unblocked = asyncio.Event()
+        self.unblocked.set()
+        self._reader: FrameReader | None = None
+        self._socket: asyncio.Transport | None = None
+        self._pause: asyncio.TimerHandle | None = None
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open the socket; called by aiormq."""
         tls = options.pop("ssl_context_provider")
         context = await tls.get_context() if url.scheme == "amqps" else None
         loop = asyncio.get_running_loop()
-        self.reader = FrameReader(loop)
-        protocol = asyncio.StreamReaderProtocol(self.reader, loop=loop)
+        self._reader = reader = FrameReader(self)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
-            transport, _ = await loop.create_connection(
+            self._socket, _ = await loop.create_connection(
                 lambda: protocol, url.host or "", url.port or 0, ssl=context, **options
             )
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
-        self.writer = asyncio.StreamWriter(transport, protocol, self.reader, loop)
-        return self.reader, self.writer
+        return reader, asyncio.StreamWriter(self._socket, protocol, reader, loop)
+
+    def channel(self, number: int) -> Channel:
+        """Who looks at the frames of a channel."""
+        found = self.channels.get(number)
+        if found is None:
+            found = self.channels[number] = Observer(self, number)
+        return found
+
+    def block(self, reason: str | None) -> None:
+        """Note what ``connection.blocked`` or ``connection.unblocked`` (None) says."""
+        if reason is None:
+            self.unblocked.set()
+        else:
+            self.unblocked.clear()
+        self.on_blocked(reason)
+
+    def pause_reading(self) -> None:
+        """Read no more from the socket until :meth:`resume_reading`; what was read goes on."""
+        if self._pause is None and self._socket is not None and not self._socket.is_closing():
+            self._socket.pause_reading()
+            self._stay_alive()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if self._pause is not None and self._socket is not None:
+            self._pause.cancel()
+            self._pause = None
+            if not self._socket.is_closing():
+                self._socket.resume_reading()
+
+    def _stay_alive(self) -> None:
+        if self._reader is not None and self._socket is not None and not self._socket.is_closing():
+            self._reader.tell_alive()
+            self._pause = asyncio.get_running_loop().call_later(ALIVE_SECONDS, self._stay_alive)
 
 
-class BulkConnection(aiormq.Connection):
-    """An aiormq connection on which bulk channels can be opened, besides aiormq's own."""
+class Connection(aio_pika.Connection):
+    """An aio-pika connection with such a transport.
 
-    def __init__(self, url: URL) -> None:
-        self.transport = Transport()
-        super().__init__(url, transport_factory=self.transport)
+    Attributes:
+        frames: the transport.
+    """
+
+    def __init__(self, url: URL, **options: Any) -> None:
+        super().__init__(url, **options)
+        self.frames = Transport()
+        self.kwargs["transport_factory"] = self.frames

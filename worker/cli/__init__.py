@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from worker.bench import BenchFailed
-from worker.broker.session import BrokerRefused, BrokerUnavailable
+from worker.broker.connection import BrokerRefused, BrokerUnavailable
 from worker.broker.topology import TopologyMismatch
 from worker.cli.asyncapi import asyncapi
 from worker.cli.bench import bench

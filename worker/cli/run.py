@@ -6,7 +6,7 @@ from typing import Annotated
 import structlog
 import typer
 
-from worker.broker.session import BrokerRefused
+from worker.broker.connection import BrokerRefused
 from worker.broker.topology import TopologyMismatch
 from worker.cli.options import AmqpUrl, DatabaseUrl, Queue, run_async
 from worker.observability.logs import configure_logging

@@ -48,6 +48,11 @@ MAX_DEPTH = 500
 # Tables within tables in the headers. None of the worker's headers is one; deeper ones could not be
 # written into the dead letter.
 MAX_HEADER_DEPTH = 100
+# A property that can't be read costs the request if the contract has a use for it.
+_USED_PROPERTIES = frozenset(
+    ("properties", "headers", "content_type", "content_encoding", "reply_to")
+    + ("correlation_id", "message_id", "type")
+)
 # Of a name in the place of text that cannot be stored; characters.
 _MAX_PLACE = 100
 
@@ -86,8 +91,9 @@ def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
         Refusal: with Prefect's status and error body. The checks come in the order in which its
             server makes them.
     """
-    if message.undecodable is not None:
-        raise Unprocessable(f"The message's properties cannot be read: {message.undecodable}")
+    if unreadable := _USED_PROPERTIES & message.unreadable.keys():
+        reasons = "; ".join(f"{name}: {message.unreadable[name]}" for name in sorted(unreadable))
+        raise Unprocessable(f"The message's properties cannot be read: {reasons}")
     if message.headers and _depth_exceeds(message.headers, MAX_HEADER_DEPTH):
         raise Unprocessable(f"The headers are nested deeper than {MAX_HEADER_DEPTH} levels.")
     _check_encoding(message)

@@ -5,7 +5,7 @@ broker library.
 import hashlib
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -39,8 +39,9 @@ class Message:
         body: the payload.
         headers: AMQP headers with the types that the client library gives them.
         redelivered: the broker has delivered it before.
-        undecodable: why its properties could not be read, and are all None; else None.
-        raw_properties: what they were, then.
+        raw_properties: flags and properties as they came, in AMQP's encoding.
+        unreadable: why a property, by its name, could not be read and is None. ``properties``
+            stands for all that follow the last one that could.
     """
 
     body: bytes
@@ -58,8 +59,8 @@ class Message:
     priority: int | None = None
     timestamp: datetime | None = None
     redelivered: bool = False
-    undecodable: str | None = None
-    raw_properties: bytes | None = None
+    raw_properties: bytes = b"\0\0"
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 def fingerprint(message: Message) -> UUID:
@@ -91,7 +92,7 @@ def fingerprint(message: Message) -> UUID:
         message.delivery_mode,
         message.priority,
         message.timestamp,
-        own_headers(message.headers),
+        {name: value for name, value in message.headers.items() if is_own_header(name)},
     ):
         for part in _encoded(value):
             digest.update(part)
@@ -99,15 +100,11 @@ def fingerprint(message: Message) -> UUID:
     return UUID(int=hashed & ~(0xF << 76) & ~(0x3 << 62) | 0x8 << 76 | 0x2 << 62)
 
 
-def own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The headers that belong to the message wherever it is: not those of a broker, of dead
-    letters, or of its routing.
+def is_own_header(name: str) -> bool:
+    """Whether a header belongs to the message wherever it is: it is none of a broker, of dead letters,
+    or of the message's routing.
     """
-    return {
-        name: value
-        for name, value in headers.items()
-        if name not in _ADDED and name not in ROUTING_HEADERS and not name.startswith(_ADDED_PREFIXES)
-    }
+    return name not in _ADDED and name not in ROUTING_HEADERS and not name.startswith(_ADDED_PREFIXES)
 
 
 def _encoded(value: Any) -> Iterator[bytes]:

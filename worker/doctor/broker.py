@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from time import monotonic
 from uuid import uuid4
 
-import aiormq
-from aiormq.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, PublishError
+import aio_pika
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
+from aiormq.exceptions import ChannelAccessRefused
 
-from worker.broker.session import BrokerRefused, BrokerUnavailable, TLSRefused, connect
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, TLSRefused, connect
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.doctor.finding import Finding, Verdict
 from worker.settings import Settings, redact
@@ -27,7 +27,9 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
     """Look at the broker; declares nothing, and takes no message."""
     started = monotonic()
     try:
-        connection = await connect(settings.amqp_url, name="flow-run-worker doctor")
+        connection = await connect(
+            settings.amqp_url, name="flow-run-worker doctor", connection_class=aio_pika.Connection
+        )
     except BrokerUnavailable as error:
         yield Finding(
             "broker", Verdict.problem, str(error), "Start it, or set WORKER_AMQP_URL to where it is."
@@ -74,8 +76,9 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
         await connection.close()
 
 
-def _version(connection: AbstractConnection, settings: Settings, milliseconds: float) -> Finding:
-    properties = connection.server_properties
+def _version(connection: aio_pika.Connection, settings: Settings, milliseconds: float) -> Finding:
+    assert connection.transport is not None
+    properties = connection.transport.connection.server_properties
     product, version = _text(properties.get("product")), _text(properties.get("version"))
     detail = f"{product} {version} at {redact(settings.amqp_url)}, connected in {milliseconds:.0f} ms"
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
@@ -89,16 +92,16 @@ def _text(value: object) -> str:
 
 
 async def _queue(
-    connection: AbstractConnection, topology: Topology, queue: str
+    connection: aio_pika.Connection, topology: Topology, queue: str
 ) -> tuple[Finding, int | None]:
     """Whether a queue stands as it should, and how many messages are ready in it."""
     what = f"queue {queue}"
     channel = await connection.channel()
     try:
-        declared = await channel.queue_declare(queue, passive=True)
+        declared = (await channel.get_queue(queue)).declaration_result
     except ChannelNotFoundEntity:
         return Finding(what, Verdict.warning, *_MISSING), None
-    except aiormq.AMQPError as error:
+    except AMQPError as error:
         return Finding(what, Verdict.problem, str(error)), None
     count = declared.message_count or 0
     detail = f"{count} ready, {declared.consumer_count or 0} consumer(s)"
@@ -115,28 +118,28 @@ async def _queue(
     return Finding(what, Verdict.ok, f"{detail}; as the worker declares it"), count
 
 
-async def _exchange(connection: AbstractConnection, exchange: str) -> Finding:
+async def _exchange(connection: aio_pika.Connection, exchange: str) -> Finding:
     channel = await connection.channel()
     try:
-        await channel.exchange_declare(exchange, passive=True)
+        await channel.get_exchange(exchange)
     except ChannelNotFoundEntity:
         return Finding(f"exchange {exchange}", Verdict.warning, *_MISSING)
-    except aiormq.AMQPError as error:
+    except AMQPError as error:
         return Finding(f"exchange {exchange}", Verdict.problem, str(error))
     await channel.close()
     return Finding(f"exchange {exchange}", Verdict.ok, "stands")
 
 
-async def _read_permission(connection: AbstractConnection, queue: str, waiting: int) -> Finding:
+async def _read_permission(connection: aio_pika.Connection, queue: str, waiting: int) -> Finding:
     if waiting:
         return Finding(
             "read permission", Verdict.ok, "not tried, since requests wait and one would be taken for it"
         )
     channel = await connection.channel()
     try:
-        taken = await channel.basic_get(queue)
-        if taken.delivery_tag is not None:  # came in at this moment
-            await channel.basic_nack(taken.delivery_tag, requeue=True)
+        taken = await (await channel.get_queue(queue, ensure=False)).get(fail=False)
+        if taken is not None:  # came in at this moment
+            await taken.nack(requeue=True)
     except ChannelAccessRefused as error:
         return Finding(
             "read permission", Verdict.problem, str(error), f"Grant the worker's user read on '{queue}'."
@@ -145,14 +148,14 @@ async def _read_permission(connection: AbstractConnection, queue: str, waiting: 
     return Finding("read permission", Verdict.ok, f"may consume from {queue}")
 
 
-async def _write_permission(connection: AbstractConnection) -> Finding:
+async def _write_permission(connection: aio_pika.Connection) -> Finding:
     """Publish to a queue that doesn't exist: it comes back, or is refused."""
-    channel: AbstractChannel = await connection.channel()
+    channel = await connection.channel()
     try:
-        await channel.basic_publish(b"", routing_key=f"flow-run-worker-doctor-{uuid4()}", mandatory=True)
-    except PublishError:  # returned
+        message = aio_pika.Message(b"")
+        await channel.default_exchange.publish(message, f"flow-run-worker-doctor-{uuid4()}")
         await channel.close()
-    except aiormq.AMQPError as error:
+    except AMQPError as error:
         advice = "Grant the worker's user write on 'amq.default', by which replies and dead letters go."
         return Finding("write permission", Verdict.problem, str(error), advice)
     return Finding("write permission", Verdict.ok, "may publish replies and dead letters")

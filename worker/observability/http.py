@@ -81,11 +81,15 @@ async def _state(ping: Ping) -> dict[str, Any]:
         # An idle worker would not notice otherwise.
         dependency_up.labels("database").set(database is None)
     broker = readiness.broker
-    return {
+    state = {
         "ready": broker is None and database is None,
         "broker": broker or "ok",
         "database": database or "ok",
     }
+    # Good requests are served all the same.
+    if readiness.dead_letters is not None:
+        state["dead_letters"] = readiness.dead_letters
+    return state
 
 
 async def _livez(_: web.Request) -> web.Response:

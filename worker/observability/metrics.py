@@ -26,6 +26,13 @@ reconnects = Counter("flow_run_worker_broker_reconnects", "Sessions opened at th
 database_retries = Counter(
     "flow_run_worker_database_retries", "Tries at the database that failed and were repeated."
 )
+dead_letters_held = Gauge(
+    "flow_run_worker_dead_letters_held", "Dead letters that their queue does not take; held until it does."
+)
+broker_blocked = Gauge(
+    "flow_run_worker_broker_blocked",
+    "Whether the broker takes no publications, by an alarm (1), or does (0).",
+)
 in_flight = Gauge("flow_run_worker_in_flight", "Deliveries taken and not yet acknowledged.")
 batch_size = Histogram("flow_run_worker_batch_size", "Requests in one transaction.", buckets=_SIZES)
 stage_seconds = Histogram(
@@ -58,6 +65,7 @@ class Readiness:
     def __init__(self) -> None:
         self.broker: str | None = "not connected yet"
         self.database: str | None = "not connected yet"
+        self.dead_letters: str | None = None
 
 
 readiness = Readiness()
@@ -111,7 +119,10 @@ def database_here() -> None:
 def broker_away(reason: str) -> None:
     """Note that there is no session; what was in flight is no longer ours."""
     readiness.broker = reason
+    readiness.dead_letters = None
     dependency_up.labels("broker").set(0)
+    broker_blocked.set(0)
+    dead_letters_held.set(0)
     in_flight.set(0)
 
 
@@ -119,3 +130,15 @@ def broker_here() -> None:
     """Note that requests are being consumed."""
     readiness.broker = None
     dependency_up.labels("broker").set(1)
+
+
+def broker_blocks(reason: str | None) -> None:
+    """Note that the broker takes no publications, and why, or takes them again (None)."""
+    readiness.broker = None if reason is None else f"takes no publications: {reason}"
+    broker_blocked.set(reason is not None)
+
+
+def dead_letters_waiting(count: int) -> None:
+    """Note how many dead letters their queue does not take."""
+    readiness.dead_letters = f"{count} are not taken by their queue: is it full?" if count else None
+    dead_letters_held.set(count)

@@ -1,0 +1,108 @@
+"""The last stage: acknowledges deliveries that are settled, in as few frames as can be. It decides
+nothing else.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from typing import Protocol
+
+from worker.broker.connection import ChannelLost
+
+# An ack is not on the way of any request, but costs a quorum queue as much as a message: an entry
+# in its log, flushed to disk. So those of this many seconds go together.
+TOGETHER_SECONDS = 0.01
+# And with a small prefetch those of fewer: as many as fill it at this rate, a tenth of which a
+# worker serves. So what waits for its ack is at most a tenth of the prefetch, and holds up no
+# delivery.
+PREFETCH_RATE = 100_000
+# The last ones, when all is ended half way, may take so many seconds to write.
+LAST_SECONDS = 1.0
+
+
+class AckChannel(Protocol):
+    """What of aiormq's channel is needed here."""
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False, wait: bool = True) -> Awaitable[None]:
+        """Write a ``basic.ack``."""
+
+
+class Acknowledger:
+    """Acknowledges the deliveries of one channel.
+
+    Batches mostly settle in the order in which they came, and then one frame acknowledges all of
+    them. One that hangs (its reply isn't confirmed) does not hold up the others: they are
+    acknowledged singly.
+
+    Args:
+        channel: on which they came.
+        prefetch: tells how many deliveries may be unacknowledged.
+    """
+
+    def __init__(self, channel: AckChannel, prefetch: Callable[[], int]) -> None:
+        self._channel = channel
+        self._prefetch = prefetch
+        self._new: set[int] = set()
+        self._acknowledged_up_to = 0
+        self._ahead: set[int] = set()
+        self._wanted = asyncio.Event()
+        self._closed = False
+
+    def acknowledge(self, tags: Iterable[int]) -> None:
+        """Have deliveries acknowledged, each only once; waits for nothing."""
+        self._new.update(tags)
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Say that nothing more comes: :meth:`run` then ends with the last acknowledgement."""
+        self._closed = True
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Acknowledge what is given, and what is given meanwhile, together; until :meth:`close`.
+
+        Raises:
+            ChannelLost: the channel ended; what was not acknowledged will be delivered again.
+        """
+        try:
+            while not self._closed or self._new:
+                await self._wanted.wait()
+                await self._acknowledge_new()
+                await asyncio.sleep(min(TOGETHER_SECONDS, self._prefetch() / PREFETCH_RATE))
+        finally:
+            if self._new:  # all of it is being ended: these need not come again
+                with suppress(ChannelLost, TimeoutError):
+                    async with asyncio.timeout(LAST_SECONDS):
+                        await self._acknowledge_new()
+
+    async def _acknowledge_new(self) -> None:
+        self._wanted.clear()
+        up_to, singly = self._take()
+        try:
+            for tag in singly:
+                await self._channel.basic_ack(tag, wait=False)
+            if up_to is not None:
+                await self._channel.basic_ack(up_to, multiple=True, wait=False)
+        except Exception as error:
+            raise ChannelLost(str(error)) from error
+
+    def _take(self) -> tuple[int | None, list[int]]:
+        """What of the new tags one ``multiple`` ack says, if any, and those to be acknowledged
+        singly.
+
+        The broker refuses a ``multiple`` whose own tag is not outstanding: so it is a new one.
+        """
+        new, self._new = self._new, set()
+        up_to = None
+        while True:
+            following = self._acknowledged_up_to + 1
+            if following in new:
+                new.remove(following)
+                up_to = following
+            elif following in self._ahead:
+                self._ahead.remove(following)
+            else:
+                break
+            self._acknowledged_up_to = following
+        self._ahead |= new
+        return up_to, sorted(new)

@@ -1,0 +1,119 @@
+"""The fast path: deliveries read, and publications written, many at once. The worker serves without
+it as well, by the same callbacks, slower (``WORKER_FAST_PATH=false``).
+
+aiormq reads a delivery as three frames, each through a queue, and makes a task of it; and it makes
+objects of all that it writes. What that takes is in the page of measurements.
+
+Of aio-pika, aiormq and pamqp this module and :mod:`worker.broker.transport` use, beyond what they
+document (their versions are capped in ``pyproject.toml``;
+``tests/integration/test_library_seams.py`` pins each):
+
+- ``aio_pika.Connection.kwargs``, handed to ``aiormq.connect``; ``transport_factory`` among them.
+- ``aiormq.TransportFactory.create(url, ssl_context_provider=…)``; that aiormq reads from the stream
+  that it returns by ``readexactly``, and takes a heartbeat for a sign of life.
+- ``asyncio.StreamReader.feed_data`` and ``feed_eof``, overridden.
+- ``aiormq.Channel``: ``lock``, ``delivery_tag``, ``confirmations`` and ``write_queue``, with
+  ``aiormq.abc.ChannelFrame``; and ``on_consumer_cancel_callbacks``.
+- ``aiormq.Connection.connection_tune.frame_max``.
+- ``pamqp.commands.Basic.Properties.marshal``, which pamqp calls to write a content header.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from aio_pika.exceptions import DeliveryError
+from aiormq.abc import ChannelFrame
+from aiormq.channel import Channel
+
+from worker.broker.delivery import Delivery
+from worker.broker.properties import read_message
+from worker.broker.publisher import Confirmation, Fate, Publisher
+from worker.broker.transport import (
+    BODY,
+    CONTENT,
+    DELIVER,
+    HEADER,
+    METHOD,
+    METHOD_ID,
+    TAG,
+    Observer,
+    Transport,
+)
+
+
+class DeliveryReader:
+    """Puts a channel's deliveries together from their frames: a method, a header, and none or more
+    of the body. All other frames are aiormq's.
+
+    Args:
+        deliver: is called with each delivery, within a read of the socket.
+    """
+
+    def __init__(self, transport: Transport, number: int, deliver: Callable[[Delivery], None]) -> None:
+        self._others = Observer(transport, number)
+        self._deliver = deliver
+        self._tag: int | None = None
+        self._redelivered = False
+        self._properties = b""
+        self._parts: list[bytes] = []
+        self._missing = 0
+
+    def take(self, kind: int, buffer: bytes, start: int, end: int) -> bytes | None:
+        """See :class:`worker.broker.transport.Channel`."""
+        if kind == METHOD:
+            (method,) = METHOD_ID.unpack_from(buffer, start)
+            if method != DELIVER:
+                self._tag = None
+                return self._others.take(kind, buffer, start, end)
+            at = start + METHOD_ID.size
+            at += 1 + buffer[at]  # the consumer's tag
+            (self._tag,) = TAG.unpack_from(buffer, at)
+            self._redelivered = bool(buffer[at + TAG.size])
+        elif self._tag is None:
+            return self._others.take(kind, buffer, start, end)
+        elif kind == BODY:
+            self._missing -= end - start
+            self._parts.append(buffer[start:end])
+        elif kind == HEADER:
+            _, _, self._missing = CONTENT.unpack_from(buffer, start)
+            self._properties = buffer[start + CONTENT.size : end]
+        if kind != METHOD and not self._missing:
+            self._complete()
+        return b""
+
+    def _complete(self) -> None:
+        assert self._tag is not None
+        parts, self._parts = self._parts, []
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        message = read_message(self._properties, body, redelivered=self._redelivered)
+        self._deliver(Delivery(self._tag, message))
+        self._tag = None
+
+
+class BulkPublisher(Publisher):
+    """Writes publications of one call at once, with aiormq's own table of confirms."""
+
+    async def _write(self, confirmation: Confirmation) -> None:
+        channel = await self._channel.get_underlay_channel()
+        assert isinstance(channel, Channel)
+        frame_max = self.frame_max
+        payload = b"".join(each.frames(channel.number, frame_max) for each in confirmation.publications)
+        written = self._waits_for_write()
+        async with channel.lock:
+            # Numbered and queued without a wait between the two: so they go out in their order.
+            for index in range(len(confirmation.publications) if channel.publisher_confirms else 0):
+                channel.delivery_tag += 1
+                confirm = asyncio.get_running_loop().create_future()
+                confirm.add_done_callback(partial(_confirmed, confirmation, index))
+                channel.confirmations[channel.delivery_tag] = confirm
+            await channel.write_queue.put(ChannelFrame(payload, should_close=False, drain_future=written))
+        await written
+        if not channel.publisher_confirms:
+            confirmation.assume_all()
+
+
+def _confirmed(confirmation: Confirmation, index: int, confirm: "asyncio.Future[object]") -> None:
+    if not confirm.cancelled():
+        refused = isinstance(confirm.exception(), DeliveryError)
+        confirmation.answer(index, Fate.REFUSED if refused else Fate.CONFIRMED)

@@ -1,0 +1,39 @@
+"""AMQP URLs as a user writes them: one, or several for the nodes of a cluster; connects to nothing."""
+
+import re
+
+from yarl import URL
+
+# What stands in the way of reading a URL is most often this; the URL itself is not shown, as it has
+# the password.
+ENCODE = "(in a user name, password or vhost, each of / ? # @ : is written as %2F %3F %23 %40 %3A)"
+# Between two URLs; a comma may stand in a password as well.
+_BETWEEN = re.compile(r"\s*,\s*(?=amqps?://)")
+
+
+def split_urls(urls: str) -> list[str]:
+    """The URLs of a list that is separated by commas."""
+    return _BETWEEN.split(urls.strip())
+
+
+def check_urls(urls: str) -> str:
+    """The same list, once each of its URLs can be read.
+
+    Raises:
+        ValueError: one can't; the message says why, without the URL.
+    """
+    for url in split_urls(urls):
+        try:
+            parsed = URL(url)
+            port = parsed.port
+        except ValueError:
+            raise ValueError(f"can't be read as a URL {ENCODE}") from None
+        if parsed.scheme not in ("amqp", "amqps") or not parsed.host:
+            raise ValueError(
+                "must be a URL such as amqp://user:password@host:5672/vhost, or amqps:// for TLS"
+            )
+        if "@" in parsed.raw_path:  # a slash in the password ends the host's part before the host
+            raise ValueError(f"has an @ behind the host {ENCODE}")
+        if port is not None and not 0 < port < 65536:
+            raise ValueError("has no usable port")
+    return urls
