@@ -26,7 +26,7 @@ from worker.client import (
     NotSerializable,
 )
 from worker.client import client as client_module
-from worker.client import link as link_module
+from worker.client import connection as connection_module
 from worker.client.sync import FlowRunClient as SyncClient
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
@@ -100,8 +100,8 @@ async def test_lost_connection_publishes_the_same_message_again(
         call = asyncio.create_task(client.create_flow_run(FLOW_ID))
         while await producer.depth() < 1:
             await asyncio.sleep(0.01)
-        assert client._line._link is not None
-        await client._line._link.close()
+        assert client._reconnector.current is not None
+        await client._reconnector.current.close()
         while await producer.depth() < 2:
             await asyncio.sleep(0.01)
         call.cancel()
@@ -148,7 +148,7 @@ async def test_user_who_may_not_read_replies_can_still_publish(
     """As on brokers that ask for a right to read direct replies; here it is an ordinary queue that
     is refused.
     """
-    for module in (client_module, link_module):
+    for module in (client_module, connection_module):
         monkeypatch.setattr(module, "DIRECT_REPLY_TO", queue)
     await producer.channel.declare_queue(queue, auto_delete=True)
     async with FlowRunClient(
@@ -409,10 +409,10 @@ async def test_connections_that_are_lost_again_and_again_are_not_opened_without_
         losses = 0
         until = time.monotonic() + 1
         while time.monotonic() < until:
-            if client._line._link is not None and not client._line._link.lost:
+            if client._reconnector.current is not None and not client._reconnector.current.lost:
                 network.cut()
                 losses += 1
-                while not client._line._link.lost:
+                while not client._reconnector.current.lost:
                     await asyncio.sleep(0)
             await asyncio.sleep(0)
         call.cancel()
@@ -457,7 +457,7 @@ async def test_missed_heartbeats_are_a_loss_and_no_cancellation(
         await client.create_flow_run(FLOW_ID)
         network.silence()
         calls = [asyncio.create_task(client.request({"flow_id": FLOW_ID})) for _ in range(3)]
-        link = client._line._link
+        link = client._reconnector.current
         assert link is not None
         while not link.lost:
             await asyncio.sleep(0.05)

@@ -4,18 +4,23 @@ connection for many tasks.
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any, Self, TypedDict, Unpack
 from uuid import UUID
 
-import orjson
+import aio_pika
 
 from worker.backoff import Backoff
-from worker.client.errors import ClientError, FlowRunRefused, MessageRefused, NoReply
-from worker.client.link import Line, LinkLost, LinkRefused, Message, Reply
+from worker.broker.connection import ChannelLost
+from worker.broker.urls import check_urls
+from worker.client import errors
+from worker.client.connection import PublicationRefused
+from worker.client.message import Headers, Request, build_message
+from worker.client.reconnector import Reconnector
+from worker.client.replies import Reply
 from worker.contract.message import DIRECT_REPLY_TO
 from worker.contract.record import FlowRunRecord
-from worker.contract.request import CreateFlowRun
 
 DEFAULT_QUEUE = "flow-runs.create"
 DEFAULT_TIMEOUT = 30.0
@@ -23,11 +28,11 @@ DEFAULT_TIMEOUT = 30.0
 
 class FlowRunFields(TypedDict, total=False):
     """The optional fields of a request; :class:`worker.contract.request.CreateFlowRun` says what
-    each means.
+    each means. A state may be its type alone, such as ``"SCHEDULED"``.
     """
 
     name: str
-    state: Mapping[str, Any]
+    state: Mapping[str, Any] | str
     flow_version: str
     parameters: Mapping[str, Any]
     context: Mapping[str, Any]
@@ -57,7 +62,7 @@ class CreateOutcome:
     index: int
     status: int
     record: FlowRunRecord | None = None
-    error: ClientError | None = None
+    error: errors.ClientError | None = None
 
     @property
     def created(self) -> bool:
@@ -75,20 +80,29 @@ class FlowRunClient:
 
     One client serves any number of tasks of one event loop. It connects when it is first used and
     again when the connection was lost; a request is published anew then, with the same
-    ``message_id`` and the same bytes, which makes no second run.
+    ``message_id`` and the same bytes, which makes no second run. Its methods take ``headers``, the
+    AMQP headers such as ``traceparent``, and ``timeout``, in seconds, in place of the client's.
 
     Args:
-        url: the broker, ``amqp://`` or ``amqps://``.
+        url: the broker, ``amqp://`` or ``amqps://``; or several, separated by commas, of which the
+            first that answers is used.
         queue: the request queue.
         timeout: seconds for a request from the call to its reply, reconnects included.
+
+    Raises:
+        InvalidURL: no broker can have this URL.
     """
 
     def __init__(self, url: str, *, queue: str = DEFAULT_QUEUE, timeout: float = DEFAULT_TIMEOUT) -> None:
+        try:
+            check_urls(url)
+        except ValueError as error:
+            raise errors.InvalidURL(f"The broker's URL {error}") from None
         self._queue = queue
         self._timeout = timeout
-        self._line = Line(url, Backoff())
-        # No pause: each loss there is the end of a request, or sends it back to the other line.
-        self._trial_line = Line(url, Backoff(first=0))
+        self._reconnector = Reconnector(url, Backoff())
+        # No pause: each loss there is the end of a request, or sends it back to the other one.
+        self._trial_reconnector = Reconnector(url, Backoff(first=0))
         self._trial = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -98,82 +112,81 @@ class FlowRunClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection. All calls that are under way end with :class:`BrokerGone`."""
-        await self._line.close()
-        await self._trial_line.close()
+        """Close the connection for good, within seconds. Calls that are under way, and later ones,
+        end with :class:`BrokerGone`; what the broker has taken is served nevertheless.
+        """
+        await self._reconnector.close()
+        await self._trial_reconnector.close()
 
     async def create_flow_run(
         self,
         flow_id: UUID | str,
         *,
-        headers: Mapping[str, Any] | None = None,
+        headers: Headers = None,
+        timeout: float | None = None,
         **fields: Unpack[FlowRunFields],
     ) -> FlowRunRecord:
         """Create a run, or get the one that has this idempotency key.
-
-        Args:
-            headers: AMQP headers, such as ``x-prefect-api-version`` and ``traceparent``; no field
-                of the run.
 
         Raises:
             FlowRunRefused: the worker refuses it (:class:`InvalidFlowRun` and others by status).
             NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken: it was not sent,
                 or the broker refuses it.
-            NoReply, BrokerGone: there is no answer.
+            NoReply, BrokerGone, UnreadableReply: there is no answer, or none that can be read.
+            TypeError: there is no such field.
         """
-        outcome = await self.request({"flow_id": flow_id, **fields}, headers=headers)
+        for name in fields.keys() - FlowRunFields.__annotations__.keys():
+            near = get_close_matches(name, FlowRunFields.__annotations__, n=1)
+            raise TypeError(
+                f"A flow run has no field '{name}'" + "".join(f"; is it '{each}'?" for each in near)
+            )
+        if isinstance(state := fields.get("state"), str):
+            fields["state"] = {"type": state}
+        outcome = await self.request({"flow_id": flow_id, **fields}, headers=headers, timeout=timeout)
         assert outcome.record is not None
         return outcome.record
 
     async def request(
-        self, request: Mapping[str, Any] | CreateFlowRun | bytes, *, headers: Mapping[str, Any] | None = None
+        self, request: Request, *, headers: Headers = None, timeout: float | None = None
     ) -> CreateOutcome:
         """Send a request and wait for its reply; as :meth:`create_flow_run`, with the status
         besides the record.
 
         Args:
-            request: the body's fields, a model, or the JSON itself.
-            headers: AMQP headers, such as ``x-prefect-api-version`` and ``traceparent``.
+            request: the body's fields, a model, or the JSON itself, which is sent as it is.
         """
-        message = Message.of(request, headers, reply_to=DIRECT_REPLY_TO)
-        reply = await self._within_timeout(self._send(message))
-        if reply.status >= 400:
-            raise FlowRunRefused.from_reply(reply.status, orjson.loads(reply.body))
-        return CreateOutcome(0, reply.status, FlowRunRecord.model_validate_json(reply.body))
+        reply = await self._send(build_message(request, headers, reply_to=DIRECT_REPLY_TO), timeout)
+        assert reply is not None
+        return CreateOutcome(0, reply.status or 0, reply.record())
 
     async def publish(
-        self, request: Mapping[str, Any] | CreateFlowRun | bytes, *, headers: Mapping[str, Any] | None = None
+        self, request: Request, *, headers: Headers = None, timeout: float | None = None
     ) -> str:
         """Publish a request and want no reply; returns its ``message_id`` once the broker has taken
-        it over.
-
-        Raises:
-            NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken, BrokerGone: the
-                broker has not.
-            NoReply: it has not said so in time.
+        it over, and raises what :meth:`create_flow_run` does if it has not.
         """
-        message = Message.of(request, headers, reply_to=None)
-        await self._within_timeout(self._send(message))
-        return message.message_id
+        message = build_message(request, headers)
+        await self._send(message, timeout)
+        return str(message.message_id)
 
     async def create_many(
         self,
-        requests: Iterable[Mapping[str, Any] | CreateFlowRun]
-        | AsyncIterable[Mapping[str, Any] | CreateFlowRun],
+        requests: Iterable[Request] | AsyncIterable[Request],
         *,
         concurrency: int = 500,
-        headers: Mapping[str, Any] | None = None,
+        headers: Headers = None,
+        timeout: float | None = None,
     ) -> AsyncIterator[CreateOutcome]:
         """Send many requests and give their outcomes as they come, which is not the order in which
         they were given.
 
         The next request is awaited while others are answered, and is taken only when there is room
-        for it, so memory stays bounded however many they are. What the iterable raises is raised,
-        and ends all.
+        for it, so memory stays bounded however many they are. What goes wrong with a request is its
+        outcome; what the iterable raises is raised, and ends all.
 
         Args:
             concurrency: how many are taken, and their outcomes not yet, at the most.
-            headers: AMQP headers that all of them get.
+            timeout: seconds for each request.
         """
         room = asyncio.Semaphore(concurrency)
         running: set[asyncio.Task[Any]] = set()
@@ -186,9 +199,11 @@ class FlowRunClient:
             return task
 
         async def take() -> None:
+            index = 0
             await room.acquire()
-            async for index, request in enumerate_any(requests):
-                start(self.outcome(index, request, headers))
+            async for request in _one_by_one(requests):
+                start(self.outcome(index, request, headers, timeout))
+                index += 1
                 await room.acquire()
 
         taking = start(take())
@@ -206,28 +221,29 @@ class FlowRunClient:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def outcome(
-        self, index: int, request: Mapping[str, Any] | CreateFlowRun, headers: Mapping[str, Any] | None = None
+        self, index: int, request: Request, headers: Headers = None, timeout: float | None = None
     ) -> CreateOutcome:
         """As :meth:`request`, with what goes wrong in the outcome."""
         try:
-            outcome = await self.request(request, headers=headers)
-        except FlowRunRefused as refused:
-            return CreateOutcome(index, refused.status, error=refused)
-        except ClientError as error:
+            return replace(await self.request(request, headers=headers, timeout=timeout), index=index)
+        except (errors.FlowRunRefused, errors.UnreadableReply) as answer:
+            return CreateOutcome(index, answer.status or 0, error=answer)
+        except errors.ClientError as error:
             return CreateOutcome(index, 0, error=error)
-        return CreateOutcome(index, outcome.status, outcome.record)
 
-    async def _within_timeout(self, work: Any) -> Any:
+    async def _send(self, message: aio_pika.Message, timeout: float | None) -> Reply | None:
+        seconds = self._timeout if timeout is None else timeout
         try:
-            async with asyncio.timeout(self._timeout):
-                return await work
+            async with asyncio.timeout(seconds):
+                return await self._publish_until_taken(message)
         except TimeoutError:
-            raise NoReply(
-                f"No reply within {self._timeout:g} seconds. The request may be at the broker and may still be served; "
-                "is a worker running?"
-            ) from None
+            told = (
+                f"No reply within {seconds:g} seconds to the message {message.message_id}. It may be at the "
+                "broker and may still be served; is a worker running?"
+            )
+            raise errors.NoReply(told, str(message.message_id)) from None
 
-    async def _send(self, message: Message) -> Reply | None:
+    async def _publish_until_taken(self, message: aio_pika.Message) -> Reply | None:
         """Publish a message until the broker takes it; returns the reply, if it wants one.
 
         When the broker closes a channel over a message, it doesn't say which. All that were being
@@ -239,26 +255,22 @@ class FlowRunClient:
             try:
                 if alone:
                     async with self._trial:
-                        reply = await (await self._trial_line.link()).publish(self._queue, message)
+                        reply = await self._trial_reconnector.publish(self._queue, message)
                 else:
-                    reply = await (await self._line.link()).publish(self._queue, message)
-                return await reply
-            except LinkLost:
+                    reply = await self._reconnector.publish(self._queue, message)
+                return await reply if reply else None
+            except ChannelLost:
                 alone = False
-            except LinkRefused as refused:
+            except PublicationRefused as refused:
                 if alone:
-                    raise MessageRefused(f"The broker refuses the message: {refused}") from refused
+                    raise errors.MessageRefused(f"The broker refuses the message: {refused}") from refused
                 alone = True
 
 
-async def enumerate_any(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[tuple[int, Any]]:
-    """Number the items of either kind of iterable."""
-    index = 0
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield index, item
-            index += 1
+async def _one_by_one(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Request]:
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            yield request
     else:
-        for item in items:
-            yield index, item
-            index += 1
+        for request in requests:
+            yield request

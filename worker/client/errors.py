@@ -1,5 +1,5 @@
 """What can go wrong for a producer: the worker refuses the request, or the broker does not take it
-or bring a reply.
+or bring a reply. All can be pickled, as Celery and multiprocessing do with what a task raises.
 """
 
 from typing import Any
@@ -8,6 +8,13 @@ from typing import Any
 class ClientError(Exception):
     """Base of all errors of the client."""
 
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class InvalidURL(ClientError, ValueError):
+    """The broker's URL can't be one. The message does not show it, as it may hold a password."""
+
 
 class FlowRunRefused(ClientError):
     """The worker refused the request; it lies in the dead-letter queue with the reason.
@@ -15,27 +22,22 @@ class FlowRunRefused(ClientError):
     Attributes:
         status: the HTTP status that Prefect answers (400 to 422).
         body: the error body; ``detail``, or for 422 ``exception_detail`` with a list of errors.
+        reason: what is wrong in one line, as in the dead letter; None from an older worker.
     """
 
-    def __init__(self, status: int, body: dict[str, Any]) -> None:
-        self.status = status
-        self.body = body
-        super().__init__(f"{status}: {self._reason()}")
+    def __init__(self, status: int, body: dict[str, Any], reason: str | None = None) -> None:
+        super().__init__(status, body, reason)
+        self.status, self.body, self.reason = status, body, reason
+
+    def __str__(self) -> str:
+        lines = [f"{'.'.join(map(str, each.get('loc', ())))}: {each.get('msg')}" for each in self.errors]
+        return f"{self.status}: {self.reason or '; '.join(lines) or self.body.get('detail', self.body)}"
 
     @property
     def errors(self) -> list[dict[str, Any]]:
         """For a 422: what is wrong, each with ``loc``, ``msg`` and ``type``."""
         errors = self.body.get("exception_detail")
         return errors if isinstance(errors, list) else []
-
-    def _reason(self) -> str:
-        lines = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in self.errors]
-        return "; ".join(lines) or str(self.body.get("detail", self.body))
-
-    @staticmethod
-    def from_reply(status: int, body: dict[str, Any]) -> "FlowRunRefused":
-        """The error class for a status."""
-        return _BY_STATUS.get(status, FlowRunRefused)(status, body)
 
 
 class InvalidFlowRun(FlowRunRefused):
@@ -50,10 +52,30 @@ class NotFound(FlowRunRefused):
     """404: no work pool or work queue of that name."""
 
 
+class UnreadableReply(ClientError):
+    """The worker answered with what the client can't read; the run may exist.
+
+    Attributes:
+        status: the reply's status, or None.
+        body: its body, as it came.
+    """
+
+    def __init__(self, message: str, status: int | None, body: bytes) -> None:
+        super().__init__(message, status, body)
+        self.status, self.body = status, body
+
+
 class NoReply(ClientError):
     """No reply came in time. The request is at the broker and may still be served: asking again is
     safe with the same idempotency key, and makes a second run without one.
+
+    Attributes:
+        message_id: the request's, by which logs and dead letters show it.
     """
+
+    def __init__(self, message: str, message_id: str) -> None:
+        super().__init__(message, message_id)
+        self.message_id = message_id
 
 
 class NotRoutable(ClientError):
@@ -61,7 +83,7 @@ class NotRoutable(ClientError):
 
 
 class NotTaken(ClientError):
-    """The broker refused the message until the time was up: the queue is full, or has no majority."""
+    """The broker refused the message again and again: the queue is full, or has no majority."""
 
 
 class BrokerGone(ClientError):
@@ -83,6 +105,3 @@ class MessageRefused(ClientError):
 
 class NotSerializable(ClientError, ValueError):
     """The request, or its headers, can't be written as JSON and AMQP; nothing was sent."""
-
-
-_BY_STATUS = {404: NotFound, 409: Conflict, 422: InvalidFlowRun}

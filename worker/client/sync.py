@@ -3,33 +3,56 @@ thread of its own.
 """
 
 import asyncio
+import os
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
+from functools import partial, wraps
 from queue import SimpleQueue
-from typing import Any, Self, TypeVar, Unpack
-from uuid import UUID
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from worker.client.client import DEFAULT_QUEUE, DEFAULT_TIMEOUT, CreateOutcome, FlowRunFields
+from worker.broker.connection import CLOSE_TIMEOUT
+from worker.client.client import DEFAULT_QUEUE, DEFAULT_TIMEOUT, CreateOutcome
 from worker.client.client import FlowRunClient as AsyncClient
-from worker.contract.record import FlowRunRecord
-from worker.contract.request import CreateFlowRun
+from worker.client.errors import BrokerGone
+from worker.client.message import Headers, Request
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["FlowRunClient", P], T]:
+    """A method of the asynchronous client, with its signature, that waits for its end."""
+
+    @wraps(method)
+    def call(self: "FlowRunClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        future = self._here().start(lambda client: method(client, *args, **kwargs))
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # when this thread was interrupted; a call that is done is not touched
+
+    return call
 
 
 class FlowRunClient:
     """Creates flow runs, blocking; :class:`worker.client.FlowRunClient` says what each method does
     and raises.
 
-    Safe from many threads. Close it, or use it in a ``with`` statement.
+    Safe from many threads, and in a process that was forked from one that has used it (Gunicorn's
+    preload, Celery's prefork): that has a thread and a connection of its own. Close it, or use it
+    in a ``with`` statement.
     """
 
     def __init__(self, url: str, *, queue: str = DEFAULT_QUEUE, timeout: float = DEFAULT_TIMEOUT) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="flow-run-client", daemon=True)
-        self._thread.start()
-        self._client = self._run(_make(url, queue, timeout))
+        self._make = partial(AsyncClient, url, queue=queue, timeout=timeout)
+        self._make()  # an invalid URL is told here
+        self._closed = False
+        # By process id. In a forked process the parent's stays here untouched: it has no thread
+        # there, and to close or to collect it would disturb sockets that are the parent's too.
+        self._loops: dict[int, _ClientLoop] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -38,60 +61,49 @@ class FlowRunClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and end the thread."""
-        if self._thread.is_alive():
-            self._run(self._client.close())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        """Close the connection and end the thread, in this process; as
+        :meth:`worker.client.FlowRunClient.close`.
+        """
+        self._closed = True
+        if (loop := self._loops.get(os.getpid())) is not None:
+            loop.close()
 
-    def create_flow_run(
-        self,
-        flow_id: UUID | str,
-        *,
-        headers: Mapping[str, Any] | None = None,
-        **fields: Unpack[FlowRunFields],
-    ) -> FlowRunRecord:
-        """Create a run, or get the one that has this idempotency key."""
-        return self._run(self._client.create_flow_run(flow_id, headers=headers, **fields))
-
-    def request(
-        self, request: Mapping[str, Any] | CreateFlowRun | bytes, *, headers: Mapping[str, Any] | None = None
-    ) -> CreateOutcome:
-        """Send a request and wait for its reply."""
-        return self._run(self._client.request(request, headers=headers))
-
-    def publish(
-        self, request: Mapping[str, Any] | CreateFlowRun | bytes, *, headers: Mapping[str, Any] | None = None
-    ) -> str:
-        """Publish a request and want no reply."""
-        return self._run(self._client.publish(request, headers=headers))
+    create_flow_run = _blocking(AsyncClient.create_flow_run)
+    request = _blocking(AsyncClient.request)
+    publish = _blocking(AsyncClient.publish)
 
     def create_many(
         self,
-        requests: Iterable[Mapping[str, Any] | CreateFlowRun],
+        requests: Iterable[Request],
         *,
         concurrency: int = 500,
-        headers: Mapping[str, Any] | None = None,
+        headers: Headers = None,
+        timeout: float | None = None,
     ) -> Iterator[CreateOutcome]:
         """Send many requests and give their outcomes as they come.
 
         The iterable is gone through in the caller's thread: outcomes that came while it was waited
         for are given before the next request is.
         """
+        loop = self._here()
         running: set[Future[CreateOutcome]] = set()
         ended: SimpleQueue[Future[CreateOutcome]] = SimpleQueue()
 
         def end() -> CreateOutcome:
+            if loop is not self._here():
+                raise BrokerGone("The process was forked while the outcomes were being waited for.")
             future = ended.get()
             running.discard(future)
             return future.result()
 
+        def start(index: int, request: Request) -> None:
+            future = loop.start(lambda client: client.outcome(index, request, headers, timeout))
+            running.add(future)
+            future.add_done_callback(ended.put)
+
         try:
             for index, request in enumerate(requests):
-                future = self._start(self._client.outcome(index, request, headers))
-                running.add(future)
-                future.add_done_callback(ended.put)
+                start(index, request)
                 while len(running) >= concurrency or not ended.empty():
                     yield end()
             while running:
@@ -100,12 +112,51 @@ class FlowRunClient:
             for future in running:
                 future.cancel()
 
-    def _start(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _here(self) -> "_ClientLoop":
+        """This process's loop; two threads that come first at once may make one each, and one of
+        them is never started. There is no lock, which a fork could leave held for ever.
+        """
+        if self._closed:
+            raise BrokerGone("The client is closed.")
+        pid = os.getpid()
+        loop = self._loops.get(pid)
+        return loop or self._loops.setdefault(pid, _ClientLoop(self._make()))
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._start(work).result()
 
+class _ClientLoop:
+    """An asynchronous client, and the thread whose event loop it lives on, from its first call."""
 
-async def _make(url: str, queue: str, timeout: float) -> AsyncClient:
-    return AsyncClient(url, queue=queue, timeout=timeout)
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    def start(self, call: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> "Future[T]":
+        with self._lock:
+            if self._closed:
+                raise BrokerGone("The client is closed.")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=self._loop.run_forever, name="flow-run-client", daemon=True
+                )
+                self._thread.start()
+            return asyncio.run_coroutine_threadsafe(call(self._client), self._loop)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed, closed_before = True, self._closed
+        if closed_before or self._loop is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self) -> None:
+        """Close the client, and let the calls that are under way tell so."""
+        await self._client.close()
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        if calls:
+            await asyncio.wait(calls, timeout=CLOSE_TIMEOUT)

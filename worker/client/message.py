@@ -1,0 +1,70 @@
+"""A request as an AMQP message, the same to the letter each time it is published."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from worker.client.errors import NotSerializable
+from worker.contract.request import CreateFlowRun
+
+Request = Mapping[str, Any] | CreateFlowRun | bytes
+Headers = Mapping[str, Any] | None
+
+
+def build_message(
+    request: Request, headers: Headers, *, reply_to: str | None = None, type: str | None = None
+) -> aio_pika.Message:
+    """The message of a request, with a ``message_id`` of its own.
+
+    Args:
+        request: the body's fields, without those that are None; a model; or the JSON as it is.
+        reply_to: where the reply goes; without it none is wanted.
+        type: the AMQP property by which the worker tells requests apart.
+
+    Raises:
+        NotSerializable: the fields can't be written as JSON, or the headers as AMQP.
+    """
+    message_id = uuid4().hex
+    try:
+        message = aio_pika.Message(
+            request if isinstance(request, bytes) else _json(request),
+            headers=dict(headers) if headers else None,
+            content_type="application/json",
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            correlation_id=message_id if reply_to else None,
+            reply_to=reply_to,
+            message_id=message_id,
+            type=type,
+        )
+        message.priority = None  # aio-pika makes it 0, which nobody has asked for
+        if headers:
+            message.properties.marshal()
+    except Exception as error:  # a request's own values say how they are written, and may raise anything
+        raise NotSerializable(f"The request can't be written: {error}") from error
+    return message
+
+
+def _json(request: Mapping[str, Any] | BaseModel) -> bytes:
+    if isinstance(request, BaseModel):
+        request = request.model_dump(exclude_unset=True)
+    body = to_json({name: value for name, value in request.items() if value is not None})
+    # to_json writes these words for what JSON has no word for; a text may hold them as well.
+    if b"NaN" in body or b"Infinity" in body:
+        for place, number in _not_finite(json.loads(body)):
+            raise ValueError(f"{place} is {number}, which JSON can't express")
+    return body
+
+
+def _not_finite(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """NaN and the infinities in a value, each with its place, such as ``parameters.x.0``."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place, value
+    elif isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _not_finite(item, f"{place}.{key}".lstrip("."))

@@ -1,0 +1,83 @@
+"""Publishes on a connection that is opened when it is first wanted, and again when it was lost."""
+
+import asyncio
+from contextlib import suppress
+
+import aio_pika
+
+from worker.backoff import Backoff
+from worker.broker.connection import BrokerRefused, BrokerUnavailable
+from worker.client.connection import ClientConnection, PublicationRefused
+from worker.client.errors import BrokerGone, ClientError
+from worker.client.replies import Reply
+
+# A broker that can't be reached is tried again so often, over some 3 seconds.
+CONNECT_TRIES = 5
+
+
+class Reconnector:
+    """Holds one connection at a time, for any number of tasks.
+
+    Args:
+        urls: as :func:`worker.broker.connection.connect` takes them.
+        pauses: between a lost connection and the next; from the first on again once the broker has
+            answered.
+    """
+
+    def __init__(self, urls: str, pauses: Backoff) -> None:
+        self._urls = urls
+        self._pauses = pauses
+        self._opening = asyncio.Lock()
+        self._closed = asyncio.Event()
+        self.current: ClientConnection | None = None
+
+    async def publish(self, queue: str, message: aio_pika.Message) -> "asyncio.Future[Reply] | None":
+        """As :meth:`ClientConnection.publish`.
+
+        Raises:
+            BrokerGone, AccessRefused: besides; there is no connection to be had.
+        """
+        connection = await self._connection()
+        try:
+            reply = await connection.publish(queue, message)
+        except (ClientError, PublicationRefused):
+            self._pauses.reset()
+            raise
+        self._pauses.reset()
+        return reply
+
+    async def close(self) -> None:
+        """Close the connection for good; whoever waits for one gets :class:`BrokerGone`."""
+        self._closed.set()
+        connection, self.current = self.current, None
+        if connection is not None:
+            await connection.close()
+
+    async def _connection(self) -> ClientConnection:
+        async with self._opening:
+            if self.current is not None and self.current.lost:
+                await self.current.close()
+                self.current = None
+                await self._pause(self._pauses)
+            failures = Backoff()
+            while self.current is None:
+                if self._closed.is_set():
+                    raise BrokerGone("The client is closed.")
+                try:
+                    self.current = await ClientConnection.open(self._urls)
+                except BrokerUnavailable as error:
+                    if failures.tries >= CONNECT_TRIES:
+                        raise BrokerGone(str(error)) from error
+                    await self._pause(failures)
+                except BrokerRefused as error:
+                    raise BrokerGone(str(error)) from error
+                else:
+                    if self._closed.is_set():
+                        await self.close()
+            return self.current
+
+    async def _pause(self, backoff: Backoff) -> None:
+        """Wait for the next delay, or until it is closed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(backoff.next_delay()):
+                await self._closed.wait()

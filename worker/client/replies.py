@@ -1,0 +1,92 @@
+"""The replies that are waited for, and what a reply says."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+
+from aiormq.abc import DeliveredMessage
+from pydantic import ValidationError
+
+from worker.client.errors import Conflict, FlowRunRefused, InvalidFlowRun, NotFound, UnreadableReply
+from worker.contract.record import FlowRunRecord
+
+_REFUSALS = {404: NotFound, 409: Conflict, 422: InvalidFlowRun}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a worker answered: the headers ``status`` (None: there is none that is an integer) and
+    ``x-error``, and the body as it came.
+    """
+
+    status: int | None
+    reason: str | None
+    body: bytes
+
+    def record(self) -> FlowRunRecord:
+        """The flow run record.
+
+        Raises:
+            FlowRunRefused: the reply is a refusal.
+            UnreadableReply: it is neither.
+        """
+        try:
+            if self.status is None:
+                raise ValueError("it has no status")
+            if self.status < 400:
+                return _record(self.body)
+            error = json.loads(self.body)
+            if not isinstance(error, dict):
+                raise ValueError("its body is no object")
+        except (ValueError, RecursionError) as wrong:
+            told = f"The reply with the status {self.status} can't be read: {wrong}"
+            raise UnreadableReply(told, self.status, self.body) from wrong
+        raise _REFUSALS.get(self.status, FlowRunRefused)(self.status, error, self.reason)
+
+
+class PendingReplies:
+    """The replies that are waited for on one connection, by correlation id."""
+
+    def __init__(self) -> None:
+        self._futures: dict[str, asyncio.Future[Reply]] = {}
+
+    def expect(self, correlation_id: str) -> "asyncio.Future[Reply]":
+        """What the reply will be; to be cancelled when it is not waited for any more."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def forget(_: object) -> None:
+            self._futures.pop(correlation_id, None)
+            if not future.cancelled():
+                future.exception()  # so that asyncio does not complain of one that nobody waits for
+
+        future.add_done_callback(forget)
+        self._futures[correlation_id] = future
+        return future
+
+    async def on_message(self, message: DeliveredMessage) -> None:
+        """Consume a reply; one that comes too late is dropped."""
+        properties = message.header.properties
+        future = self._futures.get(properties.correlation_id or "")
+        if future is not None and not future.done():
+            headers = properties.headers or {}
+            status, reason = headers.get("status"), headers.get("x-error")
+            future.set_result(
+                Reply(
+                    status if isinstance(status, int) else None,
+                    reason if isinstance(reason, str) else None,
+                    message.body,
+                )
+            )
+
+    def fail(self, error: Exception) -> None:
+        """No reply comes any more."""
+        for future in list(self._futures.values()):
+            if not future.done():
+                future.set_exception(error)
+
+
+def _record(body: bytes) -> FlowRunRecord:
+    try:
+        return FlowRunRecord.model_validate_json(body)
+    except ValidationError:  # pydantic's parser ends at 200 levels; the worker takes 500
+        return FlowRunRecord.model_validate(json.loads(body))
