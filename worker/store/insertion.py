@@ -1,111 +1,170 @@
-"""PostgreSQL's create statement and its parameter: one statement for a batch of any size, prepared
-once; knows no connection.
-
-Each run goes in as one JSON array, its state behind it, and PostgreSQL takes the columns out by
-their places. asyncpg looks at each element of an array parameter, so one text a run costs the
-worker half of what an array a column does, and PostgreSQL about the same. What a run and its state
-have in common goes in once, and what all new runs have, not at all.
-"""
+"""Inserts runs, and finds among them those that a database does not take; knows no keys."""
 
 from collections.abc import Sequence
-from datetime import UTC, timedelta
-from operator import attrgetter
+from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.contract.encoding import dumps
+from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
-from worker.store.rows import kind_of
-from worker.store.tables import STATE_TYPE, flow_run, flow_run_state
+from worker.creation import NewRun
+from worker.store.engine import Database, driver
+from worker.store.errors import Blame, blame, fault, refusal
+from worker.store.prefect import follow, task_run, task_run_state
+from worker.store.statements import Statements, given
 
-# How a column is taken out of the array, by its kind.
-_TAKEN = {
-    "uuid": "(new.j ->> {place})::uuid",
-    "timestamp": "(new.j ->> {place})::timestamptz",
-    "integer": "(new.j ->> {place})::integer",
-    "json": "nullif(new.j -> {place}, 'null')",
-    "state": f"(new.j ->> {{place}})::{STATE_TYPE}",
-    "text": "new.j ->> {place}",
-}
+log = structlog.get_logger(__name__)
 
-# What holds of each new run (:func:`worker.creation.new_run`). Columns with the value of another
-# column of the run:
-RUN_FOLLOWS = {"updated": "created", "state_timestamp": "created"}
-STATE_FOLLOWS = {
-    "id": "state_id",
-    "created": "created",
-    "updated": "created",
-    "flow_run_id": "id",
-    "type": "state_type",
-    "timestamp": "created",
-    "name": "state_name",
-}
-# Columns of the run that have one value in all of them, and what it is in SQL:
-RUN_CONSTANTS: dict[str, tuple[Any, str]] = {
-    "total_run_time": (timedelta(0), "'0'::interval"),
-    "deployment_version": (None, "NULL"),
-    "infrastructure_pid": (None, "NULL"),
-    "auto_scheduled": (False, "false"),
-}
+# How long statements stay small after one was too large; seconds. A guess.
+SMALL_SECONDS = 60.0
+# A database that answers, and takes none of so many statements in a row, is left alone for a while.
+FAULTS_MAX = 10
 
-# All others are sent, in this order.
-_RUN_SENT = [
-    column
-    for column in flow_run.columns
-    if column.name not in RUN_FOLLOWS and column.name not in RUN_CONSTANTS
-]
-_STATE_SENT = [column for column in flow_run_state.columns if column.name not in STATE_FOLLOWS]
-_PLACES = {column: place for place, column in enumerate([*_RUN_SENT, *_STATE_SENT])}
-_TIMESTAMPS = [place for column, place in _PLACES.items() if kind_of(column) == "timestamp"]
-
-_values_of_run = attrgetter(*(column.name for column in _RUN_SENT))
-_values_of_state = attrgetter(*(column.name for column in _STATE_SENT))
+Stored = dict[UUID, FlowRun | Refusal]
 
 
-def names(table: sa.Table) -> str:
-    """The columns of a table, for a statement."""
-    return ", ".join(f'"{column.name}"' for column in table.columns)
+class Insertion:
+    """Inserts runs with their states. Its methods may be called from several tasks."""
+
+    def __init__(self, database: Database, statements: Statements, *, prefect: bool) -> None:
+        self._database = database
+        self._statements = statements
+        self._prefect = prefect
+        self._limit = 0
+        self._limited_until = 0.0
+
+    async def insert(self, runs: Sequence[NewRun]) -> Stored:
+        """Insert runs; those that conflict with a run that exists are left out.
+
+        Returns:
+            By id, the runs that were inserted, and a refusal for each that the database can't
+            store. The others are stored whatever becomes of these.
+
+        Raises:
+            Fault: the database is away or busy. Of each statement nothing was stored, or all of it.
+        """
+        stored: Stored = {}
+        faults: list[Fault] = []
+        while runs:
+            limit = self._limit if monotonic() < self._limited_until else len(runs)
+            now, runs = runs[:limit], runs[limit:]
+            try:
+                stored |= await self._insert_or_halve(now)
+            except Fault as raised:
+                if not await self._answers():
+                    raise
+                # What is the matter may be one run of these. It is not to hold up the others for
+                # ever: as they are given again, fewer of them share its statement each time.
+                self._narrow(len(now))
+                faults.append(raised)
+                if len(now) > 1 or len(faults) == FAULTS_MAX:
+                    break
+        if faults:
+            raise faults[0]
+        return stored
+
+    async def _insert_or_halve(self, runs: Sequence[NewRun], *, again: bool = False) -> Stored:
+        """Insert runs by one statement, or by halves where that says that one of them is bad."""
+        try:
+            ids = await self._insert_together(runs)
+        except Exception as error:
+            said = blame(error)
+            if said in (Blame.moment, Blame.connection) or (said is Blame.batch and len(runs) == 1):
+                raise fault(error) from error
+            if said is Blame.unforeseen and not await self._answers():
+                raise fault(error) from error
+            if said is Blame.batch:
+                self._narrow(len(runs))
+            if len(runs) > 1:
+                half = len(runs) // 2
+                return {
+                    **await self._insert_or_halve(runs[:half]),
+                    **await self._insert_or_halve(runs[half:]),
+                }
+            if said is Blame.unforeseen and not again:
+                return await self._insert_or_halve(runs, again=True)
+            if said is Blame.unforeseen:
+                log.exception("run_not_stored", flow_run_id=str(runs[0].run.id))
+            return {runs[0].run.id: refusal(error)}
+        return {new.run.id: new.run for new in runs if new.run.id in ids}
+
+    async def _insert_together(self, runs: Sequence[NewRun]) -> set[UUID]:
+        """Insert runs, all or none; returns the ids of those that are new."""
+        subflows = [new for new in runs if self._prefect and new.run.parent_task_run_id is not None]
+        # On PostgreSQL one statement is all there is to it, and commits by itself.
+        several = bool(subflows or self._statements.create_states)
+        async with self._database.connect(transaction=several) as connection:
+            ids = await self._execute(connection, runs)
+            if subflows:
+                await _let_parents_follow(
+                    connection, self._statements, [new for new in subflows if new.run.id in ids]
+                )
+        return ids
+
+    async def _execute(self, connection: AsyncConnection, runs: Sequence[NewRun]) -> set[UUID]:
+        rows = self._statements.new_rows(new.run for new in runs)
+        if not self._statements.create_states:
+            return {row[0] for row in await driver(connection).fetch(self._statements.create, rows)}
+        sqlite = driver(connection)
+        ids = [row[0] for row in await sqlite.execute_fetchall(self._statements.create, (rows,))]
+        if ids:
+            await sqlite.execute_fetchall(self._statements.create_states, (rows, dumps(ids).decode()))
+        return {UUID(each) for each in ids}
+
+    def _narrow(self, size: int) -> None:
+        self._limit, self._limited_until = max(1, size // 2), monotonic() + SMALL_SECONDS
+
+    async def _answers(self) -> bool:
+        try:
+            await self.ping()
+        except Fault:
+            return False
+        return True
+
+    async def ping(self) -> None:
+        """Raise Fault unless the database answers."""
+        try:
+            async with self._database.connect() as connection:
+                await connection.exec_driver_sql("SELECT 1 FROM flow_run LIMIT 1")
+        except Exception as error:
+            raise fault(error) from error
+
+    async def try_writing(self, new: NewRun) -> None:
+        """Raise Fault unless the database writes; what is wrong with the run is passed over."""
+        try:
+            async with self._database.connect(transaction=True) as connection:
+                if self._statements.create_states:
+                    # A run that is taken back would not reach the file. Its version number does.
+                    version = (await connection.exec_driver_sql("PRAGMA user_version")).scalar()
+                    await connection.exec_driver_sql(f"PRAGMA user_version = {version:d}")
+                else:
+                    await self._execute(connection, [new])
+                    await connection.rollback()
+        except Exception as error:
+            if blame(error) is not Blame.row:
+                raise fault(error) from error
 
 
-def _value(column: sa.Column[Any]) -> str:
-    if column.table is flow_run and column.name in RUN_CONSTANTS:
-        return RUN_CONSTANTS[column.name][1]
-    followed = (RUN_FOLLOWS if column.table is flow_run else STATE_FOLLOWS).get(column.name)
-    source = column if followed is None else flow_run.columns[followed]
-    return _TAKEN[kind_of(source)].format(place=_PLACES[source])
-
-
-def _values(table: sa.Table) -> str:
-    return ", ".join(_value(column) for column in table.columns)
-
-
-# No conflict target: the primary key counts as well, for runs whose id is their message's
-# fingerprint.
-INSERT = f"""
-WITH new AS MATERIALIZED (
-    SELECT sent.j::jsonb AS j FROM unnest($1::text[]) AS sent(j)
-), run AS (
-    INSERT INTO flow_run ({names(flow_run)})
-    SELECT {_values(flow_run)} FROM new
-    ON CONFLICT DO NOTHING
-    RETURNING id
-), state AS (
-    INSERT INTO flow_run_state ({names(flow_run_state)})
-    SELECT {_values(flow_run_state)} FROM new JOIN run ON run.id = {_value(flow_run.columns["id"])}
-)
-SELECT id FROM run
-"""
-
-
-def parameter(runs: Sequence[FlowRun]) -> list[str]:
-    """The parameter of :data:`INSERT`: the JSON array of each run."""
-    return [_array(run) for run in runs]
-
-
-def _array(run: FlowRun) -> str:
-    values = [*_values_of_run(run), *_values_of_state(run.state)]
-    for place in _TIMESTAMPS:
-        if values[place] is not None and values[place].tzinfo is not UTC:
-            values[place] = values[place].astimezone(UTC)  # PostgreSQL reads no offset of seconds in ISO 8601
-    return dumps(values).decode()
+async def _let_parents_follow(
+    connection: AsyncConnection, statements: Statements, subflows: Sequence[NewRun]
+) -> None:
+    """Let the parent task runs of new subflows follow, in the transaction that made these."""
+    now = datetime.now(UTC)
+    ids = {new.run.parent_task_run_id for new in subflows}
+    # One order in all workers, so that no two of them wait for each other's rows.
+    query = statements.lookup(task_run.c.id).order_by(task_run.c.id).with_for_update(of=task_run)
+    rows = await connection.execute(query, given([each] for each in ids))
+    parents: dict[UUID, dict[str, Any]] = {row.id: dict(row._mapping) for row in rows}
+    for new in subflows:
+        assert new.run.parent_task_run_id is not None
+        parent = parents[new.run.parent_task_run_id]
+        state, changes = follow(parent, new, now)
+        await connection.execute(sa.insert(task_run_state).values(state))
+        await connection.execute(sa.update(task_run).where(task_run.c.id == parent["id"]).values(changes))
+        parent |= changes

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 import asyncpg
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError
 
 from worker.contract.errors import Fault
-from worker.store.postgresql import FAULTS, first_line
+from worker.store.errors import Blame, blame, driver_error, first_line
 
 
 class StoreError(Exception):
@@ -43,37 +43,33 @@ def parse_url(url: str) -> URL:
 @contextmanager
 def opening(url: URL) -> Iterator[None]:
     """Turn what goes wrong while connecting into a StoreError or, if it may pass, a Fault."""
-    where = url.render_as_string(hide_password=True)
     try:
         yield
+    except (StoreError, Fault):
+        raise
     except Exception as raised:
-        error = _drivers(raised)
+        error = driver_error(raised)
+        where = f"{url.render_as_string(hide_password=True)}: {first_line(error)}"
         if isinstance(error, sqlite3.Error):
-            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise Fault(f"{where}: {error}") from error
-            raise StoreError(
-                f"{where}: {error}. Does the folder exist, and may the worker write there?"
-            ) from error
+            if blame(error) is Blame.moment:
+                raise Fault(where) from error
+            raise StoreError(f"{where}. Does the folder exist, and may the worker write there?") from error
         if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
-            raise StoreError(f"{where}: {first_line(error)}. Check the user and the password.") from error
+            raise StoreError(f"{where}. Check the user and the password.") from error
         if isinstance(error, asyncpg.InvalidCatalogNameError):
-            raise StoreError(
-                f"{where}: {first_line(error)}. Create it: CREATE DATABASE {url.database};"
-            ) from error
+            raise StoreError(f"{where}. Create it: CREATE DATABASE {url.database};") from error
         if isinstance(error, asyncpg.InsufficientPrivilegeError):
-            raise StoreError(f"{where}: {first_line(error)}. Grant it to the worker's user.") from error
-        if isinstance(error, (asyncpg.exceptions.ClientConfigurationError, asyncpg.UndefinedObjectError)):
-            raise StoreError(
-                f"{where}: {first_line(error)}. Check what stands behind the '?' of the URL."
-            ) from error
-        if isinstance(error, FAULTS):
-            raise Fault(f"{where}: {first_line(error)}") from error
+            raise StoreError(f"{where}. Grant it to the worker's user.") from error
+        unusable = (ValueError, asyncpg.UndefinedObjectError, ArgumentError)
+        if isinstance(error, unusable) or refuses_settings(error):
+            raise StoreError(f"{where}. Check what stands behind the '?' of the URL.") from error
+        if isinstance(error, asyncpg.PostgresError) or blame(error) is not Blame.unforeseen:
+            raise Fault(where) from error
         raise
 
 
-def _drivers(error: BaseException) -> BaseException:
-    """The driver's own error beneath those that SQLAlchemy and its adapter make of it."""
-    cause: BaseException | None = error if isinstance(error, DBAPIError) else None
-    while isinstance(cause, Exception) and not isinstance(cause, (sqlite3.Error, *FAULTS)):
-        cause = cause.__cause__
-    return cause or error
+def refuses_settings(error: BaseException) -> bool:
+    """Whether who answers takes no setting of a session in the start of a connection: a pooler, as
+    PgBouncer.
+    """
+    return isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error)

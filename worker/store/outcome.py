@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from worker.contract.errors import IntegrityConflict, Refusal, Unprocessable
+from worker.contract.errors import Refusal
 from worker.contract.flow_run import FlowRun
 
 
@@ -21,14 +21,3 @@ class Existing:
 
 
 Outcome = Created | Existing | Refusal
-
-
-def refused_by_database(error: Exception, conflict: type[Exception]) -> Refusal:
-    """The refusal for a row that the database does not take.
-
-    Args:
-        conflict: what the driver raises where a row that is referred to is missing.
-    """
-    if isinstance(error, conflict):
-        return IntegrityConflict(str(error))
-    return Unprocessable(f"The database cannot store this run: {error}")

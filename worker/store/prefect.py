@@ -79,9 +79,9 @@ Row = Mapping[str, Any]
 class Lookup(Protocol):
     """Asks the database."""
 
-    async def rows(self, table: sa.Table, column: str, values: Sequence[Any]) -> list[Row]:
-        """The rows of a table in which the column has one of these values, with the columns of its
-        definition.
+    async def rows(self, column: sa.Column[Any], values: Iterable[Any]) -> list[Row]:
+        """The rows of a table in which a column has one of these values, with the columns of the
+        table's definition.
         """
 
 
@@ -103,19 +103,15 @@ async def resolve(lookup: Lookup, runs: Sequence[NewRun]) -> References:
     it.
     """
     references = References()
-    pools = await _by(lookup, work_pool, "name", (new.request.body.work_pool_name for new in runs))
-    queues = (
-        await lookup.rows(work_queue, "work_pool_id", [pool["id"] for pool in pools.values()])
-        if pools
-        else []
-    )
+    pools = await _by(lookup, work_pool.c.name, (new.request.body.work_pool_name for new in runs))
+    queues = await lookup.rows(work_queue.c.work_pool_id, [pool["id"] for pool in pools.values()])
     for new in runs:
         if refusal := _fill_work_queue(new, pools, queues):
             references.refused[new.run.id] = refusal
-    flows = await _by(lookup, flow, "id", (new.run.flow_id for new in runs))
-    deployments = await _by(lookup, deployment, "id", (new.run.deployment_id for new in runs))
-    tasks = await _by(lookup, task_run, "id", (new.run.parent_task_run_id for new in runs))
-    documents = await _by(lookup, block_document, "id", (new.run.infrastructure_document_id for new in runs))
+    flows = await _by(lookup, flow.c.id, (new.run.flow_id for new in runs))
+    deployments = await _by(lookup, deployment.c.id, (new.run.deployment_id for new in runs))
+    tasks = await _by(lookup, task_run.c.id, (new.run.parent_task_run_id for new in runs))
+    documents = await _by(lookup, block_document.c.id, (new.run.infrastructure_document_id for new in runs))
     for new in runs:
         run = new.run
         run.labels = _labels(new, flows.get(run.flow_id), deployments.get(run.deployment_id))
@@ -129,9 +125,9 @@ async def resolve(lookup: Lookup, runs: Sequence[NewRun]) -> References:
     return references
 
 
-async def _by(lookup: Lookup, table: sa.Table, column: str, values: Iterable[Any]) -> dict[Any, Row]:
-    wanted = {value for value in values if value}
-    return {row[column]: row for row in await lookup.rows(table, column, list(wanted))} if wanted else {}
+async def _by(lookup: Lookup, column: sa.Column[Any], values: Iterable[Any]) -> dict[Any, Row]:
+    found = await lookup.rows(column, {value for value in values if value})
+    return {row[column.name]: row for row in found}
 
 
 def _fill_work_queue(new: NewRun, pools: Mapping[str, Row], queues: Sequence[Row]) -> Refusal | None:

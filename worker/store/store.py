@@ -2,28 +2,28 @@
 no broker.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
-from sqlalchemy.engine import URL
+import sqlalchemy as sa
 
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
 from worker.creation import NewRun
 from worker.store import migrations
-from worker.store.opening import opening, parse_url
+from worker.store.engine import Database, open_database, prepare_to_write
+from worker.store.errors import Blame, blame, fault
+from worker.store.insertion import Insertion
+from worker.store.opening import parse_url
 from worker.store.outcome import Created, Existing, Outcome
-from worker.store.postgresql import PostgreSQL
-from worker.store.prefect import References, resolve
-from worker.store.sqlite import SQLite
+from worker.store.prefect import References, Row, resolve
+from worker.store.statements import Statements, given, run_of
 
 # A run that is deleted between the conflict with it and the look at it: the batch tries again, this
 # often.
 MAX_ROUNDS = 10
-
-Key = tuple[UUID, str]
 
 
 class Store:
@@ -37,13 +37,14 @@ class Store:
         description: where it is, without a password.
     """
 
-    def __init__(self, database: PostgreSQL | SQLite, url: URL, *, prefect: bool) -> None:
+    def __init__(self, database: Database, *, prefect: bool) -> None:
         self._database = database
+        self._statements = Statements(database.statements.dialect, prefect=prefect)
+        self._insertion = Insertion(database, self._statements, prefect=prefect)
         self.kind: Literal["standalone", "prefect"] = "prefect" if prefect else "standalone"
-        self.dialect: Literal["postgresql", "sqlite"] = (
-            "postgresql" if isinstance(database, PostgreSQL) else "sqlite"
-        )
-        self.description = url.render_as_string(hide_password=True)
+        sqlite = database.url.get_backend_name() == "sqlite"
+        self.dialect: Literal["postgresql", "sqlite"] = "sqlite" if sqlite else "postgresql"
+        self.description = database.url.render_as_string(hide_password=True)
 
     @classmethod
     async def open(cls, url: str, *, migrate: bool) -> "Store":
@@ -58,15 +59,15 @@ class Store:
             Fault: the database cannot be reached now.
         """
         parsed = parse_url(url)
-        with_schema = migrate or parsed.get_backend_name() == "sqlite"
-        prefect = await migrations.ensure(parsed, upgrade=with_schema)
-        database: PostgreSQL | SQLite
-        with opening(parsed):
-            if parsed.get_backend_name() == "sqlite":
-                database = await SQLite.connect(parsed, prefect=prefect)
-            else:
-                database = await PostgreSQL.connect(parsed, prefect=prefect)
-        return cls(database, parsed, prefect=prefect)
+        upgrade = migrate or parsed.get_backend_name() == "sqlite"
+        database = await open_database(parsed)
+        try:
+            prefect = await migrations.ensure(database, upgrade=upgrade)
+            await prepare_to_write(database, prefect=prefect)
+        except BaseException:
+            await database.close()
+            raise
+        return cls(database, prefect=prefect)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -74,7 +75,7 @@ class Store:
 
     async def ping(self) -> None:
         """Raise Fault unless the database answers."""
-        await self._database.ping()
+        await self._insertion.ping()
 
     async def try_writing(self, new: NewRun) -> None:
         """Raise Fault unless the database would take a run like this one, which is not stored."""
@@ -85,7 +86,7 @@ class Store:
         trial = replace(run, id=uuid4(), idempotency_key=None, state_id=state_id)
         if state is not None and state_id is not None:
             trial.state = replace(state, id=state_id, flow_run_id=trial.id)
-        await self._database.try_writing(trial)
+        await self._insertion.try_writing(replace(new, run=trial))
 
     async def create(self, runs: Sequence[NewRun]) -> list[Outcome]:
         """Create runs that don't exist yet.
@@ -95,61 +96,108 @@ class Store:
         Returns:
             What became of each, in the order of ``runs``.
 
-        Raises: Fault: the database is away or busy. The same runs can be given again: what was
-            stored is found then.
+        Raises:
+            Fault: the database is away or busy. The same runs can be given again: what was stored
+                is found then.
         """
-        outcomes: dict[int, Outcome] = {}
-        waiting: dict[Hashable, list[int]] = {}
-        for index, new in enumerate(runs):
-            waiting.setdefault(_identity(new.run), []).append(index)
+        references = await self._resolve(runs)
+        batch = _Batch(runs, references.refused)
         for _ in range(MAX_ROUNDS):
-            if not waiting:
-                break
-            # One order of keys in all workers, so that no two of them wait for each other's rows.
-            leading = sorted(
-                (members[0] for members in waiting.values()), key=lambda index: _order(runs[index].run)
-            )
-            found = await self._insert_or_read([runs[index] for index in leading])
-            for index in leading:
-                run = runs[index].run
-                outcome = found.get(run.id)
-                members = waiting[_identity(run)]
-                if outcome is None:
-                    continue
-                outcomes[index] = outcome
-                followers = members[1:]
-                if isinstance(outcome, Refusal) and followers:
-                    waiting[_identity(run)] = followers
-                    continue
-                if not isinstance(outcome, Refusal):
-                    outcomes.update((follower, Existing(outcome.run)) for follower in followers)
-                del waiting[_identity(run)]
-        else:
-            raise Fault("runs vanish as soon as they are created")
-        return [outcomes[index] for index in range(len(runs))]
+            leaders = batch.leaders()
+            if not leaders:
+                return batch.outcomes()
+            batch.settle(await self._insert_or_read(leaders, references.missing))
+        raise Fault("runs vanish as soon as they are created")
 
-    async def _insert_or_read(self, runs: Sequence[NewRun]) -> dict[UUID, Outcome]:
+    async def _resolve(self, runs: Sequence[NewRun]) -> References:
+        return await resolve(self, runs) if self.kind == "prefect" else References()
+
+    async def _insert_or_read(
+        self, runs: Sequence[NewRun], missing: Mapping[UUID, Refusal]
+    ) -> dict[UUID, Outcome]:
         """What became of runs with different keys, by their ids; those that exist no longer are
         left out.
         """
-        references = await resolve(self._database, runs) if self.kind == "prefect" else References()
-        outcomes: dict[UUID, Outcome] = dict(references.refused)
-        unresolved = references.missing.keys() | references.refused.keys()
-        for run_id, stored in (
-            await self._database.insert([new for new in runs if new.run.id not in unresolved])
-        ).items():
-            outcomes[run_id] = stored if isinstance(stored, Refusal) else Created(stored)
+        stored = await self._insertion.insert([new for new in runs if new.run.id not in missing])
+        outcomes: dict[UUID, Outcome] = {
+            run_id: each if isinstance(each, Refusal) else Created(each) for run_id, each in stored.items()
+        }
         conflicting = [new.run for new in runs if new.run.id not in outcomes]
-        keyed = {_key(run): run for run in conflicting if run.idempotency_key is not None}
-        for existing in await self._database.read_by_key(list(keyed)):
-            outcomes[keyed[_key(existing)].id] = Existing(existing)
-        unkeyed = [run.id for run in conflicting if run.idempotency_key is None]
-        for existing in await self._database.read_by_id(unkeyed):
-            outcomes[existing.id] = Existing(existing)
-        return {**references.missing, **outcomes}
+        by_identity = {_identity(run): run.id for run in conflicting}
+        for existing in await self._read(conflicting):
+            # By its key, or by its id where it was asked for without one.
+            mine = by_identity.get(_identity(existing), existing.id)
+            outcomes[mine] = Existing(existing)
+        refused = {run.id: missing[run.id] for run in conflicting if run.id in missing}
+        return {**refused, **outcomes}
+
+    async def _read(self, runs: Sequence[FlowRun]) -> list[FlowRun]:
+        """The runs that stand where these were to be, as they are now."""
+        keys = [_key(run) for run in runs if run.idempotency_key is not None]
+        ids = [(run.id,) for run in runs if run.idempotency_key is None]
+        found: list[FlowRun] = []
+        for query, wanted in ((self._statements.read_by_key, keys), (self._statements.read_by_id, ids)):
+            found += [run_of(row) for row in await self._query(query, wanted)]
+        return found
+
+    async def rows(self, column: sa.Column[Any], values: Iterable[Any]) -> list[Row]:
+        """See :class:`worker.store.prefect.Lookup`."""
+        found = await self._query(self._statements.lookup(column), [(value,) for value in values])
+        return [dict(row._mapping) for row in found]
+
+    async def _query(self, query: sa.Select[Any], wanted: Sequence[Sequence[Any]]) -> Sequence[Any]:
+        if not wanted:
+            return []
+        try:
+            async with self._database.connect() as connection:
+                return list(await connection.execute(query, given(wanted)))
+        except Exception as error:
+            if blame(error) in (Blame.row, Blame.unforeseen):
+                raise  # the pipeline finds whose it is
+            raise fault(error) from error
 
 
-def _key(run: FlowRun) -> Key:
+class _Batch:
+    """The requests of a batch, and what becomes of them. Of those that ask for the same run one
+    leads, and the others follow: they find the run that it made, or lead if it is refused.
+    """
+
+    def __init__(self, runs: Sequence[NewRun], refused: Mapping[UUID, Refusal]) -> None:
+        self._runs = runs
+        self._outcomes: dict[int, Outcome] = {}
+        self._waiting: dict[Hashable, list[int]] = {}
+        for index, new in enumerate(runs):
+            if new.run.id in refused:
+                self._outcomes[index] = refused[new.run.id]
+            else:
+                self._waiting.setdefault(_identity(new.run), []).append(index)
+
+    def leaders(self) -> list[NewRun]:
+        """One request for each run that is asked for and not settled."""
+        # One order of keys in all workers, so that no two of them wait for each other's rows.
+        leading = (self._runs[members[0]] for members in self._waiting.values())
+        return sorted(leading, key=lambda new: _order(new.run))
+
+    def settle(self, found: Mapping[UUID, Outcome]) -> None:
+        """Take what became of the leaders, by the ids of their runs."""
+        for identity, (leader, *followers) in list(self._waiting.items()):
+            outcome = found.get(self._runs[leader].run.id)
+            if outcome is None:
+                continue
+            self._outcomes[leader] = outcome
+            if isinstance(outcome, Refusal) and followers:
+                self._waiting[identity] = followers
+                continue
+            if not isinstance(outcome, Refusal):
+                self._outcomes.update((follower, Existing(outcome.run)) for follower in followers)
+            del self._waiting[identity]
+
+    def outcomes(self) -> list[Outcome]:
+        """What became of each, in the order of the requests, once all are settled."""
+        return [self._outcomes[index] for index in range(len(self._runs))]
+
+
+def _key(run: FlowRun) -> tuple[UUID, str]:
     return run.flow_id, run.idempotency_key or ""
 
 

@@ -1,9 +1,13 @@
-"""Prefect's tables ``flow_run`` and ``flow_run_state``: names, columns and types as its server
-makes them.
+"""Prefect's tables ``flow_run`` and ``flow_run_state``: names, columns, types and storage formats
+as its server makes them.
 
 One definition serves both databases, the migrations of a database of our own, and the check of a
 Prefect server's.
 """
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -14,9 +18,36 @@ metadata = sa.MetaData()
 
 STATE_TYPE = "state_type"
 
-Uuid = sa.Uuid().with_variant(sa.CHAR(36), "sqlite")
-Timestamp = sa.TIMESTAMP(timezone=True).with_variant(sa.DateTime(), "sqlite")
-Json = postgresql.JSONB().with_variant(sqlite.JSON(), "sqlite")
+
+class HyphenatedUuid(sa.TypeDecorator[UUID]):
+    """A UUID as Prefect keeps it on SQLite: 36 characters, with hyphens."""
+
+    impl = sa.CHAR(36)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str | None:
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> UUID | None:
+        return None if value is None else UUID(value)
+
+
+class NaiveUtc(sa.TypeDecorator[datetime]):
+    """A point in time as Prefect keeps it on SQLite: UTC without saying so."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+Uuid = sa.Uuid().with_variant(HyphenatedUuid(), "sqlite")
+Timestamp = sa.TIMESTAMP(timezone=True).with_variant(NaiveUtc(), "sqlite")
+Json = postgresql.JSONB(none_as_null=True).with_variant(sqlite.JSON(none_as_null=True), "sqlite")
 State = sa.Enum(*(state.value for state in StateType), name=STATE_TYPE)
 Text = sa.String()
 

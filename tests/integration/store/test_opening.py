@@ -18,7 +18,6 @@ from tests.support.requests import keyed
 from tests.support.worker_process import ROOT
 from worker.contract.errors import Fault
 from worker.store import Store, StoreError, migrations
-from worker.store.sqlite import SQLite
 
 
 async def test_ten_migrate_at_once(database_url: str) -> None:
@@ -64,7 +63,15 @@ async def test_forms_of_a_sqlite_url(sqlite_url: str, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["?sslmode=prefer", "?ssl=prefer", "?application_name=mine&sslmode=disable"]
+    "query",
+    [
+        "?sslmode=prefer",
+        "?ssl=prefer",
+        "?application_name=mine&sslmode=disable",
+        "?prepared_statement_cache_size=0",
+        "?prepared_statement_cache_size=10&command_timeout=30",
+        "?target_session_attrs=read-write",
+    ],
 )
 async def test_what_a_postgresql_url_may_ask_for(postgresql_url: str, query: str) -> None:
     store = await Store.open(postgresql_url + query, migrate=True)
@@ -72,7 +79,7 @@ async def test_what_a_postgresql_url_may_ask_for(postgresql_url: str, query: str
     await store.close()
 
 
-@pytest.mark.parametrize("query", ["?ssl=true", "?prepared_statement_cache_size=0"])
+@pytest.mark.parametrize("query", ["?ssl=true", "?no_such_setting=1", "?command_timeout=long"])
 async def test_what_it_may_not_ask_for_is_told(postgresql_url: str, query: str) -> None:
     with pytest.raises(StoreError, match="behind the '\\?'"):
         await Store.open(postgresql_url + query, migrate=True)
@@ -190,8 +197,6 @@ async def test_a_lock_of_another_writer_is_waited_for_and_then_a_fault(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await Store.open(sqlite_url, migrate=True)
-    database = store._database
-    assert isinstance(database, SQLite)
     batch = keyed(["k"])
     with closing(sqlite3.connect(sqlite_url.partition(":///")[2], isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -200,7 +205,8 @@ async def test_a_lock_of_another_writer_is_waited_for_and_then_a_fault(
         assert not waiting.done()
         other.execute("ROLLBACK")
         assert [type(outcome).__name__ for outcome in await waiting] == ["Created"]
-        database._connection.execute("PRAGMA busy_timeout = 100")
+        async with store._database.connect() as connection:
+            await connection.exec_driver_sql("PRAGMA busy_timeout = 100")
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Fault):
             await store.create(keyed(["l"]))

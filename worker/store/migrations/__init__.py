@@ -4,26 +4,21 @@ server's is left alone.
 Alembic, with a version table of its own name, so that it can't be taken for Prefect's.
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import asyncpg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
 
+from worker.store.engine import Database, open_database
 from worker.store.opening import StoreError, opening, parse_url
-from worker.store.postgresql import CONNECT_TIMEOUT, dsn
 from worker.store.prefect import MARKS, problems
-from worker.store.sqlite import BUSY_TIMEOUT
 from worker.store.tables import metadata
 
 T = TypeVar("T")
@@ -34,7 +29,7 @@ VERSION_TABLE = "flow_run_worker_version"
 ADVISORY_LOCK = 0x666C6F772D72756E
 
 
-async def ensure(url: URL, *, upgrade: bool) -> bool:
+async def ensure(database: URL | Database, *, upgrade: bool) -> bool:
     """See to it that the schema is one that this version writes to; returns whether it is a Prefect
     server's.
 
@@ -45,7 +40,7 @@ async def ensure(url: URL, *, upgrade: bool) -> bool:
         StoreError: it is behind, ahead, missing, or of an unknown shape.
         Fault: the database cannot be reached now.
     """
-    return await with_connection(url, lambda connection: _ensure(connection, upgrade=upgrade))
+    return await with_connection(database, lambda connection: _ensure(connection, upgrade=upgrade))
 
 
 async def upgrade(url: str) -> tuple[str | None, str]:
@@ -79,13 +74,13 @@ class Schema:
     problems: list[str]
 
 
-async def inspect(url: URL) -> Schema:
+async def inspect(where: URL | Database) -> Schema:
     """Look at the schema; changes nothing.
 
     Raises:
         StoreError, Fault: as :func:`ensure` does.
     """
-    return await with_connection(url, _inspect)
+    return await with_connection(where, _inspect)
 
 
 async def current(url: str) -> str:
@@ -131,8 +126,8 @@ def _ensure(connection: Connection, *, upgrade: bool) -> bool:
     if _is_prefect(connection):
         if found := problems(sa.inspect(connection)):
             raise StoreError(
-                f"This is {_describe_prefect(connection)}, and it lacks what the worker writes to: {'; '.join(found)}. "
-                "It is left untouched. Use a Prefect version that the README names."
+                f"This is {_describe_prefect(connection)}, and it lacks what the worker writes to: "
+                f"{'; '.join(found)}. It is left untouched. Use a Prefect version that the README names."
             )
         return True
     # Most starts find nothing to do, and wait for nobody.
@@ -175,8 +170,8 @@ def _refuse_newer(revision: str) -> None:
         script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()
     }:
         raise StoreError(
-            f"The database schema is at {revision}, which this version does not know: a newer worker has upgraded it. "
-            "Run that version."
+            f"The database schema is at {revision}, which this version does not know: "
+            "a newer worker has upgraded it. Run that version."
         )
 
 
@@ -196,52 +191,22 @@ def _config() -> Config:
     return config
 
 
-async def with_connection(url: URL, work: Callable[[Connection], T]) -> T:
-    """Run a function on a connection, in a transaction of its own.
+async def with_connection(where: URL | Database, work: Callable[[Connection], T]) -> T:
+    """Run a function on a connection, in a transaction of its own; on SQLite in one that it begins.
 
     Raises:
         StoreError, Fault: the database can't be connected to.
     """
-    with opening(url):
-        if url.get_backend_name() == "sqlite":
-            return await asyncio.to_thread(_with_sqlite, url, work)
-        engine = engine_for(url)
+    if isinstance(where, URL):
+        database = await open_database(where)
         try:
-            async with engine.begin() as connection:
-                return await connection.run_sync(work)
+            return await with_connection(database, work)
         finally:
-            await engine.dispose()
-
-
-def engine_for(url: URL) -> AsyncEngine:
-    """SQLAlchemy on this database; asyncpg reads the URL by itself, as it does for the store."""
-    if url.get_backend_name() == "sqlite":
-        return create_async_engine(url, poolclass=NullPool)
-
-    async def connect() -> Any:
-        return await asyncpg.connect(dsn(url), timeout=CONNECT_TIMEOUT)
-
-    return create_async_engine(url.set(query={}), poolclass=NullPool, async_creator=connect)
-
-
-def _with_sqlite(url: URL, work: Callable[[Connection], T]) -> T:
-    # Autocommit: the driver's own BEGIN comes late and takes no lock; _ensure begins where it has
-    # to.
-    engine = sa.create_engine(
-        url.set(drivername="sqlite"),
-        poolclass=NullPool,
-        isolation_level="AUTOCOMMIT",
-        connect_args={"timeout": BUSY_TIMEOUT},
-    )
-    try:
-        with engine.connect() as connection:
-            result = work(connection)
-            connection.exec_driver_sql("COMMIT") if _in_transaction(connection) else None
+            await database.close()
+    postgresql = where.url.get_backend_name() == "postgresql"
+    with opening(where.url):
+        async with where.connect(transaction=postgresql) as connection:
+            result = await connection.run_sync(work)
+            if not postgresql:
+                await connection.commit()
             return result
-    finally:
-        engine.dispose()
-
-
-def _in_transaction(connection: Connection) -> bool:
-    driver = connection.connection.driver_connection
-    return bool(getattr(driver, "in_transaction", False))

@@ -1,0 +1,375 @@
+"""SQLAlchemy's engines for a database: how they connect, what holds of each connection, and when
+one is given up. Knows no table.
+"""
+
+import asyncio
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlencode
+
+import asyncpg
+from pydantic_core import from_json
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from worker.contract.encoding import dumps
+from worker.contract.errors import Fault
+from worker.store.errors import Blame, blame
+from worker.store.opening import opening, refuses_settings
+
+# How long a host may take to let us in; half of it where there are others to try. Seconds.
+CONNECT_TIMEOUT = 10.0
+# A statement that takes longer is cancelled. Longer than the locks that maintenance holds for
+# moments; seconds.
+STATEMENT_TIMEOUT = 60.0
+# A statement that takes longer makes us ask whether the server is still there, and this long it may
+# take to answer that. Both together, and the two seconds that SQLAlchemy gives a connection to
+# close, are less than 15; seconds.
+SILENCE_TIMEOUT = 5.0
+# How long what was sent may stay without a sign that it has arrived, and how long an idle
+# connection is left before it is asked for one: so a firewall neither forgets it nor drops it
+# unnoticed. Seconds.
+NETWORK_TIMEOUT = 10
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 5, 3, 3
+# How long another writer's lock is waited for before it counts as a fault, which is waited out as
+# well; seconds.
+BUSY_TIMEOUT = 10.0
+# How long connections may take to close by themselves; seconds.
+CLOSE_TIMEOUT = 3.0
+
+# One that creates, and one for whoever asks whether the database answers.
+POOL_SIZE = 2
+
+# Never plan to read a whole table where an index is at hand: all that is asked here has one. A plan
+# is kept for as long as the session, also that by which PostgreSQL checks a foreign key. One made
+# while the table was empty would read all of it for each row, until the table is analyzed. (Where a
+# table is read whole all the same, this makes the plan look costly enough to be compiled: hence the
+# second.)
+PLANNING = {"enable_seqscan": "off", "jit": "off"}
+
+# What SQLAlchemy's dialect or asyncpg take as numbers. All else that stands in a URL is text.
+_NUMBERS: dict[str, type[int] | type[float]] = {
+    "timeout": float,
+    "command_timeout": float,
+    "prepared_statement_cache_size": int,
+    "statement_cache_size": int,
+    "max_cached_statement_lifetime": int,
+    "max_cacheable_statement_size": int,
+}
+
+
+@dataclass(frozen=True)
+class Database:
+    """The engines for one database, with one pool of connections.
+
+    Attributes:
+        url: where it is.
+        statements: each statement commits by itself.
+        transactions: begins, commits and rolls back as this database needs it.
+        pooler: sessions are lent to us for a transaction at a time, as by PgBouncer.
+        knock: connects anew; None where that tells nothing.
+    """
+
+    url: URL
+    statements: AsyncEngine
+    transactions: AsyncEngine
+    pooler: bool = False
+    knock: Callable[[], Awaitable[Any]] | None = None
+
+    @asynccontextmanager
+    async def connect(self, *, transaction: bool = False) -> AsyncIterator[AsyncConnection]:
+        """A connection, which goes back to the pool only if it can serve again.
+
+        Args:
+            transaction: what is done within is committed at the end; else each statement is.
+
+        Raises:
+            Fault: the database has fallen silent.
+        """
+        transaction = transaction or self.pooler
+        engine = self.transactions if transaction else self.statements
+        async with _unless_silent(self.knock), engine.connect() as connection:
+            try:
+                if not transaction:
+                    yield connection
+                else:
+                    async with connection.begin():
+                        yield connection
+            except BaseException as error:
+                # What was cancelled may get a lock yet, for which it was waiting.
+                given_up = not isinstance(error, Exception) or blame(error) is Blame.connection
+                if given_up and not connection.invalidated:
+                    await connection.invalidate()
+                raise
+
+    async def close(self) -> None:
+        """Close the connections, by force where they don't close by themselves in time."""
+        for _ in range(POOL_SIZE):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.statements.dispose(), CLOSE_TIMEOUT)
+                return
+
+
+def driver(connection: AsyncConnection | Connection) -> Any:
+    """The driver's own connection, asyncpg's or aiosqlite's. What goes there directly takes a third
+    of the time.
+    """
+    sync = connection.sync_connection if isinstance(connection, AsyncConnection) else connection
+    assert sync is not None
+    return sync.connection.driver_connection
+
+
+@asynccontextmanager
+async def _unless_silent(knock: Callable[[], Awaitable[Any]] | None) -> AsyncIterator[None]:
+    """A slow statement is waited for, one that nobody works at is not. Whether the server is still
+    there is asked by a new connection, since the old one may be dropped without a sign.
+    """
+    if knock is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    asking: list[asyncio.Task[None]] = []
+
+    async def ask() -> None:
+        while await _answers(knock):
+            await asyncio.sleep(SILENCE_TIMEOUT)
+        limit.reschedule(loop.time())
+
+    timer = loop.call_later(SILENCE_TIMEOUT, lambda: asking.append(loop.create_task(ask())))
+    limit = asyncio.timeout(None)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise Fault("PostgreSQL: it has fallen silent") from None
+        raise
+    finally:
+        timer.cancel()
+        for task in asking:
+            task.cancel()
+
+
+async def _answers(knock: Callable[[], Awaitable[Any]]) -> bool:
+    try:
+        connection = await asyncio.wait_for(knock(), SILENCE_TIMEOUT)
+    except asyncpg.PostgresError:
+        return True  # that there are too many of us is an answer as well
+    except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        return False
+    connection.terminate()
+    return True
+
+
+async def open_database(url: URL) -> Database:
+    """Connect.
+
+    Raises:
+        StoreError, Fault: the database can't be connected to.
+    """
+    with opening(url):
+        database = _sqlite(url) if url.get_backend_name() == "sqlite" else await _postgresql(url)
+        try:
+            async with database.statements.connect():
+                return database
+        except BaseException:
+            await database.close()
+            raise
+
+
+def _engine(url: URL | str, pool_size: int, **connect_args: Any) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        connect_args=connect_args,
+        json_serializer=lambda value: dumps(value).decode(),
+        json_deserializer=from_json,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=CONNECT_TIMEOUT,
+        pool_use_lifo=True,  # one connection stays warm, with its statements prepared
+        pool_reset_on_return=None,  # what is begun is ended in Database.connect
+    )
+
+
+def _transactions(engine: AsyncEngine, begin: str, commit: str = "", rollback: str = "") -> AsyncEngine:
+    """The engine, with transactions that these statements begin and end, or else the driver."""
+    engine = engine.execution_options()
+    for moment, statements in (("begin", begin), ("commit", commit), ("rollback", rollback)):
+        if statements:
+            event.listen(engine.sync_engine, moment, _executes(statements))
+    return engine
+
+
+def _executes(statements: str) -> Callable[[Connection], None]:
+    def execute(connection: Connection) -> None:
+        if not connection.invalidated:
+            adapted: Any = connection.connection.dbapi_connection
+            adapted.run_async(lambda driver: driver.execute(statements))
+
+    return execute
+
+
+# PostgreSQL
+
+
+@dataclass(frozen=True)
+class _Connector:
+    """Connects to the first of some hosts that lets us in.
+
+    Attributes:
+        hosts: name or folder of a socket, and port; None for asyncpg's default.
+        arguments: of ``asyncpg.connect``.
+        settings: of each session.
+    """
+
+    hosts: tuple[tuple[str | None, int | None], ...]
+    arguments: dict[str, Any]
+    settings: dict[str, str]
+
+    async def __call__(self) -> Any:
+        timeout = CONNECT_TIMEOUT if len(self.hosts) == 1 else CONNECT_TIMEOUT / 2
+        arguments = {"timeout": timeout, **self.arguments, "server_settings": self.settings}
+        failed: Exception | None = None
+        for host, port in self.hosts:
+            try:
+                connection = await asyncpg.connect(host=host, port=port, **arguments)
+            except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
+                failed = error
+                continue
+            _keep_alive(connection)
+            return connection
+        assert failed is not None
+        raise failed
+
+
+def _keep_alive(connection: Any) -> None:
+    # asyncpg has no setting for this, and no public way to the socket.
+    there = connection._transport.get_extra_info("socket")
+    if there.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    there.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
+        ("TCP_KEEPCNT", KEEPALIVE_COUNT),
+        ("TCP_USER_TIMEOUT", NETWORK_TIMEOUT * 1000),
+    ):
+        if hasattr(socket, option):  # not on every system
+            there.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _read(url: URL) -> tuple[_Connector, int | None]:
+    """What a URL asks for, and the size of its cache of prepared statements, if it says."""
+    _, options = url.get_dialect()().create_connect_args(url)
+    host, port = options.pop("host", None), options.pop("port", None)
+    hosts = tuple(zip(host, port, strict=True)) if isinstance(host, list) else ((host, port),)
+    arguments: dict[str, Any] = {"command_timeout": STATEMENT_TIMEOUT}
+    for name, number in _NUMBERS.items():
+        if name in options:
+            arguments[name] = number(options.pop(name))
+    cache_size = arguments.pop("prepared_statement_cache_size", None)
+    arguments |= {name: options.pop(name) for name in ("user", "password", "database") if name in options}
+    # The rest as libpq writes it, which asyncpg reads from a URL only: what concerns TLS, and
+    # settings of the session.
+    query = {"sslmode" if name == "ssl" else name: value for name, value in options.items()}
+    if len(hosts) > 1:
+        query = {"target_session_attrs": "read-write", **query}  # the others are standbys, mostly
+    if query:
+        arguments["dsn"] = f"postgresql:///?{urlencode(query)}"
+    settings = {"application_name": "flow-run-worker", **PLANNING}
+    return _Connector(hosts, arguments, {k: v for k, v in settings.items() if k not in query}), cache_size
+
+
+async def _postgresql(url: URL) -> Database:
+    connect, cache_size = _read(url)
+    pooler = cache_size == 0 or await _is_pooler(connect)
+    if pooler:
+        connect = _behind_pooler(connect)
+    size = {"prepared_statement_cache_size": 0} if pooler else {}
+    if cache_size is not None:
+        size = {"prepared_statement_cache_size": cache_size}
+    engine = _engine("postgresql+asyncpg://", POOL_SIZE, async_creator_fn=connect, **size)
+    planning = "".join(f"; SET LOCAL {name} = {value}" for name, value in PLANNING.items())
+    begin = f"BEGIN{planning if pooler else ''}"
+    return Database(url, engine, _transactions(engine, begin, "COMMIT", "ROLLBACK"), pooler, connect)
+
+
+async def _is_pooler(connect: _Connector) -> bool:
+    """Whether another than the server answers: it takes no settings, or lends us a session that is
+    not the one that was opened for us.
+    """
+    try:
+        connection = await replace(connect, arguments={**connect.arguments, "statement_cache_size": 0})()
+    except asyncpg.PostgresError as error:
+        if refuses_settings(error):
+            return True
+        raise
+    try:
+        async with connection.transaction():
+            session = await connection.fetchval("SELECT pg_backend_pid()")
+        return bool(session != connection.get_server_pid())
+    finally:
+        connection.terminate()
+
+
+def _behind_pooler(connect: _Connector) -> _Connector:
+    """No statement has a name, as the next transaction may be in a session that knows others by it;
+    and what a session is to have, the transaction says.
+    """
+    settings = {name: value for name, value in connect.settings.items() if name not in PLANNING}
+    return _Connector(connect.hosts, {**connect.arguments, "statement_cache_size": 0}, settings)
+
+
+# SQLite
+
+
+def _sqlite(url: URL) -> Database:
+    # The driver begins nothing by itself: it would be late, and take no lock.
+    engine = _engine(url, 1, timeout=BUSY_TIMEOUT, isolation_level=None)
+    event.listen(engine.sync_engine, "connect", _set_pragmas)
+    # IMMEDIATE: another writer's lock is waited for here, where waiting works; an upgrade from a
+    # read lock fails at once.
+    return Database(url, engine, _transactions(engine, "BEGIN IMMEDIATE"))
+
+
+def _set_pragmas(connection: Any, _: object) -> None:
+    async def set_them(driver: Any) -> None:
+        # FULL: a commit is on the disk before a reply says so; NORMAL can lose the last ones.
+        for pragma in ("synchronous = FULL", "foreign_keys = ON", "cache_size = -65536"):
+            await driver.execute_fetchall(f"PRAGMA {pragma}")
+
+    connection.run_async(set_them)
+
+
+async def prepare_to_write(database: Database, *, prefect: bool) -> None:
+    """What an SQLite file needs once it is known to be ours to write to.
+
+    Raises:
+        StoreError, Fault: as :func:`open_database` does.
+    """
+    if database.url.get_backend_name() != "sqlite":
+        return
+    if prefect:
+        # A run refers to its state and the state to its run: checked once both are there.
+        defer = _executes("PRAGMA defer_foreign_keys = ON")
+        event.listen(database.transactions.sync_engine, "begin", defer)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + BUSY_TIMEOUT
+    with opening(database.url):
+        async with database.connect() as connection:
+            while True:
+                try:
+                    # Readers don't block the writer. To switch to it needs the file for itself, and
+                    # does not wait for that.
+                    await driver(connection).execute_fetchall("PRAGMA journal_mode = WAL")
+                    return
+                except sqlite3.OperationalError as error:
+                    if blame(error) is not Blame.moment or loop.time() > deadline:
+                        raise
+                await asyncio.sleep(0.02)

@@ -1,0 +1,130 @@
+"""What an error of a database says: who is to blame for it, and so what is done about it. Knows no
+connection.
+"""
+
+import sqlite3
+from enum import Enum
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from worker.contract.errors import Fault, IntegrityConflict, Refusal, Unprocessable
+
+
+class Blame(Enum):
+    """What an error says."""
+
+    row = "a row that this database does not take: it is refused, and the others are stored"
+    batch = "a statement that took too long: half of it may not"
+    connection = "a connection that serves no more: it is dropped, and a new one may serve"
+    moment = "the database at this moment, or what its operator has to mend: waited out"
+    unforeseen = "none of these: a row's fault if it stays with that row while the database answers"
+
+
+# By SQLSTATE; the longest beginning counts (PostgreSQL's manual, appendix A).
+SQLSTATES = {
+    "08": Blame.connection,  # connection exceptions
+    "0A000": Blame.connection,  # "cached plan must not change result type": after a migration
+    "22": Blame.row,  # data exceptions
+    "23": Blame.row,  # integrity constraints
+    "25": Blame.moment,  # transaction states
+    "25006": Blame.connection,  # read-only: it may have been made while the server was a standby
+    "26": Blame.connection,  # a prepared statement that is gone: a pooler has put another session below
+    "28": Blame.moment,  # login
+    "3D": Blame.moment,  # no such database
+    "3F": Blame.moment,  # no such schema
+    "40": Blame.moment,  # deadlocks, serialization
+    "42": Blame.moment,  # tables, columns or rights that have changed
+    "42P05": Blame.connection,  # a prepared statement that is there already: as 26
+    "44": Blame.row,  # a view's check option
+    "53": Blame.moment,  # disk, memory, connections
+    "54": Blame.row,  # limits of the program, as an index row's size
+    "55": Blame.moment,  # locks
+    "57": Blame.moment,  # an operator
+    "57014": Blame.batch,  # statement_timeout
+    "57P01": Blame.connection,  # the server shuts down
+    "57P02": Blame.connection,  # the server crashed
+    "57P03": Blame.connection,  # the server starts
+    "57P05": Blame.connection,  # idle_session_timeout
+    "58": Blame.moment,  # the system below
+    "P0": Blame.row,  # raised by a user's trigger
+}
+
+# By SQLite's primary result code.
+SQLITE_CODES = {
+    sqlite3.SQLITE_PERM: Blame.moment,
+    sqlite3.SQLITE_BUSY: Blame.moment,
+    sqlite3.SQLITE_LOCKED: Blame.moment,
+    sqlite3.SQLITE_NOMEM: Blame.moment,
+    sqlite3.SQLITE_READONLY: Blame.connection,  # also of a file that was replaced while it was open
+    sqlite3.SQLITE_INTERRUPT: Blame.moment,
+    sqlite3.SQLITE_IOERR: Blame.connection,
+    sqlite3.SQLITE_CORRUPT: Blame.connection,
+    sqlite3.SQLITE_FULL: Blame.moment,
+    sqlite3.SQLITE_CANTOPEN: Blame.connection,
+    sqlite3.SQLITE_PROTOCOL: Blame.moment,
+    sqlite3.SQLITE_SCHEMA: Blame.moment,
+    sqlite3.SQLITE_TOOBIG: Blame.row,
+    sqlite3.SQLITE_CONSTRAINT: Blame.row,
+    sqlite3.SQLITE_MISMATCH: Blame.row,
+    sqlite3.SQLITE_AUTH: Blame.moment,
+    sqlite3.SQLITE_NOTADB: Blame.connection,
+}
+
+# By class, for what carries no code; the first that fits counts.
+CLASSES: dict[type[BaseException], Blame] = {
+    UnicodeEncodeError: Blame.row,
+    OverflowError: Blame.row,
+    sqlite3.DataError: Blame.row,
+    sqlite3.InterfaceError: Blame.row,  # a value that can't be bound
+    sqlite3.ProgrammingError: Blame.row,  # the same
+    PoolTimeout: Blame.moment,
+    TimeoutError: Blame.batch,  # our own, of a statement at a database that answers
+    OSError: Blame.connection,
+    asyncpg.TargetServerAttributeNotMatched: Blame.moment,  # none of the hosts takes writes
+    asyncpg.InterfaceError: Blame.connection,
+    asyncpg.InternalClientError: Blame.connection,  # asyncpg's states, when a connection ends amid them
+}
+
+
+def blame(error: BaseException) -> Blame:
+    """What an error says, whatever SQLAlchemy has made of it."""
+    error = driver_error(error)
+    if state := getattr(error, "sqlstate", None):
+        beginnings = (state[:length] for length in range(len(state), 1, -1))
+        return next((SQLSTATES[each] for each in beginnings if each in SQLSTATES), Blame.unforeseen)
+    if code := getattr(error, "sqlite_errorcode", None):
+        return SQLITE_CODES.get(code & 0xFF, Blame.unforeseen)
+    return next((said for kind, said in CLASSES.items() if isinstance(error, kind)), Blame.unforeseen)
+
+
+def refusal(error: BaseException) -> Refusal:
+    """The answer to the request whose row the database does not take."""
+    error = driver_error(error)
+    trigger = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CONSTRAINT_TRIGGER
+    integrity = (asyncpg.IntegrityConstraintViolationError, sqlite3.IntegrityError)
+    if isinstance(error, integrity) and not trigger:
+        return IntegrityConflict(str(error))
+    return Unprocessable(f"The database cannot store this run: {error}")
+
+
+def fault(error: BaseException) -> Fault:
+    """What is waited out, in one line."""
+    if isinstance(error, Fault):
+        return error
+    error = driver_error(error)
+    which = "SQLite" if isinstance(error, sqlite3.Error) else "PostgreSQL"
+    return Fault(f"{which}: {first_line(error)}")
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """The driver's own error beneath what SQLAlchemy makes of it."""
+    if not isinstance(error, DBAPIError) or error.orig is None:
+        return error
+    return error.orig.__cause__ or error.orig
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -1,0 +1,178 @@
+"""What the store asks of a database, of either kind: one list of columns, and one form of each
+statement; knows no connection.
+
+Many rows go in as one parameter, a JSON array each, whose places are the columns. Parameters by the
+thousand would cost more to compile and bind than the database takes to store them.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC
+from functools import cache, lru_cache
+from operator import attrgetter
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from worker.contract.encoding import dumps
+from worker.contract.flow_run import FlowRun, FlowRunState
+from worker.store.prefect import artifact, work_pool, work_queue
+from worker.store.tables import Json, flow_run, flow_run_state
+
+_COLUMNS = (*flow_run.columns, *flow_run_state.columns)
+_RUN, _RUN_AND_STATE = len(flow_run.columns), len(_COLUMNS)
+
+_values_of_run = attrgetter(*(column.name for column in flow_run.columns))
+_values_of_state = attrgetter(*(column.name for column in flow_run_state.columns))
+
+
+class Statements:
+    """The statements for one database.
+
+    Args:
+        dialect: the database's, as its engine knows it.
+        prefect: it is a Prefect server's.
+
+    Attributes:
+        create: inserts runs, each unless it exists, and returns the ids of those that it inserted.
+            PostgreSQL's inserts their states as well.
+        create_states: SQLite's, for the states of the runs with the ids of its second parameter.
+        read_by_key: the runs of some flows and idempotency keys.
+        read_by_id: the runs of some ids.
+    """
+
+    def __init__(self, dialect: sa.Dialect, *, prefect: bool) -> None:
+        self._dialect, self._sqlite = dialect, dialect.name == "sqlite"
+        self._written = [
+            (place, write)
+            for place, column in enumerate(_COLUMNS)
+            if (write := _writer(column.type, dialect)) is not None
+        ]
+        insert_runs, insert_states = self._insert(flow_run, 0), self._insert(flow_run_state, _RUN)
+        id_of_run = self._taken(flow_run.c.id, 0)
+        self.create_states = ""
+        # No conflict target: the primary key counts as well, for runs whose id is their message's
+        # fingerprint.
+        if self._sqlite:
+            # MATERIALIZED: or else SQLite writes out the array again for each of its columns. WHERE
+            # true: or else it takes ON CONFLICT for the beginning of a join's condition.
+            new = "WITH new AS MATERIALIZED (SELECT value FROM json_each(?))"
+            self.create = f"{new} {insert_runs} FROM new WHERE true ON CONFLICT DO NOTHING RETURNING id"
+            self.create_states = (
+                f"{new} {insert_states} FROM new WHERE {id_of_run} IN (SELECT value FROM json_each(?))"
+            )
+        else:
+            self.create = f"""
+                WITH new AS MATERIALIZED (
+                    SELECT sent.value::jsonb AS value FROM unnest($1::text[]) AS sent(value)
+                ), run AS (
+                    {insert_runs} FROM new ON CONFLICT DO NOTHING RETURNING id
+                ), state AS (
+                    {insert_states} FROM new JOIN run ON run.id = {id_of_run}
+                )
+                SELECT id FROM run
+            """
+        self.read_by_key = self._read(flow_run.c.flow_id, flow_run.c.idempotency_key, prefect=prefect)
+        self.read_by_id = self._read(flow_run.c.id, prefect=prefect)
+        self.lookup = cache(self._lookup)
+
+    def new_rows(self, runs: Iterable[FlowRun]) -> str | list[str]:
+        """The first parameter of :attr:`create` and :attr:`create_states`.
+
+        On PostgreSQL an array: one JSON text for all of them would have to be taken apart there
+        first, at twice the price.
+        """
+        rows = [self._row(run) for run in runs]
+        return f"[{','.join(rows)}]" if self._sqlite else rows
+
+    def _row(self, run: FlowRun) -> str:
+        values = [*_values_of_run(run), *_values_of_state(run.state)]
+        for place, write in self._written:
+            if values[place] is not None:
+                values[place] = write(values[place])
+        return dumps(values).decode()
+
+    def _insert(self, table: sa.Table, first: int) -> str:
+        names = ", ".join(f'"{column.name}"' for column in table.columns)
+        values = (self._taken(column, first + number) for number, column in enumerate(table.columns))
+        return f"INSERT INTO {table.name} ({names}) SELECT {', '.join(values)}"
+
+    def _taken(self, column: sa.Column[Any], place: int) -> str:
+        """A column's value out of the JSON array of a row."""
+        if isinstance(column.type, sa.JSON):
+            return f"nullif(new.value -> {place}, 'null')" if column.nullable else f"new.value -> {place}"
+        if self._sqlite:
+            return f"new.value ->> {place}"
+        return f"(new.value ->> {place})::{column.type.compile(dialect=self._dialect)}"
+
+    def _given(self, *columns: sa.Column[Any]) -> tuple[sa.TableValuedAlias, list[sa.ColumnElement[Any]]]:
+        """Rows with values of these columns, which are handed over as the parameter ``given``."""
+        given = sa.bindparam("given", type_=sa.String)
+        each = sa.func.json_each(given)
+        if not self._sqlite:
+            each = sa.func.jsonb_array_elements(sa.cast(given, postgresql.JSONB))
+        rows = each.table_valued("value", name="given")
+        places = (rows.c.value.op("->>")(sa.literal_column(str(place))) for place in range(len(columns)))
+        return rows, [sa.cast(place, column.type) for place, column in zip(places, columns, strict=True)]
+
+    def _read(self, *keys: sa.Column[Any], prefect: bool) -> sa.Select[Any]:
+        rows, wanted = self._given(*keys)
+        data: Any = flow_run_state.c.data
+        pool: tuple[Any, ...] = (sa.null(), sa.null(), sa.null())
+        found = rows.join(flow_run, sa.and_(*(key == value for key, value in zip(keys, wanted, strict=True))))
+        found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
+        if prefect:
+            # ``FlowRunState.data``: older states keep it themselves, newer ones in an artifact.
+            in_artifact: Any = artifact.c.data if self._sqlite else sa.cast(artifact.c.data, Json)
+            data = sa.func.coalesce(data, in_artifact, type_=Json)
+            pool = (work_pool.c.id, work_pool.c.name, work_queue.c.name)
+            result: sa.ColumnElement[Any] = sa.column("result_artifact_id", _selectable=flow_run_state)
+            found = (
+                found.outerjoin(artifact, artifact.c.id == result)
+                .outerjoin(work_queue, work_queue.c.id == flow_run.c.work_queue_id)
+                .outerjoin(work_pool, work_pool.c.id == work_queue.c.work_pool_id)
+            )
+        state = [*_shown(flow_run_state)]
+        state[list(flow_run_state.columns).index(flow_run_state.c.data)] = data
+        return sa.select(*_shown(flow_run), *state, *pool).select_from(found)
+
+    def _lookup(self, column: sa.Column[Any]) -> sa.Select[Any]:
+        """The rows of a table in which a column has one of the given values."""
+        rows, (value,) = self._given(column)
+        return sa.select(*_shown(column.table)).select_from(rows.join(column.table, column == value))
+
+
+def given(rows: Iterable[Sequence[Any]]) -> dict[str, str]:
+    """The parameter of what reads."""
+    return {"given": dumps(list(rows)).decode()}
+
+
+def run_of(row: Sequence[Any]) -> FlowRun:
+    """A run from a row of :attr:`Statements.read_by_key` or :attr:`Statements.read_by_id`."""
+    values = tuple(row)
+    state = values[_RUN:_RUN_AND_STATE]
+    shown = None if state[0] is None else FlowRunState(*state)
+    return FlowRun(*values[:_RUN], shown, *values[_RUN_AND_STATE:])  # type: ignore[call-arg]  # by place
+
+
+def _shown(table: Any) -> list[Any]:
+    """A table's columns as they are read: a state's type as text, as a newer Prefect may have more
+    of them.
+    """
+    return [
+        sa.type_coerce(column, sa.String).label(column.name) if isinstance(column.type, sa.Enum) else column
+        for column in table.columns
+    ]
+
+
+@cache
+def _writer(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Callable[[Any], Any] | None:
+    """How a value becomes what JSON has for it; None where it does by itself."""
+    if not isinstance(type_, (sa.DateTime, sa.Interval)):
+        return None
+    if write := type_.dialect_impl(dialect).bind_processor(dialect):
+        return lru_cache(maxsize=16)(write)  # a new run has the same one ten times
+    if isinstance(type_, sa.Interval):
+        return str
+    # PostgreSQL reads no offset of seconds in ISO 8601.
+    return lambda value: value if value.tzinfo is UTC else value.astimezone(UTC)
