@@ -191,7 +191,8 @@ async def test_message_over_the_brokers_limit_fails_by_itself(
     url = add_user(rabbitmq, "sender", write=".*", read=".*")
     too_large = {"flow_id": FLOW_ID, "parameters": {"x": "x" * 9000}}
     requests = [too_large if index % 10 == 5 else {"flow_id": FLOW_ID} for index in range(60)]
-    limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."  # 3.10's place, 4's
+    # RabbitMQ 3.10's place, and 4's.
+    limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
     rabbitmq.ctl("eval", limit.format(8000))
     try:
         async with FlowRunClient(url, queue=shared_worker.queue) as client:
