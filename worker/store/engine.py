@@ -49,8 +49,8 @@ POOL_SIZE = 2
 # is kept for as long as the session, also that by which PostgreSQL checks a foreign key. One made
 # while the table was empty would read all of it for each row, until the table is analyzed. (Where a
 # table is read whole all the same, this makes the plan look costly enough to be compiled: hence the
-# second.)
-PLANNING = {"enable_seqscan": "off", "jit": "off"}
+# second. Not "jit", which asyncpg sets for the session where it finds it off for the transaction.)
+PLANNING = {"enable_seqscan": "off", "jit_above_cost": "-1"}
 
 # What SQLAlchemy's dialect or asyncpg take as numbers. All else that stands in a URL is text.
 _NUMBERS: dict[str, type[int] | type[float]] = {

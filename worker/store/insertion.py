@@ -17,7 +17,7 @@ from worker.creation import NewRun
 from worker.store.engine import Database, driver
 from worker.store.errors import Blame, blame, fault, refusal
 from worker.store.prefect import follow, task_run, task_run_state
-from worker.store.statements import Statements, given
+from worker.store.statements import Statements, bound, given
 
 log = structlog.get_logger(__name__)
 
@@ -165,6 +165,7 @@ async def _let_parents_follow(
         assert new.run.parent_task_run_id is not None
         parent = parents[new.run.parent_task_run_id]
         state, changes = follow(parent, new, now)
-        await connection.execute(sa.insert(task_run_state).values(state))
-        await connection.execute(sa.update(task_run).where(task_run.c.id == parent["id"]).values(changes))
+        await connection.execute(sa.insert(task_run_state).values(bound(task_run_state, state)))
+        its = sa.update(task_run).where(task_run.c.id == parent["id"])
+        await connection.execute(its.values(bound(task_run, changes)))
         parent |= changes

@@ -5,7 +5,7 @@ Many rows go in as one parameter, a JSON array each, whose places are the column
 thousand would cost more to compile and bind than the database takes to store them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC
 from functools import cache, lru_cache
 from operator import attrgetter
@@ -155,12 +155,22 @@ def run_of(row: Sequence[Any]) -> FlowRun:
     return FlowRun(*values[:_RUN], shown, *values[_RUN_AND_STATE:])  # type: ignore[call-arg]  # by place
 
 
+def bound(table: sa.Table, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for an INSERT or UPDATE; a state's type as text (see :func:`_shown`)."""
+    return {
+        name: sa.cast(sa.literal(value, sa.String), column.type)
+        if isinstance((column := table.columns[name]).type, sa.Enum)
+        else value
+        for name, value in values.items()
+    }
+
+
 def _shown(table: Any) -> list[Any]:
-    """A table's columns as they are read: a state's type as text, as a newer Prefect may have more
-    of them.
+    """A table's columns as they are read. A state's type is text: a newer Prefect may have more of
+    them, and asyncpg would set the session to look up what it is.
     """
     return [
-        sa.type_coerce(column, sa.String).label(column.name) if isinstance(column.type, sa.Enum) else column
+        sa.cast(column, sa.String).label(column.name) if isinstance(column.type, sa.Enum) else column
         for column in table.columns
     ]
 

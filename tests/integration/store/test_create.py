@@ -227,7 +227,10 @@ async def test_no_statement_reads_a_whole_table_though_it_was_empty_when_planned
         try:
             for table in ("flow_run", "flow_run_state"):
                 await connection.execute(f"VACUUM ANALYZE {table}")
-            scans = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE relname IN ('flow_run', 'flow_run_state')"
+            scans = (
+                "SELECT relname, seq_scan FROM pg_stat_user_tables "
+                "WHERE relname IN ('flow_run', 'flow_run_state')"
+            )
             before = await connection.fetch(scans)
             for start in range(20):
                 keys = [str(number) for number in range(start, start + 10)]
