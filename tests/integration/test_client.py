@@ -483,6 +483,22 @@ async def test_closing_ends_calls_that_are_being_published(
     assert [type(each).__name__ for each in ended] == ["BrokerGone"] * 3
 
 
+async def test_closing_ends_calls_that_wait_for_a_connection() -> None:
+    """As behind a firewall that drops what is sent: a connection is waited for 10 seconds there."""
+    async with Proxy([]) as network:
+        network.silence()
+        url = f"amqp://guest:guest@127.0.0.1:{network.port}/"
+        client, blocking = FlowRunClient(url), SyncClient(url)
+        calls = [asyncio.create_task(client.publish({"flow_id": FLOW_ID})) for _ in range(3)]
+        calls += [asyncio.create_task(asyncio.to_thread(blocking.publish, {"flow_id": FLOW_ID}))]
+        await asyncio.sleep(0.2)
+        async with asyncio.timeout(5):
+            await client.close()
+            await asyncio.to_thread(blocking.close)
+            ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(each).__name__ for each in ended] == ["BrokerGone"] * 4
+
+
 async def test_cancelling_a_call_that_is_being_published_is_a_cancellation(
     producer: Producer, rabbitmq: RabbitMQ, queue: str
 ) -> None:

@@ -75,8 +75,6 @@ async def test_nothing_is_printed_where_no_logging_is_set_up(
 async def test_all_is_logged_where_logging_is_set_up(producer: Producer, amqp_url: str, queue: str) -> None:
     await producer.channel.declare_queue(queue, auto_delete=True)
     by_the_client, by_the_user = await printed(amqp_url, queue, "yes")
-    assert any(
-        line.startswith("ERROR:aiormq.connection:Unexpected connection close") for line in by_the_client
-    )
-    assert sum(line.startswith("ERROR:aiormq.connection:error when creating") for line in by_the_client) >= 5
-    assert by_the_user[0].startswith("ERROR:aiormq.connection:error when creating transport")
+    assert any("ERROR:aiormq.connection:Unexpected connection close" in line for line in by_the_client)
+    assert sum("ERROR:aiormq.connection:error when creating" in line for line in by_the_client) >= 5
+    assert "ERROR:aiormq.connection:error when creating" in by_the_user[0]

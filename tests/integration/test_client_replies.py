@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aio_pika
@@ -41,10 +40,10 @@ class OddWorker:
 
 
 @pytest.fixture
-async def odd_worker(producer: Producer) -> AsyncIterator[OddWorker]:
+async def odd_worker(producer: Producer) -> OddWorker:
     worker = OddWorker(producer)
     await worker.start()
-    yield worker
+    return worker
 
 
 def asking_for(body: bytes | str, **headers: Any) -> dict[str, Any]:
@@ -91,9 +90,9 @@ def check(outcomes: dict[int, CreateOutcome]) -> None:
 async def test_reason_of_a_refusal_is_told(odd_worker: OddWorker, amqp_url: str, queue: str) -> None:
     body = '{"detail": "Data integrity conflict. See server logs."}'
     async with FlowRunClient(amqp_url, queue=queue, timeout=20) as client:
-        with pytest.raises(Conflict, match="^409: There is no such flow") as refused:
+        with pytest.raises(Conflict, match=r"^409: There is no such flow") as refused:
             await client.request(asking_for(body, status=409, x_error="There is no such flow."))
-        with pytest.raises(Conflict, match="^409: Data integrity conflict") as by_an_older_worker:
+        with pytest.raises(Conflict, match=r"^409: Data integrity conflict") as by_an_older_worker:
             await client.request(asking_for(body, status=409))
     assert refused.value.reason == "There is no such flow."
     assert by_an_older_worker.value.reason is None

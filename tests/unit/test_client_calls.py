@@ -40,7 +40,7 @@ async def test_unknown_field_is_refused_with_the_nearest_one() -> None:
     async with FlowRunClient(NOWHERE) as client:
         with pytest.raises(TypeError, match="no field 'paramters'; is it 'parameters'"):
             await client.create_flow_run(FLOW_ID, paramters={})  # type: ignore[call-arg]  # the typo
-        with pytest.raises(TypeError, match="no field 'xyz'$"):
+        with pytest.raises(TypeError, match=r"no field 'xyz'$"):
             await client.create_flow_run(FLOW_ID, xyz=1)  # type: ignore[call-arg]  # the same
 
 
@@ -50,7 +50,7 @@ def test_blocking_client_refuses_an_unknown_field() -> None:
 
 
 def test_fields_are_those_of_the_contract() -> None:
-    """A field that is added to the one and not to the other could not be sent, or would be refused."""
+    """A field of only one of them could not be sent, or would be refused."""
     assert {"flow_id", *FlowRunFields.__annotations__} == CreateFlowRun.model_fields.keys()
 
 

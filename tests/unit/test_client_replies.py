@@ -79,7 +79,7 @@ def test_refusal_has_the_workers_reason() -> None:
 
 def test_refusal_without_a_reason_lists_what_is_wrong() -> None:
     detail = [{"loc": ["body", "flow_id"], "msg": "Field required", "type": "missing"}, {}]
-    with pytest.raises(InvalidFlowRun, match="body.flow_id: Field required") as refused:
+    with pytest.raises(InvalidFlowRun, match=r"body\.flow_id: Field required") as refused:
         reply(422, {"exception_detail": detail}).record()
     assert refused.value.errors == detail
 

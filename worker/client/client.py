@@ -25,6 +25,8 @@ from worker.contract.record import FlowRunRecord
 DEFAULT_QUEUE = "flow-runs.create"
 DEFAULT_TIMEOUT = 30.0
 
+CLOSED = "The client is closed."
+
 
 class FlowRunFields(TypedDict, total=False):
     """The optional fields of a request; :class:`worker.contract.request.CreateFlowRun` says what
@@ -104,6 +106,8 @@ class FlowRunClient:
         # No pause: each loss there is the end of a request, or sends it back to the other one.
         self._trial_reconnector = Reconnector(url, Backoff(first=0))
         self._trial = asyncio.Lock()
+        self._calls: set[asyncio.Timeout] = set()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -115,6 +119,10 @@ class FlowRunClient:
         """Close the connection for good, within seconds. Calls that are under way, and later ones,
         end with :class:`BrokerGone`; what the broker has taken is served nevertheless.
         """
+        self._closed = True
+        for call in self._calls:
+            if not call.expired():
+                call.reschedule(0)
         await self._reconnector.close()
         await self._trial_reconnector.close()
 
@@ -232,16 +240,23 @@ class FlowRunClient:
             return CreateOutcome(index, 0, error=error)
 
     async def _send(self, message: aio_pika.Message, timeout: float | None) -> Reply | None:
+        if self._closed:
+            raise errors.BrokerGone(CLOSED)
         seconds = self._timeout if timeout is None else timeout
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as call:
+                self._calls.add(call)
                 return await self._publish_until_taken(message)
         except TimeoutError:
+            if self._closed:
+                raise errors.BrokerGone(CLOSED) from None
             told = (
                 f"No reply within {seconds:g} seconds to the message {message.message_id}. It may be at the "
                 "broker and may still be served; is a worker running?"
             )
             raise errors.NoReply(told, str(message.message_id)) from None
+        finally:
+            self._calls.discard(call)
 
     async def _publish_until_taken(self, message: aio_pika.Message) -> Reply | None:
         """Publish a message until the broker takes it; returns the reply, if it wants one.

@@ -97,25 +97,20 @@ class ClientConnection:
                 one of that moment.
             ChannelLost: it ended by whatever else.
         """
-        if message.reply_to is None:
-            await self._publish(queue, message)
-            return None
-        if self._no_replies:
+        if message.reply_to and self._no_replies:
             raise AccessRefused(self._no_replies)
-        reply = self._replies.expect(message.message_id or "")
+        reply = self._replies.expect(message.message_id or "") if message.reply_to else None
+        backoff = Backoff()
         try:
-            await self._publish(queue, message)
+            while not await self._is_taken(queue, message):
+                if backoff.tries >= PUBLISH_TRIES:
+                    raise NotTaken(f"The broker does not take the message: the queue '{queue}' is full.")
+                await backoff.sleep()
         except BaseException:
-            reply.cancel()
+            if reply:
+                reply.cancel()
             raise
         return reply
-
-    async def _publish(self, queue: str, message: aio_pika.Message) -> None:
-        backoff = Backoff()
-        while not await self._is_taken(queue, message):
-            if backoff.tries >= PUBLISH_TRIES:
-                raise NotTaken(f"The broker does not take the message: the queue '{queue}' is full.")
-            await backoff.sleep()
 
     async def _is_taken(self, queue: str, message: aio_pika.Message) -> bool:
         try:

@@ -1,7 +1,6 @@
 """Publishes on a connection that is opened when it is first wanted, and again when it was lost."""
 
 import asyncio
-from contextlib import suppress
 
 import aio_pika
 
@@ -28,7 +27,7 @@ class Reconnector:
         self._urls = urls
         self._pauses = pauses
         self._opening = asyncio.Lock()
-        self._closed = asyncio.Event()
+        self._closed = False
         self.current: ClientConnection | None = None
 
     async def publish(self, queue: str, message: aio_pika.Message) -> "asyncio.Future[Reply] | None":
@@ -47,8 +46,8 @@ class Reconnector:
         return reply
 
     async def close(self) -> None:
-        """Close the connection for good; whoever waits for one gets :class:`BrokerGone`."""
-        self._closed.set()
+        """Close the connection for good."""
+        self._closed = True
         connection, self.current = self.current, None
         if connection is not None:
             await connection.close()
@@ -58,26 +57,18 @@ class Reconnector:
             if self.current is not None and self.current.lost:
                 await self.current.close()
                 self.current = None
-                await self._pause(self._pauses)
+                await self._pauses.sleep()
             failures = Backoff()
             while self.current is None:
-                if self._closed.is_set():
-                    raise BrokerGone("The client is closed.")
                 try:
                     self.current = await ClientConnection.open(self._urls)
                 except BrokerUnavailable as error:
                     if failures.tries >= CONNECT_TRIES:
                         raise BrokerGone(str(error)) from error
-                    await self._pause(failures)
+                    await failures.sleep()
                 except BrokerRefused as error:
                     raise BrokerGone(str(error)) from error
-                else:
-                    if self._closed.is_set():
-                        await self.close()
-            return self.current
-
-    async def _pause(self, backoff: Backoff) -> None:
-        """Wait for the next delay, or until it is closed."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(backoff.next_delay()):
-                await self._closed.wait()
+            connection = self.current
+            if self._closed:  # in the meantime
+                await self.close()
+            return connection

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from worker.broker.connection import CLOSE_TIMEOUT
-from worker.client.client import DEFAULT_QUEUE, DEFAULT_TIMEOUT, CreateOutcome
+from worker.client.client import CLOSED, DEFAULT_QUEUE, DEFAULT_TIMEOUT, CreateOutcome
 from worker.client.client import FlowRunClient as AsyncClient
 from worker.client.errors import BrokerGone
 from worker.client.message import Headers, Request
@@ -85,12 +85,12 @@ class FlowRunClient:
         The iterable is gone through in the caller's thread: outcomes that came while it was waited
         for are given before the next request is.
         """
-        loop = self._here()
+        loop, pid = self._here(), os.getpid()
         running: set[Future[CreateOutcome]] = set()
         ended: SimpleQueue[Future[CreateOutcome]] = SimpleQueue()
 
         def end() -> CreateOutcome:
-            if loop is not self._here():
+            if pid != os.getpid():
                 raise BrokerGone("The process was forked while the outcomes were being waited for.")
             future = ended.get()
             running.discard(future)
@@ -117,7 +117,7 @@ class FlowRunClient:
         them is never started. There is no lock, which a fork could leave held for ever.
         """
         if self._closed:
-            raise BrokerGone("The client is closed.")
+            raise BrokerGone(CLOSED)
         pid = os.getpid()
         loop = self._loops.get(pid)
         return loop or self._loops.setdefault(pid, _ClientLoop(self._make()))
@@ -135,7 +135,7 @@ class _ClientLoop:
     def start(self, call: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> "Future[T]":
         with self._lock:
             if self._closed:
-                raise BrokerGone("The client is closed.")
+                raise BrokerGone(CLOSED)
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(
@@ -159,4 +159,4 @@ class _ClientLoop:
         await self._client.close()
         calls = asyncio.all_tasks() - {asyncio.current_task()}
         if calls:
-            await asyncio.wait(calls, timeout=CLOSE_TIMEOUT)
+            await asyncio.wait(calls, timeout=2 * CLOSE_TIMEOUT)  # one may have to close a connection
