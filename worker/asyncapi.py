@@ -60,7 +60,8 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
         "info": {
             "title": "flow-run-worker",
             "version": __version__,
-            "description": "Prefect's POST /api/flow_runs/ over a queue: publish a request, get the flow run record as a reply.",
+            "description": "Prefect's POST /api/flow_runs/ over a queue: publish a request, get the flow "
+            "run record as a reply.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
@@ -119,8 +120,8 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
                     "contentType": "application/json",
                     "headers": _headers(
                         **{
-                            "x-prefect-api-version": "The API version that the producer speaks; too old a one is refused.",
-                            "prefect-automation-id": "With the name: the automation that asks for the run (created_by).",
+                            "x-prefect-api-version": "The producer's API version; too old a one is refused.",
+                            "prefect-automation-id": "With the name: the automation that asks (created_by).",
                             "prefect-automation-name": "The automation's name.",
                             "traceparent": "W3C trace context; kept in the first state's details.",
                             "tracestate": "W3C trace context.",

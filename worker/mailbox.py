@@ -1,7 +1,6 @@
 """The hand-over between two stages of the line: what one stage puts, the next takes in bulk.
 
-Unbounded by itself, since the consumer's prefetch bounds what is in flight. Single event loop, not
-thread safe.
+Single event loop, not thread safe; one task takes, and one waits for room.
 """
 
 import asyncio
@@ -16,31 +15,46 @@ T = TypeVar("T")
 class Mailbox(Generic[T]):
     """A queue that is read in batches: whatever waits, up to a limit, and never a wait for more
     than the first item.
+
+    Args:
+        size: gives an item's size, in whatever unit.
+
+    Attributes:
+        size: of all that is inside.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: Callable[[T], int] = lambda item: 1) -> None:
+        self.size = 0
+        self._size_of = size
         self._items: deque[T] = deque()
         self._closed = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._changed: asyncio.Event = asyncio.Event()
+        self._taken: asyncio.Event = asyncio.Event()
 
     def put(self, item: T) -> None:
         """Add one item. Never blocks."""
         self._items.append(item)
-        self._wake()
+        self.size += self._size_of(item)
+        self._changed.set()
 
     def close(self) -> None:
         """Say that nothing more comes. What is still inside is taken first."""
         self._closed = True
-        self._wake()
+        self._changed.set()
 
-    async def take(self, limit: int, *, size: Callable[[T], int] | None = None, max_size: int = 0) -> list[T]:
+    async def room(self, max_size: int) -> None:
+        """Wait until what is inside has at most this size."""
+        while self.size > max_size:
+            self._taken.clear()
+            await self._taken.wait()
+
+    async def take(self, limit: int, *, max_size: int | None = None) -> list[T]:
         """Wait for an item, then return all that wait, in order.
 
         Args:
             limit: how many items at the most.
-            size: gives an item's size; with it the batch ends before its sizes add up to more than
-                ``max_size`` (a single item that is larger still comes, alone).
-            max_size: see ``size``; the same unit.
+            max_size: the batch ends before its sizes add up to more than this (a single item that
+                is larger still comes, alone).
 
         Returns:
             One to ``limit`` items; an empty list when the mailbox is closed and empty.
@@ -48,21 +62,15 @@ class Mailbox(Generic[T]):
         while not self._items:
             if self._closed:
                 return []
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        count = min(limit, len(self._items))
-        if size is not None:
-            total = 0
-            for index, item in enumerate(islice(self._items, count)):
-                total += size(item)
-                if total > max_size and index:
-                    count = index
-                    break
+            self._changed.clear()
+            await self._changed.wait()
+        count, total = 0, 0
+        for item in islice(self._items, limit):
+            size = self._size_of(item)
+            if count and max_size is not None and total + size > max_size:
+                break
+            total += size
+            count += 1
+        self.size -= total
+        self._taken.set()
         return [self._items.popleft() for _ in range(count)]
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 
@@ -18,8 +19,8 @@ import structlog
 from worker.backoff import Backoff
 from worker.broker.delivery import Delivery
 from worker.broker.session import Session
-from worker.contract.decode import decode
-from worker.contract.errors import Fault, Refusal, ReplyToRefused, Unprocessable
+from worker.contract.decode import decode, decoded_size
+from worker.contract.errors import Fault, Refusal, ReplyToRefused, Unprocessable, encode_error
 from worker.contract.message import DIRECT_REPLY_TO
 from worker.contract.record import encode_record
 from worker.creation import NewRun, new_run
@@ -33,11 +34,20 @@ from worker.store import Created, Existing, Outcome, Store
 
 log = structlog.get_logger(__name__)
 
-# Decoding holds the event loop; this many at a time keep it to a few milliseconds.
+# Decoding holds the event loop; this many, or so many bytes, at a time keep it to a few
+# milliseconds.
 DECODE_MAX = 100
-# A batch of large bodies ends here: more in one statement gains nothing and costs memory at both
-# ends. A guess.
-BATCH_MAX_BYTES = 8 * 1024 * 1024
+DECODE_MAX_BYTES = 256 * 1024
+# What decoded requests may take in memory (bytes, as decode.decoded_size estimates it): a batch in
+# the store, and as much in front of it and behind it. A megabyte of empty lists takes 25.
+BATCH_MAX_SIZE = 24 * 1024 * 1024
+# So much of it at a time becomes records: their bytes are held besides.
+SETTLE_MAX_SIZE = 8 * 1024 * 1024
+# Of a body that is larger, the bytes are let go once it is known that no dead letter needs them.
+LARGE_BODY = 16 * 1024
+# An error's body shows the request, and at each error what stood there: it may be twice as large as
+# the request, and so many bytes more.
+ERROR_BODY_ROOM = 64 * 1024
 # A database that stays away longer than this gets its deliveries handed back, before the broker's
 # consumer timeout (30 minutes by default) closes the channel over them. That costs each of them one
 # delivery of the limit.
@@ -59,6 +69,24 @@ class DatabaseAway(Exception):
         self.run = run
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A delivery that was decoded; ``size`` is what it takes in memory, estimated in bytes."""
+
+    delivery: Delivery
+    new: NewRun
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What became of a delivery; ``size`` as above."""
+
+    delivery: Delivery
+    outcome: Outcome
+    size: int
+
+
 class Pipeline:
     """Serves the deliveries of one session until they end."""
 
@@ -67,8 +95,8 @@ class Pipeline:
         self._store = store
         self._settings = settings
         self._traces = traces
-        self._requests: Mailbox[tuple[Delivery, NewRun]] = Mailbox()
-        self._outcomes: Mailbox[tuple[Delivery, Outcome]] = Mailbox()
+        self._requests: Mailbox[_Request] = Mailbox(lambda request: request.size)
+        self._done: Mailbox[_Done] = Mailbox(lambda done: done.size)
         self._stored_log = StoredLog()
 
     async def run(self) -> None:
@@ -90,18 +118,21 @@ class Pipeline:
             self._stored_log.close()
 
     async def _decode(self) -> None:
-        while deliveries := await self._session.deliveries.take(DECODE_MAX):
+        while deliveries := await self._session.deliveries.take(DECODE_MAX, max_size=DECODE_MAX_BYTES):
+            await self._requests.room(BATCH_MAX_SIZE)
+            await self._done.room(BATCH_MAX_SIZE)
             started = monotonic()
             for delivery in deliveries:
                 try:
-                    self._requests.put((delivery, self._new_run(delivery)))
+                    new = self._new_run(delivery)
+                    self._requests.put(_Request(delivery, new, decoded_size(delivery.message.body)))
                 except Refusal as refusal:
                     self._refuse(delivery, refusal)
                 except Exception:  # the edge: a message that breaks us harms no other
                     log.exception("decode_failed", message_id=delivery.message.message_id)
                     self._refuse(delivery, Unprocessable())
             metrics.delivered(deliveries, monotonic() - started)
-            if len(deliveries) == DECODE_MAX:  # more may wait, and taking them does not
+            if self._session.deliveries.size:  # taking what waits lets nobody else have a turn
                 await asyncio.sleep(0)
         self._requests.close()
 
@@ -129,32 +160,19 @@ class Pipeline:
             message_id=delivery.message.message_id,
             correlation_id=delivery.message.correlation_id,
         )
-        self._outcomes.put((delivery, refusal))
+        # It shows the request, so it takes as much.
+        self._done.put(_Done(delivery, refusal.with_traceback(None), decoded_size(delivery.message.body)))
 
     async def _create(self) -> None:
-        while requests := await self._requests.take(
-            self._settings.batch_max, size=lambda request: request[0].size, max_size=BATCH_MAX_BYTES
-        ):
+        while requests := await self._requests.take(self._settings.batch_max, max_size=BATCH_MAX_SIZE):
             started = monotonic()
-            with self._traces.batch([delivery for delivery, _ in requests]):
-                outcomes = await self._stored([run for _, run in requests])
-            told = log.is_enabled_for(logging.DEBUG)
-            for (delivery, _), outcome in zip(requests, outcomes, strict=True):
-                if isinstance(outcome, Refusal):
-                    self._refuse(delivery, outcome)
-                    continue
-                # Its record is written by the next stage, so that the database waits for nothing
-                # but the next batch.
-                self._outcomes.put((delivery, outcome))
-                if told:
-                    log.debug(
-                        "created" if isinstance(outcome, Created) else "existing",
-                        flow_run_id=str(outcome.run.id),
-                        name=outcome.run.name,
-                        idempotency_key=outcome.run.idempotency_key,
-                        message_id=delivery.message.message_id,
-                    )
+            with self._traces.batch([request.delivery for request in requests]):
+                outcomes = await self._stored([request.new for request in requests])
             seconds = monotonic() - started
+            # Records are written by the next stage: the database waits for nothing but the next
+            # batch.
+            for request, outcome in zip(requests, outcomes, strict=True):
+                self._pass_on(request, outcome)
             metrics.batch(len(requests), seconds)
             created, existing, refused = (
                 sum(isinstance(outcome, kind) for outcome in outcomes)
@@ -164,7 +182,26 @@ class Pipeline:
                 "batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1)
             )
             self._stored_log.add(created=created, existing=existing, refused=refused, seconds=seconds)
-        self._outcomes.close()
+            del requests, outcomes  # not held while others are waited for
+            await self._done.room(BATCH_MAX_SIZE)
+        self._done.close()
+
+    def _pass_on(self, request: _Request, outcome: Outcome) -> None:
+        delivery = request.delivery
+        if isinstance(outcome, Refusal):
+            self._refuse(delivery, outcome)
+            return
+        if log.is_enabled_for(logging.DEBUG):
+            log.debug(
+                "created" if isinstance(outcome, Created) else "existing",
+                flow_run_id=str(outcome.run.id),
+                name=outcome.run.name,
+                idempotency_key=outcome.run.idempotency_key,
+                message_id=delivery.message.message_id,
+            )
+        if delivery.size > LARGE_BODY:
+            delivery = delivery.without_body()
+        self._done.put(_Done(delivery, outcome, request.size))
 
     async def _stored(self, runs: Sequence[NewRun]) -> list[Outcome]:
         """Store the runs. A fault of the database is waited out, with their deliveries held."""
@@ -195,19 +232,23 @@ class Pipeline:
                 return outcomes
 
     async def _settle(self, settlement: Settlement) -> None:
-        while outcomes := await self._outcomes.take(self._settings.batch_max):
+        while done := await self._done.take(self._settings.batch_max, max_size=SETTLE_MAX_SIZE):
             now = datetime.now(UTC)
-            await settlement.settle([_answer(delivery, outcome, now) for delivery, outcome in outcomes])
+            answers = [self._answer(each.delivery, each.outcome, now) for each in done]
+            del done  # its records are written
+            await settlement.settle(answers)
         await settlement.finish()
         self._session.acknowledger.close()
 
-
-def _answer(delivery: Delivery, outcome: Outcome, now: datetime) -> Answer:
-    if isinstance(outcome, Refusal):
-        return Answer.refused(delivery, outcome)
-    return Answer(
-        delivery,
-        201 if isinstance(outcome, Created) else 200,
-        encode_record(outcome.run, now),
-        outcome.run.id,
-    )
+    def _answer(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Answer:
+        if isinstance(outcome, Refusal):
+            limit = min(self._session.max_message_size, 2 * delivery.size + ERROR_BODY_ROOM)
+            return Answer(
+                delivery,
+                outcome.status,
+                encode_error(outcome, limit),
+                refused=outcome.line,
+                replied=not isinstance(outcome, ReplyToRefused),
+            )
+        status = 201 if isinstance(outcome, Created) else 200
+        return Answer(delivery, status, encode_record(outcome.run, now), run_id=outcome.run.id)

@@ -116,6 +116,8 @@ class Service:
                         self._topology,
                         name="flow-run-worker",
                         fast_path=self._settings.fast_path,
+                        prefetch_size=self._settings.prefetch_size,
+                        max_message_size=self._settings.max_message_size,
                         try_out=self._served,
                     )
                 )

@@ -75,16 +75,25 @@ class Settings(BaseSettings):
         description="The request queue; exchange, routing key and dead-letter queue follow from it.",
     )
     # Two batches and a half: one that commits, one decoded behind it, and what is being confirmed.
-    prefetch: int = Field(
-        1250, ge=1, le=65535, description="Deliveries held at once; bounds the worker's memory."
+    prefetch: int = Field(1250, ge=1, le=65535, description="Deliveries held at once at the most.")
+    # What the promised size leaves room for; see tests/benchmarks/memory.py.
+    prefetch_size: int = Field(
+        67_108_864, ge=1, description="Bytes of requests held at once; no more is read beyond that."
     )
     # Where larger batches stopped to be faster; see tests/benchmarks.
     batch_max: int = Field(500, ge=1, le=10_000, description="Requests in one transaction at the most.")
     reply_to_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
         None,
-        description="A regular expression that a reply queue's name must match as a whole; direct reply-to always may be used.",
+        description="A regular expression that a reply queue's name must match as a whole; direct "
+        "reply-to always may be used.",
     )
     max_body_bytes: int = Field(1_048_576, ge=1, description="A larger request is refused with 413; bytes.")
+    max_message_size: int = Field(
+        16_777_216,
+        ge=1024,
+        description="What the broker takes in a message (its max_message_size); a larger reply gives the "
+        "reason alone; bytes.",
+    )
     migrate: bool = Field(
         False, description="Bring a PostgreSQL schema up to date at the start (SQLite's always is)."
     )
@@ -114,7 +123,8 @@ def load_settings(**options: Any) -> Settings:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         lines = (
-            f"{PREFIX}{'.'.join(str(part) for part in each['loc']).upper()}: {each['msg'].removeprefix('Value error, ')}"
+            f"{PREFIX}{'.'.join(str(part) for part in each['loc']).upper()}: "
+            f"{each['msg'].removeprefix('Value error, ')}"
             for each in error.errors(include_url=False, include_input=False)
         )
         raise SettingsError("\n".join(lines)) from None

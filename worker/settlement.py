@@ -6,9 +6,10 @@ else waits for it. A dead letter is tried until it is taken; a reply within reas
 """
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -18,12 +19,13 @@ from uuid import UUID
 import structlog
 
 from worker.backoff import Backoff
+from worker.broker.connection import ChannelLost
 from worker.broker.delivery import Delivery
 from worker.broker.publication import Publication, dead_letter_copy, reply
 from worker.broker.publisher import Confirmation, Fate
 from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
-from worker.contract.errors import Refusal, ReplyToRefused, encode_error
+from worker.contract.encoding import dumps
 from worker.observability import metrics
 from worker.observability.traces import Traces
 
@@ -47,28 +49,30 @@ GIVEN_UP_SECONDS = 60.0
 SHARE_OF_PREFETCH = 0.1
 
 
+# No broker is limited to smaller messages than that, in bytes. A guess.
+TRIED_SIZE = 64 * 1024
+_LIMIT = re.compile(r"larger than configured max size (\d+)")
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is to be said to one delivery: a flow run record, or a refusal.
+    """What is to be said to one delivery: a flow run record, or why it is refused.
 
     Attributes:
         status: the HTTP status that Prefect answers.
         body: the JSON of the record or of the error.
         run_id: the run that the record shows; None for a refusal.
-        refusal: why the request is refused; its whole message then goes to the dead letters as
-            well.
+        refused: why the request is refused, in a line; its whole message then goes to the dead
+            letters as well. None where it is not.
+        replied: whether a reply may be sent to where the request wants it.
     """
 
     delivery: Delivery
     status: int
     body: bytes
     run_id: UUID | None = None
-    refusal: Refusal | None = None
-
-    @classmethod
-    def refused(cls, delivery: Delivery, refusal: Refusal) -> "Answer":
-        """The answer to a request that is refused."""
-        return cls(delivery, refusal.status, encode_error(refusal), refusal=refusal)
+    refused: str | None = None
+    replied: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,10 @@ class Settlement:
         self._set_aside = 0
         # Queues whose replies were given up, until when.
         self._given_up: dict[str, float] = {}
+        # The largest message that the broker has taken, or is known to take; bytes. One at a time
+        # finds out whether it takes a larger one.
+        self._tried_size = TRIED_SIZE
+        self._alone = asyncio.Lock()
 
     async def settle(self, answers: Sequence[Answer]) -> None:
         """Publish what the answers need; tasks of their own then wait for the confirms.
@@ -137,8 +145,12 @@ class Settlement:
             may = reply_to is None or self._session.direct_replies.may_publish(reply_to)
             if may is None:
                 self._tasks.create_task(self._settle_after_trial(answer, reply_to or ""))
+                continue
+            each = self._due(answer, reply_to, may=may)
+            if self._is_large(each):
+                self._tasks.create_task(self._publish_large(each))
             else:
-                due.append(self._due(answer, reply_to, may=may))
+                due.append(each)
         if due:
             confirmation = await self._session.publisher.publish(_all_publications(due))
             self._tasks.create_task(self._confirmed(due, confirmation))
@@ -149,31 +161,90 @@ class Settlement:
             await self._all_settled.wait()
 
     async def _settle_after_trial(self, answer: Answer, reply_to: str) -> None:
-        """Settle the answer to a direct reply-to whose node nobody has seen yet; nobody else waits."""
+        """Settle the answer to a direct reply-to whose node nobody has seen; nobody else waits."""
         may = await self._session.direct_replies.try_to_publish(reply_to)
-        due = [self._due(answer, reply_to, may=may)]
-        await self._confirmed(due, await self._session.publisher.publish(_all_publications(due)))
+        due = self._due(answer, reply_to, may=may)
+        if self._is_large(due):
+            await self._publish_large(due)
+        else:
+            await self._confirmed([due], await self._session.publisher.publish(due.publications))
+
+    def _is_large(self, due: _Due) -> bool:
+        return max((each.size for each in due.publications), default=0) > self._tried_size
+
+    async def _publish_large(self, due: _Due) -> None:
+        """Publish, by itself, what is larger than all that the broker has taken so far.
+
+        It closes the channel over a message that is larger than its ``max_message_size``: what is
+        unconfirmed there would have to be published again.
+        """
+        if lost := await self._publish_alone(due):
+            if limit := _LIMIT.search(str(lost)):
+                self._session.max_message_size = int(limit[1])
+            # The reason in the place of the record; and once more, if that was not it.
+            due = self._shortened(due, f"The broker does not take the reply: {lost}")
+            if lost := await self._publish_alone(due):
+                self._unroutable(due.answer, due.answer.delivery.message.reply_to, str(lost))
+                self._settle([due.answer], rejected=due.answer.refused is not None)
+
+    async def _publish_alone(self, due: _Due) -> ChannelLost | None:
+        """Publish on a channel of its own, one after the other; returns why that closed."""
+        async with AsyncExitStack() as channel:
+            try:
+                async with self._alone:
+                    publisher = await channel.enter_async_context(self._session.another_publisher())
+                    confirmation = await publisher.publish(due.publications)
+                    await confirmation.wait(HANGING_SECONDS)
+            except ChannelLost as lost:
+                if self._session.lost.done():
+                    raise
+                return lost
+            if confirmation.flawless:
+                self._tried_size = max(self._tried_size, *(each.size for each in due.publications))
+            await self._confirmed([due], confirmation)
+        return None
+
+    def _shortened(self, due: _Due, reason: str) -> _Due:
+        now = datetime.now(UTC)
+        return replace(
+            due,
+            publications=tuple(
+                each if each.queue == self._dead_letter_queue else self._reply(due.answer, now, reason)
+                for each in due.publications
+            ),
+        )
 
     def _due(self, answer: Answer, reply_to: str | None, *, may: bool) -> _Due:
-        message, refusal, now = answer.delivery.message, answer.refusal, datetime.now(UTC)
+        message, now = answer.delivery.message, datetime.now(UTC)
         publications: list[Publication] = []
         if reply_to is not None and may:
-            line = refusal.line if refusal else None
-            publications.append(reply(message, status=answer.status, body=answer.body, now=now, error=line))
+            publications.append(self._reply(answer, now))
         elif reply_to is not None:
             self._unroutable(answer, reply_to, "no requester has this direct reply-to")
-        if refusal is not None:
+        if answer.refused is not None:
             copy = dead_letter_copy(
                 message,
                 queue=self._dead_letter_queue,
-                status=refusal.status,
-                error=refusal.line,
+                status=answer.status,
+                error=answer.refused,
                 now=now,
                 login=self._session.login,
                 frame_max=self._session.publisher.frame_max,
             )
             publications.append(copy)
-        return _Due(answer, tuple(publications), since=monotonic())
+        size = sum(each.size for each in publications if each.body is not message.body)
+        self._session.in_flight.resize(answer.delivery.tag, len(message.body) + size)
+        return _Due(replace(answer, body=b""), tuple(publications), since=monotonic())
+
+    def _reply(self, answer: Answer, now: datetime, reason: str | None = None) -> Publication:
+        """The reply; the reason alone, where there is one why the broker can't carry the whole."""
+        limit = self._session.max_message_size
+        if reason is None and len(answer.body) > limit:
+            reason = f"The reply has {len(answer.body):,} bytes, and the broker takes {limit:,}."
+        body, line = answer.body, answer.refused
+        if reason is not None:
+            body, line = dumps({"detail": reason, "id": answer.run_id}), line or reason
+        return reply(answer.delivery.message, status=answer.status, body=body, now=now, error=line)
 
     async def _confirmed(self, due: Sequence[_Due], confirmation: Confirmation) -> None:
         """Wait for the confirms; settle what is settled, and have published again what was not
@@ -280,11 +351,18 @@ class Settlement:
                 await self._session.redeclare()
             except TopologyMismatch as error:
                 log.error("dead_letter_queue_missing", error=str(error), held=letters)
-        async with self._session.another_publisher() as publisher:
-            await self._confirmed(due, await publisher.publish(_all_publications(due)))
+        try:
+            async with self._session.another_publisher() as publisher:
+                await self._confirmed(due, await publisher.publish(_all_publications(due)))
+        except ChannelLost:
+            if self._session.lost.done():
+                raise
+            for each in due:
+                await self._publish_large(each)
 
-    def _settle(self, settled: Sequence[Answer]) -> None:
-        self._session.acknowledge([answer.delivery for answer in settled])
+    def _settle(self, settled: Sequence[Answer], *, rejected: bool = False) -> None:
+        """Have deliveries acknowledged; or rejected, so that the broker dead-letters them."""
+        self._session.acknowledge([answer.delivery for answer in settled], rejected=rejected)
         metrics.settled(settled)
         for answer in settled:
             self._traces.settled(answer.delivery, answer.status, answer.run_id)
@@ -317,8 +395,7 @@ class Settlement:
 
 def _reply_to(answer: Answer) -> str | None:
     """Where the reply goes; None where none is wanted, or none may be sent."""
-    reply_to = answer.delivery.message.reply_to
-    return None if not reply_to or isinstance(answer.refusal, ReplyToRefused) else reply_to
+    return answer.delivery.message.reply_to or None if answer.replied else None
 
 
 def _all_publications(due: Sequence[_Due]) -> list[Publication]:

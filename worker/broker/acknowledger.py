@@ -26,6 +26,9 @@ class AckChannel(Protocol):
     def basic_ack(self, delivery_tag: int, multiple: bool = False, wait: bool = True) -> Awaitable[None]:
         """Write a ``basic.ack``."""
 
+    def basic_reject(self, delivery_tag: int, *, requeue: bool = True, wait: bool = True) -> Awaitable[None]:
+        """Write a ``basic.reject``."""
+
 
 class Acknowledger:
     """Acknowledges the deliveries of one channel.
@@ -43,14 +46,18 @@ class Acknowledger:
         self._channel = channel
         self._prefetch = prefetch
         self._new: set[int] = set()
+        self._rejected: set[int] = set()
         self._acknowledged_up_to = 0
         self._ahead: set[int] = set()
         self._wanted = asyncio.Event()
         self._closed = False
 
-    def acknowledge(self, tags: Iterable[int]) -> None:
-        """Have deliveries acknowledged, each only once; waits for nothing."""
-        self._new.update(tags)
+    def acknowledge(self, tags: Iterable[int], *, rejected: bool = False) -> None:
+        """Have deliveries acknowledged, or rejected, each only once; waits for nothing."""
+        if rejected:
+            self._rejected.update(tags)
+        else:
+            self._new.update(tags)
         self._wanted.set()
 
     def close(self) -> None:
@@ -65,7 +72,7 @@ class Acknowledger:
             ChannelLost: the channel ended; what was not acknowledged will be delivered again.
         """
         try:
-            while not self._closed or self._new:
+            while not self._closed or self._new or self._rejected:
                 await self._wanted.wait()
                 await self._acknowledge_new()
                 await asyncio.sleep(min(TOGETHER_SECONDS, self._prefetch() / PREFETCH_RATE))
@@ -77,8 +84,12 @@ class Acknowledger:
 
     async def _acknowledge_new(self) -> None:
         self._wanted.clear()
-        up_to, singly = self._take()
+        rejected, self._rejected = self._rejected, set()
         try:
+            for tag in rejected:
+                await self._channel.basic_reject(tag, requeue=False, wait=False)
+            self._ahead |= rejected
+            up_to, singly = self._take()
             for tag in singly:
                 await self._channel.basic_ack(tag, wait=False)
             if up_to is not None:

@@ -2,7 +2,7 @@
 nothing of its content.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from worker.contract.message import Message
 
@@ -37,3 +37,7 @@ class Delivery:
     def redelivered(self) -> bool:
         """Whether it, or one like it, was delivered before."""
         return self.message.redelivered
+
+    def without_body(self) -> "Delivery":
+        """The same, for who needs the body no more; its bytes can go."""
+        return Delivery(self.tag, replace(self.message, body=b""))

@@ -41,6 +41,9 @@ from worker.broker.transport import (
     Transport,
 )
 
+# What is written at once at the most; each is copied twice on its way to the socket. Bytes.
+WRITE_BYTES = 1024 * 1024
+
 
 class DeliveryReader:
     """Puts a channel's deliveries together from their frames: a method, a header, and none or more
@@ -97,20 +100,34 @@ class BulkPublisher(Publisher):
     async def _write(self, confirmation: Confirmation) -> None:
         channel = await self._channel.get_underlay_channel()
         assert isinstance(channel, Channel)
-        frame_max = self.frame_max
-        payload = b"".join(each.frames(channel.number, frame_max) for each in confirmation.publications)
-        written = self._waits_for_write()
+        publications, frame_max = confirmation.publications, self.frame_max
+        for publication in publications:
+            publication.check(frame_max)
         async with channel.lock:
-            # Numbered and queued without a wait between the two: so they go out in their order.
-            for index in range(len(confirmation.publications) if channel.publisher_confirms else 0):
+            # Numbered and queued in one go, so that they are written in the order of their numbers.
+            for index in range(len(publications) if channel.publisher_confirms else 0):
                 channel.delivery_tag += 1
                 confirm = asyncio.get_running_loop().create_future()
                 confirm.add_done_callback(partial(_confirmed, confirmation, index))
                 channel.confirmations[channel.delivery_tag] = confirm
-            await channel.write_queue.put(ChannelFrame(payload, should_close=False, drain_future=written))
-        await written
+            parts: list[bytes | memoryview] = []
+            size = 0
+            for publication in publications:
+                for part in publication.frames(channel.number, frame_max):
+                    parts.append(part)
+                    size += len(part)
+                    if size > WRITE_BYTES:
+                        await self._put(channel, parts)
+                        parts, size = [], 0
+            await self._put(channel, parts)
         if not channel.publisher_confirms:
             confirmation.assume_all()
+
+    async def _put(self, channel: Channel, parts: list[bytes | memoryview]) -> None:
+        """Have frames written; returns once the socket takes more."""
+        written = self._waits_for_write()
+        await channel.write_queue.put(ChannelFrame(b"".join(parts), should_close=False, drain_future=written))
+        await written
 
 
 def _confirmed(confirmation: Confirmation, index: int, confirm: "asyncio.Future[object]") -> None:

@@ -80,8 +80,8 @@ class Publication:
         """Size of the body in bytes."""
         return len(self.body)
 
-    def frames(self, channel: int, frame_max: int) -> bytes:
-        """The frames of a ``basic.publish``, ready for the wire.
+    def frames(self, channel: int, frame_max: int) -> list[bytes | memoryview]:
+        """The frames of a ``basic.publish``, ready for the wire, in parts.
 
         Raises:
             ValueError: the queue's name is too long, or the properties are larger than a frame.
@@ -89,7 +89,7 @@ class Publication:
         routing_key = props.short_string(self.queue)
         self.check(frame_max)
         header = CONTENT.size + len(self.properties)
-        parts = [
+        parts: list[bytes | memoryview] = [
             HEAD.pack(METHOD, channel, len(_PUBLISH) + len(routing_key) + 1),
             _PUBLISH,
             routing_key,
@@ -101,10 +101,12 @@ class Publication:
             _END,
         ]
         step = frame_max - _FRAME_OVERHEAD
+        if len(self.body) <= step:
+            return [*parts, HEAD.pack(BODY, channel, len(self.body)), self.body, _END] if self.body else parts
         for start in range(0, len(self.body), step):
-            part = self.body[start : start + step]
+            part = memoryview(self.body)[start : start + step]
             parts += (HEAD.pack(BODY, channel, len(part)), part, _END)
-        return b"".join(parts)
+        return parts
 
     def check(self, frame_max: int) -> None:
         """Raise ValueError if the properties are larger than a frame."""

@@ -86,7 +86,7 @@ class Confirmation:
         self.fates[index] = Fate.GIVEN_UP
 
     def return_to(self, queue: str) -> None:
-        """Note that a publication to this queue came back: any of which nothing was said may be it."""
+        """Note that a publication to this queue came back: any without an answer may be it."""
         if self._by_queue is None:
             self._by_queue = defaultdict(list)
             for index, publication in enumerate(self.publications):
@@ -165,7 +165,7 @@ class Publisher:
         await confirmation.done
 
     async def _write(self, confirmation: Confirmation) -> None:
-        """By aio-pika's own ``publish``, which waits for the confirm: so each in a task of its own."""
+        """By aio-pika's ``publish``, which waits for the confirm: so each in a task of its own."""
         for index, publication in enumerate(confirmation.publications):
             publication.check(self.frame_max)
             task = asyncio.create_task(self._publish(confirmation, index, publication))

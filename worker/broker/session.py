@@ -29,6 +29,7 @@ from worker.broker.connection import (
 from worker.broker.delivery import Delivery
 from worker.broker.direct_reply import DirectReplies
 from worker.broker.fast_path import BulkPublisher, DeliveryReader
+from worker.broker.in_flight import InFlight
 from worker.broker.properties import read_message
 from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology, TopologyMismatch
@@ -41,6 +42,11 @@ log = structlog.get_logger(__name__)
 # consumes it waiting (for 65 seconds and an INTERNAL_ERROR in RabbitMQ 3.10); a new session is
 # served as soon as it has one. Seconds.
 QUEUE_TIMEOUT = 10.0
+# Bytes of deliveries that are held at the most, unless it is said otherwise; the worker's size is
+# in tests/benchmarks/memory.py.
+PREFETCH_SIZE = 64 * 1024 * 1024
+# As RabbitMQ 4 has it by default, in bytes; RabbitMQ 3 has more.
+MAX_MESSAGE_SIZE = 16 * 1024 * 1024
 # Both connections, the topology and all; seconds. Each connection has a limit of its own.
 OPEN_TIMEOUT = 30.0
 # A request that came back so often may be what ends the worker's process. It is served alone (see
@@ -55,6 +61,7 @@ class Session:
 
     Attributes:
         topology: what was declared.
+        in_flight: what was delivered and is not acknowledged, in bytes.
         deliveries: what came in. Closed when the session is lost or consuming has stopped.
         publisher: for replies and dead letters.
         acknowledger: for the deliveries.
@@ -62,16 +69,21 @@ class Session:
         on_blocked: is called with the reason when the broker takes no publications any more (an
             alarm), and with None when it does again.
         lost: done once the session has ended; its result is the reason.
+        max_message_size: what the broker takes in a message, in bytes, as far as it is known.
         consumed: whether the broker has let us consume.
         prefetch: how many deliveries the broker lets be unacknowledged by now; 0 when no more are
             taken.
     """
 
-    def __init__(self, urls: str, topology: Topology, name: str, *, fast_path: bool) -> None:
+    def __init__(
+        self, urls: str, topology: Topology, name: str, *, fast_path: bool, prefetch_size: int
+    ) -> None:
         self.topology = topology
         self.deliveries: Mailbox[Delivery] = Mailbox()
+        self.in_flight = InFlight(prefetch_size, self._pause_reading, self._resume_reading)
         self.lost: asyncio.Future[ChannelLost] = asyncio.get_running_loop().create_future()
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
+        self.max_message_size = MAX_MESSAGE_SIZE
         self.consumed = False
         self.prefetch = 0
         self.direct_replies = DirectReplies(urls, f"{name} direct reply")
@@ -85,12 +97,23 @@ class Session:
         self._queue: aio_pika.abc.AbstractQueue
         self._consumer_tag: str | None = None
         self._changing = asyncio.Lock()
+        self._full_prefetch = 0
+        self._changing_for_sizes = False
+        self._patience: asyncio.Timeout | None = None
         self._calm = asyncio.Event()
         self._stopped = False
 
     @classmethod
     async def open(
-        cls, urls: str, topology: Topology, *, name: str, fast_path: bool = True, try_out: bool = False
+        cls,
+        urls: str,
+        topology: Topology,
+        *,
+        name: str,
+        fast_path: bool = True,
+        prefetch_size: int = PREFETCH_SIZE,
+        max_message_size: int = MAX_MESSAGE_SIZE,
+        try_out: bool = False,
     ) -> "Session":
         """Connect and declare the topology.
 
@@ -100,6 +123,8 @@ class Session:
             topology: what to declare.
             name: the connections' name as the management UI shows it.
             fast_path: see :mod:`worker.broker.fast_path`.
+            prefetch_size: bytes of deliveries that are held at the most; one more is let in.
+            max_message_size: bytes that the broker takes in a message, as far as one knows.
             try_out: publish something to nobody first. For who was let in before: a right that is
                 missing for a while is not to cost the deliveries that could not be answered.
 
@@ -108,7 +133,8 @@ class Session:
             BrokerRefused: login, virtual host or permission refused.
             TopologyMismatch: something stands there under these names with other properties.
         """
-        session = cls(urls, topology, name, fast_path=fast_path)
+        session = cls(urls, topology, name, fast_path=fast_path, prefetch_size=prefetch_size)
+        session.max_message_size = max_message_size
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
                 await session._open()
@@ -175,7 +201,8 @@ class Session:
         await self._change_consumer(1)
         if prefetch > 1:
             await self._calm.wait()
-            await self._change_consumer(prefetch)
+            self._full_prefetch = prefetch
+            await self._change_consumer(self.in_flight.fitting(prefetch))
 
     async def renew_consumer(self) -> None:
         """Consume with as much prefetch again: what is unacknowledged by now counts for it no more.
@@ -208,7 +235,8 @@ class Session:
                 raise self.lost.result()
             tag, self._consumer_tag = self._consumer_tag, None
             try:
-                async with asyncio.timeout(QUEUE_TIMEOUT):
+                seconds = None if self.in_flight.paused else QUEUE_TIMEOUT
+                async with asyncio.timeout(seconds) as self._patience:
                     with lost_with(self._channel):
                         if tag is not None:
                             await self._queue.cancel(tag)
@@ -221,10 +249,44 @@ class Session:
                 raise ChannelLost(
                     f"the broker does not answer for the queue '{self.topology.queue}'"
                 ) from error
+            finally:
+                self._patience = None
 
-    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        """Have deliveries acknowledged that are settled, each only once."""
-        self.acknowledger.acknowledge(delivery.tag for delivery in deliveries)
+    def acknowledge(self, deliveries: Sequence[Delivery], *, rejected: bool = False) -> None:
+        """Have deliveries acknowledged that are settled, each only once; or rejected, so that the
+        broker moves them to the dead letters itself.
+        """
+        tags = [delivery.tag for delivery in deliveries]
+        self.acknowledger.acknowledge(tags, rejected=rejected)
+        self.in_flight.remove(tags)
+        self._follow_sizes()
+
+    def _follow_sizes(self) -> None:
+        """Let in as many deliveries as fit, when that has changed by more than a little."""
+        fitting = self.in_flight.fitting(self._full_prefetch)
+        changed = not self.prefetch / 2 < fitting < self.prefetch * 2 or (
+            fitting == self._full_prefetch != self.prefetch
+        )
+        if changed and self._full_prefetch and not (self._changing_for_sizes or self.in_flight.paused):
+            self._changing_for_sizes = True
+            changing = asyncio.create_task(self._change_consumer(fitting))
+            changing.add_done_callback(self._followed_sizes)
+
+    def _followed_sizes(self, changing: "asyncio.Task[None]") -> None:
+        self._changing_for_sizes = False
+        if not changing.cancelled():
+            changing.exception()  # the session's end is told by itself
+
+    def _pause_reading(self) -> None:
+        self._connections[0].frames.pause_reading()
+        # What the broker answers comes behind what is not read.
+        if self._patience is not None and not self._patience.expired():
+            self._patience.reschedule(None)
+
+    def _resume_reading(self) -> None:
+        self._connections[0].frames.resume_reading()
+        if self._patience is not None and not self._patience.expired():
+            self._patience.reschedule(asyncio.get_running_loop().time() + QUEUE_TIMEOUT)
 
     @asynccontextmanager
     async def another_publisher(self) -> AsyncIterator[Publisher]:
@@ -268,6 +330,7 @@ class Session:
     def _delivered(self, delivery: Delivery) -> None:
         if delivery.delivery_count < SUSPECT_DELIVERY_COUNT:
             self._calm.set()
+        self.in_flight.add(delivery.tag, delivery.size)
         self.deliveries.put(delivery)
 
     async def _closed(self, _: object, error: BaseException | None) -> None:

@@ -1,4 +1,4 @@
-"""AMQP URLs as a user writes them: one, or several for the nodes of a cluster; connects to nothing."""
+"""AMQP URLs as a user writes them: one, or several for a cluster's nodes; connects to nothing."""
 
 import re
 

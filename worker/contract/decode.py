@@ -50,8 +50,16 @@ MAX_DEPTH = 500
 MAX_HEADER_DEPTH = 100
 # A property that can't be read costs the request if the contract has a use for it.
 _USED_PROPERTIES = frozenset(
-    ("properties", "headers", "content_type", "content_encoding", "reply_to")
-    + ("correlation_id", "message_id", "type")
+    [
+        "properties",
+        "headers",
+        "content_type",
+        "content_encoding",
+        "reply_to",
+        "correlation_id",
+        "message_id",
+        "type",
+    ]
 )
 # Of a name in the place of text that cannot be stored; characters.
 _MAX_PLACE = 100
@@ -117,6 +125,15 @@ def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
     )
 
 
+def decoded_size(body: bytes) -> int:
+    """An upper estimate of the bytes that a body takes once it is decoded.
+
+    A text takes up to four bytes a character, an empty list 64 with its place in another, an object
+    with one entry 256 (CPython 3.11).
+    """
+    return 4 * len(body) + 72 * (body.count(b",") + body.count(b"[")) + 264 * body.count(b"{")
+
+
 def _check_encoding(message: Message) -> None:
     if message.content_encoding:
         raise UnsupportedMediaType(
@@ -165,7 +182,7 @@ def _api_version(header: str | None) -> tuple[int, int, int] | None:
 
 
 def _created_by(message: Message, errors: list[dict[str, Any]]) -> CreatedBy | None:
-    """``get_created_by``: an automation, if both of its headers are there and its name is base64."""
+    """``get_created_by``: an automation, if both headers are there and its name is base64."""
     automation_id, name = (
         _header(message, "prefect-automation-id"),
         _header(message, "prefect-automation-name"),

@@ -9,9 +9,6 @@ from worker.contract.encoding import dumps
 # An error names its place and shows what stood there; this many of them tell a producer what is
 # wrong. More would make an answer many times as large as the request that it refuses.
 MAX_ERRORS = 100
-# A broker takes no message over its own limit (16 MiB by default in RabbitMQ 4) and closes the
-# channel over it. Half of that.
-MAX_ERROR_BYTES = 8 * 1024 * 1024
 # The reason goes into a header and into the log; both are for people.
 MAX_LINE = 500
 
@@ -34,11 +31,11 @@ class Refusal(Exception):
     def __init__(self, line: str, body: dict[str, Any] | None = None) -> None:
         super().__init__(line)
         self.line = _one_line(line)
-        self.body = {"detail": line} if body is None else body
+        self.body: dict[str, Any] = {"detail": line} if body is None else body
 
 
 class ApiVersionRefused(Refusal):
-    """The header ``x-prefect-api-version`` is malformed or too old (``EnforceMinimumAPIVersion``)."""
+    """``x-prefect-api-version`` is malformed or too old (``EnforceMinimumAPIVersion``)."""
 
     status = 400
 
@@ -124,7 +121,7 @@ class ValidationRefused(Refusal):
 
 
 class Unprocessable(Refusal):
-    """A request that neither fits a rule nor can be stored; what it broke is in the worker's log."""
+    """A request that neither fits a rule nor can be stored; the worker's log has what it broke."""
 
     status = 422
 
@@ -138,14 +135,18 @@ class Unprocessable(Refusal):
         super().__init__(line, body)
 
 
-def encode_error(refusal: Refusal) -> bytes:
-    """The error's body as JSON; where that would be too large for a message, the reason alone."""
+def encode_error(refusal: Refusal, max_bytes: int) -> bytes:
+    """The error's body as JSON. Where that would be too large, without what stood at each error, or
+    else the reason alone.
+    """
     body = dumps(refusal.body)
-    if len(body) <= MAX_ERROR_BYTES:
+    if len(body) > max_bytes and "exception_detail" in refusal.body:
+        errors = [{**error, "input": None} for error in refusal.body["exception_detail"]]
+        body = dumps(refusal.body | {"exception_detail": errors})
+    if len(body) <= max_bytes:
         return body
-    return dumps(
-        Unprocessable(f"{refusal.line} (the request is not shown, as the answer would be too large)").body
-    )
+    reason = f"{refusal.line} (the request is not shown, as the answer would be too large)"
+    return dumps(Unprocessable(reason).body)
 
 
 def _one_line(text: str) -> str:

@@ -86,7 +86,8 @@ def fingerprint(message: Message) -> UUID:
         message.correlation_id,
         message.message_id,
         message.type,
-        None,  # user_id and expiration: a dead letter loses them, and is the same message when it is sent again
+        # user_id and expiration: a dead letter that is sent again has lost them, and is the same.
+        None,
         message.app_id,
         None,
         message.delivery_mode,
@@ -101,8 +102,8 @@ def fingerprint(message: Message) -> UUID:
 
 
 def is_own_header(name: str) -> bool:
-    """Whether a header belongs to the message wherever it is: it is none of a broker, of dead letters,
-    or of the message's routing.
+    """Whether a header belongs to the message wherever it is: it is none of a broker, of dead
+    letters, or of the message's routing.
     """
     return name not in _ADDED and name not in ROUTING_HEADERS and not name.startswith(_ADDED_PREFIXES)
 

@@ -1,0 +1,69 @@
+"""What was delivered and is not acknowledged yet, in bytes: when to stop reading, and how many
+deliveries to be let in at a time. RabbitMQ has ``prefetch_size`` in its protocol and does not do
+it; knows no sockets.
+"""
+
+from collections.abc import Callable, Iterable
+
+# What a delivery takes besides its body: its properties, and the objects made of it. A guess.
+OVERHEAD = 2048
+# The mean size follows the sizes of the last so many deliveries.
+REMEMBERED = 64
+# Reading goes on once so much of the limit is free, so that it does not stop and go for each
+# delivery.
+RESUME_AT = 0.9
+
+
+class InFlight:
+    """Counts the bytes of the deliveries of one session.
+
+    Args:
+        max_bytes: with more than that, nothing more is read.
+        pause: stops reading.
+        resume: reads again.
+
+    Attributes:
+        bytes: how many are held.
+        paused: whether reading has stopped.
+    """
+
+    def __init__(self, max_bytes: int, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        self.bytes = 0
+        self.paused = False
+        self._max_bytes = max_bytes
+        self._pause = pause
+        self._resume = resume
+        self._sizes: dict[int, int] = {}
+        self._mean = 0.0
+
+    def add(self, tag: int, size: int) -> None:
+        """Count a delivery with a body of so many bytes."""
+        size += OVERHEAD
+        self._mean += (size - self._mean) / min(REMEMBERED, len(self._sizes) + 1)
+        self._sizes[tag] = size
+        self._change(size)
+
+    def resize(self, tag: int, size: int) -> None:
+        """Count so many bytes for a delivery from now on: its answer is held in the place of its
+        body.
+        """
+        before = self._sizes[tag]
+        self._sizes[tag] = size + OVERHEAD
+        self._change(size + OVERHEAD - before)
+
+    def remove(self, tags: Iterable[int]) -> None:
+        """Count these deliveries no more."""
+        self._change(-sum(self._sizes.pop(tag) for tag in tags))
+
+    def fitting(self, most: int) -> int:
+        """How many deliveries of the sizes that come now fit, from 1 to ``most``."""
+        return max(1, min(most, int(self._max_bytes / max(self._mean, 1.0))))
+
+    def _change(self, by: int) -> None:
+        self.bytes += by
+        if self.bytes > self._max_bytes and not self.paused:
+            self.paused = True
+            self._pause()
+        elif self.paused and self.bytes < RESUME_AT * self._max_bytes:
+            self.paused = False
+            self._resume()
