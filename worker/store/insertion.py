@@ -1,6 +1,7 @@
 """Inserts runs, and finds among them those that a database does not take; knows no keys."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
@@ -42,57 +43,63 @@ class Insertion:
     async def insert(self, runs: Sequence[NewRun]) -> Stored:
         """Insert runs; those that conflict with a run that exists are left out.
 
+        Where a statement fails and the database still answers, one of its runs may be the cause:
+        its halves are tried, each in a transaction of its own, down to that run. Where what failed
+        may pass by itself, this goes on as the same runs are given again.
+
         Returns:
             By id, the runs that were inserted, and a refusal for each that the database can't
-            store. The others are stored whatever becomes of these.
+            store.
 
         Raises:
             Fault: the database is away or busy. Of each statement nothing was stored, or all of it.
         """
         stored: Stored = {}
         faults: list[Fault] = []
-        while runs:
-            limit = self._limit if monotonic() < self._limited_until else len(runs)
-            now, runs = runs[:limit], runs[limit:]
+        again: set[UUID] = set()
+        pieces = deque(self._pieces(runs))
+        while pieces:
+            piece = pieces.popleft()
+            run_id, alone = piece[0].run.id, len(piece) == 1
             try:
-                stored |= await self._insert_or_halve(now)
-            except Fault as raised:
-                if not await self._answers():
-                    raise
-                # What is the matter may be one run of these. It is not to hold up the others for
-                # ever: as they are given again, fewer of them share its statement each time.
-                self._narrow(len(now))
-                faults.append(raised)
-                if len(now) > 1 or len(faults) == FAULTS_MAX:
-                    break
+                ids = await self._insert_together(piece)
+            except Fault:
+                raise
+            except Exception as error:
+                said = blame(error)
+                if said is not Blame.row and not await self._answers():
+                    raise fault(error) from error
+                if said in (Blame.moment, Blame.connection, Blame.batch):
+                    self._narrow(len(piece))
+                if said in (Blame.moment, Blame.connection) or (said is Blame.batch and alone):
+                    faults.append(fault(error))
+                    if not alone or len(faults) == FAULTS_MAX:
+                        break
+                elif not alone:
+                    half = len(piece) // 2
+                    pieces.extendleft((piece[half:], piece[:half]))
+                elif said is Blame.unforeseen and run_id not in again:
+                    again.add(run_id)
+                    pieces.appendleft(piece)
+                else:
+                    log.warning("run_not_stored", flow_run_id=str(run_id), error=repr(error))
+                    stored[run_id] = refusal(error)
+            else:
+                stored |= {new.run.id: new.run for new in piece if new.run.id in ids}
         if faults:
             raise faults[0]
         return stored
 
-    async def _insert_or_halve(self, runs: Sequence[NewRun], *, again: bool = False) -> Stored:
-        """Insert runs by one statement, or by halves where that says that one of them is bad."""
-        try:
-            ids = await self._insert_together(runs)
-        except Exception as error:
-            said = blame(error)
-            if said in (Blame.moment, Blame.connection) or (said is Blame.batch and len(runs) == 1):
-                raise fault(error) from error
-            if said is Blame.unforeseen and not await self._answers():
-                raise fault(error) from error
-            if said is Blame.batch:
-                self._narrow(len(runs))
-            if len(runs) > 1:
-                half = len(runs) // 2
-                return {
-                    **await self._insert_or_halve(runs[:half]),
-                    **await self._insert_or_halve(runs[half:]),
-                }
-            if said is Blame.unforeseen and not again:
-                return await self._insert_or_halve(runs, again=True)
-            if said is Blame.unforeseen:
-                log.exception("run_not_stored", flow_run_id=str(runs[0].run.id))
-            return {runs[0].run.id: refusal(error)}
-        return {new.run.id: new.run for new in runs if new.run.id in ids}
+    def _pieces(self, runs: Sequence[NewRun]) -> Iterator[Sequence[NewRun]]:
+        """As many runs at a time as one statement may have now."""
+        size = self._limit if monotonic() < self._limited_until else max(1, len(runs))
+        return (runs[start : start + size] for start in range(0, len(runs), size))
+
+    def _narrow(self, size: int) -> None:
+        """Let statements be smaller than this for a while."""
+        limit = max(1, size // 2)
+        self._limit = min(limit, self._limit) if monotonic() < self._limited_until else limit
+        self._limited_until = monotonic() + SMALL_SECONDS
 
     async def _insert_together(self, runs: Sequence[NewRun]) -> set[UUID]:
         """Insert runs, all or none; returns the ids of those that are new."""
@@ -116,9 +123,6 @@ class Insertion:
         if ids:
             await sqlite.execute_fetchall(self._statements.create_states, (rows, dumps(ids).decode()))
         return {UUID(each) for each in ids}
-
-    def _narrow(self, size: int) -> None:
-        self._limit, self._limited_until = max(1, size // 2), monotonic() + SMALL_SECONDS
 
     async def _answers(self) -> bool:
         try:

@@ -1,0 +1,297 @@
+"""What goes wrong at a database that is there: a failover, a network that falls silent, statements
+that take too long, a row that fails for a reason that nobody foresaw.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import asyncpg
+import pytest
+
+from tests.support.command import command
+from tests.support.database import fetch_runs
+from tests.support.postgresql import PostgreSQL
+from tests.support.proxy import Proxy
+from tests.support.requests import keyed, request
+from worker.contract.errors import Fault, Refusal
+from worker.creation import NewRun
+from worker.store import Created, Outcome, Store, migrations
+from worker.store.insertion import FAULTS_MAX
+
+# Longest that a database may stay unserved once it can serve again, or a silent one be waited for.
+SECONDS = 15.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[PostgreSQL]:
+    """One whose server and roles may be changed."""
+    with PostgreSQL() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def url(cluster: PostgreSQL) -> str:
+    return cluster.create_database()
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    store = await Store.open(url, migrate=True)
+    yield store
+    await store.close()
+
+
+async def execute(url: str, *statements: str) -> None:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        await connection.execute("SET default_transaction_read_only = off")
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def add_trigger(url: str, body: str) -> None:
+    """Run PL/pgSQL for each run that is inserted."""
+    await execute(
+        url,
+        f"CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN new; END $$",
+        "CREATE TRIGGER look BEFORE INSERT ON flow_run FOR EACH ROW EXECUTE FUNCTION look()",
+    )
+
+
+async def create_at_last(store: Store, runs: Sequence[NewRun], seconds: float = SECONDS) -> list[Outcome]:
+    """As the pipeline does: again and again, with pauses."""
+    async with asyncio.timeout(seconds):
+        while True:
+            try:
+                return await store.create(runs)
+            except Fault:
+                await asyncio.sleep(0.2)
+
+
+READ_ONLY = {
+    "role": ("ALTER ROLE postgres {}",),
+    "database": ("ALTER DATABASE {database} {}",),
+    "server": ("ALTER SYSTEM {}", "SELECT pg_reload_conf()"),
+}
+
+
+@pytest.mark.parametrize("whose", READ_ONLY)
+async def test_connections_that_stayed_read_only_after_a_failover_are_replaced(url: str, whose: str) -> None:
+    async def alter(change: str) -> None:
+        database = url.rpartition("/")[2]
+        await execute(url, *(each.format(change, database=database) for each in READ_ONLY[whose]))
+
+    store = await Store.open(url, migrate=True)
+    await store.close()
+    try:
+        await alter("SET default_transaction_read_only = on")
+        store = await Store.open(url, migrate=False)
+        # All that the pool holds is read-only now, and new connections are as well.
+        await asyncio.gather(store.ping(), store.ping())
+        for _ in range(3):
+            with pytest.raises(Fault, match="read-only"):
+                await store.create(keyed(["a", "b"]))
+            with pytest.raises(Fault, match="read-only"):
+                await store.try_writing(request())
+    finally:
+        await alter("RESET default_transaction_read_only")
+    outcomes = await create_at_last(store, keyed(["a", "b"]), 5.0)
+    assert [type(outcome) for outcome in outcomes] == [Created, Created]
+    await store.close()
+
+
+async def test_a_trigger_that_raises_for_one_name_has_that_one_refused(store: Store, url: str) -> None:
+    await add_trigger(url, "IF new.name = 'bad' THEN RAISE EXCEPTION 'not this one'; END IF;")
+    batch = keyed([f"{number}" for number in range(501)])
+    batch[137].run.name = "bad"
+    outcomes = await store.create(batch)
+    refused = outcomes.pop(137)
+    assert isinstance(refused, Refusal)
+    assert refused.status == 422
+    assert "not this one" in refused.line
+    assert {type(outcome) for outcome in outcomes} == {Created}
+    assert len(await fetch_runs(url)) == 500
+
+
+async def test_an_error_that_nobody_foresaw_has_its_run_refused(store: Store, url: str) -> None:
+    await add_trigger(url, "IF new.name = 'bad' THEN RAISE EXCEPTION 'odd' USING ERRCODE = 'XX000'; END IF;")
+    batch = keyed([f"{number}" for number in range(50)])
+    batch[7].run.name = "bad"
+    outcomes = await store.create(batch)
+    assert isinstance(outcomes[7], Refusal)
+    assert outcomes[7].status == 422
+    assert sum(isinstance(outcome, Created) for outcome in outcomes) == 49
+
+
+@pytest.mark.parametrize("name", ["lock_not_available", "insufficient_privilege", "disk_full"])
+async def test_a_fault_of_one_run_does_not_hold_up_the_others_for_ever(
+    store: Store, url: str, name: str
+) -> None:
+    """It may be the database's, so the run is not refused."""
+    await add_trigger(url, f"IF new.name = 'bad' THEN RAISE EXCEPTION 'no' USING ERRCODE = '{name}'; END IF;")
+    batch = keyed([f"{number}" for number in range(50)])
+    batch[7].run.name = "bad"
+    while len(await fetch_runs(url)) < 49:
+        with pytest.raises(Fault):
+            await store.create(batch)
+    await execute(url, "DROP TRIGGER look ON flow_run")
+    assert sum(isinstance(outcome, Created) for outcome in await store.create(batch)) == 1
+
+
+async def test_a_database_that_answers_and_takes_nothing_is_left_alone(store: Store, url: str) -> None:
+    await add_trigger(
+        url,
+        "PERFORM nextval('tries'); RAISE EXCEPTION 'no' USING ERRCODE = 'disk_full';",
+    )
+    await execute(url, "CREATE SEQUENCE tries")
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    batch = keyed([f"{number}" for number in range(50)])
+    for _ in range(8):
+        before = await connection.fetchval("SELECT last_value FROM tries")
+        with pytest.raises(Fault, match="no"):
+            await store.create(batch)
+        assert await connection.fetchval("SELECT last_value FROM tries") - before <= FAULTS_MAX
+    await connection.close()
+
+
+async def test_a_batch_that_takes_too_long_is_stored_by_halves(cluster: PostgreSQL, url: str) -> None:
+    await (await Store.open(url, migrate=True)).close()
+    await add_trigger(url, "PERFORM pg_sleep(0.02);")
+    await execute(url, f"ALTER DATABASE {url.rpartition('/')[2]} SET statement_timeout = '1s'")
+    store = await Store.open(url, migrate=False)
+    outcomes = await store.create(keyed([f"{number}" for number in range(150)]))
+    assert {type(outcome) for outcome in outcomes} == {Created}
+    # The next one is not tried in one piece.
+    started = time.monotonic()
+    await store.create(keyed([f"{number}" for number in range(150, 200)]))
+    assert time.monotonic() - started < 0.02 * 50 + 0.9
+    await store.close()
+
+
+async def test_a_run_that_takes_too_long_by_itself_is_a_fault(url: str) -> None:
+    await (await Store.open(url, migrate=True)).close()
+    await add_trigger(url, "IF new.name = 'slow' THEN PERFORM pg_sleep(5); END IF;")
+    await execute(url, f"ALTER DATABASE {url.rpartition('/')[2]} SET statement_timeout = '300ms'")
+    store = await Store.open(url, migrate=False)
+    batch = keyed([f"{number}" for number in range(4)])
+    batch[2].run.name = "slow"
+    for _ in range(2):
+        with pytest.raises(Fault, match="timeout"):
+            await store.create(batch)
+    assert len(await fetch_runs(url)) == 3
+    await store.close()
+
+
+async def test_a_statement_that_waits_for_a_lock_is_waited_for(store: Store, url: str) -> None:
+    """For longer than a silent server would be."""
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("LOCK TABLE flow_run")
+    creating = asyncio.create_task(store.create(keyed(["a"])))
+    await asyncio.sleep(13)
+    assert not creating.done()
+    await transaction.rollback()
+    await connection.close()
+    assert isinstance((await creating)[0], Created)
+
+
+async def test_a_network_that_falls_silent_is_given_up(cluster: PostgreSQL, url: str) -> None:
+    """It takes all that is sent, and acknowledges it, as a proxy does that has lost its server."""
+    async with Proxy([cluster.port]) as network:
+        through = url.replace(f":{cluster.port}/", f":{network.port}/")
+        store = await Store.open(through, migrate=True)
+        await store.create(keyed(["a"]))
+        network.silence()
+        for work in (lambda: store.create(keyed(["b"])), store.ping):
+            started = time.monotonic()
+            with pytest.raises(Fault):
+                await work()
+            assert time.monotonic() - started < SECONDS
+        network.speak()
+        # It may have stored what it was sent before.
+        assert not isinstance((await create_at_last(store, keyed(["b"])))[0], Refusal)
+        network.silence()
+        started = time.monotonic()
+        await store.close()
+        assert time.monotonic() - started < SECONDS
+
+
+async def test_who_leaves_a_silent_network_does_not_wait_for_it(cluster: PostgreSQL, url: str) -> None:
+    async with Proxy([cluster.port]) as network:
+        store = await Store.open(url.replace(f":{cluster.port}/", f":{network.port}/"), migrate=True)
+        network.silence()
+        creating = asyncio.create_task(store.create(keyed(["a"])))
+        await asyncio.sleep(0.5)
+        started = time.monotonic()
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+        await store.close()
+        assert time.monotonic() - started < SECONDS
+
+
+async def test_a_connection_is_kept_alive_and_given_up_by_the_network(store: Store) -> None:
+    """asyncpg has no setting for it: this is what is used beyond its documented interface."""
+    async with store._database.connect() as connection:
+        sync = connection.sync_connection
+        assert sync is not None
+        there = sync.connection.driver_connection._transport.get_extra_info("socket")
+        assert there.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
+        assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+
+
+async def test_a_cancelled_batch_leaves_no_lock(store: Store, url: str) -> None:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("LOCK TABLE flow_run_state")
+    creating = asyncio.create_task(store.create(keyed(["a"])))
+    await asyncio.sleep(0.3)
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    await transaction.rollback()
+    async with asyncio.timeout(5):
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE flow_run, flow_run_state")
+        assert await connection.fetchval("SELECT count(*) FROM flow_run") == 0
+    await connection.close()
+    assert isinstance((await store.create(keyed(["a"])))[0], Created)
+
+
+async def test_each_of_several_hosts_is_tried(cluster: PostgreSQL, url: str) -> None:
+    name = url.rpartition("/")[2]
+    there, nowhere = f"host=127.0.0.1:{cluster.port}", "host=127.0.0.1:1"
+    for hosts in (f"{nowhere}&{there}", f"{there}&{nowhere}", f"{nowhere}&{nowhere}&{there}"):
+        several = f"postgresql+asyncpg://postgres@/{name}?{hosts}"
+        await migrations.upgrade(several)
+        assert "up to date" in await migrations.current(several)
+        store = await Store.open(several, migrate=True)
+        await store.ping()
+        await store.close()
+        assert (await command("db", "current", database_url=several)).code == 0
+    with pytest.raises(Fault):
+        await Store.open(f"postgresql+asyncpg://postgres@/{name}?{nowhere}&{nowhere}", migrate=True)
+
+
+async def test_of_several_hosts_a_standby_is_passed_over(cluster: PostgreSQL, url: str) -> None:
+    """As after a failover, when the primary has come back as a standby."""
+    name = url.rpartition("/")[2]
+    await migrations.upgrade(url)
+    with PostgreSQL() as other:
+        while not other.create_database().endswith(f"/{name}"):
+            pass
+        other.stop()
+        other.start_as_standby()
+        several = (
+            f"postgresql+asyncpg://postgres@/{name}?host=127.0.0.1:{other.port}&host=127.0.0.1:{cluster.port}"
+        )
+        store = await Store.open(several, migrate=False)
+        assert isinstance((await store.create(keyed(["a"])))[0], Created)
+        await store.close()
