@@ -1,68 +1,113 @@
-"""What becomes of publications, from the confirms and returns of the broker."""
+"""What becomes of publications that went out together, from what the broker says of each."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
-from worker.broker.channel import ChannelLost
-from worker.broker.confirmation import Confirmations
+from worker.broker.connection import ChannelLost
+from worker.broker.publication import Publication
+from worker.broker.publisher import Confirmation, Fate
+
+CONFIRMED, RETURNED, REFUSED, GIVEN_UP = Fate.CONFIRMED, Fate.RETURNED, Fate.REFUSED, Fate.GIVEN_UP
 
 
-async def test_one_multiple_ack_confirms_several_batches() -> None:
-    confirmations = Confirmations()
-    first, second = confirmations.expect(3), confirmations.expect(2)
-    confirmations.answer(4, multiple=True, refused=False)
-    assert first.done.done()
-    assert not second.done.done()
-    assert second.outstanding == {5}
-    confirmations.answer(5, multiple=False, refused=False)
-    await second.wait(1)
-    assert not second.returned
-    assert not second.refused
+def confirmation_of(*queues: str, publisher: SimpleNamespace | None = None, first: int = 0) -> Confirmation:
+    publications = [Publication(queue, b"\0\0", b"") for queue in queues]
+    return Confirmation(publications, publisher or SimpleNamespace(latest=-1), first)  # type: ignore[arg-type]
+
+
+async def test_all_confirmed_is_flawless_and_done() -> None:
+    batch = confirmation_of("a", "b")
+    batch.answer(1, CONFIRMED)
+    assert not batch.flawless
+    assert not batch.done.done()
+    batch.answer(0, CONFIRMED)
+    await batch.wait(60)
+    assert batch.flawless
+    assert batch.fates == [CONFIRMED, CONFIRMED]
 
 
 async def test_a_nack_is_told_from_an_ack() -> None:
-    confirmations = Confirmations()
-    batch = confirmations.expect(3)
-    confirmations.answer(2, multiple=False, refused=True)
-    confirmations.answer(3, multiple=True, refused=False)
-    await batch.wait(1)
-    assert batch.refused == {2}
+    batch = confirmation_of("a", "b", "c")
+    for index, fate in enumerate((CONFIRMED, REFUSED, CONFIRMED)):
+        batch.answer(index, fate)
+    await batch.wait(60)
+    assert batch.fates == [CONFIRMED, REFUSED, CONFIRMED]
+    assert not batch.flawless
 
 
-async def test_a_returned_publication_is_known_by_its_tag() -> None:
-    confirmations = Confirmations()
-    confirmations.expect(2)
-    batch = confirmations.expect(2)
-    confirmations.returned(4)
-    confirmations.answer(4, multiple=True, refused=False)
-    await batch.wait(1)
-    assert batch.returned == {4}
+async def test_the_brokers_first_word_counts() -> None:
+    """What came back is acknowledged all the same, behind its return."""
+    batch = confirmation_of("gone")
+    batch.return_to("gone")
+    batch.answer(0, CONFIRMED)
+    assert batch.fates == [RETURNED]
+    assert not batch.flawless
+    assert batch.done.done()
 
 
-async def test_an_anonymous_return_counts_for_all_anonymous_ones_in_flight() -> None:
-    confirmations = Confirmations()
-    batch = confirmations.expect(4, frozenset({2, 3}))
-    confirmations.answer(2, multiple=False, refused=False)
-    confirmations.returned_anonymously()
-    assert batch.returned == {3}
+async def test_a_return_counts_for_all_to_that_queue_of_which_nothing_was_said() -> None:
+    batch = confirmation_of("gone", "there", "gone", "gone")
+    batch.answer(0, CONFIRMED)
+    batch.return_to("gone")
+    batch.return_to("elsewhere")
+    assert batch.fates == [CONFIRMED, None, RETURNED, RETURNED]
+    batch.return_to("gone")
+    batch.answer(1, CONFIRMED)
+    assert batch.fates == [CONFIRMED, CONFIRMED, RETURNED, RETURNED]
+    assert batch.done.done()
 
 
-async def test_a_lost_channel_ends_every_wait() -> None:
-    confirmations = Confirmations()
-    batch = confirmations.expect(1)
-    waiting = asyncio.create_task(batch.wait(10))
-    await asyncio.sleep(0)
-    confirmations.fail(ChannelLost("gone"))
-    with pytest.raises(ChannelLost, match="gone"):
-        await waiting
+async def test_one_that_is_given_up_is_waited_for_no_more() -> None:
+    batch = confirmation_of("a", "b")
+    batch.answer(0, REFUSED)
+    batch.give_up(0)
+    batch.give_up(1)
+    assert batch.fates == [GIVEN_UP, GIVEN_UP]
+    assert not batch.flawless
+    await batch.wait(60)
+    batch.answer(1, CONFIRMED)
+    assert batch.fates[1] is GIVEN_UP
+
+
+async def test_one_is_overtaken_once_a_later_one_is_answered_for_whichever_batch_that_is_in() -> None:
+    publisher = SimpleNamespace(latest=-1)
+    first = confirmation_of("a", "b", publisher=publisher, first=0)
+    second = confirmation_of("c", publisher=publisher, first=2)
+    assert not first.overtaken(0)
+    first.answer(0, CONFIRMED)
+    assert not first.overtaken(0)
+    assert not first.overtaken(1)
+    second.answer(0, CONFIRMED)
+    assert first.overtaken(1)
+    assert not second.overtaken(0)
 
 
 async def test_a_confirm_that_hangs_is_waited_for_no_longer_than_asked() -> None:
-    batch = Confirmations().expect(2)
+    batch = confirmation_of("a", "b")
     await batch.wait(0.01)
-    assert batch.outstanding == {1, 2}
+    assert batch.fates == [None, None]
+
+
+async def test_a_lost_channel_ends_every_wait() -> None:
+    batch = confirmation_of("a")
+    waiting = asyncio.create_task(batch.wait(60))
+    await asyncio.sleep(0)
+    batch.done.set_exception(ChannelLost("gone"))
+    with pytest.raises(ChannelLost, match="gone"):
+        await waiting
+    batch.answer(0, CONFIRMED)  # comes too late to matter, and breaks nothing
 
 
 async def test_nothing_published_is_confirmed_at_once() -> None:
-    await Confirmations().expect(0).wait(0.01)
+    batch = confirmation_of()
+    await batch.wait(0.01)
+    assert batch.flawless
+
+
+async def test_without_confirms_all_is_assumed_to_have_arrived() -> None:
+    batch = confirmation_of("a", "b")
+    batch.assume_all()
+    assert batch.flawless
+    await batch.wait(60)

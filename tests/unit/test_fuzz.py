@@ -4,7 +4,6 @@ size and after bounded work.
 
 import json
 import sys
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,6 +12,8 @@ from hypothesis import strategies as st
 
 from tests.faults.hostile import CORPUS, FLOW_ID
 from tests.fuzz.line import message_of, serve
+from tests.support import properties as made
+from worker.broker.properties import read_message, short_string
 from worker.contract.message import Message
 
 REQUEST: dict[str, Any] = {
@@ -35,7 +36,6 @@ VALID = json.dumps(REQUEST).encode()
 SMALL = [each.body for each in CORPUS if len(each.body) < 5_000]
 
 text = st.text(st.characters(), max_size=60)
-short = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 anything = st.recursive(
     st.none()
     | st.booleans()
@@ -47,19 +47,6 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
     max_leaves=12,
 )
-# As the channel's reader gives them.
-header_value = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats()
-    | short
-    | st.binary(max_size=40).map(bytearray)
-    | st.decimals(-(10**6), 10**6, places=3)
-    | st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(short, inner, max_size=3),
-    max_leaves=8,
-)
 header_name = st.sampled_from(
     [
         "x-prefect-api-version",
@@ -69,8 +56,11 @@ header_name = st.sampled_from(
         "CC",
         "x-death",
         "x-error",
+        "x-original-properties",
+        "x-original-reply-to",
     ]
 )
+content_type = st.sampled_from(["application/json", "application/json; charset=utf-8"]).map(short_string)
 
 
 @st.composite
@@ -106,37 +96,17 @@ def test_any_fields_end_in_a_record_or_a_refusal(fields: dict[str, Any]) -> None
     serve(Message(body=json.dumps({**REQUEST, **fields}).encode(), headers={}))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     body=st.sampled_from([VALID, b"{}"]),
-    headers=st.dictionaries(header_name | short, header_value, max_size=6),
-    properties=st.fixed_dictionaries(
-        {},
-        optional={
-            **dict.fromkeys(
-                (
-                    "content_encoding",
-                    "correlation_id",
-                    "reply_to",
-                    "message_id",
-                    "type",
-                    "user_id",
-                    "app_id",
-                    "expiration",
-                ),
-                short,
-            ),
-            "content_type": short | st.sampled_from(["application/json", "application/json; charset=utf-8"]),
-            "delivery_mode": st.integers(0, 255),
-            "priority": st.integers(0, 255),
-            "timestamp": st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)),
-        },
+    properties=made.properties(
+        headers=made.tables(header_name | made.header_names),
+        strings=made.short_strings | made.no_utf8.map(made.counted) | content_type,
+        times=st.integers(0, 2**64 - 1),
     ),
 )
-def test_any_properties_end_in_a_record_or_a_refusal(
-    body: bytes, headers: dict[str, Any], properties: dict[str, Any]
-) -> None:
-    serve(Message(body=body, headers=headers, **properties))
+def test_any_properties_end_in_a_record_or_a_refusal(body: bytes, properties: bytes) -> None:
+    serve(read_message(properties, body))
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,113 +1,295 @@
-"""Properties as they are read and written, what of a message's headers goes into its dead letter,
-and what it is known by.
-"""
+"""What is published of a message: its reply, its dead letter, and the dead letter sent again."""
 
-import dataclasses
+import struct
 from datetime import UTC, datetime
 from typing import Any
 
 import pamqp.frame
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pamqp import commands as spec
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from worker.broker.properties import UndecodableProperties, read_properties
-from worker.broker.publication import APP_ID, Publication, reply, writable_headers
+from tests.support import properties as made
+from worker.broker.properties import (
+    in_order,
+    join,
+    join_table,
+    read_message,
+    short_string,
+    split,
+    split_table,
+    table_value,
+)
+from worker.broker.publication import APP_ID, Publication, WrittenProperties, dead_letter_copy, reply
+from worker.contract.decode import decode
+from worker.contract.errors import MAX_LINE, Refusal
 from worker.contract.message import Message, fingerprint
+from worker.dead_letters import sent_again
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
-short = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
-properties = st.fixed_dictionaries(
-    {},
-    optional={
-        **dict.fromkeys(
-            ("content_type", "correlation_id", "reply_to", "message_id", "message_type", "app_id"), short
+FRAME_MAX = 131_072
+MICROSECONDS = 1_700_000_000_000_000
+
+# Some can't be read.
+broken = made.short_strings | made.no_utf8.map(made.counted)
+
+
+def wire(publication: Publication, frame_max: int, channel: int = 1) -> bytes:
+    return b"".join(publication.frames(channel, frame_max))
+
+
+def letter_of(
+    raw: bytes, *, login: str | None = "guest", frame_max: int = FRAME_MAX, error: str = "It is wrong."
+) -> Message:
+    """The dead letter of a message with these properties, as it is read again.
+
+    Its publication has to be what aio-pika's library can read.
+    """
+    copy = dead_letter_copy(
+        read_message(raw, b"body"),
+        queue="q.dead",
+        status=422,
+        error=error,
+        now=NOW,
+        login=login,
+        frame_max=frame_max,
+    )
+    assert (copy.queue, copy.body) == ("q.dead", b"body")
+    frames = wire(copy, frame_max)
+    publish, _, method = pamqp.frame.unmarshal(frames)
+    _, _, header = pamqp.frame.unmarshal(frames[publish:])
+    assert isinstance(method, spec.Basic.Publish)
+    assert isinstance(header, ContentHeader)
+    assert header.properties.delivery_mode == 2
+    assert header.properties.headers is not None
+    assert header.properties.headers["x-error-status"] == 422
+    return read_message(copy.properties, copy.body)
+
+
+def died(letter: Message) -> Message:
+    """The letter with what a quorum queue adds, behind all that is there."""
+    values = split(letter.raw_properties)
+    added = [("x-delivery-count", b"l" + struct.pack(">q", 3)), ("x-death", b"A\0\0\0\0")]
+    values["headers"] = join_table([*split_table(values["headers"]), *added])
+    return read_message(join(in_order(values)), letter.body)
+
+
+@given(made.properties(without=("expiration", "user_id")))
+@example(join({"delivery_mode": b"\1"}))
+@example(join({"headers": join_table([("ratio", b"d" + struct.pack(">d", 0.1))])}))
+@example(join({"headers": join_table([("n" * 255, b"V"), ("n" * 255, b"T" + struct.pack(">Q", 2**41))])}))
+@example(join({"timestamp": struct.pack(">Q", 1_700_000_000_123)}))
+@example(join({"content_type": b"\0", "reply_to": b"\0", "message_id": b"\0"}))
+@example(join({"headers": join_table([("latin", b"S\0\0\0\1\xe9")])}))
+@example(join({"headers": bytes(4)}))
+def test_a_dead_letter_sent_again_is_the_same_message_byte_for_byte(raw: bytes) -> None:
+    original = read_message(raw, b"body")
+    again = sent_again(died(letter_of(raw)), "q")
+    assert (again.queue, again.properties, again.body) == ("q", raw, b"body")
+    assert fingerprint(read_message(again.properties, again.body)) == fingerprint(original)
+
+
+@given(made.properties(strings=broken, times=st.integers(0, 2**64 - 1), without=("expiration", "user_id")))
+@example(join({"timestamp": struct.pack(">Q", MICROSECONDS)}))
+@example(join({"headers": b"\0\0\0\x07\x01\xffS\0\0\0\0"}))
+@example(join({"headers": join_table([("at", b"T" + struct.pack(">Q", MICROSECONDS))])}))
+def test_properties_that_cannot_be_read_are_kept_and_sent_again_as_they_came(raw: bytes) -> None:
+    letter = letter_of(raw)
+    assert letter.unreadable == {}
+    assert sent_again(died(letter), "q").properties == raw
+
+
+def test_a_property_that_is_out_of_range_costs_the_request_nothing() -> None:
+    """Microseconds in ``timestamp``, which AMQP has in seconds."""
+    values = {"timestamp": struct.pack(">Q", MICROSECONDS), "app_id": b"\1\xff", "user_id": b"\1\xff"}
+    body = b'{"flow_id": "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"}'
+    message = read_message(join(values), body)
+    assert message.unreadable.keys() == {"timestamp", "app_id", "user_id"}
+    assert decode(message, max_body_bytes=1000).body.flow_id
+
+
+@pytest.mark.parametrize("name", ["content_type", "content_encoding", "message_id", "type", "headers"])
+def test_one_that_the_contract_uses_refuses_by_its_name_and_is_answered(name: str) -> None:
+    bad = b"\0\0\0\x07\x01\xffS\0\0\0\0" if name == "headers" else b"\1\xff"
+    values = {"reply_to": short_string("replies"), "correlation_id": short_string("mine"), name: bad}
+    message = read_message(join(in_order(values)), b"{}")
+    with pytest.raises(Refusal) as refused:
+        decode(message, max_body_bytes=1000)
+    assert refused.value.status == 422
+    assert f"{name}: " in refused.value.line
+    assert (message.reply_to, message.correlation_id) == ("replies", "mine")
+    answer = reply(message, status=422, body=b"{}", now=NOW, error=refused.value.line)
+    assert answer.queue == "replies"
+    assert read_message(answer.properties, b"").correlation_id == "mine"
+
+
+def test_what_would_lose_or_misdirect_the_letter_moves_aside_and_does_not_come_back() -> None:
+    values = {
+        "headers": join_table(
+            [
+                ("mine", b"V"),
+                ("CC", b"A" + bytes((0, 0, 0, 6)) + b"S\0\0\0\1q"),
+                ("BCC", b"A\0\0\0\0"),
+                ("x-error", b"t\1"),
+            ]
         ),
-        "headers": st.dictionaries(
-            st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
-            st.integers(0, 2**31) | short | st.booleans(),
-            max_size=3,
-        ),
-        "delivery_mode": st.integers(1, 2),
-        "priority": st.integers(0, 255),
-        "timestamp": st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)).map(
-            lambda at: at.replace(microsecond=0, tzinfo=UTC)
-        ),
-    },
+        "delivery_mode": b"\1",
+        "expiration": short_string("60000"),
+        "user_id": short_string("somebody"),
+    }
+    letter = letter_of(join(values))
+    assert (letter.expiration, letter.user_id, letter.delivery_mode) == (None, None, 2)
+    assert letter.headers == {
+        "mine": None,
+        "x-original-cc": ["q"],
+        "x-original-bcc": [],
+        "x-original-delivery-mode": bytearray(b"\1"),
+        "x-original-expiration": "60000",
+        "x-original-user-id": "somebody",
+        "x-error-status": 422,
+        "x-error": "It is wrong.",
+        "x-failed-at": NOW.isoformat(),
+    }
+    again = sent_again(letter, "q")
+    assert again.properties == join({"headers": join_table([("mine", b"V")]), "delivery_mode": b"\1"})
+    original = read_message(join(values), b"body")
+    assert fingerprint(read_message(again.properties, b"body")) == fingerprint(original)
+
+
+def test_the_user_who_publishes_the_letter_may_stand_in_it() -> None:
+    raw = join({"user_id": short_string("worker")})
+    assert letter_of(raw, login="worker").user_id == "worker"
+    assert letter_of(raw, login="guest").user_id is None
+    assert letter_of(raw, login=None).user_id is None
+
+
+def test_properties_that_end_too_early_are_kept_whole_and_never_sent_again() -> None:
+    raw = b"\x80\x00\x09cut"
+    letter = letter_of(raw)
+    assert letter.headers["x-original-properties"] == bytearray(raw)
+    with pytest.raises(ValueError, match="could not be kept"):
+        sent_again(letter, "q")
+
+
+def test_headers_that_leave_no_room_for_the_reason_are_dropped_and_that_is_told() -> None:
+    raw = join({"headers": join_table([("a", table_value("x" * 8_150))]), "message_id": b"\1m"})
+    letter = letter_of(raw, frame_max=8_192)
+    assert "8192" in letter.headers["x-headers-dropped"]
+    assert "a" not in letter.headers
+    assert letter.message_id == "m"
+    with pytest.raises(ValueError, match="could not be kept"):
+        sent_again(letter, "q")
+
+
+def test_the_longest_properties_and_the_longest_reason_fit_into_the_smallest_frame() -> None:
+    """RabbitMQ takes no smaller ``frame_max`` than 4,096."""
+    longest = dict.fromkeys(made.SHORT_STRINGS, short_string("x" * 255))
+    raw = join(in_order({**longest, "headers": join_table([("a", b"V")])}))
+    letter = letter_of(raw, login="guest", frame_max=4_096, error="🚀" * MAX_LINE)
+    assert letter.headers["x-error-status"] == 422
+
+
+@given(made.properties(headers=made.tables(made.header_names)), made.text)
+def test_whatever_headers_come_the_letter_has_the_reason_alone_and_can_be_looked_at(
+    raw: bytes, error: str
+) -> None:
+    """Headers of our own names among them, as of a letter that somebody moved by hand."""
+    letter = letter_of(raw, error=error)
+    assert letter.headers["x-error"] == error
+    assert letter.headers["x-failed-at"] == NOW.isoformat()
+    names = [name for name, _ in split_table(split(letter.raw_properties)["headers"])]
+    for name in ("x-error", "x-error-status", "x-failed-at"):
+        assert names.count(name) == 1
+
+
+@given(made.own_names, made.values, st.sampled_from(["x-original-reply-to", "x-original-delivery-mode"]))
+def test_a_producer_cannot_put_properties_into_what_is_sent_again(
+    name: str, value: bytes, forged: str
+) -> None:
+    """By the header from which we would restore one."""
+    headers = join_table([(name, value), (forged, table_value(bytearray(b"\6forged")))])
+    raw = join({"headers": headers, "delivery_mode": b"\2", "reply_to": short_string("mine")})
+    again = split(sent_again(letter_of(raw), "q").properties)
+    assert again["reply_to"] == short_string("mine")
+    assert again["delivery_mode"] == b"\2"
+
+
+def test_fingerprints_tell_messages_apart_and_pass_over_what_others_add() -> None:
+    raw = join({"headers": join_table([("mine", b"S\0\0\0\1\xff")]), "message_id": b"\x011"})
+    message = read_message(raw, b"{}")
+    assert fingerprint(read_message(raw, b"{}", redelivered=True)) == fingerprint(message)
+    assert fingerprint(died(message)) == fingerprint(message)
+    assert fingerprint(read_message(raw, b"{} ")) != fingerprint(message)
+    other = join({"headers": join_table([("mine", b"S\0\0\0\1\xfe")]), "message_id": b"\x011"})
+    assert fingerprint(read_message(other, b"{}")) != fingerprint(message)
+
+
+@given(
+    st.none() | made.short_text.filter(made.fits),
+    st.sampled_from([200, 201, 404, 422]),
+    st.none() | made.text,
 )
-
-
-@given(properties)
-def test_properties_are_read_as_pamqp_wrote_them(given: dict[str, Any]) -> None:
-    written = spec.Basic.Properties(**given)
-    read = read_properties(written.marshal())
-    assert not isinstance(read, UndecodableProperties)
-    assert {name: getattr(read, name) for name in given} == given
-    assert all(
-        getattr(read, name) in (None, "") for name in spec.Basic.Properties.__slots__ if name not in given
-    )
-
-
-@given(short | st.none(), st.sampled_from([200, 201, 404, 422]))
-def test_a_reply_has_the_properties_of_the_contract(correlation_id: str | None, status: int) -> None:
-    made = reply(
-        Message(b"", {}, reply_to="q", correlation_id=correlation_id), status=status, body=b"{}", now=NOW
-    )
-    made.properties.message_id = "a.1"
-    read = read_properties(made.properties.marshal())
-    expected = {
+def test_a_reply_has_the_properties_of_the_contract(
+    correlation_id: str | None, status: int, error: str | None
+) -> None:
+    request = Message(b"", {}, reply_to="q", correlation_id=correlation_id)
+    answer = reply(request, status=status, body=b"{}", now=NOW, error=error)
+    assert (answer.queue, answer.body, answer.size) == ("q", b"{}", 2)
+    read = read_message(answer.properties, b"")
+    expected: dict[str, Any] = {
         "content_type": "application/json",
-        "headers": {"status": status},
+        "headers": {"status": status, **({} if error is None else {"x-error": error})},
         "delivery_mode": 2,
         "correlation_id": correlation_id,
-        "message_id": "a.1",
         "timestamp": NOW,
-        "message_type": "flow_run" if status < 400 else "error",
+        "type": "flow_run" if status < 400 else "error",
         "app_id": APP_ID,
     }
     assert {name: getattr(read, name) for name in expected} == expected
+    assert read.message_id
+    assert spec.Basic.Properties().unmarshal(*_flags_and_rest(answer.properties)) is None
+    following = reply(request, status=status, body=b"{}", now=NOW)
+    assert read_message(following.properties, b"").message_id != read.message_id
+
+
+def _flags_and_rest(properties: bytes) -> tuple[int, bytes]:
+    return struct.unpack_from(">H", properties)[0], properties[2:]
 
 
 @pytest.mark.parametrize("body", [b"", b"x", b"x" * 92, b"x" * 93, b"x" * 1000])
-def test_a_publication_is_written_as_pamqp_writes_it(body: bytes) -> None:
-    made = spec.Basic.Properties(correlation_id="c", headers={"a": 1})
-    frames = [spec.Basic.Publish(0, "", "a queue", True), ContentHeader(0, len(body), made)]
+@pytest.mark.parametrize("queue", ["a queue", "ü" * 127, "amq.rabbitmq.reply-to.g1h2.key"])
+def test_a_publication_is_written_as_pamqp_writes_it(queue: str, body: bytes) -> None:
+    properties = spec.Basic.Properties(correlation_id="c", headers={"a": 1})
+    mandatory = not queue.startswith("amq.rabbitmq.reply-to")
+    frames: list[Any] = [
+        spec.Basic.Publish(0, "", queue, mandatory),
+        ContentHeader(0, len(body), properties),
+    ]
     frames += [ContentBody(body[start : start + 92]) for start in range(0, len(body), 92)]
     written = b"".join(pamqp.frame.marshal(each, 5) for each in frames)
-    assert Publication("a queue", made, body, numbered=False).marshal(5, 100) == written
+    assert wire(Publication(queue, properties.marshal(), body), 100, 5) == written
+
+
+@given(made.properties())
+def test_written_properties_go_out_to_the_letter(raw: bytes) -> None:
+    header = ContentHeader(0, 1, WrittenProperties(raw))
+    assert pamqp.frame.marshal(header, 1) == b"".join(
+        (struct.pack(">BHI", 2, 1, 12 + len(raw)), struct.pack(">HHQ", 60, 0, 1), raw, b"\xce")
+    )
 
 
 def test_properties_that_do_not_fit_into_a_frame_are_refused() -> None:
+    publication = Publication("q", join({"correlation_id": short_string("c" * 200)}), b"")
     with pytest.raises(ValueError, match="properties take"):
-        Publication("q", spec.Basic.Properties(correlation_id="c" * 200), b"", numbered=False).marshal(1, 100)
+        publication.frames(1, 100)
+    with pytest.raises(ValueError, match="properties take"):
+        publication.check(100)
+    publication.check(1_000)
 
 
-def test_headers_that_cannot_be_written_are_dropped_each_by_itself() -> None:
-    headers = {
-        "x-prefect-api-version": "0.8.4",
-        "latin": b"caf\xe9",
-        "nested": {"list": [b"\xff", 1]},
-        "huge": 1e300,
-        "number": 2**70,
-    }
-    writable, dropped = writable_headers(headers)
-    assert writable == {
-        "x-prefect-api-version": "0.8.4",
-        "latin": bytearray(b"caf\xe9"),
-        "nested": {"list": [bytearray(b"\xff"), 1]},
-    }
-    assert dropped == ["'huge'", "'number'"]
-
-
-def test_a_dead_letter_sent_again_is_the_same_message() -> None:
-    sent = Message(
-        b"{}", {"mine": b"\xff", "CC": ["other"]}, message_id="1", user_id="guest", expiration="60000"
-    )
-    died = {"mine": bytearray(b"\xff"), "x-death": [{"count": 1}], "x-delivery-count": 3}
-    assert fingerprint(dataclasses.replace(sent, headers=died, user_id=None, expiration=None)) == fingerprint(
-        sent
-    )
-    assert fingerprint(dataclasses.replace(sent, body=b"{} ")) != fingerprint(sent)
+def test_a_queue_whose_name_is_too_long_is_refused() -> None:
+    with pytest.raises(ValueError, match="255"):
+        Publication("q" * 256, b"\0\0", b"").frames(1, FRAME_MAX)

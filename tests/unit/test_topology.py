@@ -1,0 +1,38 @@
+"""What must stand at the broker, all named after one queue."""
+
+import pytest
+
+from worker.broker.topology import Topology
+
+
+@pytest.mark.parametrize(
+    ("queue", "exchange", "routing_key"),
+    [
+        ("flow-runs.create", "flow-runs", "create"),
+        ("a.b.c", "a.b", "c"),
+        ("plain", None, None),
+        (".create", None, None),
+        ("create.", None, None),
+    ],
+)
+def test_everything_is_named_after_the_queue(
+    queue: str, exchange: str | None, routing_key: str | None
+) -> None:
+    topology = Topology.from_queue_name(queue)
+    assert topology.queue == queue
+    assert topology.dead_letter_queue == f"{queue}.dead"
+    assert (topology.exchange, topology.routing_key) == (exchange, routing_key)
+
+
+def test_the_arguments_are_those_of_the_contract() -> None:
+    """Other programs declare the same: any other argument would be refused to one of the two."""
+    topology = Topology.from_queue_name("q.create")
+    assert topology.queue_arguments == {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 20,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": "q.create.dead",
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+    assert topology.dead_letter_queue_arguments == {"x-queue-type": "quorum"}
