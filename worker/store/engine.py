@@ -93,7 +93,8 @@ class Database:
         """
         transaction = transaction or self.pooler
         engine = self.transactions if transaction else self.statements
-        async with _unless_silent(self.knock), engine.connect() as connection:
+        async with _unless_silent(self.knock):
+            connection = await engine.connect()
             try:
                 if not transaction:
                     yield connection
@@ -106,6 +107,8 @@ class Database:
                 if given_up and not connection.invalidated:
                     await connection.invalidate()
                 raise
+            finally:
+                await connection.close()
 
     async def close(self) -> None:
         """Close the connections, by force where they don't close by themselves in time."""

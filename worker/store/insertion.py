@@ -117,11 +117,12 @@ class Insertion:
     async def _execute(self, connection: AsyncConnection, runs: Sequence[NewRun]) -> set[UUID]:
         rows = self._statements.new_rows(new.run for new in runs)
         if not self._statements.create_states:
-            return {row[0] for row in await driver(connection).fetch(self._statements.create, rows)}
+            return {row[0] for row in await driver(connection).fetch(self._statements.create, *rows)}
         sqlite = driver(connection)
-        ids = [row[0] for row in await sqlite.execute_fetchall(self._statements.create, (rows,))]
+        ids = [row[0] for row in await sqlite.execute_fetchall(self._statements.create, rows)]
         if ids:
-            await sqlite.execute_fetchall(self._statements.create_states, (rows, dumps(ids).decode()))
+            states = self._statements.create_states
+            await sqlite.execute_fetchall(states, (*rows, dumps(ids).decode()))
         return {UUID(each) for each in ids}
 
     async def _answers(self) -> bool:
