@@ -10,10 +10,12 @@ from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
 
+BOTH_WAYS = {"params": [True, False], "ids": ["fast path", "aio-pika alone"]}
+
 
 @pytest.fixture(scope="module")
 def running_worker(
-    rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
+    rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory, fast_path: bool
 ) -> Iterator[tuple[str, Path]]:
     folder = tmp_path_factory.mktemp("worker")
     queue = f"shared-{uuid4().hex[:8]}.create"
@@ -24,6 +26,7 @@ def running_worker(
             "WORKER_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/flow_runs.db",
             "WORKER_QUEUE": queue,
             "WORKER_HTTP_PORT": "0",
+            "WORKER_FAST_PATH": str(fast_path),
             "WORKER_MAX_BODY_BYTES": "10000",
         },
     )

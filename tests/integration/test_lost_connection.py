@@ -5,28 +5,64 @@ it.
 import asyncio
 
 import pytest
-from pamqp import commands as spec
 
+from tests.integration.conftest import BOTH_WAYS
 from tests.support.rabbitmq import RabbitMQ
-from worker.broker.channel import ChannelLost
+from worker.broker.connection import ChannelLost
+from worker.broker.properties import join
 from worker.broker.publication import Publication
 from worker.broker.session import Session
 from worker.broker.topology import Topology
 
 
+@pytest.fixture(**BOTH_WAYS)
+def fast_path(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 @pytest.mark.parametrize("attempt", range(5))
 async def test_writing_to_a_connection_that_the_broker_closes_is_a_lost_channel(
-    rabbitmq: RabbitMQ, queue: str, attempt: int
+    rabbitmq: RabbitMQ, queue: str, attempt: int, fast_path: bool
 ) -> None:
-    session = await Session.open(rabbitmq.url, Topology.from_queue_name(queue), name="test")
+    topology = Topology.from_queue_name(queue)
+    session = await Session.open(rabbitmq.url, topology, name="test", fast_path=fast_path)
 
     async def write() -> None:
         while True:
-            await session.publish([Publication(queue, spec.Basic.Properties(), b"{}", numbered=True)])
-            await asyncio.sleep(0)
+            confirmation = await session.publisher.publish([Publication(queue, join({}), b"{}")] * 10)
+            await confirmation.wait(60)
 
     writing = asyncio.create_task(write())
     await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "by the test")
-    with pytest.raises(ChannelLost):
-        await asyncio.wait_for(writing, 30)
+    async with asyncio.timeout(60):
+        with pytest.raises(ChannelLost):
+            await writing
+        assert "by the test" in str(await session.lost)
     await session.close()
+
+
+async def test_a_connection_that_is_cut_ends_all_waits(
+    rabbitmq: RabbitMQ, queue: str, fast_path: bool
+) -> None:
+    """For confirms, for deliveries, and for what the broker says to a consumer."""
+    topology = Topology.from_queue_name(queue)
+    session = await Session.open(rabbitmq.url, topology, name="test", fast_path=fast_path)
+    consuming = asyncio.create_task(session.consume(10))
+    taking = asyncio.create_task(session.deliveries.take(1))
+    for connection in session._connections:
+        assert connection.frames._socket is not None
+        connection.frames._socket.abort()
+    async with asyncio.timeout(60):
+        await session.lost
+        assert await taking == []
+        with pytest.raises(ChannelLost):
+            await session.publisher.publish([Publication(queue, join({}), b"{}")])
+        session._calm.set()
+        with pytest.raises(ChannelLost):
+            await consuming
+        with pytest.raises(ChannelLost):
+            await session.stop_consuming()
+        with pytest.raises(ChannelLost):
+            async with session.another_publisher():
+                pass
+        await session.close()

@@ -6,10 +6,13 @@ import asyncio
 from uuid import uuid4
 
 import aiormq
-from pamqp import commands as spec
+import pytest
 
+from tests.integration.conftest import BOTH_WAYS
 from worker.broker.delivery import Delivery
+from worker.broker.properties import join, short_string
 from worker.broker.publication import Publication
+from worker.broker.publisher import Fate
 from worker.broker.session import Session
 from worker.broker.topology import Topology
 
@@ -18,40 +21,64 @@ TASKS = 300
 BODY = b"x" * 200_000
 
 
+@pytest.fixture(**BOTH_WAYS)
+def fast_path(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_tags(
-    amqp_url: str, queue: str
+    amqp_url: str, queue: str, fast_path: bool
 ) -> None:
     """Another order would take the confirm of one message for that of another, and acknowledge tags
     that are gone already.
     """
-    replies = f"replies-{uuid4().hex[:8]}"
-    session = await Session.open(amqp_url, Topology.from_queue_name(queue), name="test")
+    replies, full = f"replies-{uuid4().hex[:8]}", f"full-{uuid4().hex[:8]}"
+    topology = Topology.from_queue_name(queue)
+    session = await Session.open(amqp_url, topology, name="test", fast_path=fast_path)
     reader = await aiormq.connect(amqp_url)
     channel = await reader.channel()
     await channel.queue_declare(replies, auto_delete=True)
+    nothing = {"x-max-length": 0, "x-overflow": "reject-publish"}
+    await channel.queue_declare(full, auto_delete=True, arguments=nothing)
     for _ in range(TASKS):
         await channel.basic_publish(b"{}", routing_key=queue)
-    await session.consume(TASKS)
+    consuming = asyncio.create_task(session.consume(TASKS))
+    acknowledging = asyncio.create_task(session.acknowledger.run())
     deliveries: list[Delivery] = []
     while len(deliveries) < TASKS:
         deliveries += await session.deliveries.take(TASKS)
+    order: list[int] = []
 
     async def serve(delivery: Delivery) -> None:
-        properties = spec.Basic.Properties()
-        confirmation = await session.publish([Publication(replies, properties, BODY, numbered=True)])
+        raw = join({"message_id": short_string(str(delivery.tag))})
+        order.append(delivery.tag)
+        # One to a queue that stands, one to none, and one to a queue that is full: each confirm
+        # has to be its own.
+        confirmation = await session.publisher.publish(
+            [
+                Publication(replies, raw, BODY),
+                Publication(f"none-{delivery.tag}", raw, b""),
+                Publication(full, raw, b""),
+            ]
+        )
         # Sets the tasks apart, as databases and confirms do.
         for _ in range(delivery.tag % 7):
             await asyncio.sleep(0)
-        await session.acknowledge([delivery])
-        await confirmation.wait(30)
-        assert not confirmation.outstanding
+        session.acknowledge([delivery])
+        await confirmation.wait(300)
+        assert confirmation.fates == [Fate.CONFIRMED, Fate.RETURNED, Fate.REFUSED]
 
     await asyncio.gather(*(serve(delivery) for delivery in deliveries))
+    await consuming
+    session.acknowledger.close()
+    await acknowledging
     assert not session.lost.done(), session.lost.result()
-    numbers = []
+    tags = []
     for _ in range(TASKS):
         message = await channel.basic_get(replies, no_ack=True)
-        numbers.append(int((message.header.properties.message_id or "").rpartition(".")[2]))
-    assert numbers == sorted(numbers)
+        tags.append(int(message.header.properties.message_id or 0))
+    assert tags == order
+    declared = await channel.queue_declare(queue, passive=True)
+    assert declared.message_count == 0
     await session.close()
     await reader.close()

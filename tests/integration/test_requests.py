@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.conftest import StartWorker
+from tests.integration.conftest import BOTH_WAYS
 from tests.support.database import fetch_runs
 from tests.support.producer import Producer
 from worker.client import FlowRunClient
@@ -47,6 +48,11 @@ EVERY_FIELD: dict[str, Any] = {
     "job_variables": {"cpu": 2},
     "deployment_id": str(uuid4()),
 }
+
+
+@pytest.fixture(scope="module", **BOTH_WAYS)
+def fast_path(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
 def same_as_sent(record: dict[str, Any]) -> None:
@@ -185,8 +191,8 @@ async def test_a_refused_request_is_answered_and_kept_and_its_neighbours_are_ser
 ) -> None:
     producer = shared_worker
     before = await producer.publish({"flow_id": FLOW_ID})
-    headers = {"mine": "kept", **properties.pop("headers", {})}
-    bad = await producer.publish(body, message_id="bad-1", headers=headers, **properties)
+    headers = {"mine": "kept", **properties.get("headers", {})}
+    bad = await producer.publish(body, message_id="bad-1", **{**properties, "headers": headers})
     after = await producer.publish({"flow_id": FLOW_ID})
 
     first, refused, last = await producer.replies_to([before, bad, after])
@@ -266,7 +272,7 @@ async def test_a_reply_to_the_workers_own_queue_is_refused(
 async def test_without_a_key_a_message_id_makes_one_run_of_the_same_message(
     start_worker: StartWorker, producer: Producer, database_url: str
 ) -> None:
-    """A retry of the same message is the same request; another message with its id is another one."""
+    """A retry of the same message is the same request; another message with its id is not."""
     start_worker(database_url)
     same = {"message_id": "m-1", "correlation_id": "c-1"}
     first = await producer.request({"flow_id": FLOW_ID, "name": "a"}, **same)

@@ -1,0 +1,321 @@
+"""What is used of aio-pika, aiormq and pamqp beyond their documentation: a test for each line of
+the list in ``worker/broker/fast_path.py``, on the versions that ``pyproject.toml`` lets in.
+
+One that fails after an update says which assumption no longer holds.
+"""
+
+import asyncio
+import inspect
+import re
+import tomllib
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+import aiormq
+import pamqp.frame
+import pytest
+from aiormq.abc import ChannelFrame
+from aiormq.channel import Channel
+from aiormq.exceptions import DeliveryError
+from pamqp import commands as spec
+from pamqp.header import ContentHeader
+from pamqp.heartbeat import Heartbeat
+from yarl import URL
+
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import ROOT
+from worker.broker.transport import HEARTBEAT, Connection, FrameReader, Transport
+
+CAPPED = ("aio-pika", "aiormq", "pamqp")
+
+
+@pytest.mark.parametrize("name", CAPPED)
+def test_the_library_is_capped_to_a_minor_release_and_that_is_installed(name: str) -> None:
+    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (requirement,) = (each for each in requirements if re.split("[<>=]", each)[0] == name)
+    found = re.fullmatch(rf"{name}>=(\d+)\.(\d+)(?:\.\d+)?,<(\d+)\.(\d+)", requirement)
+    assert found is not None, requirement
+    major, minor, next_major, next_minor = map(int, found.groups())
+    assert (next_major, next_minor) == (major, minor + 1)
+    installed = tuple(int(part) for part in version(name).split(".")[:2])
+    assert installed == (major, minor)
+
+
+@pytest.fixture
+async def connection(amqp_url: str) -> AsyncIterator[Connection]:
+    connection = await aio_pika.connect(amqp_url, connection_class=Connection)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def channel(connection: Connection) -> Channel:
+    underlay = await (await connection.channel(publisher_confirms=True)).get_underlay_channel()
+    assert isinstance(underlay, Channel)
+    return underlay
+
+
+# ``aio_pika.Connection.kwargs``, handed to ``aiormq.connect``
+
+
+async def test_a_connections_kwargs_reach_aiormq(amqp_url: str) -> None:
+    created: list[URL] = []
+
+    class Noting(Transport):
+        async def create(self, url: URL, **options: Any) -> Any:
+            created.append(url)
+            return await super().create(url, **options)
+
+    class Own(aio_pika.Connection):
+        def __init__(self, url: URL, **options: Any) -> None:
+            super().__init__(url, **options)
+            self.kwargs["transport_factory"] = Noting()
+
+    connection = await aio_pika.connect(amqp_url, connection_class=Own)
+    assert [url.port for url in created] == [URL(amqp_url).port]
+    await connection.close()
+    assert "transport_factory" in inspect.signature(aiormq.Connection.__init__).parameters
+
+
+# ``aiormq.TransportFactory.create``, and that aiormq reads from its stream by ``readexactly``
+
+
+async def test_a_transport_factory_gives_reader_and_writer_and_is_asked_with_the_tls_context(
+    amqp_url: str,
+) -> None:
+    given: dict[str, Any] = {}
+
+    class Noting(Transport):
+        async def create(self, url: URL, **options: Any) -> Any:
+            given.update(options)
+            return await super().create(url, **options)
+
+    connection = await aiormq.connect(amqp_url, transport_factory=Noting())
+    assert set(given) == {"ssl_context_provider"}
+    assert inspect.iscoroutinefunction(given["ssl_context_provider"].get_context)
+    await connection.close()
+
+
+async def test_aiormq_reads_by_readexactly_alone(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So what the reader was fed is all that it needs to have."""
+    used: set[str] = set()
+    for name in ("read", "readline", "readuntil", "readexactly"):
+        original = getattr(FrameReader, name)
+
+        def noting(self: Any, *arguments: Any, _name: str = name, _original: Any = original) -> Any:
+            used.add(_name)
+            return _original(self, *arguments)
+
+        monkeypatch.setattr(FrameReader, name, noting)
+    connection = await aio_pika.connect(amqp_url, connection_class=Connection)
+    await connection.channel()
+    await connection.close()
+    assert used == {"readexactly"}
+
+
+async def test_a_heartbeat_is_a_sign_of_life_for_aiormq(connection: Connection) -> None:
+    """The frame that we put in ourselves; it answers nothing to it."""
+    underlay = connection.transport.connection  # type: ignore[union-attr]
+    before = underlay.loop.time()
+    assert isinstance(pamqp.frame.unmarshal(HEARTBEAT)[2], Heartbeat)
+    reader = connection.frames._reader
+    assert reader is not None
+    underlay._Connection__last_frame_time = 0.0
+    assert underlay.is_connection_was_stuck
+    asyncio.StreamReader.feed_data(reader, HEARTBEAT)
+    async with asyncio.timeout(60):
+        while underlay.is_connection_was_stuck:
+            await asyncio.sleep(0.01)
+    assert underlay._Connection__last_frame_time >= before
+    assert not underlay.is_closed
+
+
+# ``asyncio.StreamReader.feed_data`` and ``feed_eof``, overridden
+
+
+async def test_asyncios_protocol_feeds_the_reader_that_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, amqp_url: str
+) -> None:
+    called: list[str] = []
+    for name in ("feed_data", "feed_eof"):
+        original = getattr(FrameReader, name)
+
+        def noting(self: Any, *arguments: Any, _name: str = name, _original: Any = original) -> None:
+            called.append(_name)
+            _original(self, *arguments)
+
+        monkeypatch.setattr(FrameReader, name, noting)
+    connection = await aio_pika.connect(amqp_url, connection_class=Connection)
+    await connection.close()
+    async with asyncio.timeout(60):
+        while called[-1] != "feed_eof":
+            await asyncio.sleep(0.01)
+    assert called.count("feed_eof") == 1
+    assert "feed_data" in called
+
+
+# ``aiormq.Channel``: ``lock``, ``delivery_tag``, ``confirmations`` and ``write_queue``
+
+
+def publish_frames(channel: Channel, queue: str, count: int) -> bytes:
+    one = [spec.Basic.Publish(routing_key=queue), ContentHeader(0, 0, spec.Basic.Properties())]
+    return b"".join(pamqp.frame.marshal(each, channel.number) for each in one * count)
+
+
+async def put(channel: Channel, payload: bytes, count: int) -> list["asyncio.Future[Any]"]:
+    """Write publications past aiormq, with confirms in its own table."""
+    confirms = []
+    written = asyncio.get_running_loop().create_future()
+    async with channel.lock:
+        for _ in range(count):
+            channel.delivery_tag += 1
+            confirm = asyncio.get_running_loop().create_future()
+            channel.confirmations[channel.delivery_tag] = confirm
+            confirms.append(confirm)
+        await channel.write_queue.put(ChannelFrame(payload, should_close=False, drain_future=written))
+    await asyncio.wait_for(written, 60)
+    return confirms
+
+
+async def test_aiormq_confirms_what_stands_in_its_table_by_the_tags_that_follow(channel: Channel) -> None:
+    """Numbered from 1; its own publications and ours share one count."""
+    queue = f"seams-{uuid4().hex[:8]}"
+    await channel.queue_declare(queue, exclusive=True)
+    assert channel.publisher_confirms
+    assert (channel.delivery_tag, len(channel.confirmations)) == (0, 0)
+    await channel.basic_publish(b"", routing_key=queue)
+    assert channel.delivery_tag == 1
+    confirms = await put(channel, publish_frames(channel, queue, 5), 5)
+    await channel.basic_publish(b"", routing_key=queue)
+    assert channel.delivery_tag == 7
+    frames = await asyncio.wait_for(asyncio.gather(*confirms), 60)
+    assert all(isinstance(frame, spec.Basic.Ack) for frame in frames)
+    assert len(channel.confirmations) == 0
+    declared = await channel.queue_declare(queue, exclusive=True)
+    assert declared.message_count == 7
+
+
+async def test_a_nack_is_a_delivery_error_in_that_table(channel: Channel) -> None:
+    queue = f"seams-{uuid4().hex[:8]}"
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    await channel.queue_declare(queue, exclusive=True, arguments=full)
+    confirms = await put(channel, publish_frames(channel, queue, 3), 3)
+    await asyncio.wait_for(asyncio.wait(confirms), 60)
+    refused = [isinstance(confirm.exception(), DeliveryError) for confirm in confirms]
+    assert refused[0] is False
+    assert refused[-1] is True
+
+
+async def test_the_channels_lock_keeps_its_own_publications_back(channel: Channel) -> None:
+    """Else a tag would be given to one message and written behind that of another."""
+    queue = f"seams-{uuid4().hex[:8]}"
+    await channel.queue_declare(queue, exclusive=True)
+    async with channel.lock:
+        publishing = asyncio.create_task(channel.basic_publish(b"", routing_key=queue))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert channel.delivery_tag == 0
+    await asyncio.wait_for(publishing, 60)
+
+
+async def test_the_lock_of_a_closed_channel_refuses(channel: Channel) -> None:
+    await channel.close()
+    with pytest.raises(aiormq.exceptions.ChannelInvalidStateError):
+        async with channel.lock:
+            pass
+
+
+# ``on_consumer_cancel_callbacks``
+
+
+async def test_the_broker_cancelling_a_consumer_is_told(channel: Channel, connection: Connection) -> None:
+    queue = f"seams-{uuid4().hex[:8]}"
+    await channel.queue_declare(queue)
+    cancelled: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    channel.on_consumer_cancel_callbacks.add(cancelled.set_result)
+
+    async def nothing(_: Any) -> None:
+        return None
+
+    consuming = await channel.basic_consume(queue, nothing)
+    other = await (await connection.channel()).get_underlay_channel()
+    await other.queue_delete(queue)
+    frame = await asyncio.wait_for(cancelled, 60)
+    assert isinstance(frame, spec.Basic.Cancel)
+    assert frame.consumer_tag == consuming.consumer_tag
+
+
+# ``basic_ack(wait=False)`` and ``basic_reject``, whose order the acknowledger counts on
+
+
+async def test_acks_are_written_in_the_order_in_which_they_are_given(
+    channel: Channel, connection: Connection
+) -> None:
+    queue = f"seams-{uuid4().hex[:8]}"
+    await channel.queue_declare(queue)
+    for _ in range(4):
+        await channel.basic_publish(b"", routing_key=queue)
+    for _ in range(4):
+        await channel.basic_get(queue)
+    await channel.basic_ack(3, wait=False)
+    await channel.basic_ack(2, multiple=True, wait=False)  # 3 may not be outstanding any more
+    await channel.basic_reject(4, requeue=False, wait=False)
+    # A round trip: the broker would have closed the channel over a wrong order.
+    declared = await channel.queue_delete(queue)
+    assert declared.message_count == 0
+    assert not channel.is_closed
+
+
+# ``aiormq.Connection.connection_tune.frame_max``
+
+
+async def test_the_frame_size_that_was_agreed_is_known(connection: Connection, rabbitmq: RabbitMQ) -> None:
+    agreed = connection.transport.connection.connection_tune.frame_max  # type: ignore[union-attr]
+    assert str(agreed) in rabbitmq.ctl("list_connections", "frame_max").split()
+
+
+# ``pamqp.commands.Basic.Properties.marshal``, which pamqp calls to write a content header
+
+
+def test_pamqp_asks_the_properties_to_write_themselves() -> None:
+    class Written(spec.Basic.Properties):
+        def marshal(self) -> bytes:
+            return b"\0\0mine"
+
+    assert pamqp.frame.marshal(ContentHeader(0, 0, Written()), 1).endswith(b"\0\0mine\xce")
+
+
+async def test_a_message_of_our_own_properties_goes_out_with_them_by_aio_pika(
+    connection: Connection,
+) -> None:
+    from worker.broker.properties import join, short_string
+    from worker.broker.publication import Publication
+    from worker.broker.publisher import _Written
+
+    raw = join({"correlation_id": short_string(""), "message_id": short_string("m"), "app_id": b"\1\xff"})
+    channel = await connection.channel()
+    queue = await channel.declare_queue(exclusive=True)
+    await channel.default_exchange.publish(
+        _Written(Publication(queue.name, raw, b"body")), routing_key=queue.name
+    )
+    incoming = await queue.get()
+    assert connection.frames.properties == {(channel.number, incoming.delivery_tag): raw}
+
+
+def test_every_line_of_the_list_has_its_test() -> None:
+    """The list is the docstring of the module; a line that is added there is to be added here."""
+    import worker.broker.fast_path as fast_path
+
+    lines = re.findall(r"^- (.*)$", fast_path.__doc__ or "", re.MULTILINE)
+    pinned = [
+        "aio_pika.Connection.kwargs",
+        "aiormq.TransportFactory.create",
+        "asyncio.StreamReader.feed_data",
+        "aiormq.Channel",
+        "aiormq.Connection.connection_tune.frame_max",
+        "pamqp.commands.Basic.Properties.marshal",
+    ]
+    assert [re.search(r"``([\w.]+)", line)[1] for line in lines] == pinned  # type: ignore[index]
