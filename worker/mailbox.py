@@ -31,6 +31,10 @@ class Mailbox(Generic[T]):
         self._changed: asyncio.Event = asyncio.Event()
         self._taken: asyncio.Event = asyncio.Event()
 
+    def __len__(self) -> int:
+        """How many items wait."""
+        return len(self._items)
+
     def put(self, item: T) -> None:
         """Add one item. Never blocks."""
         self._items.append(item)

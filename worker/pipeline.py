@@ -132,7 +132,7 @@ class Pipeline:
                     log.exception("decode_failed", message_id=delivery.message.message_id)
                     self._refuse(delivery, Unprocessable())
             metrics.delivered(deliveries, monotonic() - started)
-            if self._session.deliveries.size:  # taking what waits lets nobody else have a turn
+            if self._session.deliveries:  # taking what waits lets nobody else have a turn
                 await asyncio.sleep(0)
         self._requests.close()
 

@@ -122,7 +122,7 @@ class Settlement:
         self._publishing_again = False
         self._waits_for: dict[int, str] = {}
         self._waiting: Counter[str] = Counter()
-        self._set_aside = 0
+        self._replaced = 0
         # Queues whose replies were given up, until when.
         self._given_up: dict[str, float] = {}
         # The largest message that the broker has taken, or is known to take; bytes. One at a time
@@ -144,6 +144,7 @@ class Settlement:
             reply_to = _reply_to(answer)
             may = reply_to is None or self._session.direct_replies.may_publish(reply_to)
             if may is None:
+                self._set_aside(answer.delivery.tag, reply_to or "")
                 self._tasks.create_task(self._settle_after_trial(answer, reply_to or ""))
                 continue
             each = self._due(answer, reply_to, may=may)
@@ -151,14 +152,17 @@ class Settlement:
                 self._tasks.create_task(self._publish_large(each))
             else:
                 due.append(each)
-        if due:
-            confirmation = await self._session.publisher.publish(_all_publications(due))
-            self._tasks.create_task(self._confirmed(due, confirmation))
+        await self._publish(due)
 
     async def finish(self) -> None:
         """Wait until all answers that were given are settled."""
         if self._open:
             await self._all_settled.wait()
+
+    async def _publish(self, due: Sequence[_Due]) -> None:
+        if due:
+            confirmation = await self._session.publisher.publish(_all_publications(due))
+            self._tasks.create_task(self._confirmed(due, confirmation))
 
     async def _settle_after_trial(self, answer: Answer, reply_to: str) -> None:
         """Settle the answer to a direct reply-to whose node nobody has seen; nobody else waits."""
@@ -167,7 +171,7 @@ class Settlement:
         if self._is_large(due):
             await self._publish_large(due)
         else:
-            await self._confirmed([due], await self._session.publisher.publish(due.publications))
+            await self._publish([due])
 
     def _is_large(self, due: _Due) -> bool:
         return max((each.size for each in due.publications), default=0) > self._tried_size
@@ -196,12 +200,11 @@ class Settlement:
                     confirmation = await publisher.publish(due.publications)
                     await confirmation.wait(HANGING_SECONDS)
             except ChannelLost as lost:
-                if self._session.lost.done():
-                    raise
-                return lost
+                return self._session.raise_if_lost(lost)
             if confirmation.flawless:
                 self._tried_size = max(self._tried_size, *(each.size for each in due.publications))
-            await self._confirmed([due], confirmation)
+            if await self._confirmed([due], confirmation, apart=True):
+                return ChannelLost("the broker closed the channel")
         return None
 
     def _shortened(self, due: _Due, reason: str) -> _Due:
@@ -246,9 +249,17 @@ class Settlement:
             body, line = dumps({"detail": reason, "id": answer.run_id}), line or reason
         return reply(answer.delivery.message, status=answer.status, body=body, now=now, error=line)
 
-    async def _confirmed(self, due: Sequence[_Due], confirmation: Confirmation) -> None:
+    async def _confirmed(
+        self, due: Sequence[_Due], confirmation: Confirmation, *, apart: bool = False
+    ) -> list[_Due]:
         """Wait for the confirms; settle what is settled, and have published again what was not
         taken.
+
+        Args:
+            apart: on a channel of its own, whose end is not the session's.
+
+        Returns:
+            Those that such a channel's end left open.
         """
         started = monotonic()
         places, place = [], 0
@@ -256,7 +267,13 @@ class Settlement:
             places.append((place, each))
             place += len(each.publications)
         while places:
-            await confirmation.wait(HANGING_SECONDS)
+            try:
+                await confirmation.wait(HANGING_SECONDS)
+            except ChannelLost as lost:
+                if not apart:
+                    raise
+                self._session.raise_if_lost(lost)
+                return [each for _, each in places]
             settled: list[Answer] = []
             hanging: list[tuple[int, _Due]] = []
             for place, each in places:
@@ -271,6 +288,7 @@ class Settlement:
                 metrics.confirmed(monotonic() - started)
                 self._settle(settled)
             places = hanging
+        return []
 
     def _judge(self, due: _Due, confirmation: Confirmation, place: int) -> list[_Verdict]:
         """What each of an answer's publications needs: a dead letter is never given up."""
@@ -312,20 +330,22 @@ class Settlement:
             for publication, verdict in zip(due.publications, verdicts, strict=True)
             if verdict is _Verdict.ANOTHER_TRY
         )
-        tag, queue = due.answer.delivery.tag, missing[-1].queue
-        self._forget(tag)
-        self._waits_for[tag] = queue
-        self._waiting[queue] += 1
+        self._set_aside(due.answer.delivery.tag, missing[-1].queue)
         self._again.append(replace(due, publications=missing, at=monotonic() + due.backoff.next_delay()))
         self._more_again.set()
-        metrics.dead_letters_waiting(self._waiting[self._dead_letter_queue])
-        # What waits here is not to keep others from being delivered.
-        if len(self._waits_for) - self._set_aside >= self._session.prefetch / 2 > 0:
-            self._set_aside = len(self._waits_for)
-            self._tasks.create_task(self._session.renew_consumer())
         if not self._publishing_again:
             self._publishing_again = True
             self._tasks.create_task(self._publish_again())
+
+    def _set_aside(self, tag: int, queue: str) -> None:
+        """Note that a delivery's answer waits for a queue: others are delivered in its place."""
+        self._forget(tag)
+        self._waits_for[tag] = queue
+        self._waiting[queue] += 1
+        metrics.dead_letters_waiting(self._waiting[self._dead_letter_queue])
+        if len(self._waits_for) - self._replaced >= self._session.prefetch / 2 > 0:
+            self._replaced = len(self._waits_for)
+            self._tasks.create_task(self._session.renew_consumer())
 
     async def _publish_again(self) -> None:
         """Publish what waits for it, each at its time; ends when nothing does."""
@@ -351,14 +371,15 @@ class Settlement:
                 await self._session.redeclare()
             except TopologyMismatch as error:
                 log.error("dead_letter_queue_missing", error=str(error), held=letters)
+        left: Sequence[_Due] = due
         try:
             async with self._session.another_publisher() as publisher:
-                await self._confirmed(due, await publisher.publish(_all_publications(due)))
-        except ChannelLost:
-            if self._session.lost.done():
-                raise
-            for each in due:
-                await self._publish_large(each)
+                confirmation = await publisher.publish(_all_publications(due))
+                left = await self._confirmed(due, confirmation, apart=True)
+        except ChannelLost as lost:
+            self._session.raise_if_lost(lost)
+        for each in left:
+            await self._publish_large(each)
 
     def _settle(self, settled: Sequence[Answer], *, rejected: bool = False) -> None:
         """Have deliveries acknowledged; or rejected, so that the broker dead-letters them."""
@@ -366,10 +387,11 @@ class Settlement:
         metrics.settled(settled)
         for answer in settled:
             self._traces.settled(answer.delivery, answer.status, answer.run_id)
-            self._forget(answer.delivery.tag)
-        if not self._waits_for and self._set_aside:
-            self._set_aside = 0
-            metrics.dead_letters_waiting(0)
+        if self._waits_for:
+            for answer in settled:
+                self._forget(answer.delivery.tag)
+            self._replaced = min(self._replaced, len(self._waits_for))
+            metrics.dead_letters_waiting(self._waiting[self._dead_letter_queue])
         self._open -= len(settled)
         if not self._open:
             self._all_settled.set()

@@ -18,7 +18,12 @@ from aio_pika.exceptions import (
     AuthenticationError,
     ProbableAuthenticationError,
 )
-from aiormq.exceptions import ChannelAccessRefused, ConnectionClosed, InvalidFrameError
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelClosed,
+    ConnectionClosed,
+    InvalidFrameError,
+)
 from yarl import URL
 
 from worker.broker.urls import split_urls
@@ -61,12 +66,14 @@ class ChannelLost(ConnectionError):
 
     Attributes:
         refused: whether it was for want of a permission.
+        closed_over: whether the broker closed this one channel, over what was done on it.
     """
 
     def __init__(self, cause: BaseException | str | None) -> None:
         reason = cause if isinstance(cause, str) else _in_words(cause)
         super().__init__(reason)
         self.refused = isinstance(cause, ChannelAccessRefused)
+        self.closed_over = isinstance(cause, ChannelClosed)
 
 
 @contextmanager

@@ -30,16 +30,13 @@ _BEHIND_NODE = {b"X": 12, b"g": 9}
 # The key of no channel: what is published under it reaches nobody.
 _NOBODY = "AAAA"
 # A cluster has few nodes; more names than that are made up.
-_MAX_NODES = 1000
+_MAX_REFUSED = 1000
 # A broker that doesn't answer here doesn't answer elsewhere either; seconds.
 _TRY_TIMEOUT = 5.0
 # A node that doesn't run may run again: it is tried anew after so many seconds.
 _REFUSED_FOR = 10.0
 # So many are tried at a time: each costs the broker a connection that it closes with an error.
 _TRIALS = 4
-# So many wait to be tried; beyond that names are being made up, and no more are tried for now. A
-# trial takes some 10 ms, so that who waits behind all of them waits for less than a second.
-_MAX_WAITING = 100
 
 
 class DirectReplies:
@@ -76,8 +73,6 @@ class DirectReplies:
         node = _node(queue)
         assert node is not None
         if node not in self._trying:
-            if len(self._trying) >= _MAX_WAITING:
-                return False
             self._trying[node] = asyncio.create_task(self._judge(node, queue))
         return await asyncio.shield(self._trying[node])
 
@@ -85,25 +80,26 @@ class DirectReplies:
         try:
             async with self._trials:
                 taken = await self._try(queue)
-            if len(self._known) + len(self._refused) >= _MAX_NODES:
-                self._known.clear()
+            if len(self._refused) >= _MAX_REFUSED:
                 self._refused.clear()
             if taken:
                 self._known.add(node)
-            else:
+            elif taken is False:
                 self._refused[node] = monotonic() + _REFUSED_FOR
-            return taken
+            return taken is not False
         finally:
             del self._trying[node]
 
-    async def _try(self, queue: str) -> bool:
+    async def _try(self, queue: str) -> bool | None:
+        """Whether the broker takes it; None where nothing was learned: the reply is published as it
+        would have been.
+        """
         channel_of = queue.removeprefix(_PREFIX).partition(".")[0]
         try:
             connection = await connect(self._urls, name=self._name, connection_class=aio_pika.Connection)
         except (BrokerRefused, OSError) as error:
-            # Nothing was learned: the reply is published as it would have been.
             log.warning("direct_reply_not_tried", error=str(error))
-            return True
+            return None
         try:
             async with asyncio.timeout(_TRY_TIMEOUT):
                 channel = await connection.channel()
@@ -111,7 +107,7 @@ class DirectReplies:
                     aio_pika.Message(b""), f"{_PREFIX}{channel_of}.{_NOBODY}", mandatory=False
                 )
         except TimeoutError:
-            return True
+            return None
         except (*CONNECTION_EXCEPTIONS, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():

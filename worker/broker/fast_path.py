@@ -110,23 +110,27 @@ class BulkPublisher(Publisher):
                 confirm = asyncio.get_running_loop().create_future()
                 confirm.add_done_callback(partial(_confirmed, confirmation, index))
                 channel.confirmations[channel.delivery_tag] = confirm
-            parts: list[bytes | memoryview] = []
+            frames: list[bytes] = []
             size = 0
             for publication in publications:
-                for part in publication.frames(channel.number, frame_max):
-                    parts.append(part)
-                    size += len(part)
+                for frame in publication.frames(channel.number, frame_max):
+                    frames.append(frame)
+                    size += len(frame)
                     if size > WRITE_BYTES:
-                        await self._put(channel, parts)
-                        parts, size = [], 0
-            await self._put(channel, parts)
+                        await self._put(channel, frames)
+                        frames, size = [], 0
+            await self._put(channel, frames)
         if not channel.publisher_confirms:
             confirmation.assume_all()
 
-    async def _put(self, channel: Channel, parts: list[bytes | memoryview]) -> None:
-        """Have frames written; returns once the socket takes more."""
+    async def _put(self, channel: Channel, frames: list[bytes]) -> None:
+        """Have frames written; returns once the socket takes more. Those of other channels may come
+        between two of them, and not within one.
+        """
         written = self._waits_for_write()
-        await channel.write_queue.put(ChannelFrame(b"".join(parts), should_close=False, drain_future=written))
+        await channel.write_queue.put(
+            ChannelFrame(b"".join(frames), should_close=False, drain_future=written)
+        )
         await written
 
 

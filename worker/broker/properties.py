@@ -67,7 +67,8 @@ _FIELDS = tuple((FLAGS[name], name, _READERS[name]) for name in _NAMES)
 def read_message(raw: bytes, body: bytes, *, redelivered: bool = False) -> Message:
     """A message from its properties and its body; raises nothing.
 
-    What can't be read stays None, and stands in ``Message.unreadable`` with the reason.
+    What can't be read stays None (a header: its bytes), and stands in ``Message.unreadable``
+    with the reason.
 
     Args:
         raw: flags and properties, as they stand in a content header.
@@ -79,12 +80,30 @@ def read_message(raw: bytes, body: bytes, *, redelivered: bool = False) -> Messa
             try:
                 found[name] = read(raw[start:end])
             except Exception as error:  # whatever it is, it is told in the refusal
-                unreadable[name] = str(error) or type(error).__name__
+                if name == "headers":
+                    found[name] = _each_header(raw[start:end], unreadable)
+                else:
+                    unreadable[name] = str(error) or type(error).__name__
     except ValueError as error:
         unreadable["properties"] = str(error)
     found.pop("cluster_id", None)
     headers = found.pop("headers", None) or {}
     return Message(body, headers, **found, redelivered=redelivered, raw_properties=raw, unreadable=unreadable)
+
+
+def _each_header(raw: bytes, unreadable: dict[str, str]) -> dict[str, Any]:
+    """A table of which not all can be read: what can't stays as its bytes, and is noted."""
+    headers: dict[str, Any] = {}
+    try:
+        for name, value in split_table(raw):
+            try:
+                headers[name] = pamqp.decode.embedded_value(value)[1]
+            except Exception as error:
+                headers[name] = bytearray(value)
+                unreadable[f"headers.{name}"] = str(error) or type(error).__name__
+    except ValueError as error:
+        unreadable["headers"] = str(error)
+    return headers
 
 
 def split(raw: bytes) -> dict[str, bytes]:

@@ -30,9 +30,12 @@ RAW_PROPERTIES_HEADER = f"{ORIGINAL_PREFIX}properties"
 
 # One line in a table or a management page; a longer one also costs room in the header frame.
 MAX_ERROR_LINE = 500
+# And where even the smallest frame (4 KiB) has to hold it, beside properties of 255 bytes each.
+MAX_SHORT_ERROR = 100
 
 _SECONDS = struct.Struct(">Q")
 _END = bytes((END,))
+_NO_HEADERS = bytes(4)
 _PERSISTENT_OCTET = bytes((PERSISTENT,))
 _JSON = props.short_string("application/json")
 _APP_ID = props.short_string(APP_ID)
@@ -80,33 +83,33 @@ class Publication:
         """Size of the body in bytes."""
         return len(self.body)
 
-    def frames(self, channel: int, frame_max: int) -> list[bytes | memoryview]:
-        """The frames of a ``basic.publish``, ready for the wire, in parts.
+    def frames(self, channel: int, frame_max: int) -> list[bytes]:
+        """The frames of a ``basic.publish`` as bytes; each item has one or more whole ones.
 
         Raises:
             ValueError: the queue's name is too long, or the properties are larger than a frame.
         """
-        routing_key = props.short_string(self.queue)
         self.check(frame_max)
-        header = CONTENT.size + len(self.properties)
-        parts: list[bytes | memoryview] = [
+        routing_key = props.short_string(self.queue)
+        head = (
             HEAD.pack(METHOD, channel, len(_PUBLISH) + len(routing_key) + 1),
             _PUBLISH,
             routing_key,
             b"\x01" if self.mandatory else b"\x00",
             _END,
-            HEAD.pack(HEADER, channel, header),
+            HEAD.pack(HEADER, channel, CONTENT.size + len(self.properties)),
             CONTENT.pack(CONTENT_CLASS, 0, len(self.body)),
             self.properties,
             _END,
-        ]
+        )
         step = frame_max - _FRAME_OVERHEAD
-        if len(self.body) <= step:
-            return [*parts, HEAD.pack(BODY, channel, len(self.body)), self.body, _END] if self.body else parts
+        if 0 < len(self.body) <= step:
+            return [b"".join((*head, HEAD.pack(BODY, channel, len(self.body)), self.body, _END))]
+        frames = [b"".join(head)]
         for start in range(0, len(self.body), step):
-            part = memoryview(self.body)[start : start + step]
-            parts += (HEAD.pack(BODY, channel, len(part)), part, _END)
-        return parts
+            part = self.body[start : start + step]
+            frames.append(b"".join((HEAD.pack(BODY, channel, len(part)), part, _END)))
+        return frames
 
     def check(self, frame_max: int) -> None:
         """Raise ValueError if the properties are larger than a frame."""
@@ -178,7 +181,11 @@ def dead_letter_copy(
     except ValueError:
         values = {}
         moved[RAW_PROPERTIES_HEADER] = bytearray(message.raw_properties)
-    for name in message.unreadable.keys() & values.keys():
+    # A header that can't be read takes the others with it; an empty table is not the same as none.
+    unreadable = {name.partition(".")[0] for name in message.unreadable} & values.keys()
+    if values.get("headers") == _NO_HEADERS:
+        unreadable.add("headers")
+    for name in unreadable:
         moved[_original(name)] = bytearray(values.pop(name))
     if values.get("delivery_mode") != _PERSISTENT_OCTET:
         moved[_original("delivery_mode")] = bytearray(values.pop("delivery_mode", b""))
@@ -199,7 +206,8 @@ def dead_letter_copy(
     kept = [
         (_original(name) if name in ROUTING_HEADERS else name, value)
         for name, value in kept
-        if name not in reason
+        # What says how to send it again is ours alone to say.
+        if name not in reason and name not in ORIGINALS and name != RAW_PROPERTIES_HEADER
     ]
     values["delivery_mode"] = _PERSISTENT_OCTET
 
@@ -213,7 +221,7 @@ def dead_letter_copy(
     try:
         publication.check(frame_max)
     except ValueError as failure:
-        reason[HEADERS_DROPPED_HEADER] = str(failure)
+        reason |= {HEADERS_DROPPED_HEADER: str(failure), ERROR_HEADER: error[:MAX_SHORT_ERROR]}
         publication = copy([], reason)
     return publication
 

@@ -79,7 +79,7 @@ class Session:
         self, urls: str, topology: Topology, name: str, *, fast_path: bool, prefetch_size: int
     ) -> None:
         self.topology = topology
-        self.deliveries: Mailbox[Delivery] = Mailbox()
+        self.deliveries: Mailbox[Delivery] = Mailbox(lambda delivery: delivery.size)
         self.in_flight = InFlight(prefetch_size, self._pause_reading, self._resume_reading)
         self.lost: asyncio.Future[ChannelLost] = asyncio.get_running_loop().create_future()
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
@@ -287,6 +287,12 @@ class Session:
         self._connections[0].frames.resume_reading()
         if self._patience is not None and not self._patience.expired():
             self._patience.reschedule(asyncio.get_running_loop().time() + QUEUE_TIMEOUT)
+
+    def raise_if_lost(self, lost: ChannelLost) -> ChannelLost:
+        """Raise why another channel ended, unless the broker closed that one alone."""
+        if self.lost.done() or not lost.closed_over:
+            raise lost
+        return lost
 
     @asynccontextmanager
     async def another_publisher(self) -> AsyncIterator[Publisher]:

@@ -50,16 +50,11 @@ MAX_DEPTH = 500
 MAX_HEADER_DEPTH = 100
 # A property that can't be read costs the request if the contract has a use for it.
 _USED_PROPERTIES = frozenset(
-    [
-        "properties",
-        "headers",
-        "content_type",
-        "content_encoding",
-        "reply_to",
-        "correlation_id",
-        "message_id",
-        "type",
-    ]
+    (
+        *("properties", "content_type", "content_encoding", "reply_to", "correlation_id"),
+        *("message_id", "type", "headers", "headers.x-prefect-api-version"),
+        *("headers.prefect-automation-id", "headers.prefect-automation-name"),
+    )
 )
 # Of a name in the place of text that cannot be stored; characters.
 _MAX_PLACE = 100

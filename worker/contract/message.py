@@ -40,8 +40,8 @@ class Message:
         headers: AMQP headers with the types that the client library gives them.
         redelivered: the broker has delivered it before.
         raw_properties: flags and properties as they came, in AMQP's encoding.
-        unreadable: why a property, by its name, could not be read and is None. ``properties``
-            stands for all that follow the last one that could.
+        unreadable: why a property, by its name, could not be read and is None; ``headers.NAME``
+            for a header. ``properties`` stands for all that follow the last one that could.
     """
 
     body: bytes
