@@ -1,6 +1,6 @@
 #!/bin/sh
-# Sees to it that the programs of RabbitMQ and PostgreSQL are on the machine; starts neither.
-# Usage: servers.sh [rabbitmq] [postgresql]
+# Sees to it that the programs of RabbitMQ, PostgreSQL and PgBouncer are on the machine; starts none.
+# Usage: servers.sh [rabbitmq] [postgresql] [pgbouncer]
 set -eu
 
 have_rabbitmq() {
@@ -8,6 +8,9 @@ have_rabbitmq() {
 }
 have_postgresql() {
     [ -n "${POSTGRESQL_BIN:-}" ] || ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null 2>&1
+}
+have_pgbouncer() {
+    [ -x /usr/sbin/pgbouncer ] || command -v pgbouncer >/dev/null 2>&1
 }
 
 missing=
@@ -21,6 +24,7 @@ for server in $missing; do
     case $server in
         rabbitmq) packages="$packages rabbitmq-server" ;;
         postgresql) packages="$packages postgresql" ;;
+        pgbouncer) packages="$packages pgbouncer" ;;
     esac
 done
 

@@ -15,6 +15,7 @@ import asyncpg
 from pydantic_core import from_json
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from worker.contract.encoding import dumps
@@ -31,11 +32,10 @@ STATEMENT_TIMEOUT = 60.0
 # take to answer that. Both together, and the two seconds that SQLAlchemy gives a connection to
 # close, are less than 15; seconds.
 SILENCE_TIMEOUT = 5.0
-# How long what was sent may stay without a sign that it has arrived, and how long an idle
-# connection is left before it is asked for one: so a firewall neither forgets it nor drops it
-# unnoticed. Seconds.
-NETWORK_TIMEOUT = 10
-KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 5, 3, 3
+# How soon and how often an idle connection is asked for a sign of life, in seconds; and for how
+# many milliseconds what was sent may go without one. So a firewall neither forgets a connection nor
+# drops it unnoticed.
+KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 # How long another writer's lock is waited for before it counts as a fault, which is waited out as
 # well; seconds.
 BUSY_TIMEOUT = 10.0
@@ -182,6 +182,8 @@ async def open_database(url: URL) -> Database:
                 return database
         except BaseException:
             await database.close()
+            # aiosqlite's thread tells this loop of its end, and may find it closed otherwise.
+            await asyncio.sleep(0.05)
             raise
 
 
@@ -236,7 +238,7 @@ class _Connector:
     settings: dict[str, str]
 
     async def __call__(self) -> Any:
-        timeout = CONNECT_TIMEOUT if len(self.hosts) == 1 else CONNECT_TIMEOUT / 2
+        timeout = CONNECT_TIMEOUT / min(len(self.hosts), 2)
         arguments = {"timeout": timeout, **self.arguments, "server_settings": self.settings}
         failed: Exception | None = None
         for host, port in self.hosts:
@@ -244,40 +246,38 @@ class _Connector:
                 connection = await asyncpg.connect(host=host, port=port, **arguments)
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
                 failed = error
-                continue
-            _keep_alive(connection)
-            return connection
+            else:
+                # asyncpg has no setting for it, and no public way to the socket.
+                _keep_alive(connection._transport.get_extra_info("socket"))
+                return connection
         assert failed is not None
         raise failed
 
-
-def _keep_alive(connection: Any) -> None:
-    # asyncpg has no setting for this, and no public way to the socket.
-    there = connection._transport.get_extra_info("socket")
-    if there.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    there.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (
-        ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
-        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
-        ("TCP_KEEPCNT", KEEPALIVE_COUNT),
-        ("TCP_USER_TIMEOUT", NETWORK_TIMEOUT * 1000),
-    ):
-        if hasattr(socket, option):  # not on every system
-            there.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    def behind_pooler(self) -> "_Connector":
+        """No statement has a name, since the next transaction may be in a session that knows others
+        by it; and what holds of a session holds of a transaction instead.
+        """
+        settings = {name: value for name, value in self.settings.items() if name not in PLANNING}
+        return _Connector(self.hosts, {**self.arguments, "statement_cache_size": 0}, settings)
 
 
-def _read(url: URL) -> tuple[_Connector, int | None]:
-    """What a URL asks for, and the size of its cache of prepared statements, if it says."""
+def _keep_alive(there: socket.socket) -> None:
+    if there.family in (socket.AF_INET, socket.AF_INET6):
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            if hasattr(socket, option):  # not on every system
+                there.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _read(url: URL) -> tuple[_Connector, int]:
+    """What a URL asks for; and how many prepared statements a connection may keep."""
     _, options = url.get_dialect()().create_connect_args(url)
     host, port = options.pop("host", None), options.pop("port", None)
     hosts = tuple(zip(host, port, strict=True)) if isinstance(host, list) else ((host, port),)
-    arguments: dict[str, Any] = {"command_timeout": STATEMENT_TIMEOUT}
-    for name, number in _NUMBERS.items():
-        if name in options:
-            arguments[name] = number(options.pop(name))
-    cache_size = arguments.pop("prepared_statement_cache_size", None)
-    arguments |= {name: options.pop(name) for name in ("user", "password", "database") if name in options}
+    taken = {name: options.pop(name) for name in ("user", "password", "database") if name in options}
+    numbers = {name: number(options.pop(name)) for name, number in _NUMBERS.items() if name in options}
+    arguments = {"command_timeout": STATEMENT_TIMEOUT, **taken, **numbers}
+    cache_size = arguments.pop("prepared_statement_cache_size", 100)
     # The rest as libpq writes it, which asyncpg reads from a URL only: what concerns TLS, and
     # settings of the session.
     query = {"sslmode" if name == "ssl" else name: value for name, value in options.items()}
@@ -286,47 +286,45 @@ def _read(url: URL) -> tuple[_Connector, int | None]:
     if query:
         arguments["dsn"] = f"postgresql:///?{urlencode(query)}"
     settings = {"application_name": "flow-run-worker", **PLANNING}
-    return _Connector(hosts, arguments, {k: v for k, v in settings.items() if k not in query}), cache_size
+    settings = {name: value for name, value in settings.items() if name not in query}
+    return _Connector(hosts, arguments, settings), cache_size
 
 
 async def _postgresql(url: URL) -> Database:
     connect, cache_size = _read(url)
+    begin = "BEGIN"
     pooler = cache_size == 0 or await _is_pooler(connect)
     if pooler:
-        connect = _behind_pooler(connect)
-    size = {"prepared_statement_cache_size": 0} if pooler else {}
-    if cache_size is not None:
-        size = {"prepared_statement_cache_size": cache_size}
-    engine = _engine("postgresql+asyncpg://", POOL_SIZE, async_creator_fn=connect, **size)
-    planning = "".join(f"; SET LOCAL {name} = {value}" for name, value in PLANNING.items())
-    begin = f"BEGIN{planning if pooler else ''}"
+        connect, cache_size = connect.behind_pooler(), 0
+        begin += "".join(f"; SET LOCAL {name} = {value}" for name, value in PLANNING.items())
+    engine = _engine(
+        "postgresql+asyncpg://", POOL_SIZE, async_creator_fn=connect, prepared_statement_cache_size=cache_size
+    )
+    event.listen(engine.sync_engine, "checkout", _only_if_open)
     return Database(url, engine, _transactions(engine, begin, "COMMIT", "ROLLBACK"), pooler, connect)
+
+
+def _only_if_open(connection: Any, *_: object) -> None:
+    """The server has closed it, as when it was restarted: the pool opens another."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 async def _is_pooler(connect: _Connector) -> bool:
     """Whether another than the server answers: it takes no settings, or lends us a session that is
     not the one that was opened for us.
     """
+    unnamed = replace(connect, arguments={**connect.arguments, "statement_cache_size": 0})
     try:
-        connection = await replace(connect, arguments={**connect.arguments, "statement_cache_size": 0})()
+        connection = await unnamed()
     except asyncpg.PostgresError as error:
         if refuses_settings(error):
             return True
         raise
     try:
-        async with connection.transaction():
-            session = await connection.fetchval("SELECT pg_backend_pid()")
-        return bool(session != connection.get_server_pid())
+        return bool(await connection.fetchval("SELECT pg_backend_pid()") != connection.get_server_pid())
     finally:
         connection.terminate()
-
-
-def _behind_pooler(connect: _Connector) -> _Connector:
-    """No statement has a name, as the next transaction may be in a session that knows others by it;
-    and what a session is to have, the transaction says.
-    """
-    settings = {name: value for name, value in connect.settings.items() if name not in PLANNING}
-    return _Connector(connect.hosts, {**connect.arguments, "statement_cache_size": 0}, settings)
 
 
 # SQLite
@@ -362,10 +360,8 @@ async def prepare_to_write(database: Database, *, prefect: bool) -> None:
         # A run refers to its state and the state to its run: checked once both are there.
         defer = _executes("PRAGMA defer_foreign_keys = ON")
         event.listen(database.transactions.sync_engine, "begin", defer)
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + BUSY_TIMEOUT
     with opening(database.url):
-        async with database.connect() as connection:
+        async with asyncio.timeout(BUSY_TIMEOUT), database.connect() as connection:
             while True:
                 try:
                     # Readers don't block the writer. To switch to it needs the file for itself, and
@@ -373,6 +369,6 @@ async def prepare_to_write(database: Database, *, prefect: bool) -> None:
                     await driver(connection).execute_fetchall("PRAGMA journal_mode = WAL")
                     return
                 except sqlite3.OperationalError as error:
-                    if blame(error) is not Blame.moment or loop.time() > deadline:
+                    if blame(error) is not Blame.moment:
                         raise
                 await asyncio.sleep(0.02)

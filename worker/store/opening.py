@@ -50,22 +50,22 @@ def opening(url: URL) -> Iterator[None]:
     except Exception as raised:
         error = driver_error(raised)
         where = f"{url.render_as_string(hide_password=True)}: {first_line(error)}"
-        if isinstance(error, sqlite3.Error):
-            if blame(error) is Blame.moment:
-                raise Fault(where) from error
-            raise StoreError(f"{where}. Does the folder exist, and may the worker write there?") from error
-        if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
-            raise StoreError(f"{where}. Check the user and the password.") from error
-        if isinstance(error, asyncpg.InvalidCatalogNameError):
-            raise StoreError(f"{where}. Create it: CREATE DATABASE {url.database};") from error
-        if isinstance(error, asyncpg.InsufficientPrivilegeError):
-            raise StoreError(f"{where}. Grant it to the worker's user.") from error
         unusable = (ValueError, asyncpg.UndefinedObjectError, ArgumentError)
-        if isinstance(error, unusable) or refuses_settings(error):
-            raise StoreError(f"{where}. Check what stands behind the '?' of the URL.") from error
-        if isinstance(error, asyncpg.PostgresError) or blame(error) is not Blame.unforeseen:
+        if isinstance(error, sqlite3.Error) and blame(error) is not Blame.moment:
+            advice = "Does the folder exist, and may the worker write there?"
+        elif isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+            advice = "Check the user and the password."
+        elif isinstance(error, asyncpg.InvalidCatalogNameError):
+            advice = f"Create it: CREATE DATABASE {url.database};"
+        elif isinstance(error, asyncpg.InsufficientPrivilegeError):
+            advice = "Grant it to the worker's user."
+        elif isinstance(error, unusable) or refuses_settings(error):
+            advice = "Check what stands behind the '?' of the URL."
+        elif isinstance(error, asyncpg.PostgresError) or blame(error) is not Blame.unforeseen:
             raise Fault(where) from error
-        raise
+        else:
+            raise
+        raise StoreError(f"{where}. {advice}") from error
 
 
 def refuses_settings(error: BaseException) -> bool:

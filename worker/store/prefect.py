@@ -20,49 +20,44 @@ from worker.store.tables import Json, State, Text, Timestamp, Uuid, flow_run, fl
 
 metadata = sa.MetaData()
 
+
+def _table(name: str, columns: Mapping[Any, str]) -> sa.Table:
+    """A table by its columns' names, a type after the other."""
+    return sa.Table(
+        name,
+        metadata,
+        *(sa.Column(each, type_) for type_, names in columns.items() for each in names.split()),
+    )
+
+
 # The columns that are read or written, of the tables that are; all are checked before anything is.
-flow = sa.Table("flow", metadata, sa.Column("id", Uuid), sa.Column("labels", Json))
-deployment = sa.Table(
-    "deployment", metadata, sa.Column("id", Uuid), sa.Column("flow_id", Uuid), sa.Column("labels", Json)
-)
-block_document = sa.Table("block_document", metadata, sa.Column("id", Uuid))
-work_pool = sa.Table(
-    "work_pool", metadata, sa.Column("id", Uuid), sa.Column("name", Text), sa.Column("default_queue_id", Uuid)
-)
-work_queue = sa.Table(
-    "work_queue", metadata, sa.Column("id", Uuid), sa.Column("name", Text), sa.Column("work_pool_id", Uuid)
-)
-artifact = sa.Table("artifact", metadata, sa.Column("id", Uuid), sa.Column("data", sa.JSON))
-task_run = sa.Table(
+flow = _table("flow", {Uuid: "id", Json: "labels"})
+deployment = _table("deployment", {Uuid: "id flow_id", Json: "labels"})
+block_document = _table("block_document", {Uuid: "id"})
+work_pool = _table("work_pool", {Uuid: "id default_queue_id", Text: "name"})
+work_queue = _table("work_queue", {Uuid: "id work_pool_id", Text: "name"})
+artifact = _table("artifact", {Uuid: "id", sa.JSON: "data"})
+_TIMES = "expected_start_time next_scheduled_start_time start_time end_time"
+task_run = _table(
     "task_run",
-    metadata,
-    sa.Column("id", Uuid),
-    sa.Column("updated", Timestamp),
-    sa.Column("flow_run_id", Uuid),
-    sa.Column("state_id", Uuid),
-    sa.Column("state_type", State),
-    sa.Column("state_name", Text),
-    sa.Column("state_timestamp", Timestamp),
-    sa.Column("run_count", sa.Integer),
-    sa.Column("expected_start_time", Timestamp),
-    sa.Column("next_scheduled_start_time", Timestamp),
-    sa.Column("start_time", Timestamp),
-    sa.Column("end_time", Timestamp),
-    sa.Column("total_run_time", sa.Interval),
+    {
+        Uuid: "id flow_run_id state_id",
+        Timestamp: f"updated state_timestamp {_TIMES}",
+        State: "state_type",
+        Text: "state_name",
+        sa.Integer: "run_count",
+        sa.Interval: "total_run_time",
+    },
 )
-task_run_state = sa.Table(
+task_run_state = _table(
     "task_run_state",
-    metadata,
-    sa.Column("id", Uuid),
-    sa.Column("created", Timestamp),
-    sa.Column("updated", Timestamp),
-    sa.Column("task_run_id", Uuid),
-    sa.Column("type", State),
-    sa.Column("timestamp", Timestamp),
-    sa.Column("name", Text),
-    sa.Column("message", Text),
-    sa.Column("state_details", Json),
-    sa.Column("data", Json),
+    {
+        Uuid: "id task_run_id",
+        Timestamp: "created updated timestamp",
+        State: "type",
+        Text: "name message",
+        Json: "state_details data",
+    },
 )
 
 # Tables by which a Prefect server's database is known.

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql
 from worker.contract.encoding import dumps
 from worker.contract.flow_run import FlowRun, FlowRunState
 from worker.store.prefect import artifact, work_pool, work_queue
-from worker.store.tables import Json, Timestamp, flow_run, flow_run_state
+from worker.store.tables import Json, Timestamp, Uuid, flow_run, flow_run_state
 
 _COLUMNS = (*flow_run.columns, *flow_run_state.columns)
 _RUN, _RUN_AND_STATE = len(flow_run.columns), len(_COLUMNS)
@@ -133,7 +133,7 @@ class Statements:
             in_artifact: Any = artifact.c.data if self._sqlite else sa.cast(artifact.c.data, Json)
             data = sa.func.coalesce(data, in_artifact, type_=Json)
             pool = (work_pool.c.id, work_pool.c.name, work_queue.c.name)
-            result: sa.ColumnElement[Any] = sa.column("result_artifact_id", _selectable=flow_run_state)
+            result: Any = sa.literal_column("flow_run_state.result_artifact_id", Uuid)
             found = (
                 found.outerjoin(artifact, artifact.c.id == result)
                 .outerjoin(work_queue, work_queue.c.id == flow_run.c.work_queue_id)

@@ -122,6 +122,8 @@ class Store:
         outcomes: dict[UUID, Outcome] = {
             run_id: each if isinstance(each, Refusal) else Created(each) for run_id, each in stored.items()
         }
+        if len(outcomes) == len(runs):
+            return outcomes
         conflicting = [new.run for new in runs if new.run.id not in outcomes]
         by_identity = {_identity(run): run.id for run in conflicting}
         for existing in await self._read(conflicting):

@@ -295,3 +295,13 @@ async def test_of_several_hosts_a_standby_is_passed_over(cluster: PostgreSQL, ur
         store = await Store.open(several, migrate=False)
         assert isinstance((await store.create(keyed(["a"])))[0], Created)
         await store.close()
+
+
+async def test_a_server_that_was_restarted_while_the_store_was_idle_is_served_at_once() -> None:
+    with PostgreSQL() as cluster:
+        store = await Store.open(cluster.create_database(), migrate=True)
+        await asyncio.gather(store.ping(), store.ping())
+        await asyncio.to_thread(cluster.stop)
+        await asyncio.to_thread(cluster.start)
+        assert isinstance((await store.create(keyed(["a"])))[0], Created)
+        await store.close()
