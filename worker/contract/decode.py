@@ -5,7 +5,6 @@ exception gets out.
 import base64
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -24,9 +23,9 @@ from worker.contract.errors import (
     ValidationRefused,
 )
 from worker.contract.message import Message, fingerprint
-from worker.contract.policy import CreatedBy, FlowRunPolicy
+from worker.contract.policy import CreatedBy
 from worker.contract.request import CreateFlowRun
-from worker.contract.state import StateCreate, StateDetails
+from worker.contract.validation import first_errors, located, unstorable
 
 MINIMUM_API_VERSION = (0, 8, 0)
 
@@ -55,12 +54,6 @@ _USED_PROPERTIES = frozenset(
         *("message_id", "type", "headers", "headers.x-prefect-api-version"),
         *("headers.prefect-automation-id", "headers.prefect-automation-name"),
     )
-)
-# Of a name in the place of text that cannot be stored; characters.
-_MAX_PLACE = 100
-
-_FIELDS = frozenset(
-    name for model in (CreateFlowRun, StateCreate, StateDetails, FlowRunPolicy) for name in model.model_fields
 )
 
 
@@ -108,7 +101,7 @@ def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
     created_by = _created_by(message, errors)
     body = _validate(content, len(message.body), errors)
     if _SUSPICIOUS.search(message.body):
-        errors.extend(islice(_unstorable(content), MAX_ERRORS))
+        errors.extend(islice(unstorable(content), MAX_ERRORS))
     if body is None or errors:
         raise ValidationRefused(errors, content)
     return CreateRequest(
@@ -165,29 +158,29 @@ def _api_version(header: str | None) -> tuple[int, int, int] | None:
     version = _API_VERSION.fullmatch(header)
     if version is None:
         raise ApiVersionRefused(
-            f"Invalid X-PREFECT-API-VERSION header format.Expected header in format 'x.y.z' but received {header}"
+            "Invalid X-PREFECT-API-VERSION header format."
+            f"Expected header in format 'x.y.z' but received {header}"
         )
     major, minor, patch = (int(part) for part in version.groups())
     if (major, minor, patch) < MINIMUM_API_VERSION:
         minimum = ".".join(str(part) for part in MINIMUM_API_VERSION)
         raise ApiVersionRefused(
-            f"The request specified API version {header} but this server requires version {minimum} or higher."
+            f"The request specified API version {header} but this server requires version {minimum} "
+            "or higher."
         )
     return major, minor, patch
 
 
 def _created_by(message: Message, errors: list[dict[str, Any]]) -> CreatedBy | None:
     """``get_created_by``: an automation, if both headers are there and its name is base64."""
-    automation_id, name = (
-        _header(message, "prefect-automation-id"),
-        _header(message, "prefect-automation-name"),
-    )
+    automation_id = _header(message, "prefect-automation-id")
+    name = _header(message, "prefect-automation-name")
     if automation_id is None:
         return None
     try:
         creator = _uuid.validate_python(automation_id)
     except ValidationError as error:
-        errors.extend(_located(error, "header", "prefect-automation-id"))
+        errors.extend(located(error, "header", "prefect-automation-id"))
         return None
     try:
         display_value = base64.b64decode((name or "").encode()).decode()
@@ -248,7 +241,9 @@ def _validate(content: Any, size: int, errors: list[dict[str, Any]]) -> CreateFl
         body = _body.validate_python(content, from_attributes=True, context=size)
     except ValidationError as error:
         errors.extend(
-            _located(error, "body") if error.error_count() <= MAX_ERRORS else _first_errors(error, content)
+            located(error, "body")
+            if error.error_count() <= MAX_ERRORS
+            else first_errors(error, content, _body)
         )
         return None
     except (
@@ -258,85 +253,3 @@ def _validate(content: Any, size: int, errors: list[dict[str, Any]]) -> CreateFl
     except RecursionError:
         raise BodyUnreadable from None
     return body
-
-
-def _located(error: ValidationError, *location: str) -> Iterator[dict[str, Any]]:
-    """Pydantic's errors as FastAPI prints them: under a location, and with exceptions as empty
-    objects.
-    """
-    for each in error.errors(include_url=False):
-        found: dict[str, Any] = {**each, "loc": [*location, *each["loc"]]}
-        if "ctx" in found:
-            found["ctx"] = {
-                name: {} if isinstance(value, Exception) else value for name, value in found["ctx"].items()
-            }
-        yield found
-
-
-def _first_errors(error: ValidationError, content: Any) -> Iterator[dict[str, Any]]:
-    """Some of very many errors, and how many there are. Pydantic has no way to write out a few
-    only, and takes seconds and hundreds of megabytes for those of one large body; so they are those
-    of its beginning.
-    """
-    try:
-        _body.validate_python(_beginning(content))
-    except ValidationError as of_beginning:
-        yield from islice(_located(of_beginning, "body"), MAX_ERRORS)
-    message = f"There are {error.error_count():,} errors, not all of which are listed"
-    yield {"type": "too_many_errors", "loc": ["body"], "msg": message, "input": None}
-
-
-def _beginning(value: Any, levels: int = 3) -> Any:
-    """A body with few of the entries of its lists and objects, and all of its fields; a model has
-    no more levels.
-    """
-    if isinstance(value, list):
-        return value[:MAX_ERRORS]
-    if isinstance(value, dict) and levels:
-        others = islice((name for name in value if name not in _FIELDS), MAX_ERRORS)
-        return {name: _beginning(value[name], levels - 1) for name in (*(_FIELDS & value.keys()), *others)}
-    return value
-
-
-def _unstorable(content: Any) -> Iterator[dict[str, Any]]:
-    """Every text with a character that no database stores; Prefect answers 503 to them."""
-    place: list[str | int] = ["body"]
-    pending = [_entries(content)]
-    while pending:
-        for name, value in pending[-1]:
-            if not _is_storable(name):
-                yield _not_stored([*place, name, "[key]"], name)
-            if not _is_storable(value):
-                yield _not_stored([*place, name], value)
-            if isinstance(value, (dict, list)):
-                place.append(name)
-                pending.append(_entries(value))
-                break
-        else:
-            pending.pop()
-            place.pop()
-
-
-def _entries(value: Any) -> Iterator[tuple[str | int, Any]]:
-    if isinstance(value, dict):
-        return iter(value.items())
-    return iter(enumerate(value)) if isinstance(value, list) else iter(())
-
-
-def _not_stored(place: list[str | int], text: Any) -> dict[str, Any]:
-    return {
-        "type": "string_unicode",
-        "loc": [part if isinstance(part, int) else part[:_MAX_PLACE] for part in place],
-        "msg": "Input should not contain NUL characters or unpaired surrogates: they cannot be stored",
-        "input": text,
-    }
-
-
-def _is_storable(value: Any) -> bool:
-    if not isinstance(value, str):
-        return True
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in value

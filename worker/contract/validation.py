@@ -1,0 +1,101 @@
+"""What is wrong with a request, listed as pydantic and FastAPI list it; decides nothing."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from worker.contract.errors import MAX_ERRORS
+from worker.contract.policy import FlowRunPolicy
+from worker.contract.request import CreateFlowRun
+from worker.contract.state import StateCreate, StateDetails
+
+# Of a name in the place of text that cannot be stored; characters.
+_MAX_PLACE = 100
+
+_FIELDS = frozenset(
+    name for model in (CreateFlowRun, StateCreate, StateDetails, FlowRunPolicy) for name in model.model_fields
+)
+
+
+def located(error: ValidationError, *location: str) -> Iterator[dict[str, Any]]:
+    """Pydantic's errors as FastAPI prints them: under a location, and with exceptions as empty
+    objects.
+    """
+    for each in error.errors(include_url=False):
+        found: dict[str, Any] = {**each, "loc": [*location, *each["loc"]]}
+        if "ctx" in found:
+            found["ctx"] = {
+                name: {} if isinstance(value, Exception) else value for name, value in found["ctx"].items()
+            }
+        yield found
+
+
+def first_errors(error: ValidationError, content: Any, body: TypeAdapter[Any]) -> Iterator[dict[str, Any]]:
+    """Some of very many errors, and how many there are. Pydantic has no way to write out a few
+    only, and takes seconds and hundreds of megabytes for those of one large body; so they are those
+    of its beginning.
+    """
+    try:
+        body.validate_python(_beginning(content))
+    except ValidationError as of_beginning:
+        yield from islice(located(of_beginning, "body"), MAX_ERRORS)
+    message = f"There are {error.error_count():,} errors, not all of which are listed"
+    yield {"type": "too_many_errors", "loc": ["body"], "msg": message, "input": None}
+
+
+def _beginning(value: Any, levels: int = 3) -> Any:
+    """A body with few of the entries of its lists and objects, and all of its fields; a model has
+    no more levels.
+    """
+    if isinstance(value, list):
+        return value[:MAX_ERRORS]
+    if isinstance(value, dict) and levels:
+        others = islice((name for name in value if name not in _FIELDS), MAX_ERRORS)
+        return {name: _beginning(value[name], levels - 1) for name in (*(_FIELDS & value.keys()), *others)}
+    return value
+
+
+def unstorable(content: Any) -> Iterator[dict[str, Any]]:
+    """Every text with a character that no database stores; Prefect answers 503 to them."""
+    place: list[str | int] = ["body"]
+    pending = [_entries(content)]
+    while pending:
+        for name, value in pending[-1]:
+            if not _is_storable(name):
+                yield _not_stored([*place, name, "[key]"], name)
+            if not _is_storable(value):
+                yield _not_stored([*place, name], value)
+            if isinstance(value, (dict, list)):
+                place.append(name)
+                pending.append(_entries(value))
+                break
+        else:
+            pending.pop()
+            place.pop()
+
+
+def _entries(value: Any) -> Iterator[tuple[str | int, Any]]:
+    if isinstance(value, dict):
+        return iter(value.items())
+    return iter(enumerate(value)) if isinstance(value, list) else iter(())
+
+
+def _not_stored(place: list[str | int], text: Any) -> dict[str, Any]:
+    return {
+        "type": "string_unicode",
+        "loc": [part if isinstance(part, int) else part[:_MAX_PLACE] for part in place],
+        "msg": "Input should not contain NUL characters or unpaired surrogates: they cannot be stored",
+        "input": text,
+    }
+
+
+def _is_storable(value: Any) -> bool:
+    if not isinstance(value, str):
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
