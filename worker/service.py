@@ -154,7 +154,7 @@ class Service:
 
     async def _serve(self, session: Session, store: Store) -> None:
         """Serve one session until it is lost or we are to stop."""
-        metrics.broker_here()
+        metrics.broker_here(lambda: session.in_flight.bytes, lambda: session.in_flight.paused)
         session.on_blocked = _note_blocked
         log.info(
             "serving",

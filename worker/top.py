@@ -58,6 +58,9 @@ class WorkerView:
     """One worker between two looks: rates per second, seconds.
 
     Attributes:
+        held_bytes: of deliveries in flight; with ``paused``, nothing more is read because of them.
+        blocked: whether the broker takes no publications, by an alarm.
+        dead_letters_held: those that their queue does not take.
         create, reply: the 50th and the 99th percentile of a batch's time in that stage, as upper
             bounds of their histogram's buckets are interpolated; None if there was no batch.
     """
@@ -72,6 +75,10 @@ class WorkerView:
     refused: float = 0.0
     redelivered: float = 0.0
     in_flight: int = 0
+    held_bytes: int = 0
+    paused: bool = False
+    blocked: bool = False
+    dead_letters_held: int = 0
     batch: float | None = None
     create: tuple[float, float] | None = None
     reply: tuple[float, float] | None = None
@@ -107,6 +114,10 @@ class WorkerView:
             refused=grown("flow_run_worker_requests_total", outcome="refused") / seconds,
             redelivered=grown("flow_run_worker_redelivered_total") / seconds,
             in_flight=int(now.total("flow_run_worker_in_flight")),
+            held_bytes=int(now.total("flow_run_worker_in_flight_bytes")),
+            paused=now.total("flow_run_worker_reading_paused") == 1,
+            blocked=now.total("flow_run_worker_broker_blocked") == 1,
+            dead_letters_held=int(now.total("flow_run_worker_dead_letters_held")),
             batch=grown("flow_run_worker_batch_size_sum") / batches if batches else None,
             create=_percentiles(before, now, "create"),
             reply=_percentiles(before, now, "reply"),

@@ -57,8 +57,8 @@ def _draw(view: View, name: str) -> RenderableType:
     else:
         dead = f"[yellow]{queue.dead_letters}[/]" if queue.dead_letters else "0"
         about = (
-            f"[bold]{escape(name)}[/]  ready [bold]{queue.ready}[/]  consumers {queue.consumers}  dead letters {dead}   "
-            f"in [bold]{view.incoming:,.0f}/s[/]  out [bold]{view.outgoing:,.0f}/s[/]"
+            f"[bold]{escape(name)}[/]  ready [bold]{queue.ready}[/]  consumers {queue.consumers}  "
+            f"dead letters {dead}   in [bold]{view.incoming:,.0f}/s[/]  out [bold]{view.outgoing:,.0f}/s[/]"
         )
     table = Table(expand=True)
     table.add_column("worker", no_wrap=True)
@@ -85,13 +85,23 @@ def _row(worker: WorkerView) -> list[str]:
         return [escape(worker.url), f"[bold red]{escape(worker.error)}[/]"]
     return [
         f"{escape(worker.url)} [dim]{escape(worker.version)}[/]",
-        _state(worker.broker),
+        "[bold red]blocked[/]" if worker.broker and worker.blocked else _state(worker.broker),
         _state(worker.database),
         *(f"{rate:,.0f}" for rate in (worker.created, worker.existing, worker.refused, worker.redelivered)),
-        str(worker.in_flight),
+        _held(worker),
         "" if worker.batch is None else f"{worker.batch:.0f}",
         *(_milliseconds(each) for each in (worker.create, worker.reply)),
     ]
+
+
+def _held(worker: WorkerView) -> str:
+    """Deliveries in flight and their size; what holds them back, if something does."""
+    held = f"{worker.in_flight} ({worker.held_bytes / 1024 / 1024:.0f} MiB)"
+    if worker.paused:
+        held = f"[yellow]{held} full[/]"
+    if worker.dead_letters_held:
+        held += f" [yellow]{worker.dead_letters_held} dead letters not taken[/]"
+    return held
 
 
 def _state(up: bool) -> str:

@@ -3,7 +3,7 @@ nothing on the hot path.
 """
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Protocol
 
@@ -34,6 +34,13 @@ broker_blocked = Gauge(
     "Whether the broker takes no publications, by an alarm (1), or does (0).",
 )
 in_flight = Gauge("flow_run_worker_in_flight", "Deliveries taken and not yet acknowledged.")
+in_flight_bytes = Gauge(
+    "flow_run_worker_in_flight_bytes", "Size of the deliveries taken and not yet acknowledged."
+)
+reading_paused = Gauge(
+    "flow_run_worker_reading_paused",
+    "Whether nothing more is read from the broker, as so many bytes are held (1), or is (0).",
+)
 batch_size = Histogram("flow_run_worker_batch_size", "Requests in one transaction.", buckets=_SIZES)
 stage_seconds = Histogram(
     "flow_run_worker_stage_seconds", "Time of one batch in a stage.", ["stage"], buckets=_SECONDS
@@ -124,10 +131,19 @@ def broker_away(reason: str) -> None:
     broker_blocked.set(0)
     dead_letters_held.set(0)
     in_flight.set(0)
+    in_flight_bytes.set_function(lambda: 0)
+    reading_paused.set_function(lambda: 0)
 
 
-def broker_here() -> None:
-    """Note that requests are being consumed."""
+def broker_here(held: Callable[[], int], paused: Callable[[], bool]) -> None:
+    """Note that requests are being consumed.
+
+    Args:
+        held: tells how many bytes of deliveries are held.
+        paused: tells whether reading has stopped because of that.
+    """
+    in_flight_bytes.set_function(held)
+    reading_paused.set_function(paused)
     readiness.broker = None
     dependency_up.labels("broker").set(1)
 
