@@ -5,6 +5,7 @@ replies: direct reply-to wants both on the same channel.
 import asyncio
 
 import aio_pika
+import aiormq
 from aio_pika.exceptions import AMQPChannelError, DeliveryError, PublishError
 from aiormq.exceptions import (
     ChannelAccessRefused,
@@ -34,7 +35,9 @@ class PublicationRefused(Exception):
 class ClientConnection:
     """A connection whose channel, once closed, is not opened again: all is given up for a new one.
 
-    Safe from many tasks.
+    Safe from many tasks. It publishes and consumes by the channel of aiormq that aio-pika's is
+    built on. Of 316 us of CPU a request that saves 40, as aio-pika makes a message and two tasks of
+    each reply, and 38, as its publishers wait for the socket in turn.
     """
 
     def __init__(self, connection: aio_pika.Connection) -> None:
@@ -71,7 +74,6 @@ class ClientConnection:
     async def _open_channel(self) -> None:
         await self._channel
         try:
-            # Of aiormq's channel: aio-pika's own consumer costs an eighth of the client's CPU more.
             channel = await self._channel.get_underlay_channel()
             await channel.basic_consume(DIRECT_REPLY_TO, self._replies.on_message, no_ack=True)
         except ChannelAccessRefused as error:
@@ -115,7 +117,15 @@ class ClientConnection:
     async def _is_taken(self, queue: str, message: aio_pika.Message) -> bool:
         try:
             with lost_with(self._channel):
-                await self._channel.default_exchange.publish(message, routing_key=queue)
+                channel = await self._channel.get_underlay_channel()
+                assert isinstance(channel, aiormq.Channel)  # it is; the abstract one lacks "wait"
+                await channel.basic_publish(
+                    message.body,
+                    routing_key=queue,
+                    properties=message.properties,
+                    mandatory=True,
+                    wait=False,  # for the socket, one message at a time; the confirm is waited for
+                )
         except ChannelLost as lost:
             match lost.__cause__:
                 case PublishError():
