@@ -58,15 +58,7 @@ UNFORESEEN_TRIES = 3
 
 
 class DatabaseAway(Exception):
-    """The database stayed away for longer than deliveries can be held.
-
-    Attributes:
-        run: one of those that could not be stored.
-    """
-
-    def __init__(self, reason: str, run: NewRun) -> None:
-        super().__init__(reason)
-        self.run = run
+    """The database stayed away for longer than deliveries can be held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +80,14 @@ class _Done:
 
 
 class Pipeline:
-    """Serves the deliveries of one session until they end."""
+    """Serves the deliveries of one session until they end.
+
+    Attributes:
+        failing: one of the runs that the database does not store; None while it does.
+    """
 
     def __init__(self, session: Session, store: Store, settings: Settings, traces: Traces) -> None:
+        self.failing: NewRun | None = None
         self._session = session
         self._store = store
         self._settings = settings
@@ -141,7 +138,11 @@ class Pipeline:
         traceparent = self._traces.taken(delivery)
         if message.reply_to and not self._may_reply_to(message.reply_to):
             raise ReplyToRefused(message.reply_to)
-        request = decode(message, max_body_bytes=self._settings.max_body_bytes)
+        request = decode(
+            message,
+            max_body_bytes=self._settings.max_body_bytes,
+            max_parameter_size=self._settings.max_parameter_size,
+        )
         return new_run(request, datetime.now(UTC), traceparent=traceparent or request.traceparent)
 
     def _may_reply_to(self, queue: str) -> bool:
@@ -210,9 +211,8 @@ class Pipeline:
         while True:
             try:
                 outcomes = await self._store.create(runs)
-            except (
-                Exception
-            ) as error:  # the edge: what no rule foresees is tried again, then each run by itself
+            # The edge: what no rule foresees is tried again, and then each run by itself.
+            except Exception as error:
                 if isinstance(error, Fault):
                     fault = error
                 else:
@@ -222,12 +222,14 @@ class Pipeline:
                             return [Unprocessable()]
                         return [outcome for run in runs for outcome in await self._stored([run])]
                     fault = Fault(repr(error))
+                self.failing = runs[0]
                 metrics.database_away(str(fault))
                 log.warning("database_away", error=str(fault), tries=backoff.tries + 1, held=len(runs))
                 if monotonic() - since > HOLD_SECONDS:
-                    raise DatabaseAway(str(fault), runs[0]) from fault
+                    raise DatabaseAway(str(fault)) from fault
                 await backoff.sleep()
             else:
+                self.failing = None
                 metrics.database_here()
                 return outcomes
 

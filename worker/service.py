@@ -107,55 +107,63 @@ class Service:
         return None
 
     async def _stay_at_broker(self, store: Store) -> None:
+        """Open one session after the other, and serve it until it is lost or we are to stop."""
         backoff = Backoff()
         while not self._stopping.is_set():
-            try:
-                session = await self._unless_stopping(
-                    Session.open(
-                        self._settings.amqp_url,
-                        self._topology,
-                        name="flow-run-worker",
-                        fast_path=self._settings.fast_path,
-                        prefetch_size=self._settings.prefetch_size,
-                        max_message_size=self._settings.max_message_size,
-                        try_out=self._served,
-                    )
-                )
-            except (BrokerUnavailable, BrokerRefused, TopologyMismatch) as error:
-                if not isinstance(error, BrokerUnavailable) and not self._served:
-                    raise
-                # Once it let us in: a limit of connections, a right or a password for a moment.
-                metrics.broker_away(str(error))
-                log.warning("broker_away", error=str(error), tries=backoff.tries + 1)
-                await self._pause(backoff)
-                continue
+            session = await self._open_session(backoff)
             if session is None:
-                return
+                continue
             if self._served:
                 metrics.reconnects.inc()
-            trial: NewRun | None = None
+            pipeline = Pipeline(session, store, self._settings, self._traces)
+            reason = "stopping"
             try:
-                await self._serve(session, store)
+                await self._serve(session, store, pipeline)
             except* ChannelLost as lost:
-                log.warning("session_lost", error=str(lost.exceptions[0]))
-                if session.consumed:
-                    backoff = Backoff(first=REOPEN_SECONDS)
-                await self._pause(backoff)
+                reason = str(lost.exceptions[0])
+                log.warning("session_lost", error=reason)
             except* DatabaseAway as away:
-                cause = away.exceptions[0]
-                log.warning("deliveries_handed_back", error=str(cause))
-                trial = cause.run if isinstance(cause, DatabaseAway) else None
+                reason = f"no session while the database is away: {away.exceptions[0]}"
+                log.warning("deliveries_handed_back", error=str(away.exceptions[0]))
             finally:
                 self._served = True
+                metrics.broker_away(reason)
                 await session.close()
                 self._traces.lost()
-                metrics.broker_away("no session")
-            await self._until_database_answers(store, trial)
+            if session.consumed:
+                backoff = Backoff(first=REOPEN_SECONDS)
+            await self._pause(backoff)
+            await self._until_database_answers(store, pipeline.failing)
 
-    async def _serve(self, session: Session, store: Store) -> None:
+    async def _open_session(self, backoff: Backoff) -> Session | None:
+        """A session; or None after a pause, when there is none to be had, or we are to stop."""
+        try:
+            return await self._unless_stopping(
+                Session.open(
+                    self._settings.amqp_url,
+                    self._topology,
+                    name="flow-run-worker",
+                    fast_path=self._settings.fast_path,
+                    prefetch_size=self._settings.prefetch_size,
+                    max_message_size=self._settings.max_message_size,
+                    try_out=self._served,
+                )
+            )
+        except (BrokerUnavailable, BrokerRefused, TopologyMismatch) as error:
+            if not isinstance(error, BrokerUnavailable) and not self._served:
+                raise
+            # Once it let us in: a limit of connections, a right or a password for a moment.
+            metrics.broker_away(str(error))
+            log.warning("broker_away", error=str(error), tries=backoff.tries + 1)
+            await self._pause(backoff)
+            return None
+
+    async def _serve(self, session: Session, store: Store, pipeline: Pipeline) -> None:
         """Serve one session until it is lost or we are to stop."""
         metrics.broker_here(lambda: session.in_flight.bytes, lambda: session.in_flight.paused)
         session.on_blocked = _note_blocked
+        if session.blocked is not None:
+            _note_blocked(session.blocked)
         log.info(
             "serving",
             queue=self._topology.queue,
@@ -166,15 +174,15 @@ class Service:
             batch_max=self._settings.batch_max,
             version=__version__,
         )
-        pipeline = asyncio.create_task(Pipeline(session, store, self._settings, self._traces).run())
+        serving = asyncio.create_task(pipeline.run())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait((pipeline, stopping, session.lost), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((serving, stopping, session.lost), return_when=asyncio.FIRST_COMPLETED)
             if stopping.done() and not session.lost.done():
                 try:
                     async with asyncio.timeout(self._settings.shutdown_timeout):
                         await session.stop_consuming()
-                        await asyncio.wait((pipeline, session.lost), return_when=asyncio.FIRST_COMPLETED)
+                        await asyncio.wait((serving, session.lost), return_when=asyncio.FIRST_COMPLETED)
                 except TimeoutError:
                     log.warning("shutdown_timeout", handed_back="what is still in flight")
             if session.lost.done():
@@ -182,18 +190,18 @@ class Service:
                 if lost.refused and not self._served:
                     raise BrokerRefused(f"The broker refuses what the worker needs: {lost}")
                 raise lost
-            if pipeline.done():
-                pipeline.result()
+            if serving.done():
+                serving.result()
         finally:
             stopping.cancel()
-            pipeline.cancel()
+            serving.cancel()
             # What waits at a silent database is cancelled only after its own timeout; when we
             # leave, closing ends it.
             done, _ = await asyncio.wait(
-                (pipeline,), timeout=LEAVE_SECONDS if self._stopping.is_set() else None
+                (serving,), timeout=LEAVE_SECONDS if self._stopping.is_set() else None
             )
-            if done and not pipeline.cancelled():
-                pipeline.exception()
+            if done and not serving.cancelled():
+                serving.exception()
 
     async def _until_database_answers(self, store: Store, trial: NewRun | None) -> None:
         """Don't take requests that could not be stored: each time that they are handed back counts

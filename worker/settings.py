@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from worker.broker.urls import ENCODE, check_urls
+from worker.contract.request import MAX_PARAMETER_SIZE
 
 PREFIX = "WORKER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -88,6 +89,12 @@ class Settings(BaseSettings):
         "reply-to always may be used.",
     )
     max_body_bytes: int = Field(1_048_576, ge=1, description="A larger request is refused with 413; bytes.")
+    max_parameter_size: int = Field(
+        MAX_PARAMETER_SIZE,
+        ge=0,
+        description="Larger parameters are refused with 422; 0 for no limit but max_body_bytes. As "
+        "PREFECT_SERVER_API_MAX_PARAMETER_SIZE of the Prefect server; bytes.",
+    )
     max_message_size: int = Field(
         16_777_216,
         ge=1024,

@@ -66,6 +66,8 @@ class Session:
         publisher: for replies and dead letters.
         acknowledger: for the deliveries.
         direct_replies: which direct reply-to names can be published to.
+        blocked: why the broker takes no publications (an alarm), such as ``low on memory``; None
+            while it does.
         on_blocked: is called with the reason when the broker takes no publications any more (an
             alarm), and with None when it does again.
         lost: done once the session has ended; its result is the reason.
@@ -82,6 +84,7 @@ class Session:
         self.deliveries: Mailbox[Delivery] = Mailbox(lambda delivery: delivery.size)
         self.in_flight = InFlight(prefetch_size, self._pause_reading, self._resume_reading)
         self.lost: asyncio.Future[ChannelLost] = asyncio.get_running_loop().create_future()
+        self.blocked: str | None = None
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
         self.max_message_size = MAX_MESSAGE_SIZE
         self.consumed = False
@@ -125,8 +128,9 @@ class Session:
             fast_path: see :mod:`worker.broker.fast_path`.
             prefetch_size: bytes of deliveries that are held at the most; one more is let in.
             max_message_size: bytes that the broker takes in a message, as far as one knows.
-            try_out: publish something to nobody first. For who was let in before: a right that is
-                missing for a while is not to cost the deliveries that could not be answered.
+            try_out: publish something to nobody, and consume, first. For who was let in before: a
+                right that is missing for a while is not to cost deliveries that could not be
+                answered, and is to be told as what it is.
 
         Raises:
             BrokerUnavailable: nobody answers, or not in time.
@@ -140,6 +144,7 @@ class Session:
                 await session._open()
                 if try_out:
                     await session.publisher.try_out()
+                    await session._change_consumer(1)
         except BaseException as error:
             await session.close()
             if isinstance(error, (BrokerUnavailable, BrokerRefused, TopologyMismatch)):
@@ -163,7 +168,7 @@ class Session:
         self._queue = await self._channel.get_queue(self.topology.queue, ensure=False)
         underlay = await self._channel.get_underlay_channel()
         publishing = await self._connect(f"{self._name} replies")
-        publishing.frames.on_blocked = lambda reason: self.on_blocked(reason)
+        publishing.frames.on_blocked = self._blocked
         channel = await publishing.channel(publisher_confirms=True)
         self.publisher = (BulkPublisher if self._fast_path else Publisher)(publishing, channel)
         self.acknowledger = Acknowledger(underlay, lambda: self.prefetch)
@@ -198,7 +203,8 @@ class Session:
         Raises:
             ChannelLost: the session ended.
         """
-        await self._change_consumer(1)
+        if self._consumer_tag is None:
+            await self._change_consumer(1)
         if prefetch > 1:
             await self._calm.wait()
             self._full_prefetch = prefetch
@@ -344,6 +350,10 @@ class Session:
 
     def _consumer_cancelled(self, _: object) -> None:
         self._end(ChannelLost("the broker cancelled the consumer: its queue was deleted or moved"))
+
+    def _blocked(self, reason: str | None) -> None:
+        self.blocked = reason
+        self.on_blocked(reason)
 
     def _end(self, reason: ChannelLost) -> None:
         if not self.lost.done():

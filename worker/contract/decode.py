@@ -24,7 +24,7 @@ from worker.contract.errors import (
 )
 from worker.contract.message import Message, fingerprint
 from worker.contract.policy import CreatedBy
-from worker.contract.request import CreateFlowRun
+from worker.contract.request import MAX_PARAMETER_SIZE, CreateFlowRun, limit_to_check
 from worker.contract.validation import first_errors, located, unstorable
 
 MINIMUM_API_VERSION = (0, 8, 0)
@@ -77,11 +77,14 @@ class CreateRequest:
     traceparent: str | None = None
 
 
-def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
+def decode(
+    message: Message, *, max_body_bytes: int, max_parameter_size: int = MAX_PARAMETER_SIZE
+) -> CreateRequest:
     """Understand a message.
 
     Args:
         max_body_bytes: a larger body is refused unread.
+        max_parameter_size: of the parameters as Python writes them, in bytes; 0 for no limit.
 
     Raises:
         Refusal: with Prefect's status and error body. The checks come in the order in which its
@@ -99,7 +102,7 @@ def decode(message: Message, *, max_body_bytes: int) -> CreateRequest:
     content = _parse(message.body)
     errors: list[dict[str, Any]] = []
     created_by = _created_by(message, errors)
-    body = _validate(content, len(message.body), errors)
+    body = _validate(content, limit_to_check(len(message.body), max_parameter_size), errors)
     if _SUSPICIOUS.search(message.body):
         errors.extend(islice(unstorable(content), MAX_ERRORS))
     if body is None or errors:
@@ -233,17 +236,17 @@ def _depth_exceeds(content: Any, limit: int) -> bool:
     return True
 
 
-def _validate(content: Any, size: int, errors: list[dict[str, Any]]) -> CreateFlowRun | None:
+def _validate(content: Any, limit: int, errors: list[dict[str, Any]]) -> CreateFlowRun | None:
     if content is None:
         errors.append({"type": "missing", "loc": ["body"], "msg": "Field required", "input": None})
         return None
     try:
-        body = _body.validate_python(content, from_attributes=True, context=size)
+        body = _body.validate_python(content, from_attributes=True, context=limit)
     except ValidationError as error:
         errors.extend(
             located(error, "body")
             if error.error_count() <= MAX_ERRORS
-            else first_errors(error, content, _body)
+            else first_errors(error, content, _body, limit)
         )
         return None
     except (

@@ -22,6 +22,8 @@ from worker.contract.state import StateCreate
 
 # PREFECT_SERVER_API_MAX_PARAMETER_SIZE, as a Prefect server has it by default; bytes.
 MAX_PARAMETER_SIZE = 524_288
+# In the place of a limit: parameters of any size are taken. Prefect writes it in the same way.
+NO_LIMIT = 0
 # PostgreSQL's unique index takes rows of up to 2,704 bytes, 28 of them for the flow's id and
 # headers; beyond that it depends on how well a key compresses. One bound for both databases:
 # whether a request is refused must not depend on which it is.
@@ -35,15 +37,25 @@ _LONGEST_EXPANSION = 8
 _NO_POLICY = FlowRunPolicy()
 
 
+def limit_to_check(body_size: int, max_parameter_size: int) -> int:
+    """The context in which a body is validated: the limit that its parameters are measured against.
+
+    Args:
+        body_size: of the body, in bytes.
+        max_parameter_size: of the parameters as Python writes them, in bytes; or :data:`NO_LIMIT`,
+            which this returns too where the body is too small to exceed the limit.
+    """
+    return NO_LIMIT if body_size * _LONGEST_EXPANSION <= max_parameter_size else max_parameter_size
+
+
 def _parameter_size(parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-    body_size = info.context
-    if parameters and not (
-        isinstance(body_size, int) and body_size * _LONGEST_EXPANSION <= MAX_PARAMETER_SIZE
-    ):
+    """``validate_parameter_size``."""
+    limit: int = MAX_PARAMETER_SIZE if info.context is None else info.context
+    if parameters and limit != NO_LIMIT:
         size = len(json.dumps(parameters, separators=(",", ":")).encode())
-        if size > MAX_PARAMETER_SIZE:
+        if size > limit:
             raise ValueError(
-                f"Flow run parameters must be less than {MAX_PARAMETER_SIZE:,} bytes when serialized (got {size:,} bytes)."
+                f"Flow run parameters must be less than {limit:,} bytes when serialized (got {size:,} bytes)."
             )
     return parameters
 
@@ -98,7 +110,8 @@ class CreateFlowRun(BaseModel):
     flow_id: UUID = Field(description="The flow that is to be run.")
     flow_version: str | None = Field(None, description="The flow's version.")
     parameters: Annotated[dict[str, Any], AfterValidator(_parameter_size)] = Field(
-        default_factory=dict, description="The flow's parameters; at most 512 KiB of JSON."
+        default_factory=dict,
+        description="The flow's parameters; at most 512 KiB of JSON, if the worker is not set otherwise.",
     )
     context: dict[str, Any] = Field(
         default_factory=dict, description="More about the run, for the flow to read."

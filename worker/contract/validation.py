@@ -32,13 +32,18 @@ def located(error: ValidationError, *location: str) -> Iterator[dict[str, Any]]:
         yield found
 
 
-def first_errors(error: ValidationError, content: Any, body: TypeAdapter[Any]) -> Iterator[dict[str, Any]]:
+def first_errors(
+    error: ValidationError, content: Any, body: TypeAdapter[Any], limit: int
+) -> Iterator[dict[str, Any]]:
     """Some of very many errors, and how many there are. Pydantic has no way to write out a few
     only, and takes seconds and hundreds of megabytes for those of one large body; so they are those
     of its beginning.
+
+    Args:
+        limit: of the parameters, as :func:`worker.contract.request.limit_to_check` returns it.
     """
     try:
-        body.validate_python(_beginning(content))
+        body.validate_python(_beginning(content), context=limit)
     except ValidationError as of_beginning:
         yield from islice(located(of_beginning, "body"), MAX_ERRORS)
     message = f"There are {error.error_count():,} errors, not all of which are listed"
