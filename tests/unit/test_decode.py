@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from worker.contract.decode import decode
 from worker.contract.errors import Refusal, encode_error
 from worker.contract.message import Message
+from worker.contract.request import MAX_PARAMETER_SIZE, CreateFlowRun
 
 FLOW = "11111111-1111-4111-8111-111111111111"
 
@@ -113,3 +115,30 @@ def test_storable_text_is_taken_in_every_encoding(encoding: str) -> None:
     body = json.dumps({"flow_id": FLOW, "name": "\ud7a3 \U0001f680"}, ensure_ascii=False).encode(encoding)
     request = decode(Message(body=body, headers={}), max_body_bytes=1000)
     assert request.body.name == "\ud7a3 \U0001f680"
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(1_000, False), (1_015, False), (1_016, True), (0, True)])
+def test_parameters_are_measured_against_the_limit_that_is_set(limit: int, taken: bool) -> None:
+    """By what Python writes: a character beyond ASCII takes six bytes there."""
+    body = json.dumps({"flow_id": FLOW, "parameters": {"a": "é" * 167, "b": 1}}, ensure_ascii=False)
+    message = Message(body=body.encode(), headers={})
+    if taken:
+        assert decode(message, max_body_bytes=2_000, max_parameter_size=limit)
+        return
+    with pytest.raises(Refusal) as refused:
+        decode(message, max_body_bytes=2_000, max_parameter_size=limit)
+    (detail,) = refused.value.body["exception_detail"]
+    assert f"less than {limit:,} bytes when serialized (got " in detail["msg"]
+
+
+def test_a_limit_that_is_not_set_is_prefects() -> None:
+    exact = MAX_PARAMETER_SIZE - len('{"a":""}')
+    for size, errors in ((exact, 0), (exact + 1, 1)):
+        body = {"flow_id": FLOW, "parameters": {"a": "x" * size}}
+        if errors:
+            assert refusal(json.dumps(body).encode()).status == 422
+            with pytest.raises(ValidationError):
+                CreateFlowRun.model_validate(body)
+        else:
+            assert decode(Message(json.dumps(body).encode(), {}), max_body_bytes=1_000_000)
+            assert CreateFlowRun.model_validate(body)

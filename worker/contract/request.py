@@ -131,7 +131,8 @@ class CreateFlowRun(BaseModel):
     )
     idempotency_key: Annotated[str, AfterValidator(_key_size)] | None = Field(
         None,
-        description="The run is created once per flow and key; later requests get the run that exists. At most 2,500 bytes.",
+        description="The run is created once per flow and key; later requests get the run that exists. "
+        "At most 2,500 bytes.",
     )
     work_pool_name: str | None = Field(None, description="The work pool that is to run it.")
     work_queue_name: str | None = Field(
