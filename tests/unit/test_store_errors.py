@@ -162,12 +162,12 @@ def test_a_row_that_refers_to_none_is_a_conflict_and_what_else_it_is_blamed_for_
         postgresql_error("23503"),
         wrapped(postgresql_error("23502")),
         sqlite_error(sqlite3.SQLITE_CONSTRAINT_NOTNULL, sqlite3.IntegrityError),
+        sqlite_error(sqlite3.SQLITE_CONSTRAINT_TRIGGER, sqlite3.IntegrityError),
     ):
         assert isinstance(refusal(error), IntegrityConflict)
     for error in (
         postgresql_error("22003"),
         postgresql_error("P0001"),
-        sqlite_error(sqlite3.SQLITE_CONSTRAINT_TRIGGER, sqlite3.IntegrityError),
         OverflowError("too large"),
     ):
         assert isinstance(refusal(error), Unprocessable)

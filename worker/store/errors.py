@@ -102,9 +102,7 @@ def blame(error: BaseException) -> Blame:
 def refusal(error: BaseException) -> Refusal:
     """The answer to the request whose row the database does not take."""
     error = driver_error(error)
-    trigger = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CONSTRAINT_TRIGGER
-    integrity = (asyncpg.IntegrityConstraintViolationError, sqlite3.IntegrityError)
-    if isinstance(error, integrity) and not trigger:
+    if isinstance(error, (asyncpg.IntegrityConstraintViolationError, sqlite3.IntegrityError)):
         return IntegrityConflict(str(error))
     return Unprocessable(f"The database cannot store this run: {error}")
 
