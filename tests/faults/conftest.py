@@ -24,6 +24,8 @@ from tests.support.supervisor import Supervisor
 # Seconds after which a silent connection counts as lost: two of these at the broker, three at the
 # worker.
 HEARTBEAT = 2
+# How much memory a node may use before its alarm.
+WATERMARK = "2GB"
 
 
 @contextmanager

@@ -113,7 +113,7 @@ async def worker_killed(scene: Scene) -> None:
 def _killed_at(seam: str) -> Callable[[Scene], Awaitable[None]]:
     async def killed(scene: Scene) -> None:
         worker = scene.workers.start_crashing(seam)
-        await asyncio.to_thread(worker.process.wait, 60)
+        await asyncio.to_thread(worker.process.wait, 300)
 
     return killed
 
@@ -314,7 +314,7 @@ async def disk_full(scene: Scene) -> None:
             while free > 0:
                 free -= file.write(bytes(min(free, 1 << 20)))
         seen = scene.workers.logged("database_away")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(180):
             while scene.workers.logged("database_away") == seen:
                 await asyncio.sleep(0.2)
         await scene.lasts(3)
@@ -328,7 +328,7 @@ async def file_locked(scene: Scene) -> None:
     connection.execute("BEGIN IMMEDIATE")
     # A worker that starts meanwhile waits for the lock only from then on.
     seen = scene.workers.logged("database_away")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while scene.workers.logged("database_away") == seen:
             await asyncio.sleep(0.5)
     await scene.lasts(4)

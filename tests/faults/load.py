@@ -114,7 +114,7 @@ class Load:
         """How many requests have no reply yet."""
         return len(self.requests) - sum(1 for each in self.requests if each in self.replies)
 
-    async def settled(self, seconds: float = 120.0) -> None:
+    async def settled(self, seconds: float = 300.0) -> None:
         """Wait until each request has a reply; raises TimeoutError."""
         async with asyncio.timeout(seconds):
             while self.unanswered:
@@ -135,7 +135,7 @@ class Load:
 
     async def until_on_disk(self, broker: RabbitMQ) -> None:
         """Wait until our queue and theirs survive a kill of the broker."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(180):
             while not all(broker.on_disk(queue) for queue in (self._queue, f"{self._queue}.dead")):
                 await asyncio.sleep(0.1)
 

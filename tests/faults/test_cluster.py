@@ -60,7 +60,7 @@ async def test_a_node_is_killed(
             await asyncio.to_thread(victim.start)
             await asyncio.sleep(2)
             await load.stop()
-            await load.settled(60)
+            await load.settled()
             assert set(await workers.stop()) == {0}
             verdict = await load.verdict(database_url)
         finally:

@@ -32,7 +32,7 @@ async def check(scene: Scene) -> None:
     """The end of every fault: settle, leave, count."""
     await asyncio.sleep(0.5)
     await scene.load.stop()
-    await scene.load.settled(60)
+    await scene.load.settled()
     assert set(await scene.workers.stop()) == {0}
     verdict = await scene.load.verdict(scene.database_url)
     print(verdict)

@@ -19,12 +19,16 @@ FLOW_ID = str(uuid4())
 
 
 @pytest.fixture
-def worker(amqp_url: str, sqlite_url: str, queue: str, tmp_path: Path) -> Iterator[WorkerProcess]:
+def worker(
+    request: pytest.FixtureRequest, amqp_url: str, sqlite_url: str, queue: str, tmp_path: Path
+) -> Iterator[WorkerProcess]:
+    """Its parameter: for how many seconds it waits for a confirm where no later one comes."""
     environment = {
         "WORKER_AMQP_URL": amqp_url,
         "WORKER_DATABASE_URL": sqlite_url,
         "WORKER_QUEUE": queue,
         "WORKER_HTTP_PORT": "0",
+        "LONE_REPLY_SECONDS": getattr(request, "param", "10"),
     }
     worker = WorkerProcess(
         tmp_path / "worker.log", environment, [sys.executable, "-m", "tests.faults.hasty_worker"]
@@ -34,6 +38,7 @@ def worker(amqp_url: str, sqlite_url: str, queue: str, tmp_path: Path) -> Iterat
     worker.kill()
 
 
+@pytest.mark.parametrize("worker", ["3600"], indirect=True, ids=[""])
 async def test_a_reply_that_is_not_confirmed_is_given_up_once_a_later_one_is(
     producer: Producer, worker: WorkerProcess, hanging: AbstractQueue
 ) -> None:
@@ -43,7 +48,7 @@ async def test_a_reply_that_is_not_confirmed_is_given_up_once_a_later_one_is(
     assert "reply_unroutable" not in worker.output
     reply = await producer.request({"flow_id": FLOW_ID}, message_id="neighbour")
     assert reply.status == 201
-    await asyncio.to_thread(worker.wait_until_logged, "the broker does not confirm it", 5)
+    await asyncio.to_thread(worker.wait_until_logged, "the broker does not confirm it")
     assert worker.terminate() == 0
     assert await producer.depth() == 0
 
@@ -80,6 +85,6 @@ async def hanging(
 
 
 async def _take(queue: AbstractQueue) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(180):
         while await queue.get(no_ack=True, fail=False) is None:
             await asyncio.sleep(0.1)

@@ -106,7 +106,7 @@ async def test_an_interrupted_bench_leaves_no_queue_and_no_worker(
         env={**os.environ, "PYTHONPATH": str(ROOT), "WORKER_AMQP_URL": rabbitmq.url},
         stderr=asyncio.subprocess.DEVNULL,
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while not any(queues(rabbitmq).values()):
             await asyncio.sleep(0.1)
         process.send_signal(interruption)

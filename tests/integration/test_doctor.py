@@ -178,13 +178,13 @@ async def test_a_worker_with_too_few_rights_says_which_and_ends(
     start_worker: StartWorker,
 ) -> None:
     worker = start_worker(sqlite_url, amqp_url=worker_user, wait=False)
-    assert worker.process.wait(30) == 1
+    assert worker.process.wait(180) == 1
     assert "topology declare" in worker.output
     session = await Session.open(amqp_url, Topology.from_queue_name(queue), name="test")
     await session.close()
     rabbitmq.ctl("set_permissions", URL(worker_user).user or "", "^$", "^$", "^$")
     worker = start_worker(sqlite_url, amqp_url=worker_user, wait=False)
-    assert worker.process.wait(30) == 1
+    assert worker.process.wait(180) == 1
     assert f"access to queue '{queue}'" in worker.output
 
 
@@ -201,7 +201,7 @@ async def test_a_virtual_host_that_is_refused_is_told_and_ends_the_worker(
     assert code == 1
     assert "refuses the virtual host" in found["broker"][1]
     worker = start_worker(sqlite_url, amqp_url=url, wait=False)
-    assert worker.process.wait(30) == 1
+    assert worker.process.wait(180) == 1
     assert "refuses the virtual host" in worker.output
     assert "Traceback" not in worker.output
     rabbitmq.ctl("delete_user", name)

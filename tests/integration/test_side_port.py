@@ -43,7 +43,7 @@ async def test_readiness_follows_the_database_and_liveness_does_not(
         assert httpx.get(f"{worker.http}/livez").status_code == 200
         waiting = await producer.publish({"flow_id": FLOW_ID})
         cluster.start()
-        wait_until(lambda: ready()[0] == 200, "readiness", 30)
+        wait_until(lambda: ready()[0] == 200, "readiness")
         (reply,) = await producer.replies_to([waiting])
         assert reply.status == 201
         assert httpx.get(f"{worker.http}/livez").status_code == 200
@@ -78,7 +78,7 @@ async def test_metrics_count_what_became_of_requests(
     def page() -> str:
         return httpx.get(f"{worker.http}/metrics").text
 
-    wait_until(lambda: sample(page(), "flow_run_worker_in_flight") == 0, "all acknowledged", 10)
+    wait_until(lambda: sample(page(), "flow_run_worker_in_flight") == 0, "all acknowledged")
     text = page()
     outcomes = {("created", "201"): 2.0, ("existing", "200"): 1.0, ("refused", "422"): 1.0}
     for (outcome, status), count in outcomes.items():

@@ -136,7 +136,7 @@ async def test_a_worker_without_trust_says_why_and_ends(
 ) -> None:
     url, said = trust.untrusted()[wrong]
     worker = start_worker(sqlite_url, amqp_url=url, log_level="debug", wait=False)
-    assert worker.process.wait(30) == 1, worker.output
+    assert worker.process.wait(180) == 1, worker.output
     (line,) = (line for line in worker.output.splitlines() if "cannot_start" in line)
     assert said in line
     assert "Traceback" not in worker.output

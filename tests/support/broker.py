@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import aio_pika
+
 from tests.support.processes import answers
 from tests.support.rabbitmq import RabbitMQ
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, connect
@@ -36,7 +38,7 @@ def broker() -> Iterator[tuple[str, str]]:
 
 async def _lets_us_in(url: str) -> bool:
     try:
-        connection = await connect(url, name="flow-run-worker demo")
+        connection = await connect(url, name="flow-run-worker demo", connection_class=aio_pika.Connection)
     except (BrokerUnavailable, BrokerRefused):
         return False
     await connection.close()

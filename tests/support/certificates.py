@@ -58,5 +58,5 @@ def _new_key(path: Path) -> tuple[str, ...]:
 
 
 def _openssl(*arguments: str) -> None:
-    done = subprocess.run(["openssl", *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["openssl", *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

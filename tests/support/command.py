@@ -33,5 +33,5 @@ async def command(*arguments: str, stdin: bytes | None = None, **settings: objec
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(process.communicate(stdin), 60)
+    out, err = await asyncio.wait_for(process.communicate(stdin), 300)
     return Done(process.returncode or 0, out.decode(), err.decode())

@@ -48,7 +48,7 @@ def answers(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
     """Wait for a condition; raises ServerFailed when it does not come in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -104,7 +104,7 @@ class ServerProcess:
             start_new_session=True,
         )
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 180.0) -> None:
         """Wait until the server is ready; raises ServerFailed with its log when it ends before."""
 
         def ready() -> bool:

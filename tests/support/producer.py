@@ -89,7 +89,7 @@ class Producer:
         await self.channel.default_exchange.publish(message, routing_key=self.queue, mandatory=True)
         return correlation_id
 
-    async def replies_to(self, correlation_ids: list[str], seconds: float = 60.0) -> list[Reply]:
+    async def replies_to(self, correlation_ids: list[str], seconds: float = 180.0) -> list[Reply]:
         """The first reply to each of these requests, once all are there."""
         async with asyncio.timeout(seconds), self._arrived:
             await self._arrived.wait_for(lambda: all(self.replies[each] for each in correlation_ids))
@@ -100,7 +100,7 @@ class Producer:
         (reply,) = await self.replies_to([await self.publish(body, **properties)])
         return reply
 
-    async def dead_letters(self, count: int, seconds: float = 30.0) -> list[Reply]:
+    async def dead_letters(self, count: int, seconds: float = 180.0) -> list[Reply]:
         """Take so many dead letters, waiting until they are there."""
         letters: list[Reply] = []
         async with asyncio.timeout(seconds):

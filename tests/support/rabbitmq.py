@@ -165,7 +165,7 @@ class RabbitMQ:
         """Run ``rabbitmqctl``; returns what it prints."""
         command = Path(executable()).with_name("rabbitmqctl")
         done = subprocess.run(
-            [command, "-q", *arguments], env=self._env, capture_output=True, text=True, timeout=60
+            [command, "-q", *arguments], env=self._env, capture_output=True, text=True, timeout=300
         )
         if done.returncode:
             raise ServerFailed(f"rabbitmqctl {' '.join(arguments)}: {done.stderr or done.stdout}")
@@ -209,7 +209,7 @@ def _epmd() -> str:
     if found := shutil.which("epmd"):
         return found
     show_root = ["erl", "-noshell", "-eval", "io:put_chars(code:root_dir()), halt()."]
-    root = subprocess.run(show_root, capture_output=True, text=True, check=True, timeout=60).stdout
+    root = subprocess.run(show_root, capture_output=True, text=True, check=True, timeout=300).stdout
     for path in Path(root).glob("erts-*/bin/epmd"):
         return str(path)
     raise ServerFailed("Erlang's epmd is not on this machine")

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
 from tests.support.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +35,7 @@ class WorkerProcess:
     def output(self) -> str:
         return self.log.read_text()
 
-    def wait_until_logged(self, event: str, seconds: float = 30.0) -> None:
+    def wait_until_logged(self, event: str, seconds: float = 180.0) -> None:
         def logged() -> bool:
             assert self.process.poll() is None or event in self.output, self.output
             return event in self.output
@@ -46,10 +49,23 @@ class WorkerProcess:
         assert found is not None, self.output
         return found[1]
 
+    def readiness(self) -> tuple[int, dict[str, str]]:
+        """What ``/readyz`` says: the status and its body."""
+        response = httpx.get(f"{self.http}/readyz", timeout=60)
+        return response.status_code, response.json()
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """The value of a metric; None if there is none with these labels."""
+        for family in text_string_to_metric_families(httpx.get(f"{self.http}/metrics", timeout=60).text):
+            for sample in family.samples:
+                if sample.name == name and sample.labels.items() >= labels.items():
+                    return float(sample.value)
+        return None
+
     def terminate(self) -> int:
         """SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(180)
 
     def kill(self) -> None:
         self.process.kill()

@@ -1,0 +1,200 @@
+"""Queues that are full: what they don't take is waited for, or given up, and nobody else waits.
+``-s`` prints how long the others took.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.conftest import StartWorker
+from tests.integration.conftest import BOTH_WAYS
+from tests.support.database import fetch
+from tests.support.processes import wait_until
+from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import WorkerProcess
+
+FLOW_ID = str(uuid4())
+BAD, GOOD = 1_300, 20
+
+
+@pytest.fixture(**BOTH_WAYS)
+def fast_path(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@asynccontextmanager
+async def full(rabbitmq: RabbitMQ, queue: str, length: int) -> AsyncIterator[None]:
+    """A queue takes no more than so many messages within, by a policy."""
+    limit = f'{{"max-length":{length},"overflow":"reject-publish"}}'
+    policy = f"full-{queue}"
+    await asyncio.to_thread(rabbitmq.ctl, "set_policy", policy, f"^{queue}$", limit, "--apply-to", "queues")
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(rabbitmq.ctl, "clear_policy", policy)
+
+
+class Timed(Producer):
+    """Notes when each request was published, and each reply arrived."""
+
+    def __init__(self, url: str, queue: str) -> None:
+        super().__init__(url, queue)
+        self.published: dict[str, float] = {}
+        self.waited: dict[str, float] = {}
+
+    async def publish(self, body: bytes | dict[str, Any], **properties: Any) -> str:
+        correlation_id = properties.pop("correlation_id", None) or uuid4().hex
+        self.published[correlation_id] = time.monotonic()
+        return await super().publish(body, correlation_id=correlation_id, **properties)
+
+    async def _on_reply(self, message: Any) -> None:
+        now = time.monotonic()
+        self.waited.setdefault(message.correlation_id, now - self.published[message.correlation_id])
+        await super()._on_reply(message)
+
+    def of(self, ids: list[str]) -> str:
+        """How long these waited."""
+        seconds = sorted(self.waited[each] for each in ids)
+        return f"median {statistics.median(seconds):.2f} s, at most {seconds[-1]:.2f} s"
+
+
+@pytest.fixture
+async def timed(amqp_url: str, queue: str) -> AsyncIterator[Timed]:
+    async with Timed(amqp_url, queue) as producer:
+        yield producer
+
+
+async def depth(worker: WorkerProcess, producer: Producer, expected: int) -> None:
+    async with asyncio.timeout(300):
+        while await producer.depth(f"{producer.queue}.dead") != expected:
+            assert worker.process.poll() is None
+            await asyncio.sleep(0.1)
+
+
+async def test_a_full_dead_letter_queue_holds_up_no_good_request_and_is_seen(
+    start_worker: StartWorker, timed: Timed, rabbitmq: RabbitMQ, sqlite_url: str
+) -> None:
+    worker = await asyncio.to_thread(start_worker, sqlite_url)
+    bad: list[str] = []
+    good: list[str] = []
+    async with full(rabbitmq, f"{timed.queue}.dead", 10):
+        for _ in range(2):
+            bad += await asyncio.gather(*(timed.publish({"flow_id": n}) for n in range(BAD // 2)))
+            good += await asyncio.gather(*(timed.publish({"flow_id": FLOW_ID}) for _ in range(GOOD // 2)))
+        replies = await timed.replies_to(good)
+        assert {reply.status for reply in replies} == {201}
+        print(f"\n{GOOD} good ones behind {BAD} bad ones: {timed.of(good)}")
+        await asyncio.to_thread(worker.wait_until_logged, "dead_letters_not_taken")
+        # Each bad one is answered by now; what waits is its dead letter.
+        assert {reply.status for reply in await timed.replies_to(bad)} == {422}
+        status, state = await asyncio.to_thread(worker.readiness)
+        assert (status, state["ready"]) == (200, True)
+        assert "are not taken by their queue" in state["dead_letters"]
+        held = await asyncio.to_thread(worker.metric, "flow_run_worker_dead_letters_held")
+        assert held is not None
+        assert BAD - 100 < held <= BAD
+        # And those that come later are served as well.
+        later = [await timed.publish({"flow_id": FLOW_ID}) for _ in range(GOOD)]
+        await timed.replies_to(later)
+        print(f"{GOOD} more, one after the other: {timed.of(later)}")
+    healed = time.monotonic()
+    await depth(worker, timed, BAD)
+    print(f"all dead letters taken {time.monotonic() - healed:.1f} s after there was room")
+
+    def calm() -> bool:
+        return (
+            worker.metric("flow_run_worker_dead_letters_held") == 0
+            and "dead_letters" not in worker.readiness()[1]
+        )
+
+    await asyncio.to_thread(wait_until, calm, "no dead letters that wait")
+    assert {len(timed.replies[each]) for each in (*bad, *good, *later)} == {1}
+    assert "session_lost" not in worker.output
+    assert await asyncio.to_thread(worker.metric, "flow_run_worker_redelivered_total") == 0
+    assert await asyncio.to_thread(worker.terminate) == 0
+    assert await timed.depth() == 0
+
+
+async def test_one_dead_letter_that_waited_is_forgotten_once_it_is_taken(
+    start_worker: StartWorker, timed: Timed, rabbitmq: RabbitMQ, sqlite_url: str
+) -> None:
+    worker = await asyncio.to_thread(start_worker, sqlite_url)
+    async with full(rabbitmq, f"{timed.queue}.dead", 1):
+        ids = [await timed.publish({"flow_id": number}) for number in range(5)]
+        await timed.replies_to(ids)
+        await asyncio.to_thread(worker.wait_until_logged, "dead_letters_not_taken")
+        assert worker.metric("flow_run_worker_dead_letters_held") > 0  # type: ignore[operator]
+    await depth(worker, timed, 5)
+
+    def calm() -> bool:
+        return (
+            worker.metric("flow_run_worker_dead_letters_held") == 0
+            and "dead_letters" not in worker.readiness()[1]
+        )
+
+    await asyncio.to_thread(wait_until, calm, "no dead letters that wait", 60)
+    assert worker.terminate() == 0
+
+
+async def test_leaving_while_dead_letters_wait_gives_their_requests_back(
+    start_worker: StartWorker, timed: Timed, rabbitmq: RabbitMQ, sqlite_url: str
+) -> None:
+    worker = await asyncio.to_thread(start_worker, sqlite_url, shutdown_timeout=1)
+    async with full(rabbitmq, f"{timed.queue}.dead", 1):
+        ids = [await timed.publish({"flow_id": number}) for number in range(50)]
+        await timed.replies_to(ids)
+        await asyncio.to_thread(worker.wait_until_logged, "dead_letters_not_taken")
+        assert await asyncio.to_thread(worker.terminate) == 0
+        assert await timed.depth() > 40
+    another = await asyncio.to_thread(start_worker, sqlite_url)
+    async with asyncio.timeout(180):
+        while await timed.depth(f"{timed.queue}.dead") < 50:
+            await asyncio.sleep(0.1)
+    assert another.terminate() == 0
+    # One that waited at the end was answered before: nobody else could know.
+    assert {reply.status for each in timed.replies.values() for reply in each} == {422}
+    assert await timed.depth() == 0
+
+
+async def test_a_full_reply_queue_holds_up_nobody_else(
+    start_worker: StartWorker, timed: Timed, sqlite_url: str
+) -> None:
+    """2,500 replies that it refuses, with good requests among them."""
+    worker = await asyncio.to_thread(start_worker, sqlite_url)
+    refusing = await timed.channel.declare_queue(
+        f"{timed.queue}.full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
+    )
+    good: list[str] = []
+    try:
+        for _ in range(50):
+            await asyncio.gather(
+                *(timed.publish({"flow_id": FLOW_ID}, reply_to=refusing.name) for _ in range(50))
+            )
+            good += [await timed.publish({"flow_id": FLOW_ID}) for _ in range(2)]
+        replies = await timed.replies_to(good)
+        assert {reply.status for reply in replies} == {201}
+        print(f"\n{len(good)} good ones among 2,500 whose reply queue is full: {timed.of(good)}")
+        # The others are given up, and acknowledged.
+        started = time.monotonic()
+
+        def given_up() -> bool:
+            return worker.metric("flow_run_worker_replies_unroutable_total") == 2_500
+
+        await asyncio.to_thread(wait_until, given_up, "all given up", 300)
+        print(f"the last of them given up {time.monotonic() - started:.1f} s later")
+    finally:
+        await refusing.delete(if_unused=False, if_empty=False)
+    assert worker.output.count("the broker does not take it") == 2_500
+    assert "session_lost" not in worker.output
+    (counted,) = await fetch(sqlite_url, "SELECT count(*) AS n FROM flow_run")
+    assert counted["n"] == 2_600
+    assert await asyncio.to_thread(worker.terminate) == 0
+    assert await timed.depth() == 0
+    assert await timed.depth(f"{timed.queue}.dead") == 0
