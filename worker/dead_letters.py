@@ -19,11 +19,11 @@ from worker.broker.connection import close_connection, connect
 from worker.broker.delivery import DELIVERY_COUNT_HEADER, Delivery
 from worker.broker.properties import in_order, join, join_table, read_message, split, split_table
 from worker.broker.publication import (
+    DELIVERY_MODE_HEADER,
     ERROR_HEADER,
     ERROR_STATUS_HEADER,
     FAILED_AT_HEADER,
     HEADERS_DROPPED_HEADER,
-    ORIGINALS,
     RAW_PROPERTIES_HEADER,
     Publication,
 )
@@ -41,6 +41,10 @@ LOOKS = 10
 CHUNK = 16
 # For the broker's confirm; seconds.
 CONFIRM_TIMEOUT = 30.0
+
+
+# What a dead letter has lost, and what would keep it from being sent again.
+_NOT_SENT_AGAIN = frozenset({"expiration", "user_id"})
 
 
 class DeadLettersFailed(Exception):
@@ -249,20 +253,22 @@ def sent_again(message: Message, queue: str) -> Publication:
     Raises:
         ValueError: its properties, or its headers, could not be kept.
     """
-    if RAW_PROPERTIES_HEADER in message.headers or HEADERS_DROPPED_HEADER in message.headers:
-        raise ValueError("its properties or headers could not be kept")
-    values = split(message.raw_properties)
-    headers = split_table(values.pop("headers", bytes(4)))
-    if own := [(name, value) for name, value in headers if is_own_header(name)]:
+    if HEADERS_DROPPED_HEADER in message.headers:
+        raise ValueError("its headers could not be kept")
+    raw = message.headers.get(RAW_PROPERTIES_HEADER)
+    try:
+        values = split(bytes(raw) if isinstance(raw, bytearray) else message.raw_properties)
+    except ValueError as error:
+        raise ValueError("its properties could not be kept") from error
+    table = values.pop("headers", None)
+    own = [(name, value) for name, value in split_table(table or bytes(4)) if is_own_header(name)]
+    if own or table == bytes(4):
         values["headers"] = join_table(own)
-    for header, name in ORIGINALS.items():
-        # Moved as bytes: those that could not be read, and the delivery mode (none: there was
-        # none).
-        if isinstance(original := message.headers.get(header), bytearray):
-            values[name] = bytes(original)
-            if not original:
-                del values[name]
-    return Publication(queue, join(in_order(values)), message.body)
+    mode = message.headers.get(DELIVERY_MODE_HEADER)
+    if raw is None and isinstance(mode, bytearray):  # empty: there was none
+        values |= {"delivery_mode": bytes(mode)}
+    present = {name: value for name, value in values.items() if value and name not in _NOT_SENT_AGAIN}
+    return Publication(queue, join(in_order(present)), message.body)
 
 
 def _counted_anew(message: Message, queue: str) -> Publication:

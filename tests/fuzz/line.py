@@ -115,7 +115,8 @@ def _created(message: Message, new: NewRun) -> bytes:
     assert len(answer) <= 6 * len(message.body) + 100_000
     assert new.run.state is not None
     for statements in _statements:
-        rows = statements.new_rows([new.run])
+        # One text of all rows (SQLite), or an array with a text for each.
+        rows = statements.new_rows([new.run])[0]
         for row in [rows] if isinstance(rows, str) else rows:
             # No database stores a NUL character, whose escape JSON would let pass.
             assert "\\u0000" not in row.replace("\\\\", "")

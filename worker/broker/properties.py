@@ -96,12 +96,13 @@ def _each_header(raw: bytes, unreadable: dict[str, str]) -> dict[str, Any]:
     headers: dict[str, Any] = {}
     try:
         for name, value in split_table(raw):
+            name.encode()
             try:
                 headers[name] = pamqp.decode.embedded_value(value)[1]
             except Exception as error:
                 headers[name] = bytearray(value)
                 unreadable[f"headers.{name}"] = str(error) or type(error).__name__
-    except ValueError as error:
+    except ValueError as error:  # UnicodeEncodeError is one
         unreadable["headers"] = str(error)
     return headers
 
@@ -138,14 +139,15 @@ def short_string(text: str) -> bytes:
     Raises:
         ValueError: it is longer.
     """
-    encoded = text.encode()
+    encoded = text.encode(errors="surrogateescape")
     if len(encoded) > 255:
         raise ValueError(f"a property has {len(encoded)} bytes, and may have 255")
     return bytes((len(encoded),)) + encoded
 
 
 def split_table(raw: bytes) -> list[tuple[str, bytes]]:
-    """A table's entries: the name of each, and its value with its type as they stand there.
+    """A table's entries: the name of each (what is no UTF-8 as surrogates), and its value with its
+    type as they stand there.
 
     Raises:
         ValueError: a name or a value can't be told from what follows it.
@@ -158,8 +160,8 @@ def split_table(raw: bytes) -> list[tuple[str, bytes]]:
             start = at + 1 + len(name)
             size = _SIZES[raw[start : start + 1]]
             at = start + 1 + (_LENGTH.size + _LENGTH.unpack_from(raw, start + 1)[0] if size is None else size)
-            entries.append((name.decode(), raw[start:at]))
-    except (IndexError, KeyError, UnicodeDecodeError, struct.error) as error:
+            entries.append((name.decode(errors="surrogateescape"), raw[start:at]))
+    except (IndexError, KeyError, struct.error) as error:
         raise ValueError(f"a header can't be read: {error!r}") from error
     if at != end:
         raise ValueError("a header ends behind its table")

@@ -27,6 +27,7 @@ HEADERS_DROPPED_HEADER = "x-headers-dropped"
 # Before the name of a property that the copy can't have.
 ORIGINAL_PREFIX = "x-original-"
 RAW_PROPERTIES_HEADER = f"{ORIGINAL_PREFIX}properties"
+DELIVERY_MODE_HEADER = f"{ORIGINAL_PREFIX}delivery-mode"
 
 # One line in a table or a management page; a longer one also costs room in the header frame.
 MAX_ERROR_LINE = 500
@@ -167,7 +168,8 @@ def dead_letter_copy(
     Its properties stay as they came, byte for byte, but for those that would lose or misdirect the
     copy, which move into headers ``x-original-NAME``: ``expiration`` (it would expire), ``user_id``
     of another user (the broker closes the channel over it), ``CC`` and ``BCC`` (it would also go to
-    those queues), and properties that can't be read (who reads dead letters could not either).
+    those queues). Properties that can't be read are left out, as who reads dead letters could not
+    read them either; all of them then stand in ``x-original-properties``, as they came.
     Where the headers don't fit into a frame together with the reason, they are dropped.
 
     Args:
@@ -180,15 +182,15 @@ def dead_letter_copy(
         values = props.split(message.raw_properties)
     except ValueError:
         values = {}
-        moved[RAW_PROPERTIES_HEADER] = bytearray(message.raw_properties)
     # A header that can't be read takes the others with it; an empty table is not the same as none.
-    unreadable = {name.partition(".")[0] for name in message.unreadable} & values.keys()
+    unreadable = {name.partition(".")[0] for name in message.unreadable}
     if values.get("headers") == _NO_HEADERS:
         unreadable.add("headers")
-    for name in unreadable:
-        moved[_original(name)] = bytearray(values.pop(name))
+    if unreadable:
+        moved[RAW_PROPERTIES_HEADER] = bytearray(message.raw_properties)
+        values = {name: value for name, value in values.items() if name not in unreadable}
     if values.get("delivery_mode") != _PERSISTENT_OCTET:
-        moved[_original("delivery_mode")] = bytearray(values.pop("delivery_mode", b""))
+        moved[DELIVERY_MODE_HEADER] = bytearray(values.pop("delivery_mode", b""))
     if values.pop("expiration", b""):
         moved[_original("expiration")] = message.expiration
     if message.user_id not in (None, login) and values.pop("user_id", b""):
@@ -207,7 +209,7 @@ def dead_letter_copy(
         (_original(name) if name in ROUTING_HEADERS else name, value)
         for name, value in kept
         # What says how to send it again is ours alone to say.
-        if name not in reason and name not in ORIGINALS and name != RAW_PROPERTIES_HEADER
+        if name not in (*reason, RAW_PROPERTIES_HEADER, DELIVERY_MODE_HEADER)
     ]
     values["delivery_mode"] = _PERSISTENT_OCTET
 
@@ -228,7 +230,3 @@ def dead_letter_copy(
 
 def _original(name: str) -> str:
     return ORIGINAL_PREFIX + name.lower().replace("_", "-")
-
-
-# By such a header: the property that was moved into it.
-ORIGINALS = {_original(name): name for name in props.FLAGS}

@@ -10,6 +10,17 @@ ENCODE = "(in a user name, password or vhost, each of / ? # @ : is written as %2
 # Between two URLs; a comma may stand in a password as well.
 _BETWEEN = re.compile(r"\s*,\s*(?=amqps?://)")
 
+# What aio-pika and aiormq read from a URL's query. Not among it: ``no_verify_ssl``, since who the
+# broker is is always verified.
+_QUERY = frozenset(
+    (
+        *("name", "heartbeat", "timeout", "auth", "cafile", "capath", "cadata", "certfile", "keyfile"),
+        *("interleave", "happy_eyeballs_delay"),
+    )
+)
+# By names that other clients have for it.
+_INSTEAD = {"cacertfile": "cafile", "ca_certs": "cafile", "connection_timeout": "timeout"}
+
 
 def split_urls(urls: str) -> list[str]:
     """The URLs of a list that is separated by commas."""
@@ -36,4 +47,7 @@ def check_urls(urls: str) -> str:
             raise ValueError(f"has an @ behind the host {ENCODE}")
         if port is not None and not 0 < port < 65536:
             raise ValueError("has no usable port")
+        for name in sorted(parsed.query.keys() - _QUERY):
+            instead = f"; it is '{_INSTEAD[name]}' here" if name in _INSTEAD else ""
+            raise ValueError(f"has '{name}' in its query, which means nothing{instead}")
     return urls
