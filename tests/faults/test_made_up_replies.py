@@ -1,0 +1,91 @@
+"""Direct reply-to names that somebody made up, of nodes that no cluster has: RabbitMQ closes the
+connection of who publishes to one.
+
+``WORKER_TEST_MADE_UP=10000 python -m pytest -s tests/faults/test_made_up_replies.py`` prints how long
+the others waited among more of them.
+"""
+
+import asyncio
+import base64
+import os
+import struct
+import time
+from typing import Any
+from uuid import UUID, uuid4
+
+from tests.conftest import StartWorker
+from tests.support.database import fetch
+from tests.support.processes import wait_until
+from tests.support.producer import Producer
+from worker.client import FlowRunClient
+
+FLOW_ID = str(uuid4())
+MADE_UP = int(os.environ.get("WORKER_TEST_MADE_UP", "3000"))
+GOOD = 100
+
+
+def made_up(number: int) -> str:
+    """As RabbitMQ writes it, for a process on a node of this number."""
+    node = b"rabbit@made-up-%d" % number
+    term = (
+        b"\x83Xv"
+        + struct.pack(">H", len(node))
+        + node
+        + bytes((0, 0, 2, 0xB0, 0, 0, 0, 0, 6, 0xB0, 0x94, 0x6A))
+    )
+    return f"amq.rabbitmq.reply-to.{base64.b64encode(term).decode()}.aSiJZEuFGqmRJ4JUR3dDOQ=="
+
+
+async def test_made_up_names_hold_up_nobody_and_lose_no_session(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str
+) -> None:
+    """Half of the good ones ask by direct reply-to themselves, from a node that stands."""
+    worker = await asyncio.to_thread(start_worker, sqlite_url)
+    waited: dict[str, list[float]] = {"by queue": [], "by direct reply-to": []}
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def by_queue() -> None:
+        started = time.monotonic()
+        assert (await producer.request({"flow_id": FLOW_ID})).status == 201
+        waited["by queue"].append(time.monotonic() - started)
+
+    async def by_direct_reply(client: FlowRunClient) -> None:
+        started = time.monotonic()
+        record = await client.create_flow_run(flow_id=UUID(FLOW_ID), timeout=120)
+        assert str(record.flow_id) == FLOW_ID
+        waited["by direct reply-to"].append(time.monotonic() - started)
+
+    async with (
+        Producer(amqp_url, producer.queue) as flood,
+        FlowRunClient(amqp_url, queue=producer.queue) as client,
+    ):
+        step = MADE_UP // (GOOD // 2)
+        for start in range(0, MADE_UP, step):
+            numbers = range(start, min(start + step, MADE_UP))
+            await asyncio.gather(
+                *(flood.publish({"flow_id": FLOW_ID}, reply_to=made_up(number)) for number in numbers)
+            )
+            tasks += [asyncio.create_task(by_queue()), asyncio.create_task(by_direct_reply(client))]
+        await asyncio.gather(*tasks)
+    for how, seconds in waited.items():
+        seconds.sort()
+        middle, late, most = (seconds[int(share * (len(seconds) - 1))] for share in (0.5, 0.99, 1.0))
+        print(
+            f"\n{len(seconds)} good ones {how} among {MADE_UP} made-up names: median {middle * 1000:.0f} ms, "
+            f"p99 {late * 1000:.0f} ms, at most {most * 1000:.0f} ms"
+        )
+    assert sum(map(len, waited.values())) == len(tasks) >= GOOD
+    started = time.monotonic()
+    await asyncio.to_thread(
+        wait_until,
+        lambda: worker.metric("flow_run_worker_replies_unroutable_total") == MADE_UP,
+        "the end of the made-up ones",
+        500,
+    )
+    print(f"the last made-up one was given up {time.monotonic() - started:.1f} s later")
+    assert await asyncio.to_thread(worker.terminate) == 0
+    assert await producer.depth() == 0
+    assert "session_lost" not in worker.output
+    assert worker.output.count("no requester has this direct reply-to") == MADE_UP
+    (counted,) = await fetch(sqlite_url, "SELECT count(*) AS n FROM flow_run")
+    assert counted["n"] == MADE_UP + len(tasks)
