@@ -2,6 +2,7 @@
 producers.
 """
 
+import asyncio
 import os
 import random
 import subprocess
@@ -24,8 +25,6 @@ from tests.support.supervisor import Supervisor
 # Seconds after which a silent connection counts as lost: two of these at the broker, three at the
 # worker.
 HEARTBEAT = 2
-# How much memory a node may use before its alarm.
-WATERMARK = "2GB"
 
 
 @contextmanager
@@ -68,12 +67,15 @@ async def open_scene(
         url = cluster.create_database(where if disk else None)
     else:
         url = f"sqlite+aiosqlite:///{where}/flow_runs.db"
+    user = f"workers-{name}"
     async with AsyncExitStack() as stack:
+        await asyncio.to_thread(broker.ctl, "add_user", user, user)
+        await asyncio.to_thread(broker.ctl, "set_permissions", user, ".*", ".*", ".*")
         to_broker = await stack.enter_async_context(Proxy([broker.port]))
         to_database = await stack.enter_async_context(Proxy([cluster.port]))
         load = await stack.enter_async_context(Load(broker.url, queue, seed=seed))
         environment = {
-            "WORKER_AMQP_URL": f"amqp://guest:guest@127.0.0.1:{to_broker.port}/?heartbeat={HEARTBEAT}",
+            "WORKER_AMQP_URL": f"amqp://{user}:{user}@127.0.0.1:{to_broker.port}/?heartbeat={HEARTBEAT}",
             "WORKER_DATABASE_URL": url.replace(f":{cluster.port}/", f":{to_database.port}/"),
             "WORKER_QUEUE": queue,
             "WORKER_MIGRATE": "true",
@@ -87,6 +89,7 @@ async def open_scene(
             cluster,
             url,
             queue,
+            user,
             workers,
             load,
             to_broker,

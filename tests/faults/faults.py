@@ -4,6 +4,7 @@ tests, and mixed by the soak.
 
 import asyncio
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,6 +21,8 @@ from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.supervisor import Supervisor
 
+# How much memory a node may use before its alarm.
+WATERMARK = "2GB"
 # What stays free on the full disk: less than PostgreSQL and SQLite grow a file by.
 _DISK_LEFT = 4096
 _TERMINATE = (
@@ -33,6 +36,7 @@ class Scene:
 
     Attributes:
         queue: the request queue's name.
+        user: whose name the workers have at the broker.
         to_broker, to_database: the network between the workers and their servers. (SQLite has
             none.)
         disk: a small file system with the database on it; None where none can be mounted.
@@ -44,6 +48,7 @@ class Scene:
     cluster: PostgreSQL
     database_url: str
     queue: str
+    user: str
     workers: Supervisor
     load: Load
     to_broker: Proxy
@@ -187,11 +192,46 @@ async def queue_deleted(scene: Scene) -> None:
         await asyncio.to_thread(scene.broker.ctl, "delete_queue", scene.queue)
 
 
-@fault("memory alarm blocks publishers")
+@fault("virtual host takes no connections", seen="refuses the virtual host")
+async def virtual_host_full(scene: Scene) -> None:
+    """Nor those of the producers, who try again."""
+    await asyncio.to_thread(scene.broker.ctl, "set_vhost_limits", '{"max-connections":0}')
+    try:
+        await asyncio.to_thread(scene.broker.ctl, "close_all_connections", "fault")
+        await scene.lasts(4)
+    finally:
+        await asyncio.to_thread(scene.broker.ctl, "clear_vhost_limits")
+
+
+@fault("workers may not publish", seen="access to exchange 'amq.default'")
+async def permissions_changed(scene: Scene) -> None:
+    """The broker looks at permissions when a channel is new; so the workers are thrown out."""
+    set_permissions = ("set_permissions", scene.user, ".*")
+    await asyncio.to_thread(scene.broker.ctl, *set_permissions, r"^(?!amq\.default$).*", ".*")
+    try:
+        await asyncio.to_thread(scene.broker.ctl, "close_all_user_connections", scene.user, "fault")
+        await scene.lasts(4)
+    finally:
+        await asyncio.to_thread(scene.broker.ctl, *set_permissions, ".*", ".*")
+
+
+@fault("dead-letter queue full", seen="dead_letters_not_taken")
+async def dead_letters_full(scene: Scene) -> None:
+    policy = f"full-{scene.queue}"
+    limit = '{"max-length":1,"overflow":"reject-publish"}'
+    pattern = f"^{re.escape(scene.queue)}\\.dead$"
+    await asyncio.to_thread(scene.broker.ctl, "set_policy", policy, pattern, limit, "--apply-to", "queues")
+    try:
+        await scene.lasts(6)
+    finally:
+        await asyncio.to_thread(scene.broker.ctl, "clear_policy", policy)
+
+
+@fault("memory alarm blocks publishers", seen="broker_blocked")
 async def memory_alarm(scene: Scene) -> None:
     await asyncio.to_thread(scene.broker.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
     await scene.lasts(4)
-    await asyncio.to_thread(scene.broker.ctl, "set_vm_memory_high_watermark", "absolute", "2GB")
+    await asyncio.to_thread(scene.broker.ctl, "set_vm_memory_high_watermark", "absolute", WATERMARK)
 
 
 # The network

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.faults.conftest import WATERMARK
+from tests.faults.faults import WATERMARK
 from tests.integration.conftest import BOTH_WAYS
 from tests.support.processes import wait_until
 from tests.support.producer import Producer

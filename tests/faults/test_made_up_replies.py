@@ -1,8 +1,8 @@
 """Direct reply-to names that somebody made up, of nodes that no cluster has: RabbitMQ closes the
 connection of who publishes to one.
 
-``WORKER_TEST_MADE_UP=10000 python -m pytest -s tests/faults/test_made_up_replies.py`` prints how long
-the others waited among more of them.
+``WORKER_TEST_MADE_UP=10000 python -m pytest -s tests/faults/test_made_up_replies.py`` prints how
+long the others waited among more of them.
 """
 
 import asyncio

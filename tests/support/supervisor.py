@@ -57,9 +57,7 @@ class Supervisor:
 
     async def restart(self, index: int) -> int:
         """SIGTERM, and another in its place; returns the exit code."""
-        worker = self._workers[index % len(self._workers)]
-        # Before it serves it may be Python that starts, and has no handler for a signal yet.
-        await asyncio.to_thread(worker.wait_until_logged, "serving", 120)
+        worker = await self._serving(index % len(self._workers))
         self._expected.add(worker.process.pid)
         return await asyncio.to_thread(worker.terminate)
 
@@ -75,9 +73,9 @@ class Supervisor:
 
     async def stop(self) -> list[int]:
         """SIGTERM to all; returns their exit codes."""
+        for index in range(len(self._workers)):
+            await self._serving(index)
         self._stop_supervising()
-        for worker in self._workers:
-            await asyncio.to_thread(worker.wait_until_logged, "serving", 120)
         return [
             await asyncio.to_thread(worker.terminate)
             for worker in self._workers
@@ -95,6 +93,15 @@ class Supervisor:
         """In how many lines of all logs this stands."""
         return sum(log.read_text().count(event) for log in self._folder.glob("worker-*.log"))
 
+    async def _serving(self, index: int) -> WorkerProcess:
+        """The worker at this place, or the one that is started there next, once it serves: before
+        that it may be Python that starts, and has no handler for a signal yet.
+        """
+        async with asyncio.timeout(300):
+            while "serving" not in self._workers[index].output:
+                await asyncio.sleep(0.05)
+        return self._workers[index]
+
     def _stop_supervising(self) -> None:
         if self._task is not None:
             self._task.cancel()
@@ -104,7 +111,7 @@ class Supervisor:
         while True:
             for index, worker in enumerate(self._workers):
                 if worker.process.poll() is not None:
-                    if worker.process.pid not in self._expected:
+                    if worker.process.pid not in self._expected and not _refused_at_start(worker):
                         self.died.append(worker.output[-2000:])
                     self._workers[index] = self._new()
             await asyncio.sleep(0.1)
@@ -112,6 +119,17 @@ class Supervisor:
     def _new(self, command: Sequence[str] | None = None) -> WorkerProcess:
         log = self._folder / f"worker-{next(self._numbers)}.log"
         return WorkerProcess(log, self._environment, command)
+
+
+def _refused_at_start(worker: WorkerProcess) -> bool:
+    """Whether it ended since the broker never let it in, as it should. One that was let in before
+    waits.
+    """
+    return (
+        worker.process.returncode == 1
+        and "refuses" in worker.output[-2000:]
+        and not any(event in worker.output for event in ("session_lost", "broker_away", "stored"))
+    )
 
 
 def resident(pid: int) -> int:
