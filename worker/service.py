@@ -95,7 +95,11 @@ class Service:
         while not self._stopping.is_set():
             try:
                 store = await self._unless_stopping(
-                    Store.open(self._settings.database_url, migrate=self._settings.migrate)
+                    Store.open(
+                        self._settings.database_url,
+                        migrate=self._settings.migrate,
+                        kind=self._settings.database_kind,
+                    )
                 )
             except Fault as fault:
                 metrics.database_away(str(fault))

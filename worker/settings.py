@@ -15,6 +15,7 @@ from worker.contract.request import MAX_PARAMETER_SIZE
 
 PREFIX = "WORKER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
+DatabaseKind = Literal["any", "prefect", "standalone"]
 
 
 class SettingsError(Exception):
@@ -100,6 +101,12 @@ class Settings(BaseSettings):
         ge=1024,
         description="What the broker takes in a message (its max_message_size); a larger reply gives the "
         "reason alone; bytes.",
+    )
+    database_kind: Annotated[DatabaseKind, BeforeValidator(_lower)] = Field(
+        "any",
+        description="prefect: only a Prefect server's database will do, whose tables are waited for. "
+        "standalone: only one of the worker's own. any: a Prefect server's if its tables are there at "
+        "the start, else one of the worker's own.",
     )
     migrate: bool = Field(
         False, description="Bring a PostgreSQL schema up to date at the start (SQLite's always is)."

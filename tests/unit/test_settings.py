@@ -62,6 +62,8 @@ def test_log_level_is_read_in_any_case() -> None:
         ("prefetch", "65536", "65535"),
         ("batch_max", "many", "integer"),
         ("http_port", "-1", "greater than or equal to 0"),
+        ("database_kind", "mine", "'any', 'prefect' or 'standalone'"),
+        ("max_parameter_size", "-1", "greater than or equal to 0"),
         ("log_format", "xml", "'console' or 'json'"),
         ("log_level", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("shutdown_timeout", "inf", "finite"),

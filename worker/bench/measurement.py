@@ -112,8 +112,8 @@ async def measure(
     topology = Topology.from_queue_name(f"flow-runs-bench-{token}.create")
     with tempfile.TemporaryDirectory(prefix="flow-run-bench-") as folder:
         url = parse_url(database_url or f"sqlite+aiosqlite:///{folder}/flow_runs.db")
-        prefect = await migrations.ensure(url, upgrade=database_url is None)
-        if prefect and flow_id is None:
+        schema = await migrations.ensure(url, upgrade=database_url is None)
+        if schema.prefect and flow_id is None:
             raise BenchFailed(
                 "This is a Prefect server's database, where a run needs a flow that exists: name one (--flow-id)."
             )

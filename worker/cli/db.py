@@ -13,7 +13,7 @@ db_app = typer.Typer(help="The database's schema.", no_args_is_help=True)
 def db_upgrade(database_url: DatabaseUrl = None) -> None:
     """Create the tables or bring them up to date. Never touches a Prefect server's database."""
     settings = load_settings(database_url=database_url)
-    before, after = run_async(migrations.upgrade(settings.database_url))
+    before, after = run_async(migrations.upgrade(settings.database_url, settings.database_kind))
     change = f"already at {after}" if before == after else f"{before or 'empty'} -> {after}"
     out.print(f"{redact(settings.database_url)}: {change}", highlight=False, soft_wrap=True)
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from worker.contract.errors import Fault
 from worker.doctor.finding import Finding, Verdict
+from worker.doctor.prefect_versions import Dialect, version_at, versions
 from worker.settings import Settings
 from worker.store import StoreError, migrations
 from worker.store.engine import Database, open_database
@@ -24,6 +25,11 @@ from worker.store.tables import flow_run, flow_run_state
 # adds look out of order.
 CLOCK_SECONDS = 1.0
 
+_START_PREFECT = (
+    "Start the Prefect server on it, or run 'prefect server database upgrade' there; or set "
+    "WORKER_DATABASE_KIND to any or standalone for a database of the worker's own."
+)
+
 
 async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
     """Look at the database; writes nothing and creates nothing."""
@@ -32,7 +38,7 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
     if url.get_backend_name() == "sqlite":
         file = Path(url.database or "")
         there = await asyncio.to_thread(file.exists)
-        finding = _file(file, there=there)
+        finding = _file(file, there=there, kind=settings.database_kind)
         yield finding
         if finding.verdict is Verdict.problem or not there:
             return
@@ -43,7 +49,7 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("database", Verdict.problem, str(error), advice)
         return
     try:
-        schema = await migrations.inspect(database)
+        schema = await migrations.inspect(database, settings.database_kind)
         yield Finding(
             "database",
             Verdict.ok,
@@ -51,8 +57,9 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
         )
         if database.pooler:
             yield _pooler(database)
-        yield _schema(schema, settings)
-        if url.get_backend_name() == "postgresql":
+        postgresql = url.get_backend_name() == "postgresql"
+        yield _schema(schema, settings, "postgresql" if postgresql else "sqlite")
+        if postgresql:
             for finding in await migrations.with_connection(
                 database, lambda connection: _postgresql(connection, prefect=schema.prefect)
             ):
@@ -75,7 +82,7 @@ def _pooler(database: Database) -> Finding:
     )
 
 
-def _file(file: Path, *, there: bool) -> Finding:
+def _file(file: Path, *, there: bool, kind: migrations.Kind) -> Finding:
     if not file.parent.is_dir():
         return Finding(
             "database file", Verdict.problem, f"the folder {file.parent} does not exist", "Create it."
@@ -84,25 +91,58 @@ def _file(file: Path, *, there: bool) -> Finding:
     if not os.access(file.parent, os.W_OK) or (there and not os.access(file, os.W_OK)):
         advice = "Let the worker's user write to the file and to its folder, where SQLite keeps its log."
         return Finding("database file", Verdict.problem, f"{file} can't be written to", advice)
+    if kind == "prefect" and not there:
+        return Finding(
+            "database file",
+            Verdict.problem,
+            f"{file} is not there yet, and WORKER_DATABASE_KIND demands that of a Prefect server; "
+            "a worker waits for it",
+            _START_PREFECT,
+        )
     return Finding(
         "database file", Verdict.ok, f"{file} {'stands' if there else 'will be made when a worker starts'}"
     )
 
 
-def _schema(schema: migrations.Schema, settings: Settings) -> Finding:
-    if schema.prefect:
-        detail = f"a Prefect server's, at its migration {schema.revision}"
-        if schema.problems:
-            lacks = f"{detail}; lacks {'; '.join(schema.problems)}"
-            return Finding(
-                "schema",
-                Verdict.problem,
-                lacks,
-                "Use a Prefect version that the README names. It is left untouched.",
-            )
+def _prefects(schema: migrations.Schema, settings: Settings, version: str | None) -> Finding:
+    """A Prefect server's database.
+
+    Args:
+        version: the one that has this migration; None if no test has seen it.
+    """
+    detail = f"a Prefect server's, at its migration {schema.revision}"
+    known = f" (Prefect {version})" if version else ", which is of no Prefect that the worker was tested with"
+    detail += known
+    if settings.database_kind == "standalone":
         return Finding(
-            "schema", Verdict.ok, f"{detail}; has all that the worker writes to, and is never altered"
+            "schema", Verdict.problem, detail, "WORKER_DATABASE_KIND demands one of the worker's own."
         )
+    if schema.problems:
+        advice = "Use a Prefect version that the README names. It is left untouched."
+        if settings.database_kind == "prefect":
+            advice += " If its server is making its tables now, a worker waits for them."
+        lacks = f"{detail}; lacks {'; '.join(schema.problems)}"
+        return Finding("schema", Verdict.problem, lacks, advice)
+    detail += "; has all that the worker writes to, and is never altered"
+    if version:
+        return Finding("schema", Verdict.ok, detail)
+    reference, *older = versions()
+    advice = (
+        f"The worker answers as Prefect {reference} does, and was tested with the databases of "
+        f"{' and '.join(older)} as well. Try a request, and see whether the server shows what the reply "
+        "said; or look for a newer worker."
+    )
+    return Finding("schema", Verdict.warning, detail, advice)
+
+
+def _schema(schema: migrations.Schema, settings: Settings, dialect: Dialect) -> Finding:
+    if schema.prefect:
+        return _prefects(schema, settings, version_at(dialect, schema.revision))
+    if settings.database_kind == "prefect":
+        if schema.problems:
+            return Finding("schema", Verdict.problem, "; ".join(schema.problems))
+        detail = "Prefect has not made its tables here yet; a worker waits for them"
+        return Finding("schema", Verdict.problem, detail, _START_PREFECT)
     if schema.problems:
         return Finding(
             "schema", Verdict.problem, "; ".join(schema.problems), "Give the worker a database of its own."

@@ -1,9 +1,11 @@
-"""The versions of Prefect that tests have seen, known by the newest migration of their databases."""
+"""The versions of Prefect that tests have seen, known by their newest migration."""
 
 import json
 from functools import cache
 from pathlib import Path
 from typing import Literal
+
+Dialect = Literal["postgresql", "sqlite"]
 
 # By version: the head of its migrations for each kind of database. The newest version first, which
 # is the one that all answers are compared with. Written by tests/conformance/pin.py.
@@ -17,6 +19,6 @@ def versions() -> dict[str, dict[str, str]]:
     return known
 
 
-def version_at(dialect: Literal["postgresql", "sqlite"], revision: str | None) -> str | None:
+def version_at(dialect: Dialect, revision: str | None) -> str | None:
     """The version that brings a database to this migration; None if no test has seen it."""
     return next((version for version, heads in versions().items() if heads[dialect] == revision), None)

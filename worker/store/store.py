@@ -8,6 +8,7 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
+import structlog
 
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
@@ -20,6 +21,8 @@ from worker.store.opening import parse_url
 from worker.store.outcome import Created, Existing, Outcome
 from worker.store.prefect import References, Row, resolve
 from worker.store.statements import Statements, given, run_of
+
+log = structlog.get_logger(__name__)
 
 # A run that is deleted between the conflict with it and the look at it: the batch tries again, this
 # often.
@@ -47,27 +50,33 @@ class Store:
         self.description = database.url.render_as_string(hide_password=True)
 
     @classmethod
-    async def open(cls, url: str, *, migrate: bool) -> "Store":
+    async def open(cls, url: str, *, migrate: bool, kind: migrations.Kind = "any") -> "Store":
         """Connect, and see to it that the schema is there.
 
         Args:
             url: ``sqlite+aiosqlite:///FILE`` or ``postgresql+asyncpg://…``.
             migrate: bring a PostgreSQL schema up to date first. SQLite's always is.
+            kind: which kind of database is demanded.
 
         Raises:
-            StoreError: the URL, the login, the name or the schema is wrong.
-            Fault: the database cannot be reached now.
+            StoreError: the URL, the login, the name, the schema or the kind is wrong.
+            Fault: the database cannot be reached now, or a Prefect server's is demanded and is not
+                there yet.
         """
         parsed = parse_url(url)
         upgrade = migrate or parsed.get_backend_name() == "sqlite"
+        migrations.make_no_file(parsed, kind)
         database = await open_database(parsed)
         try:
-            prefect = await migrations.ensure(database, upgrade=upgrade)
-            await prepare_to_write(database, prefect=prefect)
+            found = await migrations.ensure(database, upgrade=upgrade, kind=kind)
+            await prepare_to_write(database, prefect=found.prefect)
         except BaseException:
             await database.close()
             raise
-        return cls(database, prefect=prefect)
+        store = cls(database, prefect=found.prefect)
+        if found.created:
+            log.info("database_created", database=store.description, kind=store.kind)
+        return store
 
     async def close(self) -> None:
         """Close the connections."""

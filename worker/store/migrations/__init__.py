@@ -7,7 +7,7 @@ Alembic, with a version table of its own name, so that it can't be taken for Pre
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import sqlalchemy as sa
 from alembic import command
@@ -16,6 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import URL, Connection
 
+from worker.contract.errors import Fault
 from worker.store.engine import Database, open_database
 from worker.store.opening import StoreError, opening, parse_url
 from worker.store.prefect import MARKS, problems
@@ -29,27 +30,60 @@ VERSION_TABLE = "flow_run_worker_version"
 ADVISORY_LOCK = 0x666C6F772D72756E
 
 
-async def ensure(database: URL | Database, *, upgrade: bool) -> bool:
-    """See to it that the schema is one that this version writes to; returns whether it is a Prefect
-    server's.
+# Which kind of database is wanted, as the setting of this name says.
+Kind = Literal["any", "prefect", "standalone"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ensured:
+    """A schema that is written to.
+
+    Attributes:
+        prefect: it is a Prefect server's.
+        created: it is ours, and was made just now.
+    """
+
+    prefect: bool = False
+    created: bool = False
+
+
+async def ensure(database: URL | Database, *, upgrade: bool, kind: Kind = "any") -> Ensured:
+    """See to it that the schema is one that this version writes to.
 
     Args:
         upgrade: bring it up to date; else it has to be.
+        kind: with ``prefect``, nothing is made here.
 
     Raises:
-        StoreError: it is behind, ahead, missing, or of an unknown shape.
-        Fault: the database cannot be reached now.
+        StoreError: it is behind, ahead, missing, of an unknown shape, or of the other kind.
+        Fault: the database cannot be reached now; or a Prefect server's is demanded, and is not
+            there yet. It may be about to: a server and its workers start together.
     """
-    return await with_connection(database, lambda connection: _ensure(connection, upgrade=upgrade))
+    return await with_connection(database, lambda connection: _ensure(connection, upgrade=upgrade, kind=kind))
 
 
-async def upgrade(url: str) -> tuple[str | None, str]:
-    """Bring the schema up to date; returns the revisions before and after."""
+def make_no_file(url: URL, kind: Kind) -> None:
+    """Call it before connecting, which makes an SQLite file that is not there.
+
+    Raises:
+        Fault: a Prefect server's is demanded, which makes the file by itself.
+    """
+    if kind == "prefect" and url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        raise _awaited(f"There is no file {url.database}.")
+
+
+async def upgrade(url: str, kind: Kind = "any") -> tuple[str | None, str]:
+    """Bring the schema up to date; returns the revisions before and after.
+
+    Raises:
+        StoreError, Fault: as :func:`ensure` does.
+    """
     parsed = parse_url(url)
+    make_no_file(parsed, kind)
 
     def run(connection: Connection) -> tuple[str | None, str]:
         before = _revision(connection)
-        if _ensure(connection, upgrade=True):
+        if _ensure(connection, upgrade=True, kind=kind).prefect:
             prefect = _describe_prefect(connection)
             return prefect, prefect
         return before, _revision(connection) or ""
@@ -74,13 +108,17 @@ class Schema:
     problems: list[str]
 
 
-async def inspect(where: URL | Database) -> Schema:
+async def inspect(where: URL | Database, kind: Kind = "any") -> Schema:
     """Look at the schema; changes nothing.
+
+    Args:
+        kind: which kind of database is demanded; where a Prefect server's is, and its tables are
+            not there, the problems are what keeps its server from making them.
 
     Raises:
         StoreError, Fault: as :func:`ensure` does.
     """
-    return await with_connection(where, _inspect)
+    return await with_connection(where, lambda connection: _inspect(connection, kind))
 
 
 async def current(url: str) -> str:
@@ -97,14 +135,16 @@ async def current(url: str) -> str:
     return f"standalone, at {schema.revision}{behind}"
 
 
-def _inspect(connection: Connection) -> Schema:
+def _inspect(connection: Connection, kind: Kind) -> Schema:
     if _is_prefect(connection):
         revision = MigrationContext.configure(connection).get_current_revision()
         return Schema(True, revision, _head(), problems(sa.inspect(connection)))
     found: list[str] = []
     revision = _revision(connection)
     try:
-        if revision is None:
+        if kind == "prefect":
+            _refuse_what_prefect_can_not_use(connection)
+        elif revision is None:
             _refuse_strangers(connection)
         else:
             _refuse_newer(revision)
@@ -122,17 +162,29 @@ def _describe_prefect(connection: Connection) -> str:
     return f"a Prefect server's database, at its migration {revision}"
 
 
-def _ensure(connection: Connection, *, upgrade: bool) -> bool:
+def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Ensured:
     if _is_prefect(connection):
-        if found := problems(sa.inspect(connection)):
+        if kind == "standalone":
             raise StoreError(
-                f"This is {_describe_prefect(connection)}, and it lacks what the worker writes to: "
-                f"{'; '.join(found)}. It is left untouched. Use a Prefect version that the README names."
+                f"This is {_describe_prefect(connection)}, and WORKER_DATABASE_KIND demands one of the "
+                "worker's own. It is left untouched."
             )
-        return True
+        if found := problems(sa.inspect(connection)):
+            lacks = (
+                f"This is {_describe_prefect(connection)}, and it lacks what the worker writes to: "
+                f"{'; '.join(found)}. It is left untouched."
+            )
+            # A server that makes or upgrades its tables does so step by step.
+            if kind == "prefect":
+                raise _awaited(lacks)
+            raise StoreError(f"{lacks} Use a Prefect version that the README names.")
+        return Ensured(prefect=True)
+    if kind == "prefect":
+        _refuse_what_prefect_can_not_use(connection)
+        raise _awaited("Prefect has not made its tables in this database yet.")
     # Most starts find nothing to do, and wait for nobody.
     if _revision(connection) == _head():
-        return False
+        return Ensured()
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
     else:
@@ -141,7 +193,7 @@ def _ensure(connection: Connection, *, upgrade: bool) -> bool:
     if revision is None:
         _refuse_strangers(connection)
     if revision == _head():
-        return False
+        return Ensured()
     if revision is not None:
         _refuse_newer(revision)
     if not upgrade:
@@ -152,7 +204,25 @@ def _ensure(connection: Connection, *, upgrade: bool) -> bool:
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-    return False
+    return Ensured(created=revision is None)
+
+
+def _awaited(what: str) -> Fault:
+    return Fault(
+        f"{what} WORKER_DATABASE_KIND demands a Prefect server's database: start its server on it, or run "
+        "'prefect server database upgrade' there."
+    )
+
+
+def _refuse_what_prefect_can_not_use(connection: Connection) -> None:
+    """No Prefect server could start on it, so that waiting for one is in vain."""
+    tables = set(sa.inspect(connection).get_table_names())
+    if VERSION_TABLE in tables or ("alembic_version" not in tables and tables & set(metadata.tables)):
+        raise StoreError(
+            "WORKER_DATABASE_KIND demands a Prefect server's database, and here are tables of the name "
+            "'flow_run' that Prefect did not make, and on which its server can't start. They are left "
+            "untouched. Name the database of the server, or an empty one for it."
+        )
 
 
 def _refuse_strangers(connection: Connection) -> None:
