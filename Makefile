@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-rabbitmq4 fuzz soak lint demo run bench servers clean
+.PHONY: help test test-rabbitmq4 fuzz soak lint demo run bench reference servers clean
 
 help:                 ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -56,6 +56,9 @@ run: $(VENV)/installed   ## Run a worker in the foreground, with a broker of its
 
 bench: $(VENV)/installed-test servers   ## Compare with Prefect's API and others, in one run on this machine (about ten minutes)
 	@$(BIN)/python -m tests.benchmarks.compare
+
+reference: $(VENV)/installed-test   ## Pin the Prefect that VERSION in tests/conformance/prefect_server.py names, to be compared with from then on
+	@$(BIN)/python -m tests.conformance.pin
 
 soak: $(VENV)/installed-test servers   ## All faults mixed for MINUTES (20), in an order that SEED (1) decides; DATABASE postgresql or sqlite
 	@$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),20) --seed $(or $(SEED),1) --database $(or $(DATABASE),postgresql)

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from tests.benchmarks.client import client_of_a_worker
 from tests.benchmarks.database import tidy
-from tests.conformance.prefect_server import PrefectServer
+from tests.conformance.prefect_server import VERSION, PrefectServer
 from tests.support.postgresql import PostgreSQL
 from tests.support.rabbitmq import RabbitMQ
 from worker.bench import Measurement, Pace, Requests, measure
@@ -229,7 +229,7 @@ async def compare(rounds: int, seconds: float, requests: int) -> None:
 
 def show(comparison: Comparison) -> None:
     """The tables."""
-    title = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; small bodies, one worker process"
+    title = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, Prefect {VERSION}; small bodies, one worker process"
     table = Table("what", "requests/s", "the worker on PostgreSQL is … times that", title=title)
     ours = comparison.rates[OURS]
     for name, rates in comparison.rates.items():

@@ -28,7 +28,7 @@ def assert_equal(answers: Answers, body: bytes) -> None:
 
 
 async def test_enumerated_cases(both: Both, flow_id: str) -> None:
-    """All of them in one test, since each takes a few milliseconds; every one that differs is told."""
+    """All of them in one test, since each takes a few milliseconds; each that differs is told."""
     unequal: list[str] = []
     for case in CASES:
         body = case.body(flow_id)

@@ -1,4 +1,6 @@
-"""A worker that writes into a Prefect server's own database: what it answers is what Prefect serves, finds and executes."""
+"""A worker that writes into a Prefect server's own database: what it answers is what Prefect
+serves, finds and executes.
+"""
 
 import asyncio
 import json
@@ -17,16 +19,19 @@ import httpx
 import pytest
 from sqlalchemy.engine import make_url
 
-from tests.support.processes import ServerProcess
-from tests.support.rabbitmq import RabbitMQ
-from tests.support.command import command
 from tests.conformance.cases import CASES
 from tests.conformance.comparison import comparable, differences
 from tests.conformance.prefect_server import VERSION, PrefectServer, install
-from tests.support.worker_process import ROOT, WorkerProcess
+from tests.support.command import command
+from tests.support.processes import ServerProcess
 from tests.support.producer import Producer, Reply
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import ROOT, WorkerProcess
+from worker.contract.errors import Fault
 from worker.store import Store, StoreError, migrations
 
+# Of a run's parameters, in bytes; one of the enumerated cases has more.
+OTHER_LIMIT = 300_000
 # Of the moment at which they are asked for.
 ESTIMATES = ("estimated_run_time", "estimated_start_time_delta")
 
@@ -51,9 +56,10 @@ def shared(
     prefect: PrefectServer = request.getfixturevalue("prefect")
     if request.param == "sqlite":
         prefect = PrefectServer(f"sqlite+aiosqlite:///{folder}/prefect.db")
-        prefect.__enter__()
+        prefect.environment["PREFECT_SERVER_API_MAX_PARAMETER_SIZE"] = str(OTHER_LIMIT)
     shared = Shared(prefect, f"shared-{uuid4().hex[:8]}.create")
     environment = {
+        "WORKER_DATABASE_KIND": "prefect",
         "WORKER_AMQP_URL": rabbitmq.url,
         "WORKER_DATABASE_URL": shared.database_url
         if request.param == "sqlite"
@@ -61,8 +67,14 @@ def shared(
         "WORKER_QUEUE": shared.queue,
         "WORKER_HTTP_PORT": "0",
     }
+    if request.param == "sqlite":
+        environment["WORKER_MAX_PARAMETER_SIZE"] = str(OTHER_LIMIT)
     worker = WorkerProcess(folder / "worker.log", environment)
     try:
+        if request.param == "sqlite":
+            worker.wait_until_logged("There is no file")
+            assert not (folder / "prefect.db").exists()
+            prefect.__enter__()
         worker.wait_until_logged("serving")
         yield shared
         assert worker.terminate() == 0, worker.output
@@ -99,8 +111,8 @@ class Both:
     async def prefect(self, method: str, path: str, **request: Any) -> httpx.Response:
         """A request to Prefect's API, as often as it takes.
 
-        On SQLite it answers 503 when its database is locked; and it closes a connection that was idle for five seconds,
-        at times just when the next request is on its way there.
+        On SQLite it answers 503 when its database is locked; and it closes a connection that was
+        idle for five seconds, at times just when the next request is on its way there.
         """
         async with asyncio.timeout(60):
             while True:
@@ -131,7 +143,11 @@ class Both:
         same: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
     ) -> Reply:
-        """Send a request to each, which need the same answer but for ids in ``same`` (ours: Prefect's)."""
+        """Send a request to each, which need the same answer.
+
+        Args:
+            same: ids in our answer, and those that stand for them in Prefect's.
+        """
         reply = await self.producer.request(ours, headers=headers)
         content = ours if prefects is None else prefects
         response = await self.prefect(
@@ -165,7 +181,8 @@ def assert_served(reply: Reply, served: Any) -> None:
     ours = {name: value for name, value in reply.body.items() if name not in ESTIMATES}
     theirs = {name: value for name, value in served.items() if name not in ESTIMATES}
     for record in (ours, theirs):
-        # A new run's reply has the times with the offset that was sent, in Prefect as well; later they are in UTC.
+        # A new run's reply has the times with the offset that was sent, in Prefect as well; later
+        # they are in UTC.
         for name in ("expected_start_time", "next_scheduled_start_time"):
             record[name] = record[name] and datetime.fromisoformat(record[name])
         record["empirical_policy"]["pause_keys"] = sorted(record["empirical_policy"]["pause_keys"] or [])
@@ -342,11 +359,13 @@ async def test_prefects_own_queries_find_it(both: Both) -> None:
     assert sum(state["count_runs"] for interval in history for state in interval["states"]) == 3
 
 
+# A copy of the file is enough to see how a database is checked.
+on_a_file = pytest.mark.parametrize("shared", ["sqlite"], indirect=True, scope="module")
+
+
 @pytest.fixture
 def prefect_file(shared: Shared, tmp_path: Path) -> Path:
     """A copy of Prefect's database, on SQLite."""
-    if "sqlite" not in shared.database_url:
-        pytest.skip("a copy of a file is enough to see how it is checked")
     with (
         closing(sqlite3.connect(shared.database_url.partition(":///")[2], timeout=60)) as source,
         closing(sqlite3.connect(tmp_path / "copy.db")) as copy,
@@ -355,6 +374,7 @@ def prefect_file(shared: Shared, tmp_path: Path) -> Path:
     return tmp_path / "copy.db"
 
 
+@on_a_file
 async def test_it_is_recognised_and_never_altered(prefect_file: Path) -> None:
     before = _schema(prefect_file)
     store = await Store.open(f"sqlite:///{prefect_file}", migrate=True)
@@ -367,17 +387,60 @@ async def test_it_is_recognised_and_never_altered(prefect_file: Path) -> None:
     assert _schema(prefect_file) == before
 
 
-async def test_doctor_names_its_kind_and_its_migration(both: Both, shared: Shared, amqp_url: str) -> None:
+async def test_doctor_names_its_kind_and_its_version(both: Both, shared: Shared, amqp_url: str) -> None:
     done = await command(
         "doctor", amqp_url=amqp_url, queue=both.producer.queue, database_url=shared.database_url
     )
     assert done.code == 0, done.out
     assert re.search(
-        r"ok .*schema.*a Prefect server's, at its migration [0-9a-f]{12}; has all that the worker writes to",
+        rf"ok .*schema.*a Prefect server's, at its migration [0-9a-f]{{12}} \(Prefect {re.escape(VERSION)}\); "
+        "has all that the worker writes to",
         done.out,
     )
 
 
+@on_a_file
+async def test_doctor_names_a_prefect_that_no_test_has_seen(prefect_file: Path, amqp_url: str) -> None:
+    with closing(sqlite3.connect(prefect_file)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
+        connection.commit()
+    done = await command("doctor", "--json", amqp_url=amqp_url, database_url=f"sqlite:///{prefect_file}")
+    (schema,) = [each for each in json.loads(done.out) if each["what"] == "schema"]
+    assert schema["verdict"] == "warning"
+    assert "0123456789ab, which is of no Prefect that the worker was tested with" in schema["detail"]
+    assert f"Prefect {VERSION}" in schema["advice"]
+
+
+@on_a_file
+async def test_it_is_refused_where_one_of_the_workers_own_is_demanded(
+    prefect_file: Path, amqp_url: str
+) -> None:
+    before, url = _schema(prefect_file), f"sqlite:///{prefect_file}"
+    with pytest.raises(StoreError, match="WORKER_DATABASE_KIND demands one of the worker's own"):
+        await Store.open(url, migrate=True, kind="standalone")
+    done = await command("doctor", amqp_url=amqp_url, database_url=url, database_kind="standalone")
+    assert done.code == 1
+    assert "WORKER_DATABASE_KIND demands one of the worker's own" in done.out
+    assert _schema(prefect_file) == before
+
+
+@on_a_file
+async def test_it_is_waited_for_while_it_is_being_made(prefect_file: Path) -> None:
+    """Where it is demanded: what it lacks, the server's next migration may bring."""
+    with closing(sqlite3.connect(prefect_file)) as connection:
+        connection.execute("ALTER TABLE flow_run_state RENAME COLUMN state_details TO details")
+        connection.commit()
+    with pytest.raises(Fault, match=r"no column flow_run_state\.state_details"):
+        await Store.open(f"sqlite:///{prefect_file}", migrate=True, kind="prefect")
+    with closing(sqlite3.connect(prefect_file)) as connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute("ALTER TABLE work_pool RENAME TO pool_of_work")
+        connection.commit()
+    with pytest.raises(Fault, match="Prefect has not made its tables"):
+        await Store.open(f"sqlite:///{prefect_file}", migrate=True, kind="prefect")
+
+
+@on_a_file
 async def test_what_it_lacks_is_told(prefect_file: Path, amqp_url: str) -> None:
     with closing(sqlite3.connect(prefect_file)) as connection:
         connection.execute("ALTER TABLE flow_run_state RENAME COLUMN state_details TO details")

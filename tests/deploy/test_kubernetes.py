@@ -16,7 +16,7 @@ from tests.support.worker_process import ROOT
 from worker.settings import PREFIX, Settings
 
 K8S = ROOT / "deploy/k8s"
-KUSTOMIZATIONS = ("base", "overlays/keda", "rabbitmq-cluster")
+KUSTOMIZATIONS = ("base", "overlays/keda", "overlays/prefect", "rabbitmq-cluster")
 NOT_VALIDATED = {"ScaledObject", "TriggerAuthentication", "RabbitmqCluster"}
 # The oldest that is supported by its makers when this was written is newer; and the newest that
 # there is a schema for.
@@ -93,8 +93,15 @@ def test_worker_is_probed_and_given_time_to_finish() -> None:
     assert pod["terminationGracePeriodSeconds"] > float(settings["WORKER_SHUTDOWN_TIMEOUT"])
 
 
-def test_settings_are_the_workers() -> None:
-    manifests = build("base")
+def test_workers_on_prefects_database_make_no_tables() -> None:
+    manifests = build("overlays/prefect")
+    assert the("ConfigMap", manifests)["data"]["WORKER_DATABASE_KIND"] == "prefect"
+    assert "Job" not in {each["kind"] for each in manifests}
+
+
+@pytest.mark.parametrize("kustomization", ["base", "overlays/prefect"])
+def test_settings_are_the_workers(kustomization: str) -> None:
+    manifests = build(kustomization)
     names = set(the("ConfigMap", manifests)["data"])
     names |= {variable["name"] for pod in pods(manifests) for variable in pod["containers"][0]["env"]}
     assert {name.removeprefix(PREFIX).lower() for name in names} <= Settings.model_fields.keys()

@@ -1,3 +1,3 @@
 """What crosses the wire: request, record, state, error bodies. Pure data and rules taken from
-Prefect 3.8.8; no I/O.
+Prefect 3.9.1; no I/O.
 """
