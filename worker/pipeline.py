@@ -38,11 +38,12 @@ log = structlog.get_logger(__name__)
 # milliseconds.
 DECODE_MAX = 100
 DECODE_MAX_BYTES = 256 * 1024
-# What decoded requests may take in memory (bytes, as decode.decoded_size estimates it): a batch in
-# the store, and as much in front of it and behind it. A megabyte of empty lists takes 25.
-BATCH_MAX_SIZE = 24 * 1024 * 1024
+# What decoded requests may take in memory, as a share of WORKER_PREFETCH_SIZE (and as
+# decode.decoded_size estimates it): a batch in the store, and as much in front of it and behind it.
+# A megabyte of empty lists takes 25.
+DECODED_SHARE = 3 / 8
 # So much of it at a time becomes records: their bytes are held besides.
-SETTLE_MAX_SIZE = 8 * 1024 * 1024
+SETTLED_SHARE = 1 / 8
 # Of a body that is larger, the bytes are let go once it is known that no dead letter needs them.
 LARGE_BODY = 16 * 1024
 # An error's body shows the request, and at each error what stood there: it may be twice as large as
@@ -92,6 +93,8 @@ class Pipeline:
         self._store = store
         self._settings = settings
         self._traces = traces
+        self._max_decoded = int(settings.prefetch_size * DECODED_SHARE)
+        self._max_settled = int(settings.prefetch_size * SETTLED_SHARE)
         self._requests: Mailbox[_Request] = Mailbox(lambda request: request.size)
         self._done: Mailbox[_Done] = Mailbox(lambda done: done.size)
         self._stored_log = StoredLog()
@@ -116,8 +119,8 @@ class Pipeline:
 
     async def _decode(self) -> None:
         while deliveries := await self._session.deliveries.take(DECODE_MAX, max_size=DECODE_MAX_BYTES):
-            await self._requests.room(BATCH_MAX_SIZE)
-            await self._done.room(BATCH_MAX_SIZE)
+            await self._requests.room(self._max_decoded)
+            await self._done.room(self._max_decoded)
             started = monotonic()
             for delivery in deliveries:
                 try:
@@ -165,7 +168,7 @@ class Pipeline:
         self._done.put(_Done(delivery, refusal.with_traceback(None), decoded_size(delivery.message.body)))
 
     async def _create(self) -> None:
-        while requests := await self._requests.take(self._settings.batch_max, max_size=BATCH_MAX_SIZE):
+        while requests := await self._requests.take(self._settings.batch_max, max_size=self._max_decoded):
             started = monotonic()
             with self._traces.batch([request.delivery for request in requests]):
                 outcomes = await self._stored([request.new for request in requests])
@@ -184,7 +187,7 @@ class Pipeline:
             )
             self._stored_log.add(created=created, existing=existing, refused=refused, seconds=seconds)
             del requests, outcomes  # not held while others are waited for
-            await self._done.room(BATCH_MAX_SIZE)
+            await self._done.room(self._max_decoded)
         self._done.close()
 
     def _pass_on(self, request: _Request, outcome: Outcome) -> None:
@@ -234,7 +237,7 @@ class Pipeline:
                 return outcomes
 
     async def _settle(self, settlement: Settlement) -> None:
-        while done := await self._done.take(self._settings.batch_max, max_size=SETTLE_MAX_SIZE):
+        while done := await self._done.take(self._settings.batch_max, max_size=self._max_settled):
             now = datetime.now(UTC)
             answers = [self._answer(each.delivery, each.outcome, now) for each in done]
             del done  # its records are written

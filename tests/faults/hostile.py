@@ -240,7 +240,7 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("a timestamp at the end of time", GOOD, 201, {"timestamp": datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)}),
     Hostile("no properties", NAMED, 201, raw=(0, b""), replied=False),
     Hostile("a correlation id that is no UTF-8", NAMED, 422, raw=(CORRELATION_ID, b"\x03a\xff\xfe"), replied=False),
-    Hostile("a timestamp after the year 9999", NAMED, 422, raw=(TIMESTAMP, struct.pack(">Q", 2**62)), replied=False),
+    Hostile("a timestamp after the year 9999", NAMED, 201, raw=(TIMESTAMP, struct.pack(">Q", 2**62)), replied=False),
     # Reply queues
     Hostile("reply to the request queue", GOOD, 400, {"reply_to": QUEUE}, replied=False),
     Hostile("reply to the dead-letter queue", GOOD, 400, {"reply_to": f"{QUEUE}.dead"}, replied=False),
@@ -453,6 +453,8 @@ def worker(amqp_url: str, database_url: str, queue: str, log: Path) -> Iterator[
             "WORKER_LOG_LEVEL": "debug",
             "WORKER_BATCH_MAX": str(BATCH),
             "WORKER_PREFETCH": "65535",
+            # All of them are decoded while the database is locked.
+            "WORKER_PREFETCH_SIZE": str(4 * 1024**3),
         },
     )
     try:

@@ -99,10 +99,13 @@ def _each_header(raw: bytes, unreadable: dict[str, str]) -> dict[str, Any]:
             name.encode()
             try:
                 headers[name] = pamqp.decode.embedded_value(value)[1]
+            except RecursionError:
+                raise
             except Exception as error:
                 headers[name] = bytearray(value)
                 unreadable[f"headers.{name}"] = str(error) or type(error).__name__
-    except ValueError as error:  # UnicodeEncodeError is one
+    # The first: a name that is no UTF-8 is one. The other: tables within tables, which are refused.
+    except (ValueError, RecursionError) as error:
         unreadable["headers"] = str(error)
     return headers
 

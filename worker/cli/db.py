@@ -22,4 +22,8 @@ def db_upgrade(database_url: DatabaseUrl = None) -> None:
 def db_current(database_url: DatabaseUrl = None) -> None:
     """Show which kind of database this is and its schema revision."""
     settings = load_settings(database_url=database_url)
-    out.print(run_async(migrations.current(settings.database_url)), highlight=False, soft_wrap=True)
+    out.print(
+        run_async(migrations.current(settings.database_url, settings.database_kind)),
+        highlight=False,
+        soft_wrap=True,
+    )

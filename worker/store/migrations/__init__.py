@@ -68,8 +68,12 @@ def make_no_file(url: URL, kind: Kind) -> None:
     Raises:
         Fault: a Prefect server's is demanded, which makes the file by itself.
     """
-    if kind == "prefect" and url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+    if kind == "prefect" and _is_missing(url):
         raise _awaited(f"There is no file {url.database}.")
+
+
+def _is_missing(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite" and not Path(url.database or "").exists()
 
 
 async def upgrade(url: str, kind: Kind = "any") -> tuple[str | None, str]:
@@ -109,7 +113,7 @@ class Schema:
 
 
 async def inspect(where: URL | Database, kind: Kind = "any") -> Schema:
-    """Look at the schema; changes nothing.
+    """Look at the schema; changes nothing, and makes no file.
 
     Args:
         kind: which kind of database is demanded; where a Prefect server's is, and its tables are
@@ -118,17 +122,21 @@ async def inspect(where: URL | Database, kind: Kind = "any") -> Schema:
     Raises:
         StoreError, Fault: as :func:`ensure` does.
     """
+    if isinstance(where, URL) and _is_missing(where):
+        return Schema(False, None, _head(), [])
     return await with_connection(where, lambda connection: _inspect(connection, kind))
 
 
-async def current(url: str) -> str:
+async def current(url: str, kind: Kind = "any") -> str:
     """One line about the schema that is there."""
-    schema = await inspect(parse_url(url))
+    schema = await inspect(parse_url(url), kind)
     if schema.prefect:
         verdict = f"not usable: {'; '.join(schema.problems)}" if schema.problems else "usable, never altered"
         return f"a Prefect server's database, at its migration {schema.revision}; {verdict}"
     if schema.problems:
         return f"not usable: {'; '.join(schema.problems)}"
+    if kind == "prefect":
+        return "no tables of a Prefect server yet: start it, or run 'prefect server database upgrade'"
     if schema.revision is None:
         return "no schema yet: run 'flow-run-worker db upgrade'"
     behind = " (up to date)" if schema.revision == schema.head else f", behind {schema.head}"
