@@ -148,7 +148,7 @@ def _scheduled_time(state: StateCreate | None, now: datetime) -> datetime:
 
 
 def _stored_data(data: Any) -> Any:
-    """A result that says of itself that it isn't persisted is not (``_validate_proposed_state``)."""
+    """A result that says that it isn't persisted is not (``_validate_proposed_state``)."""
     if isinstance(data, dict) and data.get("type") == "unpersisted":
         return None
     return data

@@ -15,7 +15,7 @@ from tests.conformance.prefect_server import ROOT, VERSION, install, requirement
 from worker.doctor.prefect_versions import FILE
 
 # What a version needs to be given other than its metadata ask for, to run at all.
-INSTEAD = {"3.8.8": "fastapi<0.125", "3.4.11": "fastapi<0.116"}
+INSTEAD = {"3.8.8": "fastapi>=0.124,<0.125\nstarlette<0.51", "3.4.11": "fastapi<0.116"}
 # The oldest Python that these tests run on.
 PYTHON = "3.11"
 HEADER = "# Prefect {version} and all that it needs, on any system; written by tests/conformance/pin.py.\n"

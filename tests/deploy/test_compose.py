@@ -111,7 +111,7 @@ async def migrate(cluster: "Cluster") -> None:
 async def test_worker_and_producer_do_with_the_rights_that_they_have(
     broker: RabbitMQ, cluster: "Cluster", tmp_path: Path
 ) -> None:
-    """The way of the compose file: migrate as the owner, serve as the worker, ask as the producer."""
+    """The way of the compose file: migrate as owner, serve as worker, ask as producer."""
     await migrate(cluster)
     worker = WorkerProcess(
         tmp_path / "worker.log",

@@ -203,7 +203,8 @@ def test_worker_runs_unprivileged_on_a_read_only_system_and_ends_cleanly(
         "PATH": f"{image.bin}:{os.environ['PATH']}",
         "HOME": str(workdir),
         "PYTHONPATH": "",
-        "WORKER_HTTP_HOST": "127.0.0.1",  # of all that the image sets only this is changed: servers of tests listen on loopback
+        # Of all that the image sets only this is changed: servers of tests listen on loopback.
+        "WORKER_HTTP_HOST": "127.0.0.1",
         "WORKER_HTTP_PORT": str(port),
         "WORKER_AMQP_URL": rabbitmq.url,
         "WORKER_DATABASE_URL": postgresql_url,

@@ -4,7 +4,6 @@ tests, and mixed by the soak.
 
 import asyncio
 import random
-import re
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -217,14 +216,12 @@ async def permissions_changed(scene: Scene) -> None:
 
 @fault("dead-letter queue full", seen="dead_letters_not_taken")
 async def dead_letters_full(scene: Scene) -> None:
-    policy = f"full-{scene.queue}"
-    limit = '{"max-length":1,"overflow":"reject-publish"}'
-    pattern = f"^{re.escape(scene.queue)}\\.dead$"
-    await asyncio.to_thread(scene.broker.ctl, "set_policy", policy, pattern, limit, "--apply-to", "queues")
+    full = scene.broker.full(f"{scene.queue}.dead", 1)
+    await asyncio.to_thread(full.__enter__)
     try:
         await scene.lasts(6)
     finally:
-        await asyncio.to_thread(scene.broker.ctl, "clear_policy", policy)
+        await asyncio.to_thread(full.__exit__, None, None, None)
 
 
 @fault("memory alarm blocks publishers", seen="broker_blocked")

@@ -103,7 +103,8 @@ async def run(minutes: float, seed: int, database: str) -> int:
     console.print(table)
     console.print(verdict)
     console.print(
-        f"largest resident memory of a worker: {largest / 2**20:.0f} MiB; died of themselves: {len(died)}; left with {codes}"
+        f"largest resident memory of a worker: {largest / 2**20:.0f} MiB; "
+        f"died of themselves: {len(died)}; left with {codes}"
     )
     for log in died:
         console.print(log, markup=False)

@@ -1,4 +1,4 @@
-"""Three RabbitMQ nodes on one machine, quorum queues with a replica on each, and one node killed."""
+"""Three RabbitMQ nodes on one machine, quorum queues with a replica on each, one node killed."""
 
 import asyncio
 from collections.abc import Iterator

@@ -68,8 +68,9 @@ async def test_an_outage_of_the_database_is_waited_out(
     assert len(producer.replies) == 1_000 + REQUESTS
     print(
         f"\ndatabase away for {away:.0f} s, {REQUESTS} requests published meanwhile, dead-lettered 0; "
-        f"resident memory before {before / 2**20:.0f}, at the most {largest / 2**20:.0f}, after {after / 2**20:.0f} MiB; "
-        f"first reply {first - healed:.1f} s after the database was back, the backlog at {REQUESTS / (last - first):,.0f}/s"
+        f"resident memory before {before / 2**20:.0f}, at the most {largest / 2**20:.0f}, "
+        f"after {after / 2**20:.0f} MiB; first reply {first - healed:.1f} s after the database was back, "
+        f"the backlog at {REQUESTS / (last - first):,.0f}/s"
     )
 
 
@@ -117,7 +118,7 @@ async def test_a_database_that_answers_and_takes_nothing(
 async def test_leaving_does_not_wait_for_a_silent_database(
     producer: Producer, cluster: PostgreSQL, amqp_url: str, queue: str, tmp_path: Path
 ) -> None:
-    """:meth:`WorkerProcess.terminate` waits a minute, which is how long asyncpg's own timeout is."""
+    """``WorkerProcess.terminate`` waits a minute, as long as the store's own timeout is."""
     async with Proxy([cluster.port]) as network:
         environment = {
             "WORKER_AMQP_URL": amqp_url,
@@ -148,7 +149,8 @@ async def _read_only(url: str, value: str) -> None:
         await connection.execute("SET default_transaction_read_only = off")
         await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}")
         await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flow-run-worker' AND datname = $1",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'flow-run-worker' AND datname = $1",
             name,
         )
     finally:

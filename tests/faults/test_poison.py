@@ -27,7 +27,7 @@ FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
 
 async def publish_raw(url: str, queue: str, flags: int, properties: bytes, body: bytes) -> None:
-    """Publish with a content header of our own making, as a client in another language may send it."""
+    """Publish with a content header of our own making, as another client may send it."""
     connection = await aiormq.connect(url)
     channel = await connection.channel(publisher_confirms=False)
     header = struct.pack(">HHQH", 60, 0, len(body), flags) + properties

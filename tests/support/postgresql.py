@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster of our own: own port, own folder; shares nothing with what else runs here."""
+"""A PostgreSQL cluster of our own: own port, own folder; shares nothing with what runs here."""
 
 import os
 import pwd
@@ -89,7 +89,7 @@ class PostgreSQL:
             self._process = None
 
     def start_as_standby(self) -> None:
-        """Start the cluster as a standby without a primary: it is read-only until ``pg_promote()``."""
+        """Start it as a standby without a primary: it is read-only until ``pg_promote()``."""
         signal_file = self._data / "standby.signal"
         signal_file.touch()
         if self._user:

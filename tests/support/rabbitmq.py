@@ -3,10 +3,12 @@ what else runs here.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -170,6 +172,17 @@ class RabbitMQ:
         if done.returncode:
             raise ServerFailed(f"rabbitmqctl {' '.join(arguments)}: {done.stderr or done.stdout}")
         return done.stdout
+
+    @contextmanager
+    def full(self, queue: str, length: int) -> Iterator[None]:
+        """A queue takes no more than about so many messages within, by a policy."""
+        limit = f'{{"max-length":{length},"overflow":"reject-publish"}}'
+        policy = f"full-{queue}"
+        self.ctl("set_policy", policy, f"^{re.escape(queue)}$", limit, "--apply-to", "queues")
+        try:
+            yield
+        finally:
+            self.ctl("clear_policy", policy)
 
     def close(self) -> None:
         """End the node and its port mapper, and remove the folder."""

@@ -20,7 +20,8 @@ def main() -> int:
         prefix = "" if how == "WORKER_AMQP_URL" else f"WORKER_AMQP_URL={shlex.quote(url)} "
         print(f"Broker: {how}. Send a request from a second terminal:\n")
         print(
-            f"  {prefix}{command} create --flow-id 5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11 --idempotency-key first\n",
+            f"  {prefix}{command} create --flow-id 5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11 "
+            "--idempotency-key first\n",
             flush=True,
         )
         worker = subprocess.Popen([command, "run"], env={**os.environ, "WORKER_AMQP_URL": url})

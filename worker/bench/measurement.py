@@ -115,7 +115,8 @@ async def measure(
         schema = await migrations.ensure(url, upgrade=database_url is None)
         if schema.prefect and flow_id is None:
             raise BenchFailed(
-                "This is a Prefect server's database, where a run needs a flow that exists: name one (--flow-id)."
+                "This is a Prefect server's database, where a run needs a flow that exists: name one "
+                "(--flow-id)."
             )
         made = Requests(body, flow_id or uuid4(), f"bench-{token}-")
         fleet = Fleet(

@@ -32,7 +32,8 @@ from worker.store import StoreError
 
 app = typer.Typer(
     name="flow-run-worker",
-    help="Create Prefect flow runs from a RabbitMQ queue: each request once, each answered as Prefect's API would.",
+    help="Create Prefect flow runs from a RabbitMQ queue: each request once, each answered as Prefect's "
+    "API would.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -59,7 +60,7 @@ FAILURES = (
 
 
 def main() -> None:
-    """The console script: runs the command, and turns what a user can mend into one readable line."""
+    """The console script: runs the command, and tells what a user can mend in one readable line."""
     # What fails is told by the command itself, in a line; ``run`` sets the worker's own logging up.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     try:

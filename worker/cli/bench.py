@@ -38,7 +38,7 @@ def bench(
         list[float] | None,
         typer.Option(
             min=0.1,
-            help="Offered load in requests a second; as fast as possible without. May be given several times.",
+            help="Offered load in requests a second; as fast as possible without. Several may be given.",
         ),
     ] = None,
     concurrency: Annotated[

@@ -19,7 +19,8 @@ from worker.settings import Settings, redact
 OLDEST_RABBITMQ = (3, 10)
 _MISSING = (
     "does not stand yet",
-    "A worker declares it at its start. If its user may not: 'flow-run-worker topology declare' as one who may.",
+    "A worker declares it at its start. If its user may not: 'flow-run-worker topology declare' as one "
+    "who may.",
 )
 
 

@@ -44,6 +44,13 @@ async def test_an_upgrade_makes_none_either(database_url: str) -> None:
         assert await fetch(database_url, tables(database_url)) == []
 
 
+async def test_a_look_makes_nothing(sqlite_url: str) -> None:
+    for kind, told in (("any", "no schema yet"), ("prefect", "no tables of a Prefect server yet")):
+        done = await command("db", "current", database_url=sqlite_url, database_kind=kind)
+        assert told in done.out
+    assert not Path(sqlite_url.partition(":///")[2]).exists()
+
+
 async def test_doctor_says_what_is_waited_for(amqp_url: str, database_url: str) -> None:
     done = await command("doctor", amqp_url=amqp_url, database_url=database_url, database_kind="prefect")
     assert done.code == 1
