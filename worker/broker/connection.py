@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractChannel
@@ -32,6 +32,8 @@ ConnectionType = TypeVar("ConnectionType", bound=aio_pika.Connection)
 
 # A connection attempt that hangs (a silent firewall) counts as failed after this many seconds.
 CONNECT_TIMEOUT = 10.0
+# The next address of a host is tried so many seconds after the one before it.
+HAPPY_EYEBALLS_DELAY = 1.0
 # A close is not answered by a broker that is gone; seconds.
 CLOSE_TIMEOUT = 5.0
 
@@ -138,7 +140,9 @@ async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) 
     _check_tls_files(url)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
-            return await aio_pika.connect(url.update_query(name=name), connection_class=connection_class)
+            return await aio_pika.connect(
+                url.update_query(name=name), connection_class=connection_class, **_options(connection_class)
+            )
     except (AuthenticationError, ProbableAuthenticationError) as error:
         raise BrokerRefused(
             f"The broker at {where} refuses the login: check the user and the password"
@@ -158,6 +162,15 @@ async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) 
         if wrong := _CERTIFICATE_WRONG.search(str(error)):
             raise TLSRefused(f"No TLS with the broker at {where}: {wrong[1]}") from error
         raise BrokerUnavailable(f"No broker answers at {where}: {_reason(error, url)}") from error
+
+
+def _options(connection_class: type[aio_pika.Connection]) -> dict[str, Any]:
+    """Of a host name with several addresses, the first is not waited for alone; uvloop can't, and
+    what brings a transport of its own sees to it there.
+    """
+    plain = connection_class is aio_pika.Connection
+    capable = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
+    return {"happy_eyeballs_delay": HAPPY_EYEBALLS_DELAY} if plain and capable else {}
 
 
 def _reason(error: BaseException, url: URL) -> str:

@@ -12,6 +12,7 @@ The fast path (:mod:`worker.broker.fast_path`) takes a channel's deliveries away
 """
 
 import asyncio
+import socket
 import struct
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -41,6 +42,8 @@ TAG = struct.Struct(">Q")
 # default, three seconds at least), and RabbitMQ sends no heartbeat while it sends others. So of
 # those that aiormq doesn't see, or while nothing is read, a heartbeat tells it this often; seconds.
 ALIVE_SECONDS = 1.0
+# A host name may have several addresses; each but the last is given up after so many seconds.
+ADDRESS_SECONDS = 3.0
 
 
 class Channel(Protocol):
@@ -208,12 +211,24 @@ class Transport(aiormq.TransportFactory):
         loop = asyncio.get_running_loop()
         self._reader = reader = FrameReader(self)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        if context is not None:
+            options["server_hostname"] = url.host
         try:
-            self._socket, _ = await loop.create_connection(
-                lambda: protocol, url.host or "", url.port or 0, ssl=context, **options
-            )
+            addresses = await loop.getaddrinfo(url.host or "", url.port, type=socket.SOCK_STREAM)
+            for number, (*_, address) in enumerate(addresses, start=1):
+                try:
+                    # One that is silent leaves time for the others.
+                    async with asyncio.timeout(ADDRESS_SECONDS if number < len(addresses) else None):
+                        self._socket, _ = await loop.create_connection(
+                            lambda: protocol, *address[:2], ssl=context, **options
+                        )
+                    break
+                except (OSError, TimeoutError):
+                    if number == len(addresses):
+                        raise
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
+        assert self._socket is not None
         return reader, asyncio.StreamWriter(self._socket, protocol, reader, loop)
 
     def channel(self, number: int) -> Channel:
