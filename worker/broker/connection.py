@@ -140,9 +140,10 @@ async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) 
     _check_tls_files(url)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
-            return await aio_pika.connect(
+            connection: ConnectionType = await aio_pika.connect(
                 url.update_query(name=name), connection_class=connection_class, **_options(connection_class)
             )
+            return connection
     except (AuthenticationError, ProbableAuthenticationError) as error:
         raise BrokerRefused(
             f"The broker at {where} refuses the login: check the user and the password"
