@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-rabbitmq4 fuzz soak lint demo run bench reference servers clean
+.PHONY: help check test test-rabbitmq4 fuzz soak lint demo run bench reference servers clean
 
 help:                 ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -26,7 +26,10 @@ $(VENV)/installed-test: $(VENV)/installed deploy/requirements/test.txt
 	@touch $@
 
 servers:              ## Install the servers that the tests start for themselves (Debian, as root), or say what to do
-	@tests/support/servers.sh rabbitmq postgresql
+	@tests/support/servers.sh rabbitmq postgresql pgbouncer
+
+check: $(VENV)/installed-test lint   ## Check style and types, and run the quick tests, which need no servers (below two minutes)
+	$(BIN)/python -m pytest --quiet tests/unit
 
 test: $(VENV)/installed-test servers lint   ## Run all tests, against a real RabbitMQ, PostgreSQL and SQLite
 	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup --no-loadscope-reorder
