@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ class RabbitMQ:
         plugins: names of plugins to enable.
         tls: for a TLS listener besides the other.
         join: a node that runs, to become one cluster with.
+        settings: what else stands in its ``rabbitmq.conf``.
 
     Attributes:
         name: the node's name.
@@ -56,6 +57,7 @@ class RabbitMQ:
         plugins: Sequence[str] = (),
         tls: TLS | None = None,
         join: "RabbitMQ | None" = None,
+        settings: Mapping[str, int | str] | None = None,
     ) -> None:
         executable()
         self.port, management, self._distribution, port_mapper, tls_port, metrics = free_ports(6)
@@ -76,6 +78,7 @@ class RabbitMQ:
             "vm_memory_high_watermark.absolute = 2GB\n"
             "log.console.level = warning\n"
         )
+        config += "".join(f"{name} = {value}\n" for name, value in (settings or {}).items())
         if "rabbitmq_management" in plugins:
             config += f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n"
         if "rabbitmq_prometheus" in plugins:
