@@ -13,7 +13,6 @@ from time import monotonic
 
 import aio_pika
 import structlog
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from worker.broker.connection import BrokerRefused, close_connection, connect
 from worker.contract.message import DIRECT_REPLY_TO
@@ -52,8 +51,12 @@ class DirectReplies:
         self._name = name
         self._known: set[bytes] = set()
         self._refused: dict[bytes, float] = {}
-        self._trying: dict[bytes, asyncio.Task[bool]] = {}
-        self._trials = asyncio.Semaphore(_TRIALS)
+        self._answers: dict[bytes, asyncio.Future[bool]] = {}
+        # Nodes that wait to be tried, with a name of each: first those that more than one asked
+        # for, as made-up ones are mostly asked for once.
+        self._asked_again: dict[bytes, str] = {}
+        self._asked_once: dict[bytes, str] = {}
+        self._trials: set[asyncio.Task[None]] = set()
 
     def may_publish(self, queue: str) -> bool | None:
         """Whether the broker takes a reply to this name; True for every name that is not of direct
@@ -72,23 +75,28 @@ class DirectReplies:
         """Find out, on a connection of its own; those who ask for one node share its trial."""
         node = _node(queue)
         assert node is not None
-        if node not in self._trying:
-            self._trying[node] = asyncio.create_task(self._judge(node, queue))
-        return await asyncio.shield(self._trying[node])
+        if node not in self._answers:
+            self._answers[node] = asyncio.get_running_loop().create_future()
+            self._asked_once[node] = queue
+        elif node in self._asked_once:
+            self._asked_again[node] = self._asked_once.pop(node)
+        if len(self._trials) < _TRIALS:
+            trial = asyncio.create_task(self._try_all())
+            self._trials.add(trial)
+            trial.add_done_callback(self._trials.discard)
+        return await asyncio.shield(self._answers[node])
 
-    async def _judge(self, node: bytes, queue: str) -> bool:
-        try:
-            async with self._trials:
-                taken = await self._try(queue)
+    async def _try_all(self) -> None:
+        while waiting := self._asked_again or self._asked_once:
+            node = next(iter(waiting))
+            taken = await self._try(waiting.pop(node))
             if len(self._refused) >= _MAX_REFUSED:
                 self._refused.clear()
             if taken:
                 self._known.add(node)
             elif taken is False:
                 self._refused[node] = monotonic() + _REFUSED_FOR
-            return taken is not False
-        finally:
-            del self._trying[node]
+            self._answers.pop(node).set_result(taken is not False)
 
     async def _try(self, queue: str) -> bool | None:
         """Whether the broker takes it; None where nothing was learned: the reply is published as it
@@ -108,7 +116,7 @@ class DirectReplies:
                 )
         except TimeoutError:
             return None
-        except (*CONNECTION_EXCEPTIONS, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError) as error:  # aiormq's, of a connection that ends
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise

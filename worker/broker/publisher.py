@@ -155,13 +155,16 @@ class Publisher:
             raise self._lost or ChannelLost(error) from error
         return confirmation
 
-    async def try_out(self) -> None:
+    async def try_out(self, size: int = 0) -> None:
         """Publish a message to a queue that does not stand: the broker sends it back, or refuses.
+
+        Args:
+            size: of its body, in bytes.
 
         Raises:
             ChannelLost: it does not let us publish.
         """
-        confirmation = await self.publish([Publication(f"no-queue-{uuid4()}", join({}), b"")])
+        confirmation = await self.publish([Publication(f"no-queue-{uuid4()}", join({}), bytes(size))])
         await confirmation.done
 
     async def _write(self, confirmation: Confirmation) -> None:

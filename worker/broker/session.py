@@ -295,8 +295,10 @@ class Session:
             self._patience.reschedule(asyncio.get_running_loop().time() + QUEUE_TIMEOUT)
 
     def raise_if_lost(self, lost: ChannelLost) -> ChannelLost:
-        """Raise why another channel ended, unless the broker closed that one alone."""
-        if self.lost.done() or not lost.closed_over:
+        """Raise why another channel ended, unless the broker closed that one alone. (For want of a
+        permission it would close each.)
+        """
+        if self.lost.done() or lost.refused or not lost.closed_over:
             raise lost
         return lost
 
