@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -51,7 +51,7 @@ SHARE_OF_PREFETCH = 0.1
 
 # No broker is limited to smaller messages than that, in bytes. A guess.
 TRIED_SIZE = 64 * 1024
-_LIMIT = re.compile(r"larger than configured max size (\d+)")
+_LIMIT = re.compile(r"larger than (?:configured )?max size (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,14 @@ class _Due:
     Attributes:
         since: when it was published first.
         at: when it is published again.
+        rejected: whether the broker is to make the dead letter by itself.
     """
 
     answer: Answer
     publications: tuple[Publication, ...]
     since: float
     at: float = 0.0
+    rejected: bool = False
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -125,10 +127,9 @@ class Settlement:
         self._replaced = 0
         # Queues whose replies were given up, until when.
         self._given_up: dict[str, float] = {}
-        # The largest message that the broker has taken, or is known to take; bytes. One at a time
-        # finds out whether it takes a larger one.
-        self._tried_size = TRIED_SIZE
-        self._alone = asyncio.Lock()
+        # The largest message that the broker is known to take, in bytes.
+        self._tried_size = min(TRIED_SIZE, session.max_message_size)
+        self._finding_out = asyncio.Lock()
 
     async def settle(self, answers: Sequence[Answer]) -> None:
         """Publish what the answers need; tasks of their own then wait for the confirms.
@@ -174,48 +175,61 @@ class Settlement:
             await self._publish([due])
 
     def _is_large(self, due: _Due) -> bool:
-        return max((each.size for each in due.publications), default=0) > self._tried_size
+        return _size(due) > self._tried_size
 
     async def _publish_large(self, due: _Due) -> None:
-        """Publish, by itself, what is larger than all that the broker has taken so far.
+        """Publish what is larger than all that the broker has taken so far, once it is known
+        whether it takes so much.
 
-        It closes the channel over a message that is larger than its ``max_message_size``: what is
-        unconfirmed there would have to be published again.
+        It closes the channel over a message that is larger than its ``max_message_size``, and
+        nobody knows then what became of those before it.
         """
-        if lost := await self._publish_alone(due):
-            if limit := _LIMIT.search(str(lost)):
-                self._session.max_message_size = int(limit[1])
-            # The reason in the place of the record; and once more, if that was not it.
-            due = self._shortened(due, f"The broker does not take the reply: {lost}")
-            if lost := await self._publish_alone(due):
-                self._unroutable(due.answer, due.answer.delivery.message.reply_to, str(lost))
-                self._settle([due.answer], rejected=due.answer.refused is not None)
+        size = _size(due)
+        async with self._finding_out:
+            if self._tried_size < size <= self._session.max_message_size:
+                await self._find_out(size)
+        if size > self._session.max_message_size:
+            due = self._shortened(due)
+        await self._publish([due])
 
-    async def _publish_alone(self, due: _Due) -> ChannelLost | None:
-        """Publish on a channel of its own, one after the other; returns why that closed."""
-        async with AsyncExitStack() as channel:
+    async def _find_out(self, size: int) -> None:
+        """Find out whether the broker takes messages of this size, by one of them to nobody, on a
+        channel of its own.
+
+        Tries more first, so that a few of them do; and what the broker says when it closes that
+        channel teaches the limit.
+        """
+        for tried in sorted({min(2 * size, self._session.max_message_size), size}, reverse=True):
             try:
-                async with self._alone:
-                    publisher = await channel.enter_async_context(self._session.another_publisher())
-                    confirmation = await publisher.publish(due.publications)
-                    await confirmation.wait(HANGING_SECONDS)
+                async with self._session.another_publisher() as publisher:
+                    await publisher.try_out(tried)
             except ChannelLost as lost:
-                return self._session.raise_if_lost(lost)
-            if confirmation.flawless:
-                self._tried_size = max(self._tried_size, *(each.size for each in due.publications))
-            if await self._confirmed([due], confirmation, apart=True):
-                return ChannelLost("the broker closed the channel")
-        return None
+                self._session.raise_if_lost(lost)
+                limit = _LIMIT.search(str(lost))
+                self._session.max_message_size = int(limit[1]) if limit else tried - 1
+                log.warning("broker_limits_messages", max_size=self._session.max_message_size)
+                if limit:
+                    self._tried_size = self._session.max_message_size
+                    return
+            else:
+                self._tried_size = tried
+                return
 
-    def _shortened(self, due: _Due, reason: str) -> _Due:
-        now = datetime.now(UTC)
-        return replace(
-            due,
-            publications=tuple(
-                each if each.queue == self._dead_letter_queue else self._reply(due.answer, now, reason)
-                for each in due.publications
-            ),
-        )
+    def _shortened(self, due: _Due) -> _Due:
+        """What the broker can carry: the reason in the place of a reply that is too large, and no
+        dead letter of that size. The broker makes one by itself of what is rejected.
+        """
+        now, limit = datetime.now(UTC), self._session.max_message_size
+        publications: list[Publication] = []
+        rejected = False
+        for each in due.publications:
+            if each.size <= limit:
+                publications.append(each)
+            elif each.queue == self._dead_letter_queue:
+                rejected = True
+            else:
+                publications.append(self._reply(due.answer, now, each.size))
+        return replace(due, publications=tuple(publications), rejected=rejected)
 
     def _due(self, answer: Answer, reply_to: str | None, *, may: bool) -> _Due:
         message, now = answer.delivery.message, datetime.now(UTC)
@@ -239,14 +253,20 @@ class Settlement:
         self._session.in_flight.resize(answer.delivery.tag, len(message.body) + size)
         return _Due(replace(answer, body=b""), tuple(publications), since=monotonic())
 
-    def _reply(self, answer: Answer, now: datetime, reason: str | None = None) -> Publication:
-        """The reply; the reason alone, where there is one why the broker can't carry the whole."""
-        limit = self._session.max_message_size
-        if reason is None and len(answer.body) > limit:
-            reason = f"The reply has {len(answer.body):,} bytes, and the broker takes {limit:,}."
+    def _reply(self, answer: Answer, now: datetime, size: int | None = None) -> Publication:
+        """The reply, or the reason alone where the broker can't carry the whole.
+
+        Args:
+            size: what the whole takes, where its body is not at hand any more; in bytes.
+        """
+        size, limit = size or len(answer.body), self._session.max_message_size
         body, line = answer.body, answer.refused
-        if reason is not None:
-            body, line = dumps({"detail": reason, "id": answer.run_id}), line or reason
+        if size > limit:
+            reason = f"The reply has {size:,} bytes, and the broker takes {limit:,}."
+            self._not_sent("reply_too_large", answer, answer.delivery.message.reply_to, reason)
+            line = line or reason
+            detail = reason if answer.refused is None else f"{answer.refused} ({reason})"
+            body = dumps({"detail": detail, "id": answer.run_id})
         return reply(answer.delivery.message, status=answer.status, body=body, now=now, error=line)
 
     async def _confirmed(
@@ -274,7 +294,7 @@ class Settlement:
                     raise
                 self._session.raise_if_lost(lost)
                 return [each for _, each in places]
-            settled: list[Answer] = []
+            settled: list[_Due] = []
             hanging: list[tuple[int, _Due]] = []
             for place, each in places:
                 verdicts = [] if confirmation.flawless else self._judge(each, confirmation, place)
@@ -283,10 +303,10 @@ class Settlement:
                 elif _Verdict.ANOTHER_TRY in verdicts:
                     self._publish_later(each, verdicts)
                 else:
-                    settled.append(each.answer)
+                    settled.append(each)
             if settled:
                 metrics.confirmed(monotonic() - started)
-                self._settle(settled)
+                self._settle_all(settled)
             places = hanging
         return []
 
@@ -378,8 +398,20 @@ class Settlement:
                 left = await self._confirmed(due, confirmation, apart=True)
         except ChannelLost as lost:
             self._session.raise_if_lost(lost)
-        for each in left:
-            await self._publish_large(each)
+        if len(left) > 1:  # over which of them it was closed is seen then
+            for each in left:
+                await self._publish_apart([each])
+        elif left:
+            (each,) = left
+            reason = "the broker closes the channel over it"
+            self._unroutable(each.answer, each.answer.delivery.message.reply_to, reason)
+            self._settle([each.answer], rejected=each.answer.refused is not None)
+
+    def _settle_all(self, settled: Sequence[_Due]) -> None:
+        if answers := [each.answer for each in settled if not each.rejected]:
+            self._settle(answers)
+        if answers := [each.answer for each in settled if each.rejected]:
+            self._settle(answers, rejected=True)
 
     def _settle(self, settled: Sequence[Answer], *, rejected: bool = False) -> None:
         """Have deliveries acknowledged; or rejected, so that the broker dead-letters them."""
@@ -404,8 +436,11 @@ class Settlement:
 
     def _unroutable(self, answer: Answer, reply_to: str | None, reason: str) -> None:
         metrics.replies_unroutable.inc()
+        self._not_sent("reply_unroutable", answer, reply_to, reason)
+
+    def _not_sent(self, event: str, answer: Answer, reply_to: str | None, reason: str) -> None:
         log.warning(
-            "reply_unroutable",
+            event,
             reply_to=reply_to,
             reason=reason,
             run_id=str(answer.run_id) if answer.run_id else None,
@@ -418,6 +453,11 @@ class Settlement:
 def _reply_to(answer: Answer) -> str | None:
     """Where the reply goes; None where none is wanted, or none may be sent."""
     return answer.delivery.message.reply_to or None if answer.replied else None
+
+
+def _size(due: _Due) -> int:
+    """The size of the largest message of an answer, in bytes."""
+    return max((each.size for each in due.publications), default=0)
 
 
 def _all_publications(due: Sequence[_Due]) -> list[Publication]:
