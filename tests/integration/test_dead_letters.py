@@ -2,17 +2,22 @@
 
 import asyncio
 import json
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import aio_pika
 import pytest
+from yarl import URL
 
 from tests.conftest import StartWorker
 from tests.faults.hostile import Sent, frames, publish
+from tests.faults.test_poison import publish_raw
 from tests.support.command import Done, command
 from tests.support.database import fetch_runs
 from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
+from worker.broker.properties import in_order, join, join_table, short_string
 from worker.broker.topology import Topology
 from worker.dead_letters import open_dead_letters
 
@@ -175,6 +180,88 @@ async def test_none_stays_behind_and_none_becomes_another_message(
     assert len(ids) == 90
     assert {letter.message_id for letter in letters} == {None}
     assert {letter.correlation_id for letter in letters} == set(published)
+
+
+ODD = {
+    "a double": {"headers": join_table([("ratio", b"d" + struct.pack(">d", 0.1))])},
+    "a point in time in milliseconds": {
+        "headers": join_table([("at", b"T" + struct.pack(">Q", 1_700_000_000_123))]),
+        "timestamp": struct.pack(">Q", 1_700_000_000_123),
+    },
+    "microseconds": {"timestamp": struct.pack(">Q", 1_700_000_000_000_000)},
+    "microseconds in a header": {
+        "headers": join_table([("at", b"T" + struct.pack(">Q", 1_700_000_000_000_000))])
+    },
+    "text that is no UTF-8": {"headers": join_table([("latin", b"S\0\0\0\1\xe9")]), "app_id": b"\1\xe9"},
+    "empty texts and tables": {"content_encoding": b"\0", "headers": bytes(4), "type": b"\0"},
+    "a header name of 255 bytes": {"headers": join_table([("n" * 255, b"V"), ("\u00fc" * 127, b"t\1")])},
+    "delivery mode 1": {"delivery_mode": b"\1"},
+    "names of ours": {"headers": join_table([("x-original-app-id", b"x\0\0\0\4\3abc"), ("mine", b"V")])},
+}
+
+
+async def test_those_that_are_served_after_all_are_the_same_messages(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str
+) -> None:
+    """Refused for their size, replayed to a worker that takes them, and then sent once more by
+    their producer: one run each, and no property costs one the answer.
+    """
+    body = json.dumps({"flow_id": FLOW_ID, "parameters": {"x": "x" * 300}}).encode()
+
+    async def send_all() -> None:
+        for odd, more in ODD.items():
+            values = {
+                "reply_to": short_string(producer.reply_to),
+                "correlation_id": short_string(odd),
+                "message_id": short_string(odd),
+                **more,
+            }
+            raw = join(in_order(values))
+            await publish_raw(amqp_url, producer.queue, int.from_bytes(raw[:2]), raw[2:], body)
+
+    async def statuses(count: int) -> dict[str, list[int]]:
+        async with asyncio.timeout(180):
+            while any(len(producer.replies[odd]) < count for odd in ODD):
+                await asyncio.sleep(0.02)
+        return {odd: [reply.status for reply in producer.replies[odd]] for odd in ODD}
+
+    worker = start_worker(sqlite_url, max_body_bytes=300)
+    await send_all()
+    assert await statuses(1) == {odd: [413] for odd in ODD}
+    assert worker.terminate() == 0
+    start_worker(sqlite_url)
+    async with open_dead_letters(amqp_url, Topology.from_queue_name(producer.queue)) as letters:
+        assert await letters.replay(lambda letter: letter.status == 413) == len(ODD)
+    assert await statuses(2) == {odd: [413, 201] for odd in ODD}
+    await send_all()
+    assert await statuses(3) == {odd: [413, 201, 200] for odd in ODD}
+    assert len(await fetch_runs(sqlite_url)) == len(ODD)
+    assert await producer.depth(f"{producer.queue}.dead") == 0
+
+
+async def test_an_operator_with_another_user_sends_again_what_the_workers_user_sent(
+    start_worker: StartWorker,
+    producer: Producer,
+    sqlite_url: str,
+    amqp_url: str,
+    rabbitmq: RabbitMQ,
+    dead_letters: Callable[..., Any],
+) -> None:
+    """The broker closes the channel of who publishes in another user's name."""
+    await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, user_id="guest")
+    start_worker(sqlite_url)
+    name = f"operator-{producer.queue}"
+    rabbitmq.ctl("add_user", name, "secret")
+    rabbitmq.ctl("set_permissions", name, ".*", ".*", ".*")
+    try:
+        url = str(URL(amqp_url).with_user(name).with_password("secret"))
+        done = await command("dead-letters", "replay", "--all", amqp_url=url, queue=producer.queue)
+    finally:
+        rabbitmq.ctl("delete_user", name)
+    assert (done.code, done.out.strip()) == (0, "1 sent again."), done.err
+    await all_back(producer, 1)
+    (replies,) = producer.replies.values()
+    assert [reply.status for reply in replies] == [422, 422]
 
 
 async def test_what_cannot_be_sent_again_stays(
