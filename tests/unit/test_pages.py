@@ -1,0 +1,170 @@
+"""The pages say what is there: their links lead somewhere, their commands and settings exist, and
+the map of the code has every file.
+"""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from tests.support import settings_page
+from tests.support.worker_process import ROOT
+from worker import __version__
+from worker.cli import app
+from worker.settings import PREFIX, Settings
+
+README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+CHANGELOG = ROOT / "CHANGELOG.md"
+PAGES = [
+    README,
+    CONTRIBUTING,
+    CHANGELOG,
+    *sorted((ROOT / "deploy").glob("*.md")),
+    *sorted((ROOT / "deploy/docs").glob("*.md")),
+    ROOT / "tests/conformance/README.md",
+]
+
+MAX_README_LINES = 110
+MAX_LINE = 100
+
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
+_INLINE = re.compile(r"`([^`\n]+)`")
+_LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
+_COMMAND = re.compile(r"(flow-run-worker|make|python -m)(?: |$)")
+_COMMAND_LINE = typer.main.get_command(app)
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page: Path) -> Iterator[str]:
+    """The code of a page: its blocks and what stands between backquotes."""
+    text = page.read_text()
+    yield from (block.group() for block in _FENCED.finditer(text))
+    prose = _FENCED.sub("", text)
+    yield from (block.group() for block in _INDENTED.finditer(prose))
+    yield from _INLINE.findall(prose)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The commands of ours that a page's code has, each as its words."""
+    for block in blocks(page):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = line.strip().removeprefix("$ ")
+            # Variables that are set for the command alone stand before it.
+            words = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", words)
+            if _COMMAND.match(words):
+                yield shlex.split(words.partition("  #")[0].partition(" > ")[0], posix=True)
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    headings = re.findall(r"^#+ (.+)$", _FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in _LINK.findall(_FENCED.sub("", page.read_text())):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@pages
+def test_commands_exist(page: Path) -> None:
+    for words in commands(page):
+        program = words.pop(0)
+        if program == "make":
+            exists_in_makefile(words)
+        elif program == "python":
+            exists_as_module(words[1])
+        else:
+            exists_on_command_line(words)
+
+
+def exists_in_makefile(words: list[str]) -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for word in words:
+        if "=" in word:
+            assert re.search(rf"\b{word.partition('=')[0]}\b", (ROOT / "Makefile").read_text()), word
+        else:
+            assert word in targets, word
+
+
+def exists_as_module(name: str) -> None:
+    assert name in {"pytest", "worker"} or importlib.util.find_spec(name), name
+
+
+def exists_on_command_line(words: list[str]) -> None:
+    command: Any = _COMMAND_LINE
+    for word in words:
+        if hasattr(command, "commands") and not word.startswith("-"):
+            assert word in command.commands, f"{command.name} {word}"
+            command = command.commands[word]
+        elif word.startswith("--"):
+            options = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+            assert word.partition("=")[0] in {*options, "--help"}, f"{command.name} {word}"
+
+
+@pages
+def test_settings_that_are_named_exist(page: Path) -> None:
+    named = set(re.findall(rf"\b{PREFIX}([A-Z_]*[A-Z])\b(?!…)", page.read_text()))
+    # Of the tests, of the compose file, and in words of the changelog on what went.
+    others = {"TEST_GENERATED", "TEST_WITHOUT_PREFECT", "TEST_REPEAT", "PASSWORD"}
+    assert {name.lower() for name in named - others} <= Settings.model_fields.keys()
+
+
+@pages
+def test_prose_wraps(page: Path) -> None:
+    """But for tables, code, and a line that is one link."""
+    text = _INDENTED.sub("", _FENCED.sub("", page.read_text()))
+    long = [
+        line
+        for line in text.splitlines()
+        if len(line) > MAX_LINE and not line.startswith("|") and not line.startswith("[")
+    ]
+    assert long == []
+
+
+@pages
+def test_what_is_filled_in_stands_between_two_comments(page: Path) -> None:
+    text = page.read_text()
+    for name in ("speed", "memory"):
+        assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") <= 1
+
+
+def test_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= MAX_README_LINES
+
+
+def test_page_of_settings_is_current() -> None:
+    """If it fails: ``python -m tests.support.settings_page > deploy/docs/settings.md``."""
+    assert (ROOT / "deploy/docs/settings.md").read_text() == settings_page.page()
+
+
+def test_map_of_the_code_has_every_file_once() -> None:
+    """A new file of ``worker/`` gets a line in CONTRIBUTING.md."""
+    section = CONTRIBUTING.read_text().partition("## The map")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| `([\w/.]+)` \|", section, re.MULTILINE)
+    files = {
+        str(file.relative_to(ROOT / "worker"))
+        for file in (ROOT / "worker").rglob("*.py")
+        if file.name != "__init__.py" and file.parent.name != "versions"
+    }
+    assert sorted(named) == sorted(files)
+
+
+def test_changelog_begins_with_this_version() -> None:
+    (newest, *_) = re.findall(r"^## (\S+)", CHANGELOG.read_text(), re.MULTILINE)
+    assert newest == __version__
