@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aio_pika
 import aiormq
 import jsonschema
 import pytest
@@ -87,7 +88,7 @@ def test_definitions_declare_what_the_worker_declares(queue: str) -> None:
 
 async def test_admin_may_declare_over_the_definitions(broker: RabbitMQ) -> None:
     """The broker itself finds that they are the same: another argument would be refused."""
-    connection = await aiormq.connect(url(broker, "admin"))
+    connection = await aio_pika.connect(url(broker, "admin"))
     for queue in ("flow-runs.create", "prefect-flow-runs.create"):
         await Topology.from_queue_name(queue).declare(await connection.channel())
     await connection.close()
