@@ -13,8 +13,7 @@ from uuid import UUID
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 
 # Headers that a broker adds on the way (redelivery, dead-lettering, exchanges), and those of our
-# dead letters: they differ between two deliveries of the same message, so they are no part of its
-# identity.
+# dead letters: a message that is sent again begins without them.
 _ADDED_PREFIXES = ("x-first-death-", "x-last-death-", "x-opt-", "x-original-")
 # To which other queues a message goes (RabbitMQ's sender-selected distribution).
 ROUTING_HEADERS = frozenset({"CC", "BCC"})
@@ -28,6 +27,39 @@ _ADDED = frozenset(
         "x-failed-at",
         "x-headers-dropped",
     }
+)
+# What a hop or an instrumentation writes anew each time that it sends the same message, in lower
+# case. A message keeps it when it is sent again, but is the same message without.
+_WRITTEN_ANEW_PREFIXES = (
+    # Trace context: B3, Datadog, Instana, Jaeger, OpenTracing, Sentry, EagleEye, Pinpoint.
+    *("x-b3-", "x-datadog-", "x-instana-", "uberctx-", "ot-tracer-", "ot-baggage-", "sentry-"),
+    *("eagleeye-", "pinpoint-"),
+    # RabbitMQ's shovels, and what they write towards AMQP 1.0; and Spring's recoverer, which moves
+    # a failed message to another queue.
+    *("x-shovelled", "x-exception-"),
+)
+# The header that a broker writes beside the property ``timestamp`` (RabbitMQ's interceptor
+# ``set_header_timestamp``, and the plugin that was there before it).
+_ENTERED_AT = "timestamp_in_ms"
+_WRITTEN_ANEW = frozenset(
+    (
+        # W3C Trace Context and Baggage, their predecessors in .NET, and B3 in one header.
+        *("traceparent", "tracestate", "traceresponse", "baggage", "correlation-context", "request-id"),
+        *("diagnostic-id", "mt-activity-id", "b3"),
+        # Jaeger, AWS X-Ray, Google Cloud, OpenCensus, LightStep, Datadog's Data Streams, Elastic,
+        # SkyWalking, New Relic, Dynatrace, AppDynamics, SolarWinds.
+        *("uber-trace-id", "jaeger-baggage", "jaeger-debug-id", "x-amzn-trace-id", "awstraceheader"),
+        *("x-cloud-trace-context", "grpc-trace-bin", "x-ot-span-context"),
+        *("dd-pathway-ctx", "dd-pathway-ctx-base64", "elastic-apm-traceparent"),
+        *("sw8", "sw8-correlation", "sw8-x", "newrelic", "newrelicid", "newrelictransaction"),
+        *("x-dynatrace", "dtdtracetaginfo", "singularityheader", "x-trace", "x-trace-options"),
+        *("x-trace-id", "x-span-id"),
+        # RabbitMQ: interceptors, federation, shovels to AMQP 1.0, streams.
+        *(_ENTERED_AT, "x-routed-by", "x-received-from"),
+        *("shovelled-by", "shovel-type", "shovel-name", "shovel-vhost", "x-stream-offset"),
+        # Spring AMQP's template, for its own confirms and returns.
+        *("spring_returned_message_correlation", "spring_listener_return_correlation"),
+    )
 )
 
 
@@ -67,9 +99,10 @@ def fingerprint(message: Message) -> UUID:
     """What makes a message that carries a ``message_id`` one and the same: its body and all that
     its producer set.
 
-    A redelivery and a producer's retry have the same fingerprint; two messages that share a
-    ``message_id`` and nothing else have not. The broker rewrites a direct reply-to for each
-    connection, so only its fixed part counts.
+    A redelivery and a producer's retry have the same fingerprint, also by way of a shovel, a
+    federation link or an instrumented client; two messages that share a ``message_id`` and nothing
+    else have not. The broker rewrites a direct reply-to for each connection, so only its fixed part
+    counts.
 
     Returns:
         A UUID of version 8 (RFC 9562), made from 122 bits of a BLAKE2b hash.
@@ -77,6 +110,9 @@ def fingerprint(message: Message) -> UUID:
     reply_to = message.reply_to
     if reply_to is not None and reply_to.startswith(DIRECT_REPLY_TO):
         reply_to = DIRECT_REPLY_TO
+    own = {name: value for name, value in message.headers.items() if _identifies(name)}
+    # The broker's time where the broker wrote one: it does so as often as the message comes in.
+    timestamp = None if _ENTERED_AT in message.headers else message.timestamp
     digest = hashlib.blake2b(digest_size=16, person=b"flow-run-message")
     for value in (
         message.body,
@@ -92,8 +128,8 @@ def fingerprint(message: Message) -> UUID:
         None,
         message.delivery_mode,
         message.priority,
-        message.timestamp,
-        {name: value for name, value in message.headers.items() if is_own_header(name)},
+        timestamp,
+        own,
     ):
         for part in _encoded(value):
             digest.update(part)
@@ -102,10 +138,22 @@ def fingerprint(message: Message) -> UUID:
 
 
 def is_own_header(name: str) -> bool:
-    """Whether a header belongs to the message wherever it is: it is none of a broker, of dead
-    letters, or of the message's routing.
+    """Whether a header stays with the message when it is sent again: it is none of a broker, of
+    dead letters, or of the message's routing.
     """
     return name not in _ADDED and name not in ROUTING_HEADERS and not name.startswith(_ADDED_PREFIXES)
+
+
+def _identifies(name: str) -> bool:
+    """Whether a header tells the message from another: it stays with it, and nobody writes it anew
+    on the way.
+    """
+    lowered = name.lower()
+    return (
+        is_own_header(name)
+        and lowered not in _WRITTEN_ANEW
+        and not lowered.startswith(_WRITTEN_ANEW_PREFIXES)
+    )
 
 
 def _encoded(value: Any) -> Iterator[bytes]:
