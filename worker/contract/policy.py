@@ -16,8 +16,12 @@ class FlowRunPolicy(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     max_retries: int = Field(0, description="Deprecated; use ``retries``.", json_schema_extra=DEPRECATED)
+    # Prefect takes NaN and infinities, stores null, and can't read that: see the labels.
     retry_delay_seconds: float = Field(
-        0, description="Deprecated; use ``retry_delay``.", json_schema_extra=DEPRECATED
+        0,
+        allow_inf_nan=False,
+        description="Deprecated; use ``retry_delay``.",
+        json_schema_extra=DEPRECATED,
     )
     retries: int | None = Field(None, description="How often a failed run is tried again.")
     retry_delay: int | None = Field(None, description="Seconds between two tries.")

@@ -11,7 +11,6 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictBool,
-    StrictFloat,
     StrictInt,
     ValidationInfo,
 )
@@ -79,7 +78,10 @@ def _labels(value: Any) -> Any:
     return {} if value is None else value
 
 
-Labels = Annotated[dict[str, StrictBool | StrictInt | StrictFloat | str], BeforeValidator(_labels)]
+# Prefect takes NaN and infinities, stores null, and can't read that as a label: its lists of runs
+# answer 500 from then on.
+_Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Labels = Annotated[dict[str, StrictBool | StrictInt | _Float | str], BeforeValidator(_labels)]
 
 
 class CreateFlowRun(BaseModel):

@@ -1,10 +1,11 @@
 """What is wrong with a request, listed as pydantic and FastAPI list it; decides nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from worker.contract.errors import MAX_ERRORS
 from worker.contract.policy import FlowRunPolicy
@@ -23,13 +24,24 @@ def located(error: ValidationError, *location: str) -> Iterator[dict[str, Any]]:
     """Pydantic's errors as FastAPI prints them: under a location, and with exceptions as empty
     objects.
     """
-    for each in error.errors(include_url=False):
+    for each in _without_other_kinds(error.errors(include_url=False)):
         found: dict[str, Any] = {**each, "loc": [*location, *each["loc"]]}
         if "ctx" in found:
             found["ctx"] = {
                 name: {} if isinstance(value, Exception) else value for name, value in found["ctx"].items()
             }
         yield found
+
+
+def _without_other_kinds(errors: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
+    """Of a label that is NaN or an infinity: that alone, and not that it is no text either."""
+    numbers = {each["loc"][:-1] for each in errors if each["type"] == "finite_number"}
+    for each in errors:
+        *label, kind = each["loc"] or ("",)
+        if kind not in ("bool", "int", "float", "str") or tuple(label) not in numbers:
+            yield each
+        elif kind == "float":
+            yield {**each, "loc": tuple(label)}
 
 
 def first_errors(
