@@ -142,3 +142,122 @@ def test_a_limit_that_is_not_set_is_prefects() -> None:
         else:
             assert decode(Message(json.dumps(body).encode(), {}), max_body_bytes=1_000_000)
             assert CreateFlowRun.model_validate(body)
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [None, "", "utf-8", "utf8", "identity", "binary", "UTF-8", "Utf8", "IDENTITY", "Binary"],
+)
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "application/json",
+        "Application/JSON",
+        " application/json ; charset=UTF-8",
+        "application/json;charset=utf8",
+        "application/json; charset=latin-1",
+        'application/json; version="1.0"; profile=x',
+        "application/json;",
+        "application/vnd.orders+json",
+        "application/cloudevents+JSON; charset=utf-8",
+    ],
+)
+def test_what_producers_call_plain_json_is_taken(encoding: str | None, content_type: str | None) -> None:
+    """Kombu, Spring AMQP and others label it; FastAPI takes these media types, and so do we."""
+    body = json.dumps({"flow_id": FLOW, "name": "ü"}, ensure_ascii=False).encode()
+    message = Message(body, {}, content_encoding=encoding, content_type=content_type)
+    assert decode(message, max_body_bytes=1000).body.name == "ü"
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"content_encoding": "gzip"},
+        {"content_encoding": "deflate"},
+        {"content_encoding": "utf-16"},
+        {"content_encoding": "latin-1"},
+        {"content_encoding": "base64"},
+        {"content_type": "text/json"},
+        {"content_type": "text/plain"},
+        {"content_type": "application/octet-stream"},
+        {"content_type": "application/x-python-serialize"},
+        {"content_type": "application/json-seq"},
+        {"content_type": "application/jsonl"},
+        {"content_type": "application/json/json"},
+        {"content_type": "application"},
+        {"content_type": "json"},
+        {"content_type": "; charset=utf-8"},
+        {"content_type": "application/json, text/plain"},
+    ],
+)
+def test_what_is_called_something_else_is_refused(properties: dict[str, str]) -> None:
+    assert refusal(json.dumps({"flow_id": FLOW}).encode(), **properties).status == 415
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"\x1f\x8b\x08\x00", 415), (b"{}", 422)])
+def test_a_body_that_kombu_compressed_is_refused_as_that(body: bytes, status: int) -> None:
+    """It says so in a header; a header of that name means nothing where the body can be read."""
+    with pytest.raises(Refusal) as raised:
+        decode(Message(body, {"compression": "application/x-gzip"}), max_body_bytes=1000)
+    assert raised.value.status == status
+
+
+NOT_FINITE = ["NaN", "Infinity", "-Infinity", "1e400", "-1e400"]
+
+
+@pytest.mark.parametrize("number", NOT_FINITE)
+@pytest.mark.parametrize(
+    ("field", "place"),
+    [
+        ('"labels": {"of": %s}', ["labels", "of"]),
+        ('"labels": {"float": %s}', ["labels", "float"]),
+        (
+            '"empirical_policy": {"retry_delay_seconds": %s, "retry_delay": 1}',
+            ["empirical_policy", "retry_delay_seconds"],
+        ),
+        (
+            '"empirical_policy": {"retry_delay_seconds": "%s", "retry_delay": 1}',
+            ["empirical_policy", "retry_delay_seconds"],
+        ),
+        ('"empirical_policy": {"retries": %s}', ["empirical_policy", "retries"]),
+    ],
+)
+def test_a_number_that_is_none_is_refused_at_its_place(field: str, place: list[str], number: str) -> None:
+    """Prefect stores null for it, and its lists of runs answer 500 from then on."""
+    body = f'{{"flow_id": "{FLOW}", {field % number}}}'.encode()
+    detail = refusal(body).body["exception_detail"]
+    assert [(each["type"], each["loc"]) for each in detail] == [("finite_number", ["body", *place])]
+
+
+def test_each_label_that_is_no_number_has_its_error_and_others_have_theirs() -> None:
+    body = f'{{"flow_id": "{FLOW}", "labels": {{"a": NaN, "b": [], "c": 1.5, "d": Infinity}}}}'
+    refused = refusal(body.encode())
+    assert refused.line == "body.labels.a: Input should be a finite number (and 5 more)"
+    assert [each["loc"][2:] for each in refused.body["exception_detail"]] == [
+        ["a"],
+        ["b", "bool"],
+        ["b", "int"],
+        ["b", "float"],
+        ["b", "str"],
+        ["d"],
+    ]
+    assert json.loads(encode_error(refused, 10_000))["exception_detail"][0]["input"] is None
+
+
+@pytest.mark.parametrize("number", NOT_FINITE)
+@pytest.mark.parametrize("field", ['"parameters"', '"context"', '"job_variables"'])
+def test_where_any_json_may_stand_such_a_number_may(field: str, number: str) -> None:
+    """As in Prefect, whose column type stores null in its place (``JSON.process_bind_param``)."""
+    body = f'{{"flow_id": "{FLOW}", {field}: {{"a": {number}}}}}'.encode()
+    assert decode(Message(body, {}), max_body_bytes=1000)
+
+
+@pytest.mark.parametrize("number", NOT_FINITE)
+@pytest.mark.parametrize("field", ["scheduled_time", "cache_expiration", "deferred", "run_input_keyset"])
+def test_no_other_field_takes_such_a_number(field: str, number: str) -> None:
+    details = f'{{"type": "SCHEDULED", "state_details": {{"{field}": {number}}}}}'
+    body = f'{{"flow_id": "{FLOW}", "state": {details}}}'.encode()
+    (detail,) = refusal(body).body["exception_detail"]
+    assert detail["loc"] == ["body", "state", "state_details", field]

@@ -18,6 +18,7 @@ from worker.contract.errors import (
     ApiVersionRefused,
     BodyTooLarge,
     BodyUnreadable,
+    Refusal,
     Unprocessable,
     UnsupportedMediaType,
     ValidationRefused,
@@ -47,6 +48,8 @@ MAX_DEPTH = 500
 # Tables within tables in the headers. None of the worker's headers is one; deeper ones could not be
 # written into the dead letter.
 MAX_HEADER_DEPTH = 100
+# Labels for text as it is: what Kombu, Spring AMQP and HTTP clients say of plain JSON.
+_NO_ENCODING = frozenset(("", "utf-8", "utf8", "identity", "binary"))
 # A property that can't be read costs the request if the contract has a use for it.
 _USED_PROPERTIES = frozenset(
     (
@@ -99,7 +102,11 @@ def decode(
     if len(message.body) > max_body_bytes:
         raise BodyTooLarge(len(message.body), max_body_bytes)
     api_version = _api_version(_header(message, "x-prefect-api-version"))
-    content = _parse(message.body)
+    try:
+        content = _parse(message.body)
+    except Refusal:
+        _check_compression(message)
+        raise
     errors: list[dict[str, Any]] = []
     created_by = _created_by(message, errors)
     body = _validate(content, limit_to_check(len(message.body), max_parameter_size), errors)
@@ -126,17 +133,28 @@ def decoded_size(body: bytes) -> int:
 
 
 def _check_encoding(message: Message) -> None:
-    if message.content_encoding:
+    encoding, content_type = message.content_encoding, message.content_type
+    if encoding and encoding.lower() not in _NO_ENCODING:
+        raise UnsupportedMediaType(f"The content encoding '{encoding}' is not supported: send plain JSON.")
+    if content_type and content_type != "application/json" and not _is_json(content_type):
         raise UnsupportedMediaType(
-            f"The content encoding '{message.content_encoding}' is not supported: send plain JSON."
+            f"The content type '{content_type}' is not supported: send application/json in UTF-8."
         )
-    if message.content_type:
-        media_type, _, parameters = message.content_type.partition(";")
-        charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-        if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8", "utf8"):
-            raise UnsupportedMediaType(
-                f"The content type '{message.content_type}' is not supported: send application/json in UTF-8."
-            )
+
+
+def _check_compression(message: Message) -> None:
+    """Kombu labels what it has compressed as plain JSON still, and tells in a header of its own."""
+    compression = _header(message, "compression")
+    if compression:
+        raise UnsupportedMediaType(f"The compression '{compression}' is not supported: send plain JSON.")
+
+
+def _is_json(content_type: str) -> bool:
+    """What FastAPI parses as JSON (``get_request_handler``). It passes over the parameters: as in
+    RFC 8259, section 11, no ``charset`` changes how JSON is read.
+    """
+    kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
+    return kind == "application" and "/" not in subtype and (subtype == "json" or subtype.endswith("+json"))
 
 
 def _header(message: Message, name: str) -> str | None:
