@@ -3,26 +3,46 @@ options.
 """
 
 import re
+from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from worker.broker.urls import ENCODE, check_urls
+from worker.broker.urls import ENCODE, check_urls, split_urls
 from worker.contract.request import MAX_PARAMETER_SIZE
 
 PREFIX = "WORKER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
 DatabaseKind = Literal["any", "prefect", "standalone"]
+# What the client library takes in names of queues and exchanges (pamqp's ``DOMAIN_REGEX``).
+_QUEUE_NAME = re.compile(r"[a-zA-Z0-9-_.:@#,/+ ]*")
+# Not settings, though they begin like ours: those of the tests, and the addresses that Kubernetes
+# gives every container of a namespace with a service named "worker".
+_OTHERS = re.compile(r"TEST_.*|SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP).*)?")
 
 
 class SettingsError(Exception):
     """A setting is wrong; the message names it as the user wrote it."""
 
 
+def _visible(url: str) -> None:
+    # The libraries pass over some of them in silence, and what is left is another host or file.
+    if not url.isprintable():
+        raise ValueError("has a character that can't be seen, such as a line break")
+
+
+def _amqp_url(urls: str) -> str:
+    for url in split_urls(urls):
+        _visible(url)
+    return check_urls(urls)
+
+
 def _database_url(url: str) -> str:
+    _visible(url)
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
@@ -39,6 +59,8 @@ def _queue(name: str) -> str:
         raise ValueError("must have 1 to 250 bytes")
     if name.startswith("amq."):
         raise ValueError("must not begin with 'amq.', which the broker keeps for itself")
+    if not _QUEUE_NAME.fullmatch(name):
+        raise ValueError("may have letters of ASCII, digits, blanks and - _ . : @ # , / + alone")
     return name
 
 
@@ -61,7 +83,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore"
     )
 
-    amqp_url: Annotated[str, AfterValidator(check_urls)] = Field(
+    amqp_url: Annotated[str, AfterValidator(_amqp_url)] = Field(
         "amqp://guest:guest@localhost:5672/",
         repr=False,
         description="The broker; amqps:// for TLS, with cafile, certfile and keyfile in the query. "
@@ -126,6 +148,12 @@ class Settings(BaseSettings):
         30.0, ge=0, allow_inf_nan=False, description="Seconds to finish what is in flight after SIGTERM."
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _stripped(cls, value: Any) -> Any:
+        """Without the line break at the end that many a file of a secret has."""
+        return value.strip() if isinstance(value, str) else value
+
 
 def load_settings(**options: Any) -> Settings:
     """Settings from options (None: not given), the environment and ``.env``, in this order.
@@ -144,6 +172,20 @@ def load_settings(**options: Any) -> Settings:
         raise SettingsError("\n".join(lines)) from None
     except (UnicodeDecodeError, OSError) as error:
         raise SettingsError(f".env can't be read: {error}") from None
+
+
+def unknown_settings() -> Iterator[tuple[str, str | None]]:
+    """Variables of the environment and of ``.env`` that are named like a setting and are none, each
+    with the setting that is named most like it.
+    """
+    names = {field.upper() for field in Settings.model_fields}
+    sources = (EnvSettingsSource(Settings), DotEnvSettingsSource(Settings))
+    given = (name.upper() for source in sources for name in source.env_vars)
+    ours = {name.removeprefix(PREFIX) for name in given if name.startswith(PREFIX)}
+    for name in sorted(ours - names):
+        if not _OTHERS.fullmatch(name):
+            nearest = get_close_matches(name, names, 1)
+            yield f"{PREFIX}{name}", f"{PREFIX}{nearest[0]}" if nearest else None
 
 
 def redact(url: str) -> str:

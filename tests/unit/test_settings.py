@@ -1,18 +1,20 @@
 """Settings: where they come from, how a wrong one is told, and that no password is shown."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from worker.settings import Settings, SettingsError, load_settings, redact
+from worker.settings import Settings, SettingsError, load_settings, redact, unknown_settings
 
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting of the machine's, and an empty folder."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"WORKER_{name.upper()}", raising=False)
+    for name in list(os.environ):
+        if name.upper().startswith("WORKER_"):
+            monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
 
@@ -37,6 +39,63 @@ def test_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) 
     assert load_settings() == Settings()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("amqp_url", "amqp://user:hunter2@host/"),
+        ("amqp_url", "amqp://one/,\namqp://two/"),
+        ("database_url", "sqlite+aiosqlite:///flow_runs.db"),
+        ("queue", "flow runs.create"),
+        ("http_host", "0.0.0.0"),
+        ("log_format", "json"),
+        ("database_kind", "prefect"),
+        ("prefetch", 10),
+        ("migrate", True),
+    ],
+)
+def test_blanks_around_a_setting_are_no_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str | int
+) -> None:
+    """A file of a secret often ends in a line break; a queue or a file of that name is another."""
+    monkeypatch.setenv(f"WORKER_{name.upper()}", f" {value}\r\n")
+    assert getattr(load_settings(), name) == value
+
+
+def test_variables_that_are_no_settings_are_told_with_the_nearest_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path(".env").write_text("WORKER_BATCHMAX=2\nSOMETHING_ELSE=3\nWORKER_QUEUE=q\n")
+    monkeypatch.setenv("WORKER_PREFETCHH", "1")
+    monkeypatch.setenv("worker_xyzzy", "1")
+    assert list(unknown_settings()) == [
+        ("WORKER_BATCHMAX", "WORKER_BATCH_MAX"),
+        ("WORKER_PREFETCHH", "WORKER_PREFETCH"),
+        ("WORKER_XYZZY", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "WORKER_PREFETCH",
+        "worker_prefetch",
+        "WORKER_SERVICE_HOST",
+        "WORKER_SERVICE_PORT",
+        "WORKER_SERVICE_PORT_HTTP",
+        "WORKER_PORT",
+        "WORKER_PORT_8080_TCP_ADDR",
+        "WORKER_TEST_GENERATED",
+        "SOMEBODY_ELSES",
+    ],
+)
+def test_variables_of_others_and_of_kubernetes_are_not_told(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A service named "worker" gives every container of its namespace such variables."""
+    monkeypatch.setenv(name, "1")
+    assert list(unknown_settings()) == []
+
+
 def test_log_level_is_read_in_any_case() -> None:
     assert load_settings(log_level="WARNING").log_level == "warning"
 
@@ -58,6 +117,14 @@ def test_log_level_is_read_in_any_case() -> None:
         ("queue", "amq.create", "amq."),
         ("reply_to_pattern", "replies.(", "no regular expression"),
         ("queue", "ä" * 126, "250 bytes"),
+        ("queue", "flow-runs\n.create", "letters of ASCII"),
+        ("queue", "flow-runs.créate", "letters of ASCII"),
+        ("queue", "flow-runs.*", "letters of ASCII"),
+        ("queue", " \n", "1 to 250 bytes"),
+        ("amqp_url", "amqp://user:hunter2@ho\nst/", "can't be seen"),
+        ("amqp_url", "amqp://one/, amqp://user:hunter2@host/v\thost", "can't be seen"),
+        ("database_url", "sqlite+aiosqlite:///flow\nruns.db", "can't be seen"),
+        ("database_url", "postgresql://user:hunter2@host/na\0me", "can't be seen"),
         ("prefetch", "0", "greater than or equal to 1"),
         ("prefetch", "65536", "65535"),
         ("batch_max", "many", "integer"),

@@ -11,7 +11,7 @@ from worker.broker.topology import TopologyMismatch
 from worker.cli.options import AmqpUrl, DatabaseUrl, Queue, run_async
 from worker.observability.logs import configure_logging
 from worker.service import serve
-from worker.settings import load_settings
+from worker.settings import load_settings, unknown_settings
 from worker.store import StoreError
 
 
@@ -53,6 +53,8 @@ def run(
         log_level=log_level,
     )
     configure_logging(settings.log_format, settings.log_level)
+    for name, nearest in unknown_settings():
+        structlog.get_logger(__name__).warning("unknown_setting", setting=name, nearest=nearest)
     try:
         run_async(serve(settings))
     except (StoreError, BrokerRefused, TopologyMismatch) as error:
