@@ -131,6 +131,16 @@ ODD_HEADERS = {
     "n" * 128: "x" * 10_000,
     "": "no name",
 }
+# What instrumentations, shovels and federation write, and what they would not.
+HOPS = {
+    "traceparent": {"version": 0},
+    "BAGGAGE": bytearray(b"\xff"),
+    "x-datadog-trace-id": 2**62,
+    "x-shovelled": [{"src-uri": "amqp://elsewhere"}, None],
+    "x-received-from": "nowhere",
+    "timestamp_in_ms": "now",
+    "x-stream-offset": -1,
+}
 
 CORPUS: tuple[Hostile, ...] = (
     # Text that no database stores
@@ -186,7 +196,13 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("a fraction of a million digits", raw_request(b'"context": {"a": 0.' + b"3" * 1_000_000 + b"}"), 201),
     Hostile("a number with an exponent of 400", raw_request(b'"parameters": {"a": 1e400, "b": -1e400, "c": 1e-400}'), 201),
     Hostile("NaN and infinities in parameters", raw_request(b'"parameters": {"a": [NaN, Infinity, -Infinity]}'), 201),
-    Hostile("NaN in a label", raw_request(b'"labels": {"a": NaN}'), 201),
+    Hostile("NaN in job variables and in a state's data", raw_request(b'"job_variables": {"a": NaN}, "state": {"type": "FAILED", "data": [-Infinity]}'), 201),
+    Hostile("NaN in a label", raw_request(b'"labels": {"a": NaN}'), 422),
+    Hostile("infinities in labels, by their exponent", raw_request(b'"labels": {"a": 1e400, "b": -1e400}'), 422),
+    Hostile("NaN in a label among 10,000", raw_request(b'"labels": {' + b"".join(b'"%x": 1.5, ' % n for n in range(10_000)) + b'"z": NaN}'), 422),
+    Hostile("a retry delay of NaN seconds", raw_request(b'"empirical_policy": {"retry_delay_seconds": NaN, "retry_delay": 1}'), 422),
+    Hostile("a retry delay that is infinite, as text", raw_request(b'"empirical_policy": {"retry_delay_seconds": "-inf", "retry_delay": 1}'), 422),
+    Hostile("a scheduled time that is infinite", raw_request(b'"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": Infinity}}'), 422),
     Hostile("NaN in the policy", raw_request(b'"empirical_policy": {"retries": NaN}'), 422),
     Hostile("infinite retries", raw_request(b'"empirical_policy": {"retries": 1e999}'), 422),
     Hostile("retries beyond 64 bits", raw_request(b'"empirical_policy": {"retries": 99999999999999999999999}'), 201),
@@ -225,9 +241,16 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("no JSON, and six times as long when escaped", b'{"a": "' + b"\x01" * (LIMIT - 7), 422),
     # Properties
     Hostile("another content type", GOOD, 415, {"content_type": "text/plain"}),
-    Hostile("another character set", GOOD, 415, {"content_type": "application/json; charset=utf-16"}),
+    Hostile("text/json", GOOD, 415, {"content_type": "text/json"}),
+    Hostile("lines of JSON", GOOD, 415, {"content_type": "application/jsonl"}),
+    Hostile("another character set, of which JSON knows none", GOOD, 201, {"content_type": "application/json; charset=utf-16"}),
+    Hostile("such a character set, and text in it", raw_request(b'"name": "M\xfcller"'), 400, {"content_type": "application/json; charset=latin-1"}),
+    Hostile("a media type of somebody's own in JSON", GOOD, 201, {"content_type": 'Application/vnd.orders+JSON; profile="a;b"'}),
     Hostile("a content type of 255 bytes", GOOD, 415, {"content_type": "a" * 255}),
     Hostile("a content encoding", GOOD, 415, {"content_encoding": "gzip"}),
+    Hostile("a content encoding that is a character set", GOOD, 415, {"content_encoding": "utf-16"}),
+    Hostile("plain JSON as Spring AMQP labels it", GOOD, 201, {"content_encoding": "UTF-8", "content_type": "application/json"}),
+    Hostile("plain JSON as Kombu labels bytes", GOOD, 201, {"content_encoding": "binary", "content_type": "application/json"}),
     Hostile("delivery mode 1", GOOD, 201, {"delivery_mode": 1}),
     Hostile("priority 255", GOOD, 201, {"priority": 255}),
     Hostile("priority 255, refused", b"{}", 422, {"priority": 255}),
@@ -263,6 +286,8 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("an automation id that is none", GOOD, 422, {"headers": {"prefect-automation-id": [1]}}),
     Hostile("an automation name that is no base64", GOOD, 201, {"headers": {"prefect-automation-id": FLOW_ID, "prefect-automation-name": "\u202e"}}),
     Hostile("a trace parent of 60,000 characters", GOOD, 201, {"headers": {"traceparent": "0" * 60_000, "tracestate": [bytearray(b"x")]}}),
+    Hostile("traces and hops of every type", GOOD, 201, {"message_id": "<id>", "headers": HOPS}),
+    Hostile("traces and hops of every type, refused", b"{}", 422, {"message_id": "<id>", "headers": HOPS}),
     Hostile("a forged delivery count", GOOD, 201, {"headers": {"x-delivery-count": 10**9}}),
     Hostile("a forged delivery count that is text", GOOD, 201, {"headers": {"x-delivery-count": "many", "x-death": "never"}}),
     Hostile("forged dead-letter headers, refused", b"{}", 422, {"headers": {"x-error-status": "0", "x-error": {}, "x-death": 1}}),
@@ -442,7 +467,9 @@ def _file(database_url: str) -> str:
 
 
 @contextmanager
-def worker(amqp_url: str, database_url: str, queue: str, log: Path) -> Iterator[WorkerProcess]:
+def worker(
+    amqp_url: str, database_url: str, queue: str, log: Path, *, fast_path: bool
+) -> Iterator[WorkerProcess]:
     started = WorkerProcess(
         log,
         {
@@ -453,6 +480,7 @@ def worker(amqp_url: str, database_url: str, queue: str, log: Path) -> Iterator[
             "WORKER_LOG_LEVEL": "debug",
             "WORKER_BATCH_MAX": str(BATCH),
             "WORKER_PREFETCH": "65535",
+            "WORKER_FAST_PATH": str(fast_path),
             # All of them are decoded while the database is locked.
             "WORKER_PREFETCH_SIZE": str(4 * 1024**3),
         },
@@ -471,6 +499,7 @@ async def serve(
     database_url: str,
     queue: str,
     folder: Path,
+    fast_path: bool = True,
     seconds: float = 240.0,
 ) -> Run:
     """Publish the corpus among good requests to a worker, and see what becomes of each.
@@ -482,7 +511,9 @@ async def serve(
     rows = [Row(hostile) for hostile in corpus]
     by_hostile = {id(row.hostile): row for row in rows}
     async with Producer(amqp_url, queue) as producer:
-        with worker(amqp_url, database_url, queue, folder / f"{queue}.log") as process:
+        with worker(
+            amqp_url, database_url, queue, folder / f"{queue}.log", fast_path=fast_path
+        ) as process:
             await asyncio.to_thread(process.wait_until_logged, "serving")
             async with locked(database_url):
                 published = await publish(amqp_url, messages(corpus, queue, producer.reply_to))
