@@ -2,15 +2,20 @@
 
 Each row fills the queue, starts one worker with default settings, and waits until each request is
 answered. Takes some minutes and gigabytes of disk; ``--scale 0.1`` has a tenth of the requests.
+``--limit 512`` has the operating system end a worker that is larger than so many MiB, as a
+container's limit does (a memory cgroup, which needs root).
 """
 
 import argparse
 import asyncio
 import json
+import os
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -100,6 +105,22 @@ class Measured:
     dead_letters: int
 
 
+@contextmanager
+def limited(mebibytes: int) -> Iterator[Sequence[str]]:
+    """A command that runs a worker within a memory limit, in MiB; none for 0."""
+    if not mebibytes:
+        yield ()
+        return
+    second = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    group = Path("/sys/fs/cgroup", "" if second else "memory", f"flow-run-worker-{os.getpid()}")
+    group.mkdir()
+    try:
+        (group / ("memory.max" if second else "memory.limit_in_bytes")).write_text(str(mebibytes * MIB))
+        yield ("sh", "-c", f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -m worker run", "sh")
+    finally:
+        group.rmdir()
+
+
 class Replies:
     """Counts replies by status."""
 
@@ -115,7 +136,9 @@ class Replies:
             self.all.set()
 
 
-async def measure(amqp_url: str, database_url: str, row: Row, scale: float) -> Measured:
+async def measure(
+    amqp_url: str, database_url: str, row: Row, scale: float, command: Sequence[str]
+) -> Measured:
     """Fill the queue, have one worker empty it."""
     topology = Topology.from_queue_name(f"memory-{uuid4().hex[:8]}.create")
     expected = sum(1 for _ in row.bodies(scale))
@@ -133,7 +156,7 @@ async def measure(amqp_url: str, database_url: str, row: Row, scale: float) -> M
         await consuming.set_qos(prefetch_count=100)
         await (await consuming.get_queue(reply_queue.name, ensure=False)).consume(replies, no_ack=True)
         with tempfile.TemporaryDirectory() as folder:
-            fleet = Fleet(amqp_url, database_url, topology.queue, Path(folder))
+            fleet = Fleet(amqp_url, database_url, topology.queue, Path(folder), command=command)
             started = time.monotonic()
             async with fleet.running() as running:
                 await running.watch(asyncio.wait_for(replies.all.wait(), PATIENCE))
@@ -161,9 +184,14 @@ def show(measured: Sequence[Measured]) -> None:
     console.print(table)
 
 
-async def main(scale: float, databases: Sequence[str], rows: Sequence[int]) -> None:
+async def main(scale: float, databases: Sequence[str], rows: Sequence[int], limit: int) -> None:
     measured: list[Measured] = []
-    with RabbitMQ() as broker, PostgreSQL() as cluster, tempfile.TemporaryDirectory() as folder:
+    with (
+        RabbitMQ() as broker,
+        PostgreSQL() as cluster,
+        tempfile.TemporaryDirectory() as folder,
+        limited(limit) as command,
+    ):
         for number, row in enumerate(ROWS):
             for database in databases:
                 if rows and number not in rows:
@@ -172,7 +200,7 @@ async def main(scale: float, databases: Sequence[str], rows: Sequence[int]) -> N
                 if database == "postgresql":
                     url = cluster.create_database()
                     await migrations.upgrade(url)
-                measured.append(await measure(broker.url, url, row, scale))
+                measured.append(await measure(broker.url, url, row, scale, command))
                 console.print(
                     f"{row.what}, {database}: {measured[-1].peak / MIB:.0f} MiB, {measured[-1].seconds:.1f} s"
                 )
@@ -184,5 +212,7 @@ if __name__ == "__main__":
     parser.add_argument("--scale", type=float, default=1.0, help="how many of the requests")
     parser.add_argument("--database", choices=("postgresql", "sqlite"), action="append")
     parser.add_argument("--row", type=int, action="append", default=[], help="only this one, from 0")
+    parser.add_argument("--limit", type=int, default=0, help="MiB at which a worker is ended")
     arguments = parser.parse_args()
-    uvloop.run(main(arguments.scale, arguments.database or ["postgresql", "sqlite"], arguments.row))
+    databases = arguments.database or ["postgresql", "sqlite"]
+    uvloop.run(main(arguments.scale, databases, arguments.row, arguments.limit))
