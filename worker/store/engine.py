@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
+from weakref import WeakSet
 
 import asyncpg
 from pydantic_core import from_json
@@ -41,6 +42,12 @@ KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_
 BUSY_TIMEOUT = 10.0
 # How long connections may take to close by themselves; seconds.
 CLOSE_TIMEOUT = 3.0
+
+# Where PostgreSQL's warning comes from when a commit waits for its synchronous standby no longer:
+# what it committed is on this server only. (The text of a warning may be translated.)
+_WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
+# On which of our connections that was.
+_local_only: "WeakSet[asyncpg.Connection[Any]]" = WeakSet()
 
 # One that creates, and one for whoever asks whether the database answers.
 POOL_SIZE = 2
@@ -89,18 +96,23 @@ class Database:
             transaction: what is done within is committed at the end; else each statement is.
 
         Raises:
-            Fault: the database has fallen silent.
+            Fault: the database has fallen silent; or what was committed within, a standby may not
+                have.
         """
         transaction = transaction or self.pooler
         engine = self.transactions if transaction else self.statements
         async with _unless_silent(self.knock):
             connection = await engine.connect()
             try:
+                if self.knock is not None:
+                    _local_only.discard(driver(connection))
                 if not transaction:
                     yield connection
                 else:
                     async with connection.begin():
                         yield connection
+                if self.knock is not None and driver(connection) in _local_only:
+                    raise Fault("PostgreSQL: a commit did not wait for its synchronous standby")
             except BaseException as error:
                 # What was cancelled may get a lock yet, for which it was waiting.
                 given_up = not isinstance(error, Exception) or blame(error) is Blame.connection
@@ -249,6 +261,7 @@ class _Connector:
             else:
                 # asyncpg has no setting for it, and no public way to the socket.
                 _keep_alive(connection._transport.get_extra_info("socket"))
+                connection.add_log_listener(_note_local_commit)
                 return connection
         assert failed is not None
         raise failed
@@ -259,6 +272,14 @@ class _Connector:
         """
         settings = {name: value for name, value in self.settings.items() if name not in PLANNING}
         return _Connector(self.hosts, {**self.arguments, "statement_cache_size": 0}, settings)
+
+
+def _note_local_commit(connection: Any, message: Any) -> None:
+    """The server says so and nothing else: the statement has succeeded. asyncpg tells of it before
+    it hands over the result.
+    """
+    if message.server_source_function == _WAIT_FOR_STANDBY:
+        _local_only.add(connection)
 
 
 def _keep_alive(there: socket.socket) -> None:

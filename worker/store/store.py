@@ -139,6 +139,8 @@ class Store:
             # By its key, or by its id where it was asked for without one.
             mine = by_identity.get(_identity(existing), existing.id)
             outcomes[mine] = Existing(existing)
+        # Whoever made them may not have waited.
+        await self._insertion.wait_for_standby()
         refused = {run.id: missing[run.id] for run in conflicting if run.id in missing}
         return {**refused, **outcomes}
 

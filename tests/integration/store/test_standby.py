@@ -1,0 +1,189 @@
+"""A synchronous standby that is away: no run is told of before a standby could have it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.integration.store.test_failures import execute
+from tests.support.database import fetch, fetch_runs
+from tests.support.postgresql import PostgreSQL
+from tests.support.requests import keyed, request
+from worker.contract.errors import Fault
+from worker.creation import NewRun
+from worker.store import Created, Existing, Store
+
+# How long a commit waits in these tests, in seconds.
+SECONDS = 2
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[PostgreSQL]:
+    with PostgreSQL() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def url(cluster: PostgreSQL) -> str:
+    return cluster.create_database()
+
+
+class Standby:
+    """The name of one that does not exist, which commits wait for."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def _set(self, statement: str) -> None:
+        await execute(self._url, "SET synchronous_commit = local", statement, "SELECT pg_reload_conf()")
+
+    async def go(self) -> None:
+        await self._set("ALTER SYSTEM SET synchronous_standby_names = 'away'")
+        await self._until("away")
+
+    async def come(self) -> None:
+        """Nobody waits for it any more: as if it had said that it has all."""
+        await self._set("ALTER SYSTEM RESET synchronous_standby_names")
+        await self._until("")
+
+    async def _until(self, names: str) -> None:
+        async with asyncio.timeout(60):
+            while (await fetch(self._url, "SHOW synchronous_standby_names"))[0] != {
+                "synchronous_standby_names": names
+            }:
+                await asyncio.sleep(0.05)
+
+    async def waiting(self) -> list[int]:
+        """The processes whose commits wait for it."""
+        query = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        return [row["pid"] for row in await fetch(self._url, query)]
+
+    async def until_waited_for(self) -> list[int]:
+        async with asyncio.timeout(60):
+            while not (pids := await self.waiting()):
+                await asyncio.sleep(0.05)
+        return pids
+
+
+@pytest.fixture
+async def standby(url: str) -> AsyncIterator[Standby]:
+    standby = Standby(url)
+    yield standby
+    await standby.come()
+
+
+async def expect_no_answer(store: Store, runs: list[NewRun]) -> None:
+    for _ in range(2):
+        with pytest.raises(Fault):
+            await store.create(runs)
+
+
+async def test_a_run_that_no_standby_has_is_not_told_of(url: str, standby: Standby) -> None:
+    """Our own timeout ends the wait. (The server's ``statement_timeout`` does not count it.)"""
+    store = await Store.open(f"{url}?command_timeout={SECONDS}", migrate=True)
+    runs = keyed(["a", "b"])
+    try:
+        (before,) = await store.create(runs[:1])
+        assert isinstance(before, Created)
+        await standby.go()
+        await expect_no_answer(store, runs[1:])
+        assert len(await fetch_runs(url)) == 2  # here it is
+        # Nor of one that was told of before: another server may be the primary by now.
+        await expect_no_answer(store, runs[:1])
+        # Nobody consumes meanwhile.
+        with pytest.raises(Fault):
+            await store.try_writing(request())
+        await standby.come()
+        outcomes = await store.create(runs)
+        assert [type(each) for each in outcomes] == [Existing, Existing]
+        assert {each.run.id for each in outcomes if isinstance(each, Existing)} == {
+            new.run.id for new in runs
+        }
+        await store.try_writing(request())
+        assert isinstance((await store.create(keyed(["c"])))[0], Created)
+    finally:
+        await store.close()
+    assert len(await fetch_runs(url)) == 3
+
+
+@pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
+async def test_an_operator_who_cancels_the_wait_does_not_make_it_an_answer(
+    url: str, standby: Standby, how: str
+) -> None:
+    """What was cancelled ends in no error, but a warning."""
+    store = await Store.open(url, migrate=True)
+    runs = keyed(["a"])
+    try:
+        await standby.go()
+        for _ in range(3):
+            creating = asyncio.create_task(store.create(runs))
+            for pid in await standby.until_waited_for():
+                await fetch(url, f"SELECT {how}({pid})")
+            with pytest.raises(Fault):
+                await creating
+        creating = asyncio.create_task(store.create(runs))
+        await standby.until_waited_for()
+        assert not creating.done()
+        await standby.come()
+        async with asyncio.timeout(60):
+            (outcome,) = await creating
+        assert isinstance(outcome, Existing)
+    finally:
+        await store.close()
+
+
+async def test_a_server_that_was_restarted_while_a_commit_waited(url: str, cluster: PostgreSQL) -> None:
+    """It finds the run committed then."""
+    standby = Standby(url)
+    store = await Store.open(url, migrate=True)
+    runs = keyed(["a"])
+    try:
+        await standby.go()
+        creating = asyncio.create_task(store.create(runs))
+        await standby.until_waited_for()
+        await asyncio.to_thread(cluster.kill)
+        with pytest.raises(Fault):
+            await creating
+        await asyncio.to_thread(cluster.start)
+        assert len(await fetch_runs(url)) == 1
+        creating = asyncio.create_task(store.create(runs))
+        await standby.until_waited_for()
+        assert not creating.done()
+        await standby.come()
+        assert isinstance((await creating)[0], Existing)
+    finally:
+        await store.close()
+        await standby.come()
+
+
+async def test_it_needs_no_right_that_a_worker_has_not(url: str, standby: Standby) -> None:
+    store = await Store.open(url, migrate=True)
+    await store.close()
+    await execute(
+        url,
+        "CREATE ROLE writer LOGIN NOSUPERUSER",
+        "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO writer",
+    )
+    store = await Store.open(url.replace("postgres@", "writer@"), migrate=False)
+    runs = keyed(["a"])
+    try:
+        await store.create(runs)
+        await standby.go()
+        creating = asyncio.create_task(store.create(runs))
+        await standby.until_waited_for()
+        await standby.come()
+        assert isinstance((await creating)[0], Existing)
+    finally:
+        await store.close()
+
+
+async def test_without_a_synchronous_standby_nothing_is_written(url: str) -> None:
+    store = await Store.open(url, migrate=True)
+    runs = keyed(["a"])
+    try:
+        await store.create(runs)
+        before = await fetch(url, "SELECT txid_snapshot_xmax(txid_current_snapshot()) AS next")
+        await store.create(runs)
+        assert await fetch(url, "SELECT txid_snapshot_xmax(txid_current_snapshot()) AS next") == before
+    finally:
+        await store.close()
