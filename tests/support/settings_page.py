@@ -16,8 +16,11 @@ HEAD = """\
 
 A setting is an environment variable, or a line of the same form in a file `.env` in the current
 folder. Some are options of a command too; `flow-run-worker run --help` shows those of `run`. An
-option goes before the environment, and the environment before `.env`. An empty variable counts as
-not set. A wrong value ends the command with exit code 2 and a line that names the setting.
+option goes before the environment, and the environment before `.env`.
+
+- An empty variable counts as not set. Blanks and line breaks at the ends are removed.
+- A wrong value ends the command with exit code 2 and a line that names the setting.
+- A variable that begins with WORKER_ and is no setting is warned of in the worker's log.
 
 | variable | default | values | meaning |
 | --- | --- | --- | --- |
