@@ -38,6 +38,7 @@ _INDENTED = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 _COMMAND = re.compile(r"(flow-run-worker|make|python -m)(?: |$)")
+ALL_TESTS = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
 _COMMAND_LINE = typer.main.get_command(app)
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -115,6 +116,15 @@ def exists_on_command_line(words: list[str]) -> None:
         elif word.startswith("--"):
             options = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
             assert word.partition("=")[0] in {*options, "--help"}, f"{command.name} {word}"
+
+
+@pages
+def test_files_and_tests_that_are_named_exist(page: Path) -> None:
+    text = page.read_text()
+    for path in re.findall(r"[`\s]((?:tests|worker|deploy)/[\w./-]+\w)", text):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"\btest_\w+(?!\w|\.py)", text):
+        assert f"def {name}(" in ALL_TESTS or f"/{name}.py" in text, name
 
 
 @pages
