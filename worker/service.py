@@ -191,7 +191,7 @@ class Service:
                     log.warning("shutdown_timeout", handed_back="what is still in flight")
             if session.lost.done():
                 lost = session.lost.result()
-                if lost.refused and not self._served:
+                if lost.refused and not (self._served or session.answered):
                     raise BrokerRefused(f"The broker refuses what the worker needs: {lost}")
                 raise lost
             if serving.done():

@@ -73,6 +73,7 @@ class Session:
         lost: done once the session has ended; its result is the reason.
         max_message_size: what the broker takes in a message, in bytes, as far as it is known.
         consumed: whether the broker has let us consume.
+        answered: whether a delivery was answered, so that no right was missing then.
         prefetch: how many deliveries the broker lets be unacknowledged by now; 0 when no more are
             taken.
     """
@@ -88,6 +89,7 @@ class Session:
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
         self.max_message_size = MAX_MESSAGE_SIZE
         self.consumed = False
+        self.answered = False
         self.prefetch = 0
         self.direct_replies = DirectReplies(urls, f"{name} direct reply")
         self.publisher: Publisher
@@ -262,6 +264,7 @@ class Session:
         """Have deliveries acknowledged that are settled, each only once; or rejected, so that the
         broker moves them to the dead letters itself.
         """
+        self.answered = True
         tags = [delivery.tag for delivery in deliveries]
         self.acknowledger.acknowledge(tags, rejected=rejected)
         self.in_flight.remove(tags)
