@@ -84,7 +84,8 @@ class Pipeline:
     """Serves the deliveries of one session until they end.
 
     Attributes:
-        failing: one of the runs that the database does not store; None while it does.
+        failing: one of the runs that the database has not stored, be it that it fails or takes its
+            time; None while it has none to store.
     """
 
     def __init__(self, session: Session, store: Store, settings: Settings, traces: Traces) -> None:
@@ -211,6 +212,7 @@ class Pipeline:
         """Store the runs. A fault of the database is waited out, with their deliveries held."""
         backoff = Backoff()
         since = monotonic()
+        self.failing = runs[0]
         while True:
             try:
                 outcomes = await self._store.create(runs)
@@ -225,7 +227,6 @@ class Pipeline:
                             return [Unprocessable()]
                         return [outcome for run in runs for outcome in await self._stored([run])]
                     fault = Fault(repr(error))
-                self.failing = runs[0]
                 metrics.database_away(str(fault))
                 log.warning("database_away", error=str(fault), tries=backoff.tries + 1, held=len(runs))
                 if monotonic() - since > HOLD_SECONDS:

@@ -1,0 +1,164 @@
+"""A consumer timeout at the broker that is shorter than a worker holds its deliveries, and a
+database that answers and takes no writes: each lost session would cost a delivery of the limit.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from tests.integration.conftest import BOTH_WAYS
+from tests.support.database import fetch_runs
+from tests.support.postgresql import PostgreSQL
+from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import WorkerProcess
+
+FLOW_ID = str(uuid4())
+REQUESTS = 50
+# The broker's timeout, and how often it looks, in milliseconds.
+TIMEOUT = 1000
+# How long the database takes no writes, in seconds: several of those timeouts.
+AWAY = 15.0
+
+
+@pytest.fixture(**BOTH_WAYS)
+def fast_path(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    with RabbitMQ() as node:
+        # Read as a channel is opened.
+        for name in ("consumer_timeout", "channel_tick_interval"):
+            node.ctl("eval", f"application:set_env(rabbit, {name}, {TIMEOUT}).")
+        yield node
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[PostgreSQL]:
+    with PostgreSQL() as cluster:
+        yield cluster
+
+
+async def execute(url: str, *statements: str) -> None:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        await connection.execute("SET default_transaction_read_only = off")
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+TERMINATE = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flow-run-worker'"
+)
+
+
+@asynccontextmanager
+async def read_only(url: str) -> AsyncIterator[None]:
+    name = url.rpartition("/")[2]
+    await execute(url, f"ALTER DATABASE {name} SET default_transaction_read_only = on", TERMINATE)
+    yield
+    await execute(url, f"ALTER DATABASE {name} RESET default_transaction_read_only", TERMINATE)
+
+
+@asynccontextmanager
+async def locked(url: str) -> AsyncIterator[None]:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE flow_run IN SHARE MODE")  # it may be read
+            yield
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def without_rights(url: str) -> AsyncIterator[None]:
+    """Its owner may take its own rights away."""
+    await execute(url, "REVOKE INSERT ON flow_run, flow_run_state FROM worker")
+    yield
+    await execute(url, "GRANT INSERT ON flow_run, flow_run_state TO worker")
+
+
+@asynccontextmanager
+async def no_standby(url: str) -> AsyncIterator[None]:
+    local = "SET synchronous_commit = local"
+    reload = "SELECT pg_reload_conf()"
+    await execute(url, local, "ALTER SYSTEM SET synchronous_standby_names = 'away'", reload)
+    yield
+    await execute(url, local, "ALTER SYSTEM RESET synchronous_standby_names", reload)
+
+
+WAYS = {"read-only": read_only, "locked": locked, "without rights": without_rights, "no standby": no_standby}
+
+
+@pytest.fixture
+async def url(cluster: PostgreSQL) -> AsyncIterator[str]:
+    url = cluster.create_database()
+    await execute(url, "CREATE ROLE worker LOGIN", "GRANT ALL ON SCHEMA public TO worker")
+    yield url
+    await execute(url, "DROP OWNED BY worker", "DROP ROLE worker")
+
+
+@pytest.fixture
+async def worker(
+    rabbitmq: RabbitMQ, queue: str, url: str, tmp_path: Path, fast_path: bool
+) -> AsyncIterator[WorkerProcess]:
+    worker = WorkerProcess(
+        tmp_path / "worker.log",
+        {
+            "WORKER_AMQP_URL": rabbitmq.url,
+            "WORKER_DATABASE_URL": url.replace("postgres@", "worker@"),
+            "WORKER_MIGRATE": "true",
+            "WORKER_QUEUE": queue,
+            "WORKER_HTTP_PORT": "0",
+            "WORKER_FAST_PATH": str(fast_path),
+        },
+    )
+    try:
+        await asyncio.to_thread(worker.wait_until_logged, "serving")
+        yield worker
+    finally:
+        worker.kill()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_each_request_is_delivered_at_most_twice(
+    worker: WorkerProcess, rabbitmq: RabbitMQ, queue: str, url: str, way: str
+) -> None:
+    async with Producer(rabbitmq.url, queue) as producer:
+        assert (await producer.request({"flow_id": FLOW_ID})).status == 201
+        async with WAYS[way](url):
+            keys = [uuid4().hex for _ in range(REQUESTS)]
+            ids = [await producer.publish({"flow_id": FLOW_ID, "idempotency_key": key}) for key in keys]
+            await asyncio.to_thread(worker.wait_until_logged, "session_lost")
+            await asyncio.sleep(AWAY)
+            assert not any(producer.replies[each] for each in ids)
+            status, state = await asyncio.to_thread(worker.readiness)
+            assert status == 503, state
+            assert worker.output.count("session_lost") == 1
+            # Nothing is taken while it could not be stored.
+            assert await producer.depth() == REQUESTS
+        healed = time.monotonic()
+        replies = await producer.replies_to(ids)
+        print(f"\n{way}: all answered {time.monotonic() - healed:.1f} s after the database took writes")
+        # A standby may have none of those that it was not asked for: they are found.
+        assert {reply.status for reply in replies} <= ({200, 201} if way == "no standby" else {201})
+        again = await asyncio.to_thread(worker.metric, "flow_run_worker_redelivered_total")
+        assert again is not None
+        assert again <= REQUESTS  # each once
+        assert await asyncio.to_thread(worker.terminate) == 0
+        assert await producer.depth() == 0
+        assert await producer.depth(f"{queue}.dead") == 0
+        assert {len(producer.replies[each]) for each in ids} == {1}
+    runs = await fetch_runs(url)
+    assert sorted(run["idempotency_key"] for run in runs if run["idempotency_key"]) == sorted(keys)
