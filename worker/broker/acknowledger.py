@@ -3,8 +3,8 @@ nothing else.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from worker.broker.connection import ChannelLost
@@ -50,6 +50,8 @@ class Acknowledger:
         self._acknowledged_up_to = 0
         self._ahead: set[int] = set()
         self._wanted = asyncio.Event()
+        self._may_write = asyncio.Event()
+        self._may_write.set()
         self._closed = False
 
     def acknowledge(self, tags: Iterable[int], *, rejected: bool = False) -> None:
@@ -59,6 +61,19 @@ class Acknowledger:
         else:
             self._new.update(tags)
         self._wanted.set()
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Write nothing within."""
+        self._may_write.clear()
+        try:
+            yield
+        finally:
+            self._may_write.set()
+
+    def written_since(self, first: int) -> int:
+        """How many deliveries from this tag on are acknowledged, as far as the broker was told."""
+        return max(0, self._acknowledged_up_to - first + 1) + sum(tag >= first for tag in self._ahead)
 
     def close(self) -> None:
         """Say that nothing more comes: :meth:`run` then ends with the last acknowledgement."""
@@ -74,6 +89,7 @@ class Acknowledger:
         try:
             while not self._closed or self._new or self._rejected:
                 await self._wanted.wait()
+                await self._may_write.wait()
                 await self._acknowledge_new()
                 await asyncio.sleep(min(TOGETHER_SECONDS, self._prefetch() / PREFETCH_RATE))
         finally:

@@ -49,6 +49,9 @@ PREFETCH_SIZE = 64 * 1024 * 1024
 MAX_MESSAGE_SIZE = 16 * 1024 * 1024
 # Both connections, the topology and all; seconds. Each connection has a limit of its own.
 OPEN_TIMEOUT = 30.0
+# A consumer that has room, and to which nothing came for so long, has an empty queue; seconds. A
+# guess.
+IDLE_SECONDS = 0.05
 # A request that came back so often may be what ends the worker's process. It is served alone (see
 # Session.consume), so that the others don't use up their delivery limit with it.
 SUSPECT_DELIVERY_COUNT = 3
@@ -102,6 +105,9 @@ class Session:
         self._queue: aio_pika.abc.AbstractQueue
         self._consumer_tag: str | None = None
         self._changing = asyncio.Lock()
+        # The latest delivery's tag, and the first that the consumer of now could have.
+        self._last_tag = 0
+        self._first_tag = 1
         self._full_prefetch = 0
         self._changing_for_sizes = False
         self._patience: asyncio.Timeout | None = None
@@ -245,12 +251,14 @@ class Session:
             try:
                 seconds = None if self.in_flight.paused else QUEUE_TIMEOUT
                 async with asyncio.timeout(seconds) as self._patience:
-                    with lost_with(self._channel):
+                    with lost_with(self._channel), self.acknowledger.held_back():
                         if tag is not None:
+                            await self._nothing_on_its_way()
                             await self._queue.cancel(tag)
                         self.prefetch = 0 if self._stopped else prefetch
                         if self.prefetch:
                             await self._channel.set_qos(prefetch_count=self.prefetch)
+                            self._first_tag = self._last_tag + 1
                             self._consumer_tag = await self._queue.consume(self._came)
                             self.consumed = True
             except TimeoutError as error:
@@ -259,6 +267,20 @@ class Session:
                 ) from error
             finally:
                 self._patience = None
+
+    async def _nothing_on_its_way(self) -> None:
+        """Wait until the consumer has as much as it may have, or nothing comes any more.
+
+        A quorum queue takes back what is on its way to a consumer that is cancelled, and counts it
+        as delivered.
+        """
+        last = -1
+        while self._last_tag != last and not self.lost.done():
+            last = self._last_tag
+            has = last - self._first_tag + 1 - self.acknowledger.written_since(self._first_tag)
+            if has >= self.prefetch:
+                return
+            await asyncio.sleep(IDLE_SECONDS)
 
     def acknowledge(self, deliveries: Sequence[Delivery], *, rejected: bool = False) -> None:
         """Have deliveries acknowledged that are settled, each only once; or rejected, so that the
@@ -347,6 +369,7 @@ class Session:
     def _delivered(self, delivery: Delivery) -> None:
         if delivery.delivery_count < SUSPECT_DELIVERY_COUNT:
             self._calm.set()
+        self._last_tag = delivery.tag
         self.in_flight.add(delivery.tag, delivery.size)
         self.deliveries.put(delivery)
 
