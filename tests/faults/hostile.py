@@ -511,9 +511,7 @@ async def serve(
     rows = [Row(hostile) for hostile in corpus]
     by_hostile = {id(row.hostile): row for row in rows}
     async with Producer(amqp_url, queue) as producer:
-        with worker(
-            amqp_url, database_url, queue, folder / f"{queue}.log", fast_path=fast_path
-        ) as process:
+        with worker(amqp_url, database_url, queue, folder / f"{queue}.log", fast_path=fast_path) as process:
             await asyncio.to_thread(process.wait_until_logged, "serving")
             async with locked(database_url):
                 published = await publish(amqp_url, messages(corpus, queue, producer.reply_to))

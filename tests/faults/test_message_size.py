@@ -124,9 +124,7 @@ async def test_what_is_too_large_for_the_broker_costs_nobody_else(
         f" replies shortened {worker.output.count('reply_too_large')}"
     )
     expected = {"ordinary": 201, "close_to_it": 201, "below_it": 201, "shown_twice": 422, "labels": 422}
-    assert dict(statuses.keys()) == {
-        kind: expected[kind] for kind in {kind for kind, _ in wanted}
-    }
+    assert dict(statuses.keys()) == {kind: expected[kind] for kind in {kind for kind, _ in wanted}}
     runs = await fetch(sqlite_url, "SELECT id, idempotency_key FROM flow_run")
     by_key = {run["idempotency_key"]: run["id"] for run in runs}
     assert len(by_key) == len(runs) == sum(expected[kind] == 201 for kind, _ in wanted)
