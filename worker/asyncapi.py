@@ -199,7 +199,10 @@ def _reply(type_: str, payload: Any, statuses: list[int], description: str) -> d
         "contentType": "application/json",
         "headers": {
             "type": "object",
-            "properties": {"status": {"type": "integer", "enum": statuses, "description": description}},
+            "properties": {
+                "status": {"type": "integer", "enum": statuses, "description": description},
+                ERROR_HEADER: {"type": "string", "description": "What is wrong, in one line."},
+            },
             "required": ["status"],
         },
         "payload": payload,

@@ -7,7 +7,7 @@ def relieve_collector() -> None:
     """Let it run less often, and pass over what is there by now.
 
     Requests make no reference cycles, so there is little for it to find; walking all modules and
-    schemas each time costs more than it gains. What it saves is in the README's page of
+    schemas each time costs more than it gains. What it saves is in the page of
     measurements.
     """
     gc.collect()

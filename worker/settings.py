@@ -102,7 +102,9 @@ class Settings(BaseSettings):
     prefetch: int = Field(1250, ge=1, le=65535, description="Deliveries held at once at the most.")
     # What the promised size leaves room for; see tests/benchmarks/memory.py.
     prefetch_size: int = Field(
-        67_108_864, ge=1, description="Bytes of requests held at once; no more is read beyond that."
+        67_108_864,
+        ge=1,
+        description="Bytes of requests that a worker holds at most; it reads no more until there is room.",
     )
     # Where larger batches stopped to be faster; see tests/benchmarks.
     batch_max: int = Field(500, ge=1, le=10_000, description="Requests in one transaction at the most.")
@@ -111,7 +113,9 @@ class Settings(BaseSettings):
         description="A regular expression that a reply queue's name must match as a whole; direct "
         "reply-to always may be used.",
     )
-    max_body_bytes: int = Field(1_048_576, ge=1, description="A larger request is refused with 413; bytes.")
+    max_body_bytes: int = Field(
+        1_048_576, ge=1, description="Bytes of a body at the most; a larger one is refused with 413."
+    )
     max_parameter_size: int = Field(
         MAX_PARAMETER_SIZE,
         ge=0,

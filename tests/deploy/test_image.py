@@ -133,7 +133,9 @@ def _build(folder: Path, python: str) -> Image:
         if instruction == "COPY":
             *names, target = arguments.split()
             for name in names:
-                destination = source / target / name if target == "./" else source / target
+                # As the builder does: a target with a slash at its end is a folder.
+                destination = source / target / Path(name).name if target.endswith("/") else source / target
+                destination.parent.mkdir(parents=True, exist_ok=True)
                 (shutil.copytree if (context / name).is_dir() else shutil.copy)(context / name, destination)
             if "worker" in names:
                 subprocess.run(["chmod", "-R", "a-w", source], check=True)

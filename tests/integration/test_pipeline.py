@@ -168,15 +168,13 @@ async def test_replies_go_where_they_may(
 
 
 async def test_large_bodies_are_taken_as_far_as_they_fit_and_each_is_answered(
-    session: Session, store: Store, producer: Producer, monkeypatch: pytest.MonkeyPatch
+    session: Session, store: Store, producer: Producer
 ) -> None:
     """With so little room for what is decoded that the stages wait for each other all the time."""
-    for name in ("BATCH_MAX_SIZE", "SETTLE_MAX_SIZE"):
-        monkeypatch.setattr(pipeline, name, 1_000_000)
     body = json.dumps({"flow_id": FLOW_ID, "context": {"a": ["x" * 100] * 4_000}}).encode()
     bad = body.replace(b'"context"', b'"contexts"')
     ids = [await producer.publish(bad if number % 5 == 0 else body) for number in range(30)]
-    await serve(session, store, 30, producer)
+    await serve(session, store, 30, producer, prefetch_size=2_000_000)
     replies = await producer.replies_to(ids)
     assert [reply.status for reply in replies] == [422 if number % 5 == 0 else 201 for number in range(30)]
     letters = await producer.dead_letters(6)

@@ -118,7 +118,7 @@ def _prefects(schema: migrations.Schema, settings: Settings, version: str | None
             "schema", Verdict.problem, detail, "WORKER_DATABASE_KIND demands one of the worker's own."
         )
     if schema.problems:
-        advice = "Use a Prefect version that the README names. It is left untouched."
+        advice = "Use a Prefect version that deploy/docs/prefect.md names. It is left untouched."
         if settings.database_kind == "prefect":
             advice += " If its server is making its tables now, a worker waits for them."
         lacks = f"{detail}; lacks {'; '.join(schema.problems)}"

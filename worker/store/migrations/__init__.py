@@ -185,7 +185,7 @@ def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Ensured:
             # A server that makes or upgrades its tables does so step by step.
             if kind == "prefect":
                 raise _awaited(lacks)
-            raise StoreError(f"{lacks} Use a Prefect version that the README names.")
+            raise StoreError(f"{lacks} Use a Prefect version that deploy/docs/prefect.md names.")
         return Ensured(prefect=True)
     if kind == "prefect":
         _refuse_what_prefect_can_not_use(connection)
