@@ -52,7 +52,7 @@ async def serve(session: Session, store: Store, requests: int, producer: Produce
         while sum(map(len, producer.replies.values())) < requests and not running.done():
             await asyncio.sleep(0.02)
         if not running.done():
-            await session.stop_consuming()
+            await session.consumer.stop()
         await running
 
 
@@ -146,7 +146,9 @@ async def test_a_database_that_stays_away_has_its_requests_handed_back(
     (cause,) = raised.value.exceptions
     assert isinstance(cause, DatabaseAway)
     await session.close()
-    assert await producer.depth() == 1
+    async with asyncio.timeout(180):
+        while await producer.depth() != 1:
+            await asyncio.sleep(0.02)
     assert producer.replies == {}
 
 
