@@ -110,16 +110,18 @@ class Pipeline:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._session.consume(self._settings.prefetch))
+                tasks.create_task(self._session.consumer.consume(self._settings.prefetch))
                 tasks.create_task(self._decode())
                 tasks.create_task(self._create())
                 tasks.create_task(self._settle(Settlement(self._session, tasks, self._traces)))
-                tasks.create_task(self._session.acknowledger.run())
+                tasks.create_task(self._session.consumer.acknowledger.run())
         finally:
             self._stored_log.close()
 
     async def _decode(self) -> None:
-        while deliveries := await self._session.deliveries.take(DECODE_MAX, max_size=DECODE_MAX_BYTES):
+        while deliveries := await self._session.consumer.deliveries.take(
+            DECODE_MAX, max_size=DECODE_MAX_BYTES
+        ):
             await self._requests.room(self._max_decoded)
             await self._done.room(self._max_decoded)
             started = monotonic()
@@ -133,7 +135,7 @@ class Pipeline:
                     log.exception("decode_failed", message_id=delivery.message.message_id)
                     self._refuse(delivery, Unprocessable())
             metrics.delivered(deliveries, monotonic() - started)
-            if self._session.deliveries:  # taking what waits lets nobody else have a turn
+            if self._session.consumer.deliveries:  # taking what waits lets nobody else have a turn
                 await asyncio.sleep(0)
         self._requests.close()
 
@@ -244,7 +246,7 @@ class Pipeline:
             del done  # its records are written
             await settlement.settle(answers)
         await settlement.finish()
-        self._session.acknowledger.close()
+        self._session.consumer.acknowledger.close()
 
     def _answer(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Answer:
         if isinstance(outcome, Refusal):

@@ -134,7 +134,7 @@ class Service:
                 metrics.broker_away(reason)
                 await session.close()
                 self._traces.lost()
-            if session.consumed:
+            if session.consumer.consumed:
                 backoff = Backoff(first=REOPEN_SECONDS)
             await self._pause(backoff)
             await self._until_database_answers(store, pipeline.failing)
@@ -164,7 +164,9 @@ class Service:
 
     async def _serve(self, session: Session, store: Store, pipeline: Pipeline) -> None:
         """Serve one session until it is lost or we are to stop."""
-        metrics.broker_here(lambda: session.in_flight.bytes, lambda: session.in_flight.paused)
+        metrics.broker_here(
+            lambda: session.consumer.in_flight.bytes, lambda: session.consumer.in_flight.paused
+        )
         session.on_blocked = _note_blocked
         if session.blocked is not None:
             _note_blocked(session.blocked)
@@ -185,13 +187,13 @@ class Service:
             if stopping.done() and not session.lost.done():
                 try:
                     async with asyncio.timeout(self._settings.shutdown_timeout):
-                        await session.stop_consuming()
+                        await session.consumer.stop()
                         await asyncio.wait((serving, session.lost), return_when=asyncio.FIRST_COMPLETED)
                 except TimeoutError:
                     log.warning("shutdown_timeout", handed_back="what is still in flight")
             if session.lost.done():
                 lost = session.lost.result()
-                if lost.refused and not (self._served or session.answered):
+                if lost.refused and not (self._served or session.consumer.answered):
                     raise BrokerRefused(f"The broker refuses what the worker needs: {lost}")
                 raise lost
             if serving.done():

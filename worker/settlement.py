@@ -250,7 +250,7 @@ class Settlement:
             )
             publications.append(copy)
         size = sum(each.size for each in publications if each.body is not message.body)
-        self._session.in_flight.resize(answer.delivery.tag, len(message.body) + size)
+        self._session.consumer.in_flight.resize(answer.delivery.tag, len(message.body) + size)
         return _Due(replace(answer, body=b""), tuple(publications), since=monotonic())
 
     def _reply(self, answer: Answer, now: datetime, size: int | None = None) -> Publication:
@@ -333,7 +333,7 @@ class Settlement:
         if fate is Fate.RETURNED:
             return "no such queue"
         if fate is Fate.REFUSED:
-            share = SHARE_OF_PREFETCH * self._session.prefetch
+            share = SHARE_OF_PREFETCH * self._session.consumer.prefetch
             others = self._waiting[queue] - (due.answer.delivery.tag in self._waits_for)
             if waited > REPLY_SECONDS:
                 self._given_up[queue] = monotonic() + GIVEN_UP_SECONDS
@@ -363,9 +363,9 @@ class Settlement:
         self._waits_for[tag] = queue
         self._waiting[queue] += 1
         metrics.dead_letters_waiting(self._waiting[self._dead_letter_queue])
-        if len(self._waits_for) - self._replaced >= self._session.prefetch / 2 > 0:
+        if len(self._waits_for) - self._replaced >= self._session.consumer.prefetch / 2 > 0:
             self._replaced = len(self._waits_for)
-            self._tasks.create_task(self._session.renew_consumer())
+            self._tasks.create_task(self._session.consumer.renew())
 
     async def _publish_again(self) -> None:
         """Publish what waits for it, each at its time; ends when nothing does."""
@@ -415,7 +415,7 @@ class Settlement:
 
     def _settle(self, settled: Sequence[Answer], *, rejected: bool = False) -> None:
         """Have deliveries acknowledged; or rejected, so that the broker dead-letters them."""
-        self._session.acknowledge([answer.delivery for answer in settled], rejected=rejected)
+        self._session.consumer.acknowledge([answer.delivery for answer in settled], rejected=rejected)
         metrics.settled(settled)
         for answer in settled:
             self._traces.settled(answer.delivery, answer.status, answer.run_id)

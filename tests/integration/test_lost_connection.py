@@ -47,8 +47,8 @@ async def test_a_connection_that_is_cut_ends_all_waits(
     """For confirms, for deliveries, and for what the broker says to a consumer."""
     topology = Topology.from_queue_name(queue)
     session = await Session.open(rabbitmq.url, topology, name="test", fast_path=fast_path)
-    consuming = asyncio.create_task(session.consume(10))
-    taking = asyncio.create_task(session.deliveries.take(1))
+    consuming = asyncio.create_task(session.consumer.consume(10))
+    taking = asyncio.create_task(session.consumer.deliveries.take(1))
     for connection in session._connections:
         assert connection.frames._socket is not None
         connection.frames._socket.abort()
@@ -57,11 +57,11 @@ async def test_a_connection_that_is_cut_ends_all_waits(
         assert await taking == []
         with pytest.raises(ChannelLost):
             await session.publisher.publish([Publication(queue, join({}), b"{}")])
-        session._calm.set()
+        session.consumer._calm.set()
         with pytest.raises(ChannelLost):
             await consuming
         with pytest.raises(ChannelLost):
-            await session.stop_consuming()
+            await session.consumer.stop()
         with pytest.raises(ChannelLost):
             async with session.another_publisher():
                 pass

@@ -42,11 +42,11 @@ async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_ta
     await channel.queue_declare(full, auto_delete=True, arguments=nothing)
     for _ in range(TASKS):
         await channel.basic_publish(b"{}", routing_key=queue)
-    consuming = asyncio.create_task(session.consume(TASKS))
-    acknowledging = asyncio.create_task(session.acknowledger.run())
+    consuming = asyncio.create_task(session.consumer.consume(TASKS))
+    acknowledging = asyncio.create_task(session.consumer.acknowledger.run())
     deliveries: list[Delivery] = []
     while len(deliveries) < TASKS:
-        deliveries += await session.deliveries.take(TASKS)
+        deliveries += await session.consumer.deliveries.take(TASKS)
     order: list[int] = []
 
     async def serve(delivery: Delivery) -> None:
@@ -64,13 +64,13 @@ async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_ta
         # Sets the tasks apart, as databases and confirms do.
         for _ in range(delivery.tag % 7):
             await asyncio.sleep(0)
-        session.acknowledge([delivery])
+        session.consumer.acknowledge([delivery])
         await confirmation.wait(300)
         assert confirmation.fates == [Fate.CONFIRMED, Fate.RETURNED, Fate.REFUSED]
 
     await asyncio.gather(*(serve(delivery) for delivery in deliveries))
     await consuming
-    session.acknowledger.close()
+    session.consumer.acknowledger.close()
     await acknowledging
     assert not session.lost.done(), session.lost.result()
     tags = []

@@ -15,11 +15,12 @@ from tests.support.processes import free_ports
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost
+from worker.broker.consumer import SUSPECT_DELIVERY_COUNT
 from worker.broker.delivery import Delivery
 from worker.broker.properties import join, split
 from worker.broker.publication import Publication
 from worker.broker.publisher import Fate
-from worker.broker.session import SUSPECT_DELIVERY_COUNT, Session
+from worker.broker.session import Session
 from worker.broker.topology import Topology, TopologyMismatch
 
 Open = Callable[..., Awaitable[Session]]
@@ -50,7 +51,7 @@ async def taken(session: Session, count: int) -> list[Delivery]:
     deliveries: list[Delivery] = []
     async with asyncio.timeout(120):
         while len(deliveries) < count:
-            more = await session.deliveries.take(count - len(deliveries))
+            more = await session.consumer.deliveries.take(count - len(deliveries))
             assert more, "the session ended"
             deliveries += more
     return deliveries
@@ -58,16 +59,16 @@ async def taken(session: Session, count: int) -> list[Delivery]:
 
 async def acknowledged(session: Session) -> None:
     """Write the acknowledgements that were given, and wait for a round trip behind them."""
-    session.acknowledger.close()
-    await session.acknowledger.run()
-    await session._channel.get_queue(session.topology.queue)
+    session.consumer.acknowledger.close()
+    await session.consumer.acknowledger.run()
+    await session.consumer._channel.get_queue(session.topology.queue)
 
 
 async def nothing_more(session: Session, producer: Producer) -> None:
     """Wait for a round trip on its channel: what the broker had for it is here by then."""
     await session.redeclare()
-    await session._channel.get_queue(producer.queue)
-    assert session.deliveries.size == 0
+    await session.consumer._channel.get_queue(producer.queue)
+    assert session.consumer.deliveries.size == 0
 
 
 async def test_messages_come_as_they_were_published_and_in_their_order(
@@ -78,7 +79,7 @@ async def test_messages_come_as_they_were_published_and_in_their_order(
         await producer.publish(
             {"number": number}, headers={"mine": 0.5, "list": [1, "a"]}, message_id=str(number), timestamp=5
         )
-    consuming = asyncio.create_task(session.consume(100))
+    consuming = asyncio.create_task(session.consumer.consume(100))
     deliveries = await taken(session, 100)
     await consuming
     assert [each.tag for each in deliveries] == list(range(1, 101))
@@ -88,9 +89,9 @@ async def test_messages_come_as_they_were_published_and_in_their_order(
     assert message.headers == {"mine": 0.5, "list": [1, "a"]}
     assert split(message.raw_properties)["message_id"] == b"\x017"
     assert not message.redelivered
-    assert session.in_flight.bytes > sum(each.size for each in deliveries)
-    session.acknowledge(deliveries)
-    assert session.in_flight.bytes == 0
+    assert session.consumer.in_flight.bytes > sum(each.size for each in deliveries)
+    session.consumer.acknowledge(deliveries)
+    assert session.consumer.in_flight.bytes == 0
     await acknowledged(session)
     await session.close()
     assert await producer.depth() == 0
@@ -99,13 +100,13 @@ async def test_messages_come_as_they_were_published_and_in_their_order(
 async def test_what_is_not_acknowledged_comes_again_and_counts(opened: Open, producer: Producer) -> None:
     session = await opened()
     await producer.publish({})
-    consuming = asyncio.create_task(session.consume(10))
+    consuming = asyncio.create_task(session.consumer.consume(10))
     (first,) = await taken(session, 1)
     assert (first.redelivered, first.delivery_count) == (False, 0)
     await consuming
     await session.close()
     session = await opened()
-    consuming = asyncio.create_task(session.consume(10))
+    consuming = asyncio.create_task(session.consumer.consume(10))
     (again,) = await taken(session, 1)
     assert (again.redelivered, again.delivery_count) == (True, 1)
     await consuming
@@ -117,7 +118,7 @@ async def test_a_suspect_is_served_alone_and_then_all_are_let_in(opened: Open, p
     await producer.publish({"name": "suspect"})
     for _ in range(SUSPECT_DELIVERY_COUNT):
         session = await opened()
-        consuming = asyncio.create_task(session.consume(10))
+        consuming = asyncio.create_task(session.consumer.consume(10))
         await taken(session, 1)
         consuming.cancel()
         await asyncio.gather(consuming, return_exceptions=True)
@@ -125,30 +126,30 @@ async def test_a_suspect_is_served_alone_and_then_all_are_let_in(opened: Open, p
     for _ in range(5):
         await producer.publish({})
     session = await opened()
-    consuming = asyncio.create_task(session.consume(10))
+    consuming = asyncio.create_task(session.consumer.consume(10))
     (suspect,) = await taken(session, 1)
     assert suspect.delivery_count == SUSPECT_DELIVERY_COUNT
     await nothing_more(session, producer)
     assert not consuming.done()
-    session.acknowledge([suspect])
+    session.consumer.acknowledge([suspect])
     await acknowledged(session)
     others = await taken(session, 5)
     await consuming
     assert {each.delivery_count for each in others} == {0}
-    assert session.prefetch == 10
+    assert session.consumer.prefetch == 10
 
 
 async def test_no_more_come_once_consuming_has_stopped(opened: Open, producer: Producer) -> None:
     session = await opened()
     await producer.publish({})
-    consuming = asyncio.create_task(session.consume(10))
+    consuming = asyncio.create_task(session.consumer.consume(10))
     deliveries = await taken(session, 1)
     await consuming
-    await session.stop_consuming()
-    assert session.prefetch == 0
+    await session.consumer.stop()
+    assert session.consumer.prefetch == 0
     await producer.publish({})
-    assert await session.deliveries.take(10) == []
-    session.acknowledge(deliveries)
+    assert await session.consumer.deliveries.take(10) == []
+    session.consumer.acknowledge(deliveries)
     await acknowledged(session)
     await session.close()
     async with asyncio.timeout(120):
@@ -165,39 +166,39 @@ async def test_reading_stops_while_too_many_bytes_are_held_and_the_connection_li
     session = await opened(str(URL(rabbitmq.url).update_query(heartbeat=1)), prefetch_size=1_000_000)
     for _ in range(60):
         await producer.publish(b"x" * 100_000)
-    acknowledging = asyncio.create_task(session.acknowledger.run())
-    consuming = asyncio.create_task(session.consume(1000))
+    acknowledging = asyncio.create_task(session.consumer.acknowledger.run())
+    consuming = asyncio.create_task(session.consumer.consume(1000))
     deliveries = await taken(session, 10)
     async with asyncio.timeout(120):
-        while not session.in_flight.paused:
+        while not session.consumer.in_flight.paused:
             await asyncio.sleep(0.02)
     await asyncio.sleep(10)
     assert not session.lost.done()
-    assert session.in_flight.paused
+    assert session.consumer.in_flight.paused
     # One read of the socket, and the bodies that were on their way in it, beyond the limit.
-    assert session.in_flight.bytes < 2_000_000
+    assert session.consumer.in_flight.bytes < 2_000_000
     received = len(deliveries)
     while received < 60:
-        session.acknowledge(deliveries)
+        session.consumer.acknowledge(deliveries)
         deliveries = await taken(session, 1)
         received += len(deliveries)
     await consuming
     # As few are let in now as fit of such sizes.
-    assert session.prefetch < 20
+    assert session.consumer.prefetch < 20
     assert not session.lost.done()
-    session.acknowledger.close()
+    session.consumer.acknowledger.close()
     await acknowledging
 
 
 async def test_a_queue_that_is_deleted_ends_the_session(opened: Open, producer: Producer) -> None:
     session = await opened()
-    consuming = asyncio.create_task(session.consume(10))
+    consuming = asyncio.create_task(session.consumer.consume(10))
     async with asyncio.timeout(120):
-        while not session.consumed:
+        while not session.consumer.consumed:
             await asyncio.sleep(0.02)
         await producer.channel.queue_delete(producer.queue)
         assert "cancelled the consumer" in str(await session.lost)
-        assert await session.deliveries.take(1) == []
+        assert await session.consumer.deliveries.take(1) == []
     consuming.cancel()
     await asyncio.gather(consuming, return_exceptions=True)
 
@@ -301,7 +302,7 @@ async def test_a_delivery_that_aio_pika_could_not_read_comes_all_the_same(
     queue = session.topology.queue
     await publish_raw(amqp_url, queue, 1024, b"\x03a\xff\xfe", b"one")
     await publish_raw(amqp_url, queue, 0, b"", b"two")
-    consuming = asyncio.create_task(session.consume(10))
+    consuming = asyncio.create_task(session.consumer.consume(10))
     odd, plain = await taken(session, 2)
     await consuming
     assert odd.message.raw_properties == b"\x04\x00\x03a\xff\xfe"

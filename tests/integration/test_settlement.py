@@ -36,11 +36,11 @@ async def session(amqp_url: str, queue: str, fast_path: bool) -> AsyncIterator[S
 
 async def taken(session: Session, count: int, prefetch: int = 1000) -> list[Delivery]:
     """Deliveries, with as many let in."""
-    consuming = asyncio.create_task(session.consume(prefetch))
+    consuming = asyncio.create_task(session.consumer.consume(prefetch))
     deliveries: list[Delivery] = []
     async with asyncio.timeout(120):
         while len(deliveries) < count:
-            deliveries += await session.deliveries.take(count)
+            deliveries += await session.consumer.deliveries.take(count)
     await consuming
     return deliveries
 
@@ -56,14 +56,14 @@ def refused(delivery: Delivery) -> Answer:
 async def settle(session: Session, *batches: list[Answer]) -> None:
     """Settle batches one after the other, and wait until all of it is done and acknowledged."""
     async with asyncio.timeout(180), asyncio.TaskGroup() as tasks:
-        tasks.create_task(session.acknowledger.run())
+        tasks.create_task(session.consumer.acknowledger.run())
         settling = Settlement(session, tasks, Traces())
         for batch in batches:
             await settling.settle(batch)
         await settling.finish()
-        session.acknowledger.close()
-    await session._channel.get_queue(session.topology.queue)  # a round trip behind the last frame
-    assert session.in_flight.bytes == 0
+        session.consumer.acknowledger.close()
+    await session.consumer._channel.get_queue(session.topology.queue)  # a round trip behind the last frame
+    assert session.consumer.in_flight.bytes == 0
 
 
 async def left(session: Session, producer: Producer) -> int:
@@ -127,7 +127,7 @@ async def test_one_answer_that_hangs_holds_up_no_other_acknowledgement(
     ids = [await producer.publish({"number": number}) for number in range(20)]
     deliveries = await taken(session, 20)
     async with asyncio.timeout(180), asyncio.TaskGroup() as tasks:
-        tasks.create_task(session.acknowledger.run())
+        tasks.create_task(session.consumer.acknowledger.run())
         settling = Settlement(session, tasks, Traces())
         with rabbitmq.full(dead, 1):
             for _ in range(100):  # it takes a few more than that
@@ -135,11 +135,11 @@ async def test_one_answer_that_hangs_holds_up_no_other_acknowledgement(
                     await producer.channel.default_exchange.publish(Message(b""), routing_key=dead)
             await settling.settle([refused(deliveries[0]), *map(created, deliveries[1:])])
             await producer.replies_to(ids)
-            while len(session.in_flight._sizes) > 1:
+            while len(session.consumer.in_flight._sizes) > 1:
                 await asyncio.sleep(0.05)
-            assert set(session.in_flight._sizes) == {1}
+            assert set(session.consumer.in_flight._sizes) == {1}
         await settling.finish()
-        session.acknowledger.close()
+        session.consumer.acknowledger.close()
     letters = await producer.dead_letters(await producer.depth(dead))
     assert [letter.body for letter in letters if letter.raw] == [{"number": 0}]
     assert await left(session, producer) == 0

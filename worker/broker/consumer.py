@@ -1,0 +1,223 @@
+"""Consumes from the request queue: what comes in, how much of it at a time, and its
+acknowledgement; knows nothing of requests.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+
+from worker.broker.acknowledger import AckChannel, Acknowledger
+from worker.broker.connection import ChannelLost, lost_with
+from worker.broker.delivery import Delivery
+from worker.broker.in_flight import InFlight
+from worker.broker.properties import read_message
+from worker.broker.transport import Transport
+from worker.mailbox import Mailbox
+
+# A quorum queue that has no leader yet, as after the broker was killed, keeps whoever declares or
+# consumes it waiting (for 65 seconds and an INTERNAL_ERROR in RabbitMQ 3.10); a new session is
+# served as soon as it has one. Seconds.
+QUEUE_TIMEOUT = 10.0
+# Bytes of deliveries that are held at the most, unless it is said otherwise; the worker's size is
+# in tests/benchmarks/memory.py.
+PREFETCH_SIZE = 64 * 1024 * 1024
+# A consumer that has room, and to which nothing came for so long, has an empty queue; seconds. A
+# guess.
+IDLE_SECONDS = 0.05
+# A request that came back so often may be what ends the worker's process. It is served alone (see
+# Consumer.consume), so that the others don't use up their delivery limit with it.
+SUSPECT_DELIVERY_COUNT = 3
+
+
+class Consumer:
+    """A consumer, with one prefetch after the other, on one channel.
+
+    Args:
+        frames: the transport of the channel's connection.
+        channel: for this alone.
+        queue: of that channel.
+        underlay: the same channel, as aiormq has it.
+        lost: done once the session has ended.
+        prefetch_size: bytes of deliveries that are held at the most; one more is let in.
+
+    Attributes:
+        deliveries: what came in. Closed when the session is lost or consuming has stopped.
+        in_flight: what was delivered and is not acknowledged, in bytes.
+        acknowledger: for the deliveries.
+        consumed: whether the broker has let us consume.
+        answered: whether a delivery was answered, so that no right was missing then.
+        prefetch: how many deliveries the broker lets be unacknowledged by now; 0 when no more are
+            taken.
+    """
+
+    def __init__(
+        self,
+        frames: Transport,
+        channel: AbstractChannel,
+        queue: AbstractQueue,
+        underlay: AckChannel,
+        lost: "asyncio.Future[ChannelLost]",
+        prefetch_size: int,
+    ) -> None:
+        self.deliveries: Mailbox[Delivery] = Mailbox(lambda delivery: delivery.size)
+        self.in_flight = InFlight(prefetch_size, self._pause_reading, self._resume_reading)
+        self.acknowledger = Acknowledger(underlay, lambda: self.prefetch)
+        self.consumed = False
+        self.answered = False
+        self.prefetch = 0
+        self._frames = frames
+        self._channel = channel
+        self._queue = queue
+        self._lost = lost
+        self._tag: str | None = None
+        self._changing = asyncio.Lock()
+        # The latest delivery's tag, and the first that the consumer of now could have.
+        self._last_tag = 0
+        self._first_tag = 1
+        self._full_prefetch = 0
+        self._changing_for_sizes = False
+        self._patience: asyncio.Timeout | None = None
+        self._calm = asyncio.Event()
+        self._stopped = False
+        lost.add_done_callback(lambda _: self.deliveries.close())
+
+    async def consume(self, prefetch: int) -> None:
+        """Consume, with at most ``prefetch`` deliveries unacknowledged; returns once that many are
+        let in, or none any more.
+
+        Begins with one at a time, and goes on so while requests come that were delivered too often
+        before: one of them may be what ended the worker that had it, and the broker counts that
+        against all that were in flight.
+
+        Raises:
+            ChannelLost: the session ended.
+        """
+        await self.begin()
+        if prefetch > 1:
+            await self._calm.wait()
+            self._full_prefetch = prefetch
+            await self._change(self.in_flight.fitting(prefetch))
+
+    async def begin(self) -> None:
+        """Consume one at a time, unless that has begun.
+
+        Raises:
+            ChannelLost: the session ended, or the broker does not let us consume.
+        """
+        if self._tag is None:
+            await self._change(1)
+
+    async def renew(self) -> None:
+        """Consume with as much prefetch again: what is unacknowledged by now counts for it no more.
+
+        Raises:
+            ChannelLost: the session ended.
+        """
+        await self._change(self.prefetch)
+
+    async def stop(self) -> None:
+        """Cancel the consumer. What was delivered until then stays in :attr:`deliveries`, which is
+        closed behind it.
+
+        Raises:
+            ChannelLost: the session ended.
+        """
+        self._stopped = True
+        self._calm.set()
+        await self._change(0)
+        self.deliveries.close()
+
+    async def _change(self, prefetch: int) -> None:
+        """Put a consumer with this prefetch (none: 0) in the place of the one before; it is set for
+        good when one begins.
+
+        One change at a time, and none is cancelled half way: aiormq closes the channel then.
+        """
+        async with self._changing:
+            if self._lost.done():
+                raise self._lost.result()
+            tag, self._tag = self._tag, None
+            try:
+                seconds = None if self.in_flight.paused else QUEUE_TIMEOUT
+                async with asyncio.timeout(seconds) as self._patience:
+                    with lost_with(self._channel), self.acknowledger.held_back():
+                        if tag is not None:
+                            await self._nothing_on_its_way()
+                            await self._queue.cancel(tag)
+                        self.prefetch = 0 if self._stopped else prefetch
+                        if self.prefetch:
+                            await self._channel.set_qos(prefetch_count=self.prefetch)
+                            self._first_tag = self._last_tag + 1
+                            self._tag = await self._queue.consume(self._came)
+                            self.consumed = True
+            except TimeoutError as error:
+                raise ChannelLost(f"the broker does not answer for the queue '{self._queue.name}'") from error
+            finally:
+                self._patience = None
+
+    async def _nothing_on_its_way(self) -> None:
+        """Wait until the consumer has as much as it may have, or nothing comes any more.
+
+        A quorum queue takes back what is on its way to a consumer that is cancelled, and counts it
+        as delivered.
+        """
+        last = -1
+        while self._last_tag != last and not self._lost.done():
+            last = self._last_tag
+            has = last - self._first_tag + 1 - self.acknowledger.written_since(self._first_tag)
+            if has >= self.prefetch:
+                return
+            await asyncio.sleep(IDLE_SECONDS)
+
+    def acknowledge(self, deliveries: Sequence[Delivery], *, rejected: bool = False) -> None:
+        """Have deliveries acknowledged that are settled, each only once; or rejected, so that the
+        broker moves them to the dead letters itself.
+        """
+        self.answered = True
+        tags = [delivery.tag for delivery in deliveries]
+        self.acknowledger.acknowledge(tags, rejected=rejected)
+        self.in_flight.remove(tags)
+        self._follow_sizes()
+
+    def _follow_sizes(self) -> None:
+        """Let in as many deliveries as fit, when that has changed by more than a little."""
+        fitting = self.in_flight.fitting(self._full_prefetch)
+        changed = not self.prefetch / 2 < fitting < self.prefetch * 2 or (
+            fitting == self._full_prefetch != self.prefetch
+        )
+        if changed and self._full_prefetch and not (self._changing_for_sizes or self.in_flight.paused):
+            self._changing_for_sizes = True
+            changing = asyncio.create_task(self._change(fitting))
+            changing.add_done_callback(self._followed_sizes)
+
+    def _followed_sizes(self, changing: "asyncio.Task[None]") -> None:
+        self._changing_for_sizes = False
+        if not changing.cancelled():
+            changing.exception()  # the session's end is told by itself
+
+    def _pause_reading(self) -> None:
+        self._frames.pause_reading()
+        # What the broker answers comes behind what is not read.
+        if self._patience is not None and not self._patience.expired():
+            self._patience.reschedule(None)
+
+    def _resume_reading(self) -> None:
+        self._frames.resume_reading()
+        if self._patience is not None and not self._patience.expired():
+            self._patience.reschedule(asyncio.get_running_loop().time() + QUEUE_TIMEOUT)
+
+    async def _came(self, incoming: AbstractIncomingMessage) -> None:
+        """aio-pika's way for deliveries, where the fast path does not take them."""
+        assert incoming.delivery_tag is not None
+        properties = self._frames.properties.pop((self._channel.number or 0, incoming.delivery_tag))
+        message = read_message(properties, incoming.body, redelivered=bool(incoming.redelivered))
+        self.delivered(Delivery(incoming.delivery_tag, message))
+
+    def delivered(self, delivery: Delivery) -> None:
+        """Take what came in. Called within a read of the socket."""
+        if delivery.delivery_count < SUSPECT_DELIVERY_COUNT:
+            self._calm.set()
+        self._last_tag = delivery.tag
+        self.in_flight.add(delivery.tag, delivery.size)
+        self.deliveries.put(delivery)
