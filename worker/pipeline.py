@@ -250,7 +250,7 @@ class Pipeline:
 
     def _answer(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Answer:
         if isinstance(outcome, Refusal):
-            limit = min(self._session.max_message_size, 2 * delivery.size + ERROR_BODY_ROOM)
+            limit = min(self._session.size_limit.max_size, 2 * delivery.size + ERROR_BODY_ROOM)
             return Answer(
                 delivery,
                 outcome.status,

@@ -6,7 +6,6 @@ else waits for it. A dead letter is tried until it is taken; a reply within reas
 """
 
 import asyncio
-import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -47,11 +46,6 @@ HANGING_SECONDS = 2.0
 GIVEN_UP_SECONDS = 60.0
 # A reply queue that takes nothing holds so many replies at the most; what is beyond is tried once.
 SHARE_OF_PREFETCH = 0.1
-
-
-# No broker is limited to smaller messages than that, in bytes. A guess.
-TRIED_SIZE = 64 * 1024
-_LIMIT = re.compile(r"larger than (?:configured )?max size (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +121,6 @@ class Settlement:
         self._replaced = 0
         # Queues whose replies were given up, until when.
         self._given_up: dict[str, float] = {}
-        # The largest message that the broker is known to take, in bytes.
-        self._tried_size = min(TRIED_SIZE, session.max_message_size)
-        self._finding_out = asyncio.Lock()
 
     async def settle(self, answers: Sequence[Answer]) -> None:
         """Publish what the answers need; tasks of their own then wait for the confirms.
@@ -175,51 +166,21 @@ class Settlement:
             await self._publish([due])
 
     def _is_large(self, due: _Due) -> bool:
-        return _size(due) > self._tried_size
+        return _size(due) > self._session.size_limit.taken
 
     async def _publish_large(self, due: _Due) -> None:
-        """Publish what is larger than all that the broker has taken so far, once it is known
-        whether it takes so much.
-
-        It closes the channel over a message that is larger than its ``max_message_size``, and
-        nobody knows then what became of those before it.
+        """Publish what is larger than all that the broker has taken so far, or less of it where it
+        does not take so much.
         """
-        size = _size(due)
-        async with self._finding_out:
-            if self._tried_size < size <= self._session.max_message_size:
-                await self._find_out(size)
-        if size > self._session.max_message_size:
+        if not await self._session.size_limit.takes(_size(due)):
             due = self._shortened(due)
         await self._publish([due])
-
-    async def _find_out(self, size: int) -> None:
-        """Find out whether the broker takes messages of this size, by one of them to nobody, on a
-        channel of its own.
-
-        Tries more first, so that a few of them do; and what the broker says when it closes that
-        channel teaches the limit.
-        """
-        for tried in sorted({min(2 * size, self._session.max_message_size), size}, reverse=True):
-            try:
-                async with self._session.another_publisher() as publisher:
-                    await publisher.try_out(tried)
-            except ChannelLost as lost:
-                self._session.raise_if_lost(lost)
-                limit = _LIMIT.search(str(lost))
-                self._session.max_message_size = int(limit[1]) if limit else tried - 1
-                log.warning("broker_limits_messages", max_size=self._session.max_message_size)
-                if limit:
-                    self._tried_size = self._session.max_message_size
-                    return
-            else:
-                self._tried_size = tried
-                return
 
     def _shortened(self, due: _Due) -> _Due:
         """What the broker can carry: the reason in the place of a reply that is too large, and no
         dead letter of that size. The broker makes one by itself of what is rejected.
         """
-        now, limit = datetime.now(UTC), self._session.max_message_size
+        now, limit = datetime.now(UTC), self._session.size_limit.max_size
         publications: list[Publication] = []
         rejected = False
         for each in due.publications:
@@ -259,7 +220,7 @@ class Settlement:
         Args:
             size: what the whole takes, where its body is not at hand any more; in bytes.
         """
-        size, limit = size or len(answer.body), self._session.max_message_size
+        size, limit = size or len(answer.body), self._session.size_limit.max_size
         body, line = answer.body, answer.refused
         if size > limit:
             reason = f"The reply has {size:,} bytes, and the broker takes {limit:,}."

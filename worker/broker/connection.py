@@ -190,6 +190,7 @@ def _check_tls_files(url: URL) -> None:
 
 
 def _in_words(error: BaseException | None) -> str:
-    if isinstance(error, AMQPError) and str(error):
+    # Not what says that the channel is closed and not why: our own close, or a call after the end.
+    if isinstance(error, AMQPError) and getattr(error, "args", (None,))[0] is not None and str(error):
         return str(error)
     return "the connection to the broker is gone"

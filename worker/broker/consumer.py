@@ -196,6 +196,11 @@ class Consumer:
         if not changing.cancelled():
             changing.exception()  # the session's end is told by itself
 
+    def _be_patient(self) -> None:
+        """The broker lives, and its answer may stand behind what comes: wait as long again."""
+        if self._patience is not None and not self._patience.expired() and not self.in_flight.paused:
+            self._patience.reschedule(asyncio.get_running_loop().time() + QUEUE_TIMEOUT)
+
     def _pause_reading(self) -> None:
         self._frames.pause_reading()
         # What the broker answers comes behind what is not read.
@@ -204,8 +209,7 @@ class Consumer:
 
     def _resume_reading(self) -> None:
         self._frames.resume_reading()
-        if self._patience is not None and not self._patience.expired():
-            self._patience.reschedule(asyncio.get_running_loop().time() + QUEUE_TIMEOUT)
+        self._be_patient()
 
     async def _came(self, incoming: AbstractIncomingMessage) -> None:
         """aio-pika's way for deliveries, where the fast path does not take them."""
@@ -219,5 +223,6 @@ class Consumer:
         if delivery.delivery_count < SUSPECT_DELIVERY_COUNT:
             self._calm.set()
         self._last_tag = delivery.tag
+        self._be_patient()
         self.in_flight.add(delivery.tag, delivery.size)
         self.deliveries.put(delivery)

@@ -86,6 +86,13 @@ class DirectReplies:
             trial.add_done_callback(self._trials.discard)
         return await asyncio.shield(self._answers[node])
 
+    def close(self) -> None:
+        """Try no more: nobody waits for it any longer."""
+        self._asked_again.clear()
+        self._asked_once.clear()
+        for trial in self._trials:
+            trial.cancel()
+
     async def _try_all(self) -> None:
         while waiting := self._asked_again or self._asked_once:
             node = next(iter(waiting))

@@ -28,6 +28,7 @@ from worker.broker.consumer import PREFETCH_SIZE, Consumer
 from worker.broker.direct_reply import DirectReplies
 from worker.broker.fast_path import BulkPublisher, DeliveryReader
 from worker.broker.publisher import Publisher
+from worker.broker.size_limit import SizeLimit
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.broker.transport import Connection
 
@@ -52,7 +53,7 @@ class Session:
         on_blocked: is called with the reason when the broker takes no publications any more (an
             alarm), and with None when it does again.
         lost: done once the session has ended; its result is the reason.
-        max_message_size: what the broker takes in a message, in bytes, as far as it is known.
+        size_limit: what the broker takes in a message.
     """
 
     def __init__(self, urls: str, topology: Topology, name: str, *, max_message_size: int) -> None:
@@ -60,7 +61,7 @@ class Session:
         self.lost: asyncio.Future[ChannelLost] = asyncio.get_running_loop().create_future()
         self.blocked: str | None = None
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
-        self.max_message_size = max_message_size
+        self.size_limit = SizeLimit(max_message_size, self.another_publisher, self.raise_if_lost)
         self.direct_replies = DirectReplies(urls, f"{name} direct reply")
         self.consumer: Consumer
         self.publisher: Publisher
@@ -191,6 +192,7 @@ class Session:
 
     async def close(self) -> None:
         """Close the connections; the broker requeues what was not acknowledged."""
+        self.direct_replies.close()
         await asyncio.gather(*(close_connection(connection) for connection in self._connections))
         self._end(ChannelLost("closed by the worker"))
 

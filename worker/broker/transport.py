@@ -2,11 +2,9 @@
 nothing of requests.
 
 Put below an aio-pika connection by aiormq's ``TransportFactory``. It tells what aio-pika has no way
-to
-tell: a delivery's properties as they came, a publication that came back (whatever its properties),
-and that the broker blocks publishers. Content headers that aiormq could not read would end the
-connection with everything on it; their properties are left out for it. And it can stop reading for
-a while.
+to tell: a delivery's properties as they came, a publication that came back (whatever its
+properties), and that the broker blocks publishers. Properties that aiormq could not read would end
+the connection with everything on it, so it gets none. And it can stop reading for a while.
 
 The fast path (:mod:`worker.broker.fast_path`) takes a channel's deliveries away here.
 """
@@ -19,9 +17,7 @@ from typing import Any, Protocol
 
 import aio_pika
 import aiormq
-import pamqp.frame
 from aiormq.exceptions import AMQPConnectionError
-from pamqp.exceptions import PAMQPException
 from yarl import URL
 
 # Type, channel and size of the payload, which an end octet follows (AMQP 0-9-1, section 2.3.5).
@@ -91,7 +87,9 @@ class Observer:
                 self._transport.properties[self._number, self._tag] = buffer[start + CONTENT.size : end]
             if self._returned is not None:
                 self._transport.on_return.get(self._number, _nobody)(self._returned)
-            return _readable(buffer[start - HEAD.size : end + 1])
+            # Without the properties: reading them could end the connection, and nobody needs it to.
+            content = buffer[start : start + CONTENT.size] + bytes(2)
+            return HEAD.pack(HEADER, self._number, len(content)) + content + bytes((END,))
         return None
 
 
@@ -105,17 +103,6 @@ def _returned_from(buffer: bytes, at: int) -> str:
     for _ in range(2):
         at += 1 + buffer[at]
     return buffer[at + 1 : at + 1 + buffer[at]].decode(errors="replace")
-
-
-def _readable(frame: bytes) -> bytes | None:
-    """A content header without its properties, if pamqp can't read those."""
-    try:
-        pamqp.frame.unmarshal(frame)
-    except (PAMQPException, ValueError, OverflowError, OSError, struct.error):
-        channel = HEAD.unpack_from(frame)[1]
-        content = frame[HEAD.size : HEAD.size + CONTENT.size] + bytes(2)
-        return HEAD.pack(HEADER, channel, len(content)) + content + bytes((END,))
-    return None
 
 
 class FrameReader(asyncio.StreamReader):
