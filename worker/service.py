@@ -150,7 +150,7 @@ class Service:
                     fast_path=self._settings.fast_path,
                     prefetch_size=self._settings.prefetch_size,
                     max_message_size=self._settings.max_message_size,
-                    try_out=self._served,
+                    try_out="publish first" if self._served else "consume first",
                 )
             )
         except (BrokerUnavailable, BrokerRefused, TopologyMismatch) as error:

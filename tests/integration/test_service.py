@@ -87,15 +87,14 @@ async def test_a_broker_that_refuses_at_the_start_ends_it_with_the_reason(
     user = f"user-{queue}"
     rabbitmq.ctl("add_user", user, "secret")
     await (await Session.open(rabbitmq.url, Topology.from_queue_name(queue), name="test")).close()
-    # It may consume, and may not publish: told by the first reply.
+    # It may consume, and may not publish: told before a request is stored that it could not answer.
     rabbitmq.ctl("set_permissions", user, ".*", r"^(?!amq\.default$).*", ".*")
     limited = service(f"amqp://{user}:secret@127.0.0.1:{rabbitmq.port}/", sqlite_url, queue)
     async with Producer(rabbitmq.url, queue) as producer:
-        running = asyncio.create_task(limited.run())
-        await until(lambda: readiness.broker is None, running)
         await producer.publish({"flow_id": FLOW_ID})
         with pytest.raises(BrokerRefused, match=r"amq\.default"):
-            await left(running)
+            await limited.run()
+    assert await fetch_runs(sqlite_url) == []
     rabbitmq.ctl("delete_user", user)
 
 

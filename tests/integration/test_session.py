@@ -270,7 +270,7 @@ async def test_rights_that_are_missing_are_told_by_the_trial(
         ):
             rabbitmq.ctl("set_permissions", user, ".*", write, read)
             with pytest.raises(BrokerRefused, match=told):
-                await opened(url, try_out=True)
+                await opened(url, try_out="publish first")
     finally:
         rabbitmq.ctl("delete_user", user)
 

@@ -9,6 +9,7 @@ the broker.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Literal
 from urllib.parse import unquote
 
 import aio_pika
@@ -80,7 +81,7 @@ class Session:
         fast_path: bool = True,
         prefetch_size: int = PREFETCH_SIZE,
         max_message_size: int = MAX_MESSAGE_SIZE,
-        try_out: bool = False,
+        try_out: Literal["consume first", "publish first"] | None = None,
     ) -> "Session":
         """Connect and declare the topology.
 
@@ -92,9 +93,9 @@ class Session:
             fast_path: see :mod:`worker.broker.fast_path`.
             prefetch_size: bytes of deliveries that are held at the most; one more is let in.
             max_message_size: bytes that the broker takes in a message, as far as one knows.
-            try_out: publish something to nobody, and consume, first. For who was let in before: a
-                right that is missing for a while is not to cost deliveries that could not be
-                answered, and is to be told as what it is.
+            try_out: consume, and publish something to nobody, so that a right that is missing is
+                told as what it is. Publish first where the worker was let in before: while it may
+                not answer, no delivery is to be counted.
 
         Raises:
             BrokerUnavailable: nobody answers, or not in time.
@@ -105,9 +106,12 @@ class Session:
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
                 await session._open(fast_path=fast_path, prefetch_size=prefetch_size)
-                if try_out:
+                if try_out == "publish first":
                     await session.publisher.try_out()
+                if try_out is not None:
                     await session.consumer.begin()
+                if try_out == "consume first":
+                    await session.publisher.try_out()
         except BaseException as error:
             await session.close()
             if isinstance(error, (BrokerUnavailable, BrokerRefused, TopologyMismatch)):
