@@ -336,9 +336,10 @@ async def statement_timeout(scene: Scene) -> None:
 
 @asynccontextmanager
 async def _table_locked(scene: Scene) -> AsyncIterator[None]:
-    connection = await asyncpg.connect(scene.database_url.replace("+asyncpg", ""))
+    # Set as the session begins: a SET statement may itself be cancelled by a time-out of 1 ms.
+    url = scene.database_url.replace("+asyncpg", "")
+    connection = await asyncpg.connect(url, server_settings={"statement_timeout": "0"})
     try:
-        await connection.execute("SET statement_timeout = 0")
         async with connection.transaction():
             await connection.execute("LOCK TABLE flow_run IN ACCESS EXCLUSIVE MODE")
             yield

@@ -102,21 +102,9 @@ async def test_an_interrupted_bench_leaves_no_queue_and_no_worker(
     rabbitmq: RabbitMQ, interruption: signal.Signals
 ) -> None:
     # With SIGINT ignored, as a shell starts a command in the background.
+    bench = (sys.executable, "-m", "worker", "bench", "--rate", "20", "--requests", "10000")
     process = await asyncio.create_subprocess_exec(
-        *(
-            "sh",
-            "-c",
-            'trap "" INT; exec "$@"',
-            "sh",
-            sys.executable,
-            "-m",
-            "worker",
-            "bench",
-            "--rate",
-            "20",
-            "--requests",
-            "10000",
-        ),
+        *("sh", "-c", 'trap "" INT; exec "$@"', "sh", *bench),
         env={**os.environ, "PYTHONPATH": str(ROOT), "WORKER_AMQP_URL": rabbitmq.url},
         stderr=asyncio.subprocess.DEVNULL,
     )

@@ -101,8 +101,8 @@ def bench(
                 )
         return measurements
 
-    # As Ctrl-C does: what was made for it is removed. A shell starts a background command with SIGINT
-    # ignored; then neither signal would end this one.
+    # As Ctrl-C does: what was made for it is removed. A shell starts a background command with
+    # SIGINT ignored; then neither signal would end this one.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     measurements = run_async(measure_all())
