@@ -193,9 +193,11 @@ async def test_what_is_held_when_it_begins_is_delivered_once_more(served: Served
     await served.ctl(*(part.replace("USER", served.user) for part in happens))
     await served.thrown_out()
     try:
-        await served.until(lambda: said in served.worker.output)
+        # It comes back once the database takes writes, not before.
+        await served.until(lambda: "session_lost" in served.worker.output)
         file.execute("ROLLBACK")
         file.close()
+        await served.until(lambda: said in served.worker.output)
         await asyncio.sleep(SECONDS)
     finally:
         await served.ctl(*(part.replace("USER", served.user) for part in undone))
