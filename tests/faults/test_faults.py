@@ -95,4 +95,5 @@ async def test_rolling_restarts(scene: Scene) -> None:
         assert await scene.workers.restart(index) == 0
         await asyncio.sleep(0.3)
     await check(scene)
+    assert not scene.workers.logged("handed_back")
     assert {len(scene.load.replies[each]) for each in scene.load.requests} == {1}

@@ -3,6 +3,7 @@ acknowledgement; knows nothing of requests.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
@@ -25,6 +26,8 @@ PREFETCH_SIZE = 64 * 1024 * 1024
 # A consumer that has room, and to which nothing came for so long, has an empty queue; seconds. A
 # guess.
 IDLE_SECONDS = 0.05
+# A worker that stops waits no longer for that.
+STOP_SECONDS = 0.5
 # A request that came back so often may be what ends the worker's process. It is served alone (see
 # Consumer.consume), so that the others don't use up their delivery limit with it.
 SUSPECT_DELIVERY_COUNT = 3
@@ -163,7 +166,10 @@ class Consumer:
         as delivered.
         """
         last = -1
+        ended = time.monotonic() + STOP_SECONDS
         while self._last_tag != last and not self._lost.done():
+            if self._stopped and time.monotonic() > ended:
+                return  # with requests coming steadily, it would be until the prefetch is full
             last = self._last_tag
             has = last - self._first_tag + 1 - self.acknowledger.written_since(self._first_tag)
             if has >= self.prefetch:

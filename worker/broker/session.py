@@ -18,6 +18,7 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from aiormq.exceptions import ChannelAccessRefused
 
 from worker.broker.connection import (
+    CLOSE_TIMEOUT,
     BrokerRefused,
     BrokerUnavailable,
     ChannelLost,
@@ -197,6 +198,12 @@ class Session:
     async def close(self) -> None:
         """Close the connections; the broker requeues what was not acknowledged."""
         self.direct_replies.close()
+        if hasattr(self, "_channel") and not self.lost.done():
+            # aiormq's connection drops the frames that wait to be written when it is closed, the
+            # last acknowledgements among them; a channel that is closed writes them first.
+            with suppress(Exception):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await self._channel.close()
         await asyncio.gather(*(close_connection(connection) for connection in self._connections))
         self._end(ChannelLost("closed by the worker"))
 
