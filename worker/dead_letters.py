@@ -15,7 +15,7 @@ import orjson
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from worker.broker.connection import close_connection, connect
+from worker.broker.connection import close_quietly, connect
 from worker.broker.delivery import DELIVERY_COUNT_HEADER, Delivery
 from worker.broker.properties import in_order, join, join_table, read_message, split, split_table
 from worker.broker.publication import (
@@ -299,4 +299,4 @@ async def open_dead_letters(urls: str, topology: Topology) -> AsyncIterator[Dead
             f"The queue '{topology.dead_letter_queue}' does not stand at this broker."
         ) from None
     finally:
-        await close_connection(connection)
+        await close_quietly(connection)

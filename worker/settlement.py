@@ -6,7 +6,6 @@ else waits for it. A dead letter is tried until it is taken; a reply within reas
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from worker.broker.topology import TopologyMismatch
 from worker.contract.encoding import dumps
 from worker.observability import metrics
 from worker.observability.traces import Traces
+from worker.set_aside import SetAside
 
 log = structlog.get_logger(__name__)
 
@@ -111,14 +111,10 @@ class Settlement:
         self._dead_letter_queue = session.topology.dead_letter_queue
         self._open = 0
         self._all_settled = asyncio.Event()
-        # Those to be published again; the queue that each waits for, by its delivery's tag; and how
-        # many wait for a queue.
         self._again: list[_Due] = []
         self._more_again = asyncio.Event()
         self._publishing_again = False
-        self._waits_for: dict[int, str] = {}
-        self._waiting: Counter[str] = Counter()
-        self._replaced = 0
+        self._aside = SetAside()
         # Queues whose replies were given up, until when.
         self._given_up: dict[str, float] = {}
 
@@ -295,7 +291,7 @@ class Settlement:
             return "no such queue"
         if fate is Fate.REFUSED:
             share = SHARE_OF_PREFETCH * self._session.consumer.prefetch
-            others = self._waiting[queue] - (due.answer.delivery.tag in self._waits_for)
+            others = self._aside.waiting_for(queue) - (due.answer.delivery.tag in self._aside)
             if waited > REPLY_SECONDS:
                 self._given_up[queue] = monotonic() + GIVEN_UP_SECONDS
             elif self._given_up.get(queue, 0.0) < monotonic() and others < share:
@@ -320,12 +316,9 @@ class Settlement:
 
     def _set_aside(self, tag: int, queue: str) -> None:
         """Note that a delivery's answer waits for a queue: others are delivered in its place."""
-        self._forget(tag)
-        self._waits_for[tag] = queue
-        self._waiting[queue] += 1
-        metrics.dead_letters_waiting(self._waiting[self._dead_letter_queue])
-        if len(self._waits_for) - self._replaced >= self._session.consumer.prefetch / 2 > 0:
-            self._replaced = len(self._waits_for)
+        self._aside.add(tag, queue)
+        metrics.dead_letters_waiting(self._aside.waiting_for(self._dead_letter_queue))
+        if self._aside.take_up_prefetch(self._session.consumer.prefetch):
             self._tasks.create_task(self._session.consumer.renew())
 
     async def _publish_again(self) -> None:
@@ -346,7 +339,7 @@ class Settlement:
         """Publish on a new channel: RabbitMQ goes on refusing on one on which a queue was full
         once, also when the limit is gone (seen with 3.10).
         """
-        if letters := self._waiting[self._dead_letter_queue]:
+        if letters := self._aside.waiting_for(self._dead_letter_queue):
             log.warning("dead_letters_not_taken", queue=self._dead_letter_queue, held=letters)
             try:
                 await self._session.redeclare()
@@ -380,20 +373,12 @@ class Settlement:
         metrics.settled(settled)
         for answer in settled:
             self._traces.settled(answer.delivery, answer.status, answer.run_id)
-        if self._waits_for:
-            for answer in settled:
-                self._forget(answer.delivery.tag)
-            self._replaced = min(self._replaced, len(self._waits_for))
-            metrics.dead_letters_waiting(self._waiting[self._dead_letter_queue])
+        if self._aside:
+            self._aside.remove(answer.delivery.tag for answer in settled)
+            metrics.dead_letters_waiting(self._aside.waiting_for(self._dead_letter_queue))
         self._open -= len(settled)
         if not self._open:
             self._all_settled.set()
-
-    def _forget(self, tag: int) -> None:
-        if queue := self._waits_for.pop(tag, None):
-            self._waiting[queue] -= 1
-            if not self._waiting[queue]:
-                del self._waiting[queue]
 
     def _unroutable(self, answer: Answer, reply_to: str | None, reason: str) -> None:
         metrics.replies_unroutable.inc()

@@ -12,7 +12,7 @@ import pytest
 from yarl import URL
 
 from worker.broker import transport
-from worker.broker.connection import BrokerRefused, BrokerUnavailable, close_connection, connect
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, close_quietly, connect
 from worker.broker.transport import Connection
 
 
@@ -46,14 +46,14 @@ async def test_the_second_address_of_a_host_is_tried_when_the_first_is_silent(
     monkeypatch.setattr(transport, "ADDRESS_SECONDS", 0.5)
     url = str(URL(amqp_url).with_host("broker"))
     connection = await connect(url, name="test", connection_class=connection_class)
-    await close_connection(connection)
+    await close_quietly(connection)
 
 
 async def test_the_first_url_of_a_list_that_answers_is_used(amqp_url: str) -> None:
     urls = f"amqp://guest:guest@127.0.0.1:1/, {amqp_url}"
     connection = await connect(urls, name="test", connection_class=aio_pika.Connection)
     assert connection.url.port == URL(amqp_url).port
-    await close_connection(connection)
+    await close_quietly(connection)
 
 
 async def test_what_each_url_of_a_list_says_is_told(amqp_url: str) -> None:

@@ -20,7 +20,7 @@ from uuid import UUID
 import orjson
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from worker.broker.connection import close_connection, connect
+from worker.broker.connection import close_quietly, connect
 from worker.broker.delivery import Delivery
 from worker.broker.fast_path import BulkPublisher, DeliveryReader
 from worker.broker.properties import join, short_string
@@ -283,7 +283,7 @@ async def open_load(amqp_url: str, topology: Topology, body: Callable[[int], byt
             if topology.exchange is not None:
                 await tidying.exchange_delete(topology.exchange)
     finally:
-        await close_connection(connection)
+        await close_quietly(connection)
 
 
 async def _consume_replies(

@@ -128,11 +128,13 @@ async def connect(urls: str, *, name: str, connection_class: type[ConnectionType
     raise BrokerUnavailable(reasons) from failures[-1]
 
 
-async def close_connection(connection: aio_pika.Connection) -> None:
-    """Close a connection, whatever its state; returns within ``CLOSE_TIMEOUT`` seconds."""
+async def close_quietly(resource: aio_pika.Connection | AbstractChannel) -> None:
+    """Close a connection or a channel, whatever its state; returns within ``CLOSE_TIMEOUT``
+    seconds.
+    """
     with suppress(Exception):  # the edge: whatever hinders a close, the socket is given up
         async with asyncio.timeout(CLOSE_TIMEOUT):
-            await connection.close()
+            await resource.close()
 
 
 async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) -> ConnectionType:

@@ -14,7 +14,7 @@ from time import monotonic
 import aio_pika
 import structlog
 
-from worker.broker.connection import BrokerRefused, close_connection, connect
+from worker.broker.connection import BrokerRefused, close_quietly, connect
 from worker.contract.message import DIRECT_REPLY_TO
 
 log = structlog.get_logger(__name__)
@@ -130,7 +130,7 @@ class DirectReplies:
             log.warning("direct_reply_to_unknown_node", reply_to=queue, error=str(error))
             return False
         finally:
-            await close_connection(connection)
+            await close_quietly(connection)
         return True
 
 

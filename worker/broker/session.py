@@ -8,7 +8,7 @@ the broker.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Literal
 from urllib.parse import unquote
 
@@ -18,11 +18,10 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from aiormq.exceptions import ChannelAccessRefused
 
 from worker.broker.connection import (
-    CLOSE_TIMEOUT,
     BrokerRefused,
     BrokerUnavailable,
     ChannelLost,
-    close_connection,
+    close_quietly,
     connect,
     lost_with,
 )
@@ -114,7 +113,7 @@ class Session:
                 if try_out == "consume first":
                     await session.publisher.try_out()
         except BaseException as error:
-            await session.close()
+            await session._close_connections()
             if isinstance(error, (BrokerUnavailable, BrokerRefused, TopologyMismatch)):
                 raise
             if isinstance(error, ChannelLost) and error.refused:
@@ -182,8 +181,7 @@ class Session:
         try:
             yield Publisher(self._connections[-1], channel)
         finally:
-            with suppress(Exception):  # it may be closed already
-                await channel.close()
+            await close_quietly(channel)
 
     async def redeclare(self) -> None:
         """Declare the topology again: a queue of it is missing.
@@ -197,14 +195,15 @@ class Session:
 
     async def close(self) -> None:
         """Close the connections; the broker requeues what was not acknowledged."""
-        self.direct_replies.close()
-        if hasattr(self, "_channel") and not self.lost.done():
+        if not self.lost.done():
             # aiormq's connection drops the frames that wait to be written when it is closed, the
             # last acknowledgements among them; a channel that is closed writes them first.
-            with suppress(Exception):
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await self._channel.close()
-        await asyncio.gather(*(close_connection(connection) for connection in self._connections))
+            await close_quietly(self._channel)
+        await self._close_connections()
+
+    async def _close_connections(self) -> None:
+        self.direct_replies.close()
+        await asyncio.gather(*(close_quietly(connection) for connection in self._connections))
         self._end(ChannelLost("closed by the worker"))
 
     async def _closed(self, _: object, error: BaseException | None) -> None:

@@ -15,7 +15,7 @@ from aiormq.exceptions import (
 )
 
 from worker.backoff import Backoff
-from worker.broker.connection import BrokerUnavailable, ChannelLost, close_connection, connect, lost_with
+from worker.broker.connection import BrokerUnavailable, ChannelLost, close_quietly, connect, lost_with
 from worker.client.errors import AccessRefused, NotRoutable, NotTaken
 from worker.client.library_logs import of_the_client
 from worker.client.replies import PendingReplies, Reply
@@ -87,7 +87,7 @@ class ClientConnection:
 
     async def close(self) -> None:
         """Close it; what is under way on it ends with :class:`ChannelLost`."""
-        await close_connection(self._connection)
+        await close_quietly(self._connection)
 
     async def publish(self, queue: str, message: aio_pika.Message) -> "asyncio.Future[Reply] | None":
         """Publish, and wait for the broker's confirm; returns what the reply will be, if the
