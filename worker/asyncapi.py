@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from worker import __version__
-from worker.broker.publication import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER
 from worker.broker.topology import Topology
+from worker.contract.message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER
 from worker.contract.record import FlowRunRecord
 from worker.contract.request import CreateFlowRun
 

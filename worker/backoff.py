@@ -5,23 +5,24 @@ bounded.
 import asyncio
 import random
 
+LONGEST = 10.0  # seconds
+
 
 class Backoff:
-    """Delays that double from ``first`` to ``longest`` seconds, each drawn between half of it and
+    """Delays that double from ``first`` seconds to ``LONGEST``, each drawn between half of it and
     all of it.
 
     The jitter keeps a fleet of workers from coming back in step after the database or the broker
     returns.
     """
 
-    def __init__(self, first: float = 0.1, longest: float = 10.0) -> None:
+    def __init__(self, first: float = 0.1) -> None:
         self.first = first
-        self.longest = longest
         self.tries = 0
 
     def next_delay(self) -> float:
         """The next delay in seconds; each call counts as a try."""
-        ceiling: float = min(self.longest, self.first * 2.0 ** min(self.tries, 30))
+        ceiling: float = min(LONGEST, self.first * 2.0 ** min(self.tries, 30))
         self.tries += 1
         return random.uniform(ceiling / 2, ceiling)
 

@@ -28,7 +28,6 @@ _LEFT_OUT = frozenset((
 # fmt: on
 
 _PENDING = StateCreate(type=StateType.PENDING)
-_TERMINAL = TERMINAL_STATES
 _ZERO = timedelta(0)
 
 
@@ -56,13 +55,14 @@ def new_run(request: CreateRequest, now: datetime, *, traceparent: str | None = 
     """
     body = request.body
     run_id = request.run_id or uuid7(now)
-    state = _first_state(body.state or _PENDING, run_id, body.parent_task_run_id, now)
+    asked = body.state or _PENDING
+    kind = asked.type
+    state = _first_state(asked, run_id, body.parent_task_run_id, now)
     if traceparent and not state.state_details["traceparent"]:
         state.state_details["traceparent"] = traceparent
-    kind = StateType(state.type)
     scheduled = kind is StateType.SCHEDULED
-    started = kind is StateType.RUNNING or kind in _TERMINAL
-    expected = _scheduled_time(body.state, now) if scheduled else now
+    started = kind is StateType.RUNNING or kind in TERMINAL_STATES
+    expected = (asked.state_details.scheduled_time or now) if scheduled else now
     resuming = bool(body.empirical_policy.resuming) and (
         request.api_version is None or request.api_version >= RESUMING_SINCE
     )
@@ -85,7 +85,7 @@ def new_run(request: CreateRequest, now: datetime, *, traceparent: str | None = 
             expected_start_time=expected,
             next_scheduled_start_time=expected if scheduled else None,
             start_time=now if started else None,
-            end_time=now if kind in _TERMINAL else None,
+            end_time=now if kind in TERMINAL_STATES else None,
             total_run_time=_ZERO,
             deployment_id=body.deployment_id,
             deployment_version=None,
@@ -140,11 +140,6 @@ def _first_state(
         state_details=stored,
         data=_stored_data(state.data),
     )
-
-
-def _scheduled_time(state: StateCreate | None, now: datetime) -> datetime:
-    given = None if state is None else state.state_details.scheduled_time
-    return given or now
 
 
 def _stored_data(data: Any) -> Any:

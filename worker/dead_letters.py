@@ -16,21 +16,27 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from worker.broker.connection import close_quietly, connect
-from worker.broker.delivery import DELIVERY_COUNT_HEADER, Delivery
-from worker.broker.properties import in_order, join, join_table, read_message, split, split_table
+from worker.broker.consumer import delivery_of
+from worker.broker.delivery import Delivery
+from worker.broker.properties import in_order, join, join_table, split, split_table
 from worker.broker.publication import (
     DELIVERY_MODE_HEADER,
-    ERROR_HEADER,
-    ERROR_STATUS_HEADER,
-    FAILED_AT_HEADER,
-    HEADERS_DROPPED_HEADER,
     RAW_PROPERTIES_HEADER,
     Publication,
 )
 from worker.broker.publisher import Fate, Publisher
 from worker.broker.topology import Topology
 from worker.broker.transport import Connection
-from worker.contract.message import Message, fingerprint, is_own_header
+from worker.contract.message import (
+    DELIVERY_COUNT_HEADER,
+    ERROR_HEADER,
+    ERROR_STATUS_HEADER,
+    FAILED_AT_HEADER,
+    HEADERS_DROPPED_HEADER,
+    Message,
+    fingerprint,
+    is_own_header,
+)
 
 # RabbitMQ 4 drops a message that came back to a queue as often as its default delivery limit (20)
 # says. A letter that was looked at so often is put back as a new copy, whose count begins anew.
@@ -228,12 +234,9 @@ class DeadLetters:
 
     async def _take(self) -> Letter | None:
         incoming = await self._queue.get(fail=False)
-        if incoming is None or incoming.delivery_tag is None:
+        if incoming is None:
             return None
-        place = (self._queue.channel.number or 0, incoming.delivery_tag)
-        properties = self._connection.frames.properties.pop(place)
-        message = read_message(properties, incoming.body, redelivered=bool(incoming.redelivered))
-        return Letter.of(Delivery(incoming.delivery_tag, message), incoming)
+        return Letter.of(delivery_of(incoming, self._connection.frames, self._queue.channel), incoming)
 
     async def _give_back(self) -> None:
         held, self._held = self._held, []

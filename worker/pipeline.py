@@ -126,14 +126,14 @@ class Pipeline:
             await self._done.room(self._max_decoded)
             started = monotonic()
             for delivery in deliveries:
+                size = decoded_size(delivery.message.body)
                 try:
-                    new = self._new_run(delivery)
-                    self._requests.put(_Request(delivery, new, decoded_size(delivery.message.body)))
+                    self._requests.put(_Request(delivery, self._new_run(delivery), size))
                 except Refusal as refusal:
-                    self._refuse(delivery, refusal)
+                    self._refuse(delivery, refusal, size)
                 except Exception:  # the edge: a message that breaks us harms no other
                     log.exception("decode_failed", message_id=delivery.message.message_id)
-                    self._refuse(delivery, Unprocessable())
+                    self._refuse(delivery, Unprocessable(), size)
             metrics.delivered(deliveries, monotonic() - started)
             if self._session.consumer.deliveries:  # taking what waits lets nobody else have a turn
                 await asyncio.sleep(0)
@@ -159,7 +159,7 @@ class Pipeline:
             pattern is None or queue.startswith(DIRECT_REPLY_TO) or re.fullmatch(pattern, queue) is not None
         )
 
-    def _refuse(self, delivery: Delivery, refusal: Refusal) -> None:
+    def _refuse(self, delivery: Delivery, refusal: Refusal, size: int) -> None:
         log.warning(
             "refused",
             status=refusal.status,
@@ -168,7 +168,7 @@ class Pipeline:
             correlation_id=delivery.message.correlation_id,
         )
         # It shows the request, so it takes as much.
-        self._done.put(_Done(delivery, refusal.with_traceback(None), decoded_size(delivery.message.body)))
+        self._done.put(_Done(delivery, refusal.with_traceback(None), size))
 
     async def _create(self) -> None:
         while requests := await self._requests.take(self._settings.batch_max, max_size=self._max_decoded):
@@ -196,7 +196,7 @@ class Pipeline:
     def _pass_on(self, request: _Request, outcome: Outcome) -> None:
         delivery = request.delivery
         if isinstance(outcome, Refusal):
-            self._refuse(delivery, outcome)
+            self._refuse(delivery, outcome, request.size)
             return
         if log.is_enabled_for(logging.DEBUG):
             log.debug(

@@ -12,7 +12,9 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from worker.broker.in_flight import PREFETCH_SIZE
 from worker.broker.urls import ENCODE, check_urls, split_urls
+from worker.contract.message import MAX_MESSAGE_SIZE
 from worker.contract.request import MAX_PARAMETER_SIZE
 
 PREFIX = "WORKER_"
@@ -102,7 +104,7 @@ class Settings(BaseSettings):
     prefetch: int = Field(1250, ge=1, le=65535, description="Deliveries held at once at the most.")
     # What the promised size leaves room for; see tests/benchmarks/memory.py.
     prefetch_size: int = Field(
-        67_108_864,
+        PREFETCH_SIZE,
         ge=1,
         description="Bytes of requests that a worker holds at most; it reads no more until there is room.",
     )
@@ -123,7 +125,7 @@ class Settings(BaseSettings):
         "PREFECT_SERVER_API_MAX_PARAMETER_SIZE of the Prefect server; bytes.",
     )
     max_message_size: int = Field(
-        16_777_216,
+        MAX_MESSAGE_SIZE,
         ge=1024,
         description="What the broker takes in a message (its max_message_size); a larger reply gives the "
         "reason alone; bytes.",

@@ -15,7 +15,7 @@ from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker.broker.connection import BrokerRefused, BrokerUnavailable, connect
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, close_quietly, connect
 from worker.broker.topology import Topology
 
 # A page that takes longer counts as no answer; seconds.
@@ -98,9 +98,7 @@ class WorkerView:
             before = now
 
         def grown(name: str, **labels: str) -> float:
-            # A counter that shrank is that of a new process.
-            value, old = now.total(name, **labels), before.total(name, **labels)
-            return value - old if value >= old else value
+            return _growth(before.total(name, **labels), now.total(name, **labels))
 
         seconds = max(now.at - before.at, 1e-9)
         batches = grown("flow_run_worker_batch_size_count")
@@ -124,12 +122,20 @@ class WorkerView:
         )
 
 
+def _in_flight(pages: Sequence[Page]) -> float:
+    return sum(page.total("flow_run_worker_in_flight") for page in pages)
+
+
+def _growth(before: float, now: float) -> float:
+    """By how much a counter grew; one that shrank is that of a new process."""
+    return now - before if now >= before else now
+
+
 def _percentiles(before: Page, now: Page, stage: str) -> tuple[float, float] | None:
     buckets: dict[float, float] = {}
     for (name, labels), value in now.samples.items():
         if name == "flow_run_worker_stage_seconds_bucket" and ("stage", stage) in labels:
-            old = before.samples.get((name, labels), 0.0)
-            buckets[float(dict(labels)["le"])] = value - old if value >= old else value
+            buckets[float(dict(labels)["le"])] = _growth(before.samples.get((name, labels), 0.0), value)
     counts = sorted(buckets.items())
     if not counts or not counts[-1][1]:
         return None
@@ -206,7 +212,7 @@ class Top:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
         if self._connection is not None:
-            await self._connection.close()
+            await close_quietly(self._connection)
 
     async def view(self) -> View:
         """Look again; rates are those since the last look."""
@@ -216,8 +222,7 @@ class Top:
             for url, before, now in zip(self._urls, self._pages, pages, strict=True)
         ]
         seconds = max(queue.at - self._queue.at, 1e-9)
-        held = [page.total("flow_run_worker_in_flight") for page in (*pages, *self._pages)]
-        grown = queue.ready - self._queue.ready + sum(held[: len(pages)]) - sum(held[len(pages) :])
+        grown = queue.ready - self._queue.ready + _in_flight(pages) - _in_flight(self._pages)
         incoming = max(sum(worker.served for worker in workers) + grown / seconds, 0.0)
         self._queue, self._pages = queue, pages
         return View(queue, workers, incoming)

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import asdict
 from itertools import product
 from uuid import UUID, uuid4
 
@@ -219,7 +220,7 @@ async def compare(rounds: int, seconds: float, requests: int) -> None:
         await comparison.throughput(rounds)
         await comparison.latency(rounds)
     show(comparison)
-    measurements = {name: [each.as_dict() for each in made] for name, made in comparison.measurements.items()}
+    measurements = {name: [asdict(each) for each in made] for name, made in comparison.measurements.items()}
     print(
         json.dumps(
             {"rates": comparison.rates, "latencies_ms": comparison.latencies, "measurements": measurements}

@@ -14,7 +14,7 @@ from worker.broker.properties import _SIZES, read_message, split, split_table
 from worker.broker.publication import dead_letter_copy, reply
 from worker.contract.decode import decode
 from worker.contract.errors import Refusal, encode_error
-from worker.contract.message import Message, fingerprint
+from worker.contract.message import MAX_MESSAGE_SIZE, Message, fingerprint
 from worker.contract.record import encode_record
 from worker.creation import NewRun, new_run
 from worker.dead_letters import sent_again
@@ -22,7 +22,6 @@ from worker.store.statements import Statements
 
 FRAME_MAX = 131_072
 MAX_BODY_BYTES = 1_048_576
-MAX_MESSAGE_SIZE = 16 * 1024 * 1024
 STATUSES = {201, 400, 413, 415, 422}
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

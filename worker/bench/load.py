@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
 from math import ceil, floor
 from typing import Any, Literal
 from uuid import UUID
@@ -120,7 +119,7 @@ class Load:
         # the broker has it.
         self._unconfirmed, self._confirmed = publishers[False], publishers[True]
         self._replies = replies
-        self._reply_to = reply_to
+        self._reply_to = short_string(reply_to)
         self._requests = requests
         self._body = body
         self.statuses = True
@@ -240,14 +239,13 @@ class Load:
                 "content_type": _JSON,
                 "delivery_mode": _PERSISTENT,
                 "correlation_id": short_string(str(number)),
-                "reply_to": _short_string(self._reply_to),
+                "reply_to": self._reply_to,
             }
         )
         return Publication(self._requests.name, properties, self._body(number))
 
 
 _JSON, _PERSISTENT = short_string("application/json"), bytes((PERSISTENT,))
-_short_string = cache(short_string)
 
 
 def _number(reply: Delivery) -> int:

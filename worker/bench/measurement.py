@@ -6,9 +6,8 @@ import resource
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
@@ -74,10 +73,6 @@ class Measurement:
     p90: float | None = None
     p99: float | None = None
     p999: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return asdict(self)
 
 
 async def measure(
@@ -188,16 +183,12 @@ def _percentiles(latencies: list[float]) -> dict[str, float]:
 @asynccontextmanager
 async def _forgotten(url: URL, made: Requests) -> AsyncIterator[None]:
     """Remove the runs afterwards, and see first that this is allowed."""
-    sqlite = url.get_backend_name() == "sqlite"
-    flow_id = str(made.flow_id) if sqlite else made.flow_id
     theirs = sa.delete(flow_run).where(
-        flow_run.c.flow_id == flow_id, flow_run.c.idempotency_key.startswith(made.key)
+        flow_run.c.flow_id == made.flow_id, flow_run.c.idempotency_key.startswith(made.key)
     )
 
     def forget(connection: Connection) -> None:
-        if sqlite:
-            connection.exec_driver_sql("PRAGMA foreign_keys = ON")  # their states go with them
-        connection.execute(theirs)
+        connection.execute(theirs)  # their states go with them
 
     try:
         await migrations.with_connection(url, forget)

@@ -20,9 +20,6 @@ from worker.mailbox import Mailbox
 # consumes it waiting (for 65 seconds and an INTERNAL_ERROR in RabbitMQ 3.10); a new session is
 # served as soon as it has one. Seconds.
 QUEUE_TIMEOUT = 10.0
-# Bytes of deliveries that are held at the most, unless it is said otherwise; the worker's size is
-# in tests/benchmarks/memory.py.
-PREFETCH_SIZE = 64 * 1024 * 1024
 # A consumer that has room, and to which nothing came for so long, has an empty queue; seconds. A
 # guess.
 IDLE_SECONDS = 0.05
@@ -31,6 +28,14 @@ STOP_SECONDS = 0.5
 # A request that came back so often may be what ends the worker's process. It is served alone (see
 # Consumer.consume), so that the others don't use up their delivery limit with it.
 SUSPECT_DELIVERY_COUNT = 3
+
+
+def delivery_of(incoming: AbstractIncomingMessage, frames: Transport, channel: AbstractChannel) -> Delivery:
+    """What aio-pika hands over, with its properties as they came on the wire; once for each."""
+    assert incoming.delivery_tag is not None
+    properties = frames.properties.pop((channel.number or 0, incoming.delivery_tag))
+    message = read_message(properties, incoming.body, redelivered=bool(incoming.redelivered))
+    return Delivery(incoming.delivery_tag, message)
 
 
 class Consumer:
@@ -219,10 +224,7 @@ class Consumer:
 
     async def _came(self, incoming: AbstractIncomingMessage) -> None:
         """aio-pika's way for deliveries, where the fast path does not take them."""
-        assert incoming.delivery_tag is not None
-        properties = self._frames.properties.pop((self._channel.number or 0, incoming.delivery_tag))
-        message = read_message(properties, incoming.body, redelivered=bool(incoming.redelivered))
-        self.delivered(Delivery(incoming.delivery_tag, message))
+        self.delivered(delivery_of(incoming, self._frames, self._channel))
 
     def delivered(self, delivery: Delivery) -> None:
         """Take what came in. Called within a read of the socket."""

@@ -4,10 +4,7 @@ nothing of its content.
 
 from dataclasses import dataclass, replace
 
-from worker.contract.message import Message
-
-# Set by quorum queues from the second delivery on.
-DELIVERY_COUNT_HEADER = "x-delivery-count"
+from worker.contract.message import DELIVERY_COUNT_HEADER, Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,6 @@ class BulkPublisher(Publisher):
         channel = await self._channel.get_underlay_channel()
         assert isinstance(channel, Channel)
         publications, frame_max = confirmation.publications, self.frame_max
-        for publication in publications:
-            publication.check(frame_max)
         async with channel.lock:
             # Numbered and queued in one go, so that they are written in the order of their numbers.
             for index in range(len(publications) if channel.publisher_confirms else 0):

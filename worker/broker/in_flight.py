@@ -5,6 +5,9 @@ it; knows no sockets.
 
 from collections.abc import Callable, Iterable
 
+# Bytes of deliveries that are held at the most, unless it is said otherwise; the worker's size is
+# in tests/benchmarks/memory.py.
+PREFETCH_SIZE = 64 * 1024 * 1024
 # What a delivery takes besides its body: its properties, and the objects made of it. A guess.
 OVERHEAD = 2048
 # The mean size follows the sizes of the last so many deliveries.

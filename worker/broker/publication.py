@@ -15,17 +15,20 @@ from pamqp.commands import Basic
 
 from worker.broker import properties as props
 from worker.broker.transport import BODY, CONTENT, CONTENT_CLASS, END, HEAD, HEADER, METHOD
-from worker.contract.message import DIRECT_REPLY_TO, ROUTING_HEADERS, Message
+from worker.contract.message import (
+    DIRECT_REPLY_TO,
+    ERROR_HEADER,
+    ERROR_STATUS_HEADER,
+    FAILED_AT_HEADER,
+    HEADERS_DROPPED_HEADER,
+    ORIGINAL_PREFIX,
+    ROUTING_HEADERS,
+    Message,
+)
 
 APP_ID = "flow-run-worker"
 PERSISTENT = 2
 
-ERROR_STATUS_HEADER = "x-error-status"
-ERROR_HEADER = "x-error"
-FAILED_AT_HEADER = "x-failed-at"
-HEADERS_DROPPED_HEADER = "x-headers-dropped"
-# Before the name of a property that the copy can't have.
-ORIGINAL_PREFIX = "x-original-"
 RAW_PROPERTIES_HEADER = f"{ORIGINAL_PREFIX}properties"
 DELIVERY_MODE_HEADER = f"{ORIGINAL_PREFIX}delivery-mode"
 

@@ -145,6 +145,9 @@ class Publisher:
         await self._connection.frames.unblocked.wait()
         if self._lost is not None:
             raise self._lost
+        frame_max = self.frame_max
+        for publication in publications:
+            publication.check(frame_max)
         confirmation = Confirmation(publications, self, self._next)
         self._next += len(publications)
         self._unanswered[confirmation] = None
@@ -170,7 +173,6 @@ class Publisher:
     async def _write(self, confirmation: Confirmation) -> None:
         """By aio-pika's ``publish``, which waits for the confirm: so each in a task of its own."""
         for index, publication in enumerate(confirmation.publications):
-            publication.check(self.frame_max)
             task = asyncio.create_task(self._publish(confirmation, index, publication))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

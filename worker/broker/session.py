@@ -25,16 +25,16 @@ from worker.broker.connection import (
     connect,
     lost_with,
 )
-from worker.broker.consumer import PREFETCH_SIZE, Consumer
+from worker.broker.consumer import Consumer
 from worker.broker.direct_reply import DirectReplies
 from worker.broker.fast_path import BulkPublisher, DeliveryReader
+from worker.broker.in_flight import PREFETCH_SIZE
 from worker.broker.publisher import Publisher
 from worker.broker.size_limit import SizeLimit
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.broker.transport import Connection
+from worker.contract.message import MAX_MESSAGE_SIZE
 
-# As RabbitMQ 4 has it by default, in bytes; RabbitMQ 3 has more.
-MAX_MESSAGE_SIZE = 16 * 1024 * 1024
 # Both connections, the topology and all; seconds. Each connection has a limit of its own.
 OPEN_TIMEOUT = 30.0
 

@@ -8,11 +8,10 @@ from uuid import UUID
 
 import orjson
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from worker.bench import Measurement, Pace, draw, measure, require_drawable
-from worker.cli.options import AmqpUrl, DatabaseUrl, err, out, run_async
+from worker.cli.options import AmqpUrl, DatabaseUrl, err, out, progress_bar, run_async
 from worker.settings import load_settings
 
 
@@ -83,8 +82,7 @@ def bench(
 
     async def measure_all() -> list[Measurement]:
         measurements = []
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, console=err, transient=True) as progress:
+        with progress_bar() as progress:
             for pace in [pace for pace in paces or [Pace()] for _ in range(repeat)]:
                 bar = progress.add_task(str(pace), total=count)
                 measurements.append(
@@ -107,7 +105,7 @@ def bench(
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     measurements = run_async(measure_all())
     if json_output:
-        print(orjson.dumps([each.as_dict() for each in measurements], option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps(measurements, option=orjson.OPT_INDENT_2).decode())
     else:
         out.print(_bench_table(measurements))
     if plot is not None:

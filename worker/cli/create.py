@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from worker.cli.options import AmqpUrl, Queue, err, out, run_async
+from worker.cli.options import AmqpUrl, Queue, err, print_json, run_async
 from worker.client import FlowRunClient
 from worker.settings import load_settings
 
@@ -92,11 +92,7 @@ def create(
                 err.print(f"[green]{outcome.status} created[/]")
             else:
                 err.print("[yellow]200 existing[/]: a run with this key was there already")
-            record = outcome.record.model_dump_json(indent=2)
-            if out.is_terminal:
-                out.print_json(record)
-            else:
-                print(record)
+            print_json(outcome.record.model_dump_json(indent=2))
 
     run_async(send())
 

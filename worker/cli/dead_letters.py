@@ -7,11 +7,10 @@ from typing import Annotated, Any
 import orjson
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from worker.broker.topology import Topology
-from worker.cli.options import AmqpUrl, Queue, err, out, run_async
+from worker.cli.options import AmqpUrl, Queue, out, print_json, progress_bar, run_async
 from worker.dead_letters import DeadLetters, Letter, Match, open_dead_letters
 from worker.settings import Settings, load_settings
 
@@ -121,10 +120,7 @@ def show(
         text = _json(whole)
     except TypeError:  # nested too deep for it
         text = _json({**whole, "headers": str(message.headers), "body": _plain(message.body)})
-    if out.is_terminal:
-        out.print_json(text)
-    else:
-        print(text)
+    print_json(text)
 
 
 @dead_letters_app.command()
@@ -187,8 +183,7 @@ def _match(ids: list[str] | None, every: bool, status: int | None, error: str | 
 
 def _with_progress(settings: Settings, doing: str, work: Any) -> int:
     async def run() -> int:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, console=err, transient=True) as progress:
+        with progress_bar() as progress:
             async with _open(settings) as letters:
                 bar = progress.add_task(doing, total=await letters.count())
                 done: int = await work(letters, lambda count: progress.advance(bar, count))

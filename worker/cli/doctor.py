@@ -1,6 +1,5 @@
 """``doctor``: looks at the broker and the database, and says what to do about what it finds."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 import orjson
@@ -42,7 +41,7 @@ def doctor(
 
     findings = run_async(examine())
     if json_output:
-        print(orjson.dumps([asdict(each) for each in findings], option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps(findings, option=orjson.OPT_INDENT_2).decode())
     if any(each.verdict is Verdict.problem for each in findings):
         raise typer.Exit(1)
 

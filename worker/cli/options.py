@@ -1,5 +1,5 @@
-"""What the commands share: the options that several have, the two consoles, and the event loop they
-run on.
+"""What the commands share: the options that several have, the two consoles, what is shown on them,
+and the event loop they run on.
 """
 
 import asyncio
@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 T = TypeVar("T")
 
@@ -29,6 +30,20 @@ DatabaseUrl = Annotated[
 Queue = Annotated[
     str | None, typer.Option("--queue", help="The request queue. [WORKER_QUEUE]", show_default=False)
 ]
+
+
+def progress_bar() -> Progress:
+    """How much of something is done, while it is being done; on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, console=err, transient=True)
+
+
+def print_json(text: str) -> None:
+    """With colours on a terminal, as it is elsewhere."""
+    if out.is_terminal:
+        out.print_json(text)
+    else:
+        print(text)
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

@@ -1,5 +1,6 @@
 """``topology``: the queues and the exchange at the broker."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -36,19 +37,13 @@ def topology_show(queue: Queue = None) -> None:
 
 def _print_topology(topology: Topology) -> None:
     table = Table("what", "name", "properties")
-    table.add_row("queue", topology.queue, _arguments({"durable": True, **topology.queue_arguments}))
-    table.add_row(
-        "queue",
-        topology.dead_letter_queue,
-        _arguments({"durable": True, **topology.dead_letter_queue_arguments}),
-    )
+    table.add_row("queue", topology.queue, _properties(topology.queue_arguments))
+    table.add_row("queue", topology.dead_letter_queue, _properties(topology.dead_letter_queue_arguments))
     if topology.exchange is not None:
         table.add_row("exchange", topology.exchange, "direct, durable")
         table.add_row("binding", topology.routing_key, f"{topology.exchange} -> {topology.queue}")
     out.print(table)
 
 
-def _arguments(arguments: dict[str, Any]) -> str:
-    return "\n".join(
-        "durable" if name == "durable" else f"{name}: {value!r}" for name, value in arguments.items()
-    )
+def _properties(arguments: Mapping[str, Any]) -> str:
+    return "\n".join(("durable", *(f"{name}: {value!r}" for name, value in arguments.items())))

@@ -4,7 +4,7 @@ connection for many tasks.
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Self, TypedDict, Unpack
 from uuid import UUID
@@ -233,8 +233,7 @@ class FlowRunClient:
     ) -> CreateOutcome:
         """As :meth:`request`, with what goes wrong in the outcome."""
         try:
-            outcome = await self.request(request, headers=headers, timeout=timeout)
-            return CreateOutcome(index, outcome.status, outcome.record)
+            return replace(await self.request(request, headers=headers, timeout=timeout), index=index)
         except (errors.FlowRunRefused, errors.UnreadableReply) as answer:
             return CreateOutcome(index, answer.status or 0, error=answer)
         except errors.ClientError as error:

@@ -15,15 +15,19 @@ from aiormq.exceptions import (
 )
 
 from worker.backoff import Backoff
-from worker.broker.connection import BrokerUnavailable, ChannelLost, close_quietly, connect, lost_with
+from worker.broker.connection import (
+    CONNECT_TIMEOUT,
+    BrokerUnavailable,
+    ChannelLost,
+    close_quietly,
+    connect,
+    lost_with,
+)
 from worker.client.errors import AccessRefused, NotRoutable, NotTaken
 from worker.client.library_logs import of_the_client
 from worker.client.replies import PendingReplies, Reply
 from worker.contract.message import DIRECT_REPLY_TO
 
-# A broker that takes the connection and then says nothing counts as away after this many seconds,
-# as it does for a connection.
-OPEN_TIMEOUT = 10.0
 # A full queue is tried again so often, over some 2 seconds.
 PUBLISH_TRIES = 5
 
@@ -58,7 +62,7 @@ class ClientConnection:
         with of_the_client():
             opened = cls(await connect(urls, name="flow-run-client", connection_class=aio_pika.Connection))
             try:
-                async with asyncio.timeout(OPEN_TIMEOUT):
+                async with asyncio.timeout(CONNECT_TIMEOUT):
                     with lost_with(opened._channel):
                         await opened._open_channel()
             except BaseException as error:

@@ -8,6 +8,7 @@ from aiormq.abc import DeliveredMessage
 from pydantic import ValidationError
 
 from worker.client.errors import Conflict, FlowRunRefused, InvalidFlowRun, NotFound, UnreadableReply
+from worker.contract.message import ERROR_HEADER
 from worker.contract.record import FlowRunRecord
 
 _REFUSALS = {404: NotFound, 409: Conflict, 422: InvalidFlowRun}
@@ -69,7 +70,7 @@ class PendingReplies:
         future = self._futures.get(properties.correlation_id or "")
         if future is not None and not future.done():
             headers = properties.headers or {}
-            status, reason = headers.get("status"), headers.get("x-error")
+            status, reason = headers.get("status"), headers.get(ERROR_HEADER)
             future.set_result(
                 Reply(
                     status if isinstance(status, int) else None,

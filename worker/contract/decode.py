@@ -93,7 +93,7 @@ def decode(
         Refusal: with Prefect's status and error body. The checks come in the order in which its
             server makes them.
     """
-    if unreadable := _USED_PROPERTIES & message.unreadable.keys():
+    if message.unreadable and (unreadable := _USED_PROPERTIES & message.unreadable.keys()):
         reasons = "; ".join(f"{name}: {message.unreadable[name]}" for name in sorted(unreadable))
         raise Unprocessable(f"The message's properties cannot be read: {reasons}")
     if message.headers and _depth_exceeds(message.headers, MAX_HEADER_DEPTH):

@@ -12,20 +12,32 @@ from uuid import UUID
 
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 
+# What a broker takes in a message, in bytes: as RabbitMQ 4 has it by default; RabbitMQ 3 has more.
+MAX_MESSAGE_SIZE = 16 * 1024 * 1024
+# Set by quorum queues from the second delivery on.
+DELIVERY_COUNT_HEADER = "x-delivery-count"
+# Those of our replies and dead letters.
+ERROR_STATUS_HEADER = "x-error-status"
+ERROR_HEADER = "x-error"
+FAILED_AT_HEADER = "x-failed-at"
+HEADERS_DROPPED_HEADER = "x-headers-dropped"
+# Before the name of a property that a dead letter can't have.
+ORIGINAL_PREFIX = "x-original-"
+
 # Headers that a broker adds on the way (redelivery, dead-lettering, exchanges), and those of our
 # dead letters: a message that is sent again begins without them.
-_ADDED_PREFIXES = ("x-first-death-", "x-last-death-", "x-opt-", "x-original-")
+_ADDED_PREFIXES = ("x-first-death-", "x-last-death-", "x-opt-", ORIGINAL_PREFIX)
 # To which other queues a message goes (RabbitMQ's sender-selected distribution).
 ROUTING_HEADERS = frozenset({"CC", "BCC"})
 _ADDED = frozenset(
     {
         "x-death",
-        "x-delivery-count",
+        DELIVERY_COUNT_HEADER,
         "x-acquired-count",
-        "x-error",
-        "x-error-status",
-        "x-failed-at",
-        "x-headers-dropped",
+        ERROR_HEADER,
+        ERROR_STATUS_HEADER,
+        FAILED_AT_HEADER,
+        HEADERS_DROPPED_HEADER,
     }
 )
 # What a hop or an instrumentation writes anew each time that it sends the same message, in lower

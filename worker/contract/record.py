@@ -11,9 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from worker.contract.encoding import dumps
 from worker.contract.flow_run import FlowRun, FlowRunState
 from worker.contract.policy import CreatedBy, FlowRunPolicy
-from worker.contract.state import TERMINAL_STATES, StateDetails, StateType
+from worker.contract.state import TERMINAL_TYPES, StateDetails, StateType
 
-_TERMINAL = frozenset(state.value for state in TERMINAL_STATES)
 _RUNNING = StateType.RUNNING.value
 _ZERO = timedelta(0)
 
@@ -157,6 +156,6 @@ def _estimated_start_time_delta(run: FlowRun, now: datetime) -> timedelta:
         return _ZERO
     if run.start_time is not None:
         return max(run.start_time - expected, _ZERO)
-    if expected < now and run.state_type not in _TERMINAL:
+    if expected < now and run.state_type not in TERMINAL_TYPES:
         return now - expected
     return _ZERO

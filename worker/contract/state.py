@@ -26,6 +26,8 @@ class StateType(str, Enum):
 
 
 TERMINAL_STATES = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED})
+# As they are stored.
+TERMINAL_TYPES = frozenset(state.value for state in TERMINAL_STATES)
 
 
 def _aware(value: Any, handler: ValidatorFunctionWrapHandler) -> datetime:

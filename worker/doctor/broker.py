@@ -10,13 +10,19 @@ import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
-from worker.broker.connection import BrokerRefused, BrokerUnavailable, TLSRefused, connect
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, TLSRefused, close_quietly, connect
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.doctor.finding import Finding, Verdict
 from worker.settings import Settings, redact
 
 # Quorum queues with at-least-once dead-lettering came with this one.
 OLDEST_RABBITMQ = (3, 10)
+# The first whose kind fits.
+_ADVICE = {
+    BrokerUnavailable: "Start it, or set WORKER_AMQP_URL to where it is.",
+    TLSRefused: "Check the host, cafile, certfile and keyfile in WORKER_AMQP_URL.",
+    BrokerRefused: "Check the user, the password and the vhost in WORKER_AMQP_URL.",
+}
 _MISSING = (
     "does not stand yet",
     "A worker declares it at its start. If its user may not: 'flow-run-worker topology declare' as one "
@@ -31,26 +37,9 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
         connection = await connect(
             settings.amqp_url, name="flow-run-worker doctor", connection_class=aio_pika.Connection
         )
-    except BrokerUnavailable as error:
-        yield Finding(
-            "broker", Verdict.problem, str(error), "Start it, or set WORKER_AMQP_URL to where it is."
-        )
-        return
-    except TLSRefused as error:
-        yield Finding(
-            "broker",
-            Verdict.problem,
-            str(error),
-            "Check the host, cafile, certfile and keyfile in WORKER_AMQP_URL.",
-        )
-        return
-    except BrokerRefused as error:
-        yield Finding(
-            "broker",
-            Verdict.problem,
-            str(error),
-            "Check the user, the password and the vhost in WORKER_AMQP_URL.",
-        )
+    except (BrokerUnavailable, BrokerRefused) as error:
+        advice = next(advice for kind, advice in _ADVICE.items() if isinstance(error, kind))
+        yield Finding("broker", Verdict.problem, str(error), advice)
         return
     try:
         yield _version(connection, settings, (monotonic() - started) * 1000)
@@ -74,7 +63,7 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
             yield await _read_permission(connection, topology.queue, waiting)
         yield await _write_permission(connection)
     finally:
-        await connection.close()
+        await close_quietly(connection)
 
 
 def _version(connection: aio_pika.Connection, settings: Settings, milliseconds: float) -> Finding:

@@ -35,7 +35,8 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
     """Look at the database; writes nothing and creates nothing."""
     url = parse_url(settings.database_url)
     where = url.render_as_string(hide_password=True)
-    if url.get_backend_name() == "sqlite":
+    postgresql = url.get_backend_name() == "postgresql"
+    if not postgresql:
         file = Path(url.database or "")
         there = await asyncio.to_thread(file.exists)
         finding = _file(file, there=there, kind=settings.database_kind)
@@ -50,14 +51,9 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
         return
     try:
         schema = await migrations.inspect(database, settings.database_kind)
-        yield Finding(
-            "database",
-            Verdict.ok,
-            f"{'PostgreSQL' if url.get_backend_name() == 'postgresql' else 'SQLite'} at {where}",
-        )
+        yield Finding("database", Verdict.ok, f"{'PostgreSQL' if postgresql else 'SQLite'} at {where}")
         if database.pooler:
             yield _pooler(database)
-        postgresql = url.get_backend_name() == "postgresql"
         yield _schema(schema, settings, "postgresql" if postgresql else "sqlite")
         if postgresql:
             for finding in await migrations.with_connection(

@@ -14,9 +14,9 @@ from warnings import catch_warnings, simplefilter
 import sqlalchemy as sa
 
 from worker.contract.errors import IntegrityConflict, Refusal, WorkPoolNotFound
-from worker.contract.state import TERMINAL_STATES, StateType
+from worker.contract.state import TERMINAL_TYPES, StateType
 from worker.creation import NewRun, uuid7
-from worker.store.tables import Json, State, Text, Timestamp, Uuid, flow_run, flow_run_state
+from worker.store.tables import UNIQUE_INDEX, Json, State, Text, Timestamp, Uuid, flow_run, flow_run_state
 
 metadata = sa.MetaData()
 
@@ -63,9 +63,7 @@ task_run_state = _table(
 # Tables by which a Prefect server's database is known.
 MARKS = frozenset({"alembic_version", "flow", "flow_run", "deployment", "work_pool"})
 CHECKED = (flow_run, flow_run_state, *metadata.tables.values())
-UNIQUE_INDEX = "uq_flow_run__flow_id_idempotency_key"
 
-_TERMINAL = frozenset(state.value for state in TERMINAL_STATES)
 _SCHEDULED, _RUNNING = StateType.SCHEDULED.value, StateType.RUNNING.value
 
 Row = Mapping[str, Any]
@@ -191,11 +189,15 @@ def follow(task: Row, new: NewRun, now: datetime) -> tuple[Row, Row]:
         "data": state.data,
     }
     was_running = task["state_type"] == _RUNNING and task["state_timestamp"] is not None
-    end_time = None if task["state_type"] in _TERMINAL and state.type not in _TERMINAL else task["end_time"]
+    end_time = (
+        None
+        if task["state_type"] in TERMINAL_TYPES and state.type not in TERMINAL_TYPES
+        else task["end_time"]
+    )
     start_time = task["start_time"]
-    if start_time is None and (state.type == _RUNNING or (state.type in _TERMINAL and end_time is None)):
+    if start_time is None and (state.type == _RUNNING or (state.type in TERMINAL_TYPES and end_time is None)):
         start_time = now
-    if state.type in _TERMINAL and end_time is None:
+    if state.type in TERMINAL_TYPES and end_time is None:
         end_time = now
     scheduled_time = new.run.next_scheduled_start_time
     next_scheduled = None if task["state_type"] == _SCHEDULED else task["next_scheduled_start_time"]

@@ -17,6 +17,7 @@ from worker.contract.state import StateType
 metadata = sa.MetaData()
 
 STATE_TYPE = "state_type"
+UNIQUE_INDEX = "uq_flow_run__flow_id_idempotency_key"
 
 
 class HyphenatedUuid(sa.TypeDecorator[UUID]):
@@ -86,7 +87,7 @@ flow_run = sa.Table(
     sa.Column("parent_task_run_id", Uuid),
     sa.Column("auto_scheduled", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("job_variables", Json, server_default="{}"),
-    sa.Index("uq_flow_run__flow_id_idempotency_key", "flow_id", "idempotency_key", unique=True),
+    sa.Index(UNIQUE_INDEX, "flow_id", "idempotency_key", unique=True),
 )
 
 flow_run_state = sa.Table(

@@ -88,7 +88,7 @@ async def upgrade(url: str, kind: Kind = "any") -> tuple[str | None, str]:
     def run(connection: Connection) -> tuple[str | None, str]:
         before = _revision(connection)
         if _ensure(connection, upgrade=True, kind=kind).prefect:
-            prefect = _describe_prefect(connection)
+            prefect = _prefect_at(_prefect_revision(connection))
             return prefect, prefect
         return before, _revision(connection) or ""
 
@@ -132,7 +132,7 @@ async def current(url: str, kind: Kind = "any") -> str:
     schema = await inspect(parse_url(url), kind)
     if schema.prefect:
         verdict = f"not usable: {'; '.join(schema.problems)}" if schema.problems else "usable, never altered"
-        return f"a Prefect server's database, at its migration {schema.revision}; {verdict}"
+        return f"{_prefect_at(schema.revision)}; {verdict}"
     if schema.problems:
         return f"not usable: {'; '.join(schema.problems)}"
     if kind == "prefect":
@@ -145,17 +145,14 @@ async def current(url: str, kind: Kind = "any") -> str:
 
 def _inspect(connection: Connection, kind: Kind) -> Schema:
     if _is_prefect(connection):
-        revision = MigrationContext.configure(connection).get_current_revision()
-        return Schema(True, revision, _head(), problems(sa.inspect(connection)))
+        return Schema(True, _prefect_revision(connection), _head(), problems(sa.inspect(connection)))
     found: list[str] = []
     revision = _revision(connection)
     try:
         if kind == "prefect":
             _refuse_what_prefect_can_not_use(connection)
-        elif revision is None:
-            _refuse_strangers(connection)
         else:
-            _refuse_newer(revision)
+            _refuse_others(connection, revision)
     except StoreError as error:
         found.append(str(error))
     return Schema(False, revision, _head(), found)
@@ -165,21 +162,24 @@ def _is_prefect(connection: Connection) -> bool:
     return set(sa.inspect(connection).get_table_names()) >= MARKS
 
 
-def _describe_prefect(connection: Connection) -> str:
-    revision = MigrationContext.configure(connection).get_current_revision()
+def _prefect_revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _prefect_at(revision: str | None) -> str:
     return f"a Prefect server's database, at its migration {revision}"
 
 
 def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Ensured:
     if _is_prefect(connection):
+        this_is = f"This is {_prefect_at(_prefect_revision(connection))}"
         if kind == "standalone":
             raise StoreError(
-                f"This is {_describe_prefect(connection)}, and WORKER_DATABASE_KIND demands one of the "
-                "worker's own. It is left untouched."
+                f"{this_is}, and WORKER_DATABASE_KIND demands one of the worker's own. It is left untouched."
             )
         if found := problems(sa.inspect(connection)):
             lacks = (
-                f"This is {_describe_prefect(connection)}, and it lacks what the worker writes to: "
+                f"{this_is}, and it lacks what the worker writes to: "
                 f"{'; '.join(found)}. It is left untouched."
             )
             # A server that makes or upgrades its tables does so step by step.
@@ -191,19 +191,17 @@ def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Ensured:
         _refuse_what_prefect_can_not_use(connection)
         raise _awaited("Prefect has not made its tables in this database yet.")
     # Most starts find nothing to do, and wait for nobody.
-    if _revision(connection) == _head():
+    head = _head()
+    if _revision(connection) == head:
         return Ensured()
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
     else:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     revision = _revision(connection)
-    if revision is None:
-        _refuse_strangers(connection)
-    if revision == _head():
+    if revision == head:
         return Ensured()
-    if revision is not None:
-        _refuse_newer(revision)
+    _refuse_others(connection, revision)
     if not upgrade:
         raise StoreError(
             f"The database schema is {'missing' if revision is None else f'behind (at {revision})'}: "
@@ -231,6 +229,13 @@ def _refuse_what_prefect_can_not_use(connection: Connection) -> None:
             "'flow_run' that Prefect did not make, and on which its server can't start. They are left "
             "untouched. Name the database of the server, or an empty one for it."
         )
+
+
+def _refuse_others(connection: Connection, revision: str | None) -> None:
+    if revision is None:
+        _refuse_strangers(connection)
+    else:
+        _refuse_newer(revision)
 
 
 def _refuse_strangers(connection: Connection) -> None:
