@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import pytest
 from sqlalchemy.engine import make_url
@@ -23,6 +22,7 @@ from tests.conformance.cases import CASES
 from tests.conformance.comparison import comparable, differences
 from tests.conformance.prefect_server import VERSION, PrefectServer, install
 from tests.support.command import command
+from tests.support.database import execute
 from tests.support.processes import ServerProcess
 from tests.support.producer import Producer, Reply
 from tests.support.rabbitmq import RabbitMQ
@@ -88,16 +88,14 @@ def _as_worker(url: str) -> str:
     """The URL for a role that has the rights of ``deploy/postgresql`` and no others."""
     role = "flow_runs_worker"
 
-    async def grant() -> None:
-        connection = await asyncpg.connect(url.replace("+asyncpg", ""))
-        try:
-            await connection.execute(f"CREATE ROLE {role} LOGIN")
-            await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
-            await connection.execute((ROOT / "deploy/postgresql/prefect-rights.sql").read_text())
-        finally:
-            await connection.close()
-
-    asyncio.run(grant())
+    asyncio.run(
+        execute(
+            url,
+            f"CREATE ROLE {role} LOGIN",
+            f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}",
+            (ROOT / "deploy/postgresql/prefect-rights.sql").read_text(),
+        )
+    )
     return make_url(url).set(username=role).render_as_string(hide_password=False)
 
 

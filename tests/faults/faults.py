@@ -24,7 +24,7 @@ from tests.support.supervisor import Supervisor
 WATERMARK = "2GB"
 # What stays free on the full disk: less than PostgreSQL and SQLite grow a file by.
 _DISK_LEFT = 4096
-_TERMINATE = (
+TERMINATE = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flow-run-worker'"
 )
 
@@ -315,7 +315,7 @@ async def database_standby(scene: Scene) -> None:
 @fault("database ends connections", seen="database_away", only="postgresql")
 async def connections_ended(scene: Scene) -> None:
     for _ in range(5):
-        await scene.sql(_TERMINATE, database="postgres")
+        await scene.sql(TERMINATE, database="postgres")
         await scene.lasts(0.5)
 
 
@@ -328,10 +328,10 @@ async def table_locked(scene: Scene) -> None:
 @fault("statement timeout", seen="statement timeout", only="postgresql")
 async def statement_timeout(scene: Scene) -> None:
     name = scene.database_url.rpartition("/")[2]
-    await scene.sql(f"ALTER DATABASE {name} SET statement_timeout = 1", _TERMINATE, database="postgres")
+    await scene.sql(f"ALTER DATABASE {name} SET statement_timeout = 1", TERMINATE, database="postgres")
     async with _table_locked(scene):
         await asyncio.sleep(1.5)
-    await scene.sql(f"ALTER DATABASE {name} RESET statement_timeout", _TERMINATE, database="postgres")
+    await scene.sql(f"ALTER DATABASE {name} RESET statement_timeout", TERMINATE, database="postgres")
 
 
 @asynccontextmanager

@@ -13,8 +13,8 @@ import struct
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import aiormq
-import asyncpg
 import pamqp.frame
 from aiormq.abc import ChannelFrame
 from pamqp import commands as spec
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from tests.support.database import fetch_runs
+from tests.support.database import execute, fetch_runs, locked
 from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer, Reply
 from tests.support.rabbitmq import RabbitMQ
@@ -441,25 +440,9 @@ async def prepare(database_url: str) -> None:
             )
         file.close()
         return
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-    await connection.execute(f"ALTER TABLE flow_run ADD CONSTRAINT refuse CHECK (name <> '{REFUSED_NAME}')")
-    await connection.close()
-
-
-@asynccontextmanager
-async def locked(database_url: str) -> AsyncIterator[None]:
-    """Let nobody write meanwhile."""
-    if database_url.startswith("sqlite"):
-        file = sqlite3.connect(_file(database_url), isolation_level=None)
-        file.execute("BEGIN IMMEDIATE")
-        yield
-        file.close()
-        return
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-    async with connection.transaction():
-        await connection.execute("LOCK TABLE flow_run IN SHARE MODE")
-        yield
-    await connection.close()
+    await execute(
+        database_url, f"ALTER TABLE flow_run ADD CONSTRAINT refuse CHECK (name <> '{REFUSED_NAME}')"
+    )
 
 
 def _file(database_url: str) -> str:

@@ -4,12 +4,12 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from tests.conftest import StartWorker
 from tests.faults.faults import WATERMARK
 from tests.integration.conftest import BOTH_WAYS
 from tests.support.processes import wait_until
@@ -27,24 +27,13 @@ def fast_path(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-async def worker(
-    broker: RabbitMQ, queue: str, sqlite_url: str, tmp_path: Path, fast_path: bool
-) -> AsyncIterator[WorkerProcess]:
-    worker = WorkerProcess(
-        tmp_path / "worker.log",
-        {
-            "WORKER_AMQP_URL": broker.url,
-            "WORKER_DATABASE_URL": sqlite_url,
-            "WORKER_QUEUE": queue,
-            "WORKER_HTTP_PORT": "0",
-            "WORKER_FAST_PATH": str(fast_path),
-        },
-    )
-    try:
-        await asyncio.to_thread(worker.wait_until_logged, "serving")
-        yield worker
-    finally:
-        worker.kill()
+def amqp_url(broker: RabbitMQ) -> str:
+    return broker.url
+
+
+@pytest.fixture
+async def worker(start_worker: StartWorker, sqlite_url: str) -> WorkerProcess:
+    return await asyncio.to_thread(start_worker, sqlite_url)
 
 
 @asynccontextmanager

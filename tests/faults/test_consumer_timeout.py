@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from uuid import uuid4
 
-import asyncpg
 import pytest
 
+from tests.conftest import StartWorker
+from tests.faults.faults import TERMINATE
 from tests.integration.conftest import BOTH_WAYS
-from tests.support.database import fetch_runs
+from tests.support.database import execute, fetch_runs, locked
 from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
@@ -41,44 +41,12 @@ def rabbitmq() -> Iterator[RabbitMQ]:
         yield node
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[PostgreSQL]:
-    with PostgreSQL() as cluster:
-        yield cluster
-
-
-async def execute(url: str, *statements: str) -> None:
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
-    try:
-        await connection.execute("SET default_transaction_read_only = off")
-        for statement in statements:
-            await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
-TERMINATE = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flow-run-worker'"
-)
-
-
 @asynccontextmanager
 async def read_only(url: str) -> AsyncIterator[None]:
     name = url.rpartition("/")[2]
     await execute(url, f"ALTER DATABASE {name} SET default_transaction_read_only = on", TERMINATE)
     yield
     await execute(url, f"ALTER DATABASE {name} RESET default_transaction_read_only", TERMINATE)
-
-
-@asynccontextmanager
-async def locked(url: str) -> AsyncIterator[None]:
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
-    try:
-        async with connection.transaction():
-            await connection.execute("LOCK TABLE flow_run IN SHARE MODE")  # it may be read
-            yield
-    finally:
-        await connection.close()
 
 
 @asynccontextmanager
@@ -110,25 +78,8 @@ async def url(cluster: PostgreSQL) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def worker(
-    rabbitmq: RabbitMQ, queue: str, url: str, tmp_path: Path, fast_path: bool
-) -> AsyncIterator[WorkerProcess]:
-    worker = WorkerProcess(
-        tmp_path / "worker.log",
-        {
-            "WORKER_AMQP_URL": rabbitmq.url,
-            "WORKER_DATABASE_URL": url.replace("postgres@", "worker@"),
-            "WORKER_MIGRATE": "true",
-            "WORKER_QUEUE": queue,
-            "WORKER_HTTP_PORT": "0",
-            "WORKER_FAST_PATH": str(fast_path),
-        },
-    )
-    try:
-        await asyncio.to_thread(worker.wait_until_logged, "serving")
-        yield worker
-    finally:
-        worker.kill()
+async def worker(url: str, start_worker: StartWorker) -> WorkerProcess:
+    return await asyncio.to_thread(start_worker, url.replace("postgres@", "worker@"))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -65,6 +65,13 @@ async def depth(worker: WorkerProcess, producer: Producer, expected: int) -> Non
             await asyncio.sleep(0.1)
 
 
+def calm(worker: WorkerProcess) -> bool:
+    return (
+        worker.metric("flow_run_worker_dead_letters_held") == 0
+        and "dead_letters" not in worker.readiness()[1]
+    )
+
+
 async def test_a_full_dead_letter_queue_holds_up_no_good_request_and_is_seen(
     start_worker: StartWorker, timed: Timed, rabbitmq: RabbitMQ, sqlite_url: str
 ) -> None:
@@ -96,13 +103,7 @@ async def test_a_full_dead_letter_queue_holds_up_no_good_request_and_is_seen(
     await depth(worker, timed, BAD)
     print(f"all dead letters taken {time.monotonic() - healed:.1f} s after there was room")
 
-    def calm() -> bool:
-        return (
-            worker.metric("flow_run_worker_dead_letters_held") == 0
-            and "dead_letters" not in worker.readiness()[1]
-        )
-
-    await asyncio.to_thread(wait_until, calm, "no dead letters that wait")
+    await asyncio.to_thread(wait_until, lambda: calm(worker), "no dead letters that wait")
     assert {len(timed.replies[each]) for each in (*bad, *good, *later)} == {1}
     assert "session_lost" not in worker.output
     assert await asyncio.to_thread(worker.metric, "flow_run_worker_redelivered_total") == 0
@@ -122,13 +123,7 @@ async def test_one_dead_letter_that_waited_is_forgotten_once_it_is_taken(
         await asyncio.to_thread(worker.wait_until_logged, "dead_letters_not_taken")
     await depth(worker, timed, len(ids))
 
-    def calm() -> bool:
-        return (
-            worker.metric("flow_run_worker_dead_letters_held") == 0
-            and "dead_letters" not in worker.readiness()[1]
-        )
-
-    await asyncio.to_thread(wait_until, calm, "no dead letters that wait", 60)
+    await asyncio.to_thread(wait_until, lambda: calm(worker), "no dead letters that wait", 60)
     assert worker.terminate() == 0
 
 

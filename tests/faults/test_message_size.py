@@ -145,7 +145,7 @@ async def test_what_is_too_large_for_the_broker_costs_nobody_else(
 
 
 async def test_what_was_too_large_once_is_not_published_so_again(
-    start_worker: StartWorker, producer: Producer, sqlite_url: str, rabbitmq: RabbitMQ
+    start_worker: StartWorker, producer: Producer, sqlite_url: str
 ) -> None:
     """The first one teaches the limit, also those that come back for the same run."""
     worker = await asyncio.to_thread(start_worker, sqlite_url)

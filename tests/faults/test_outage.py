@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-import asyncpg
 import httpx
 
 from tests.conftest import StartWorker
+from tests.faults.faults import TERMINATE
+from tests.support.database import execute
 from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
 from tests.support.proxy import Proxy
@@ -29,7 +30,7 @@ REQUESTS = max(2_000, int(SECONDS * 250))
 
 
 async def test_an_outage_of_the_database_is_waited_out(
-    start_worker: StartWorker, producer: Producer, cluster: PostgreSQL, amqp_url: str
+    start_worker: StartWorker, producer: Producer, cluster: PostgreSQL
 ) -> None:
     worker = start_worker(cluster.create_database(), prefetch=PREFETCH)
     flow_id = str(uuid4())
@@ -143,15 +144,9 @@ async def test_leaving_does_not_wait_for_a_silent_database(
 
 
 async def _read_only(url: str, value: str) -> None:
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
     name = url.rpartition("/")[2]
-    try:
-        await connection.execute("SET default_transaction_read_only = off")
-        await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}")
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE application_name = 'flow-run-worker' AND datname = $1",
-            name,
-        )
-    finally:
-        await connection.close()
+    await execute(
+        url,
+        f"ALTER DATABASE {name} SET default_transaction_read_only = {value}",
+        f"{TERMINATE} AND datname = '{name}'",
+    )

@@ -1,4 +1,6 @@
-"""A worker that several tests may share, where each starts from an empty dead-letter queue."""
+"""A session on this test's queue; a worker that several tests may share, where each starts from an
+empty dead-letter queue.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,8 +11,17 @@ import pytest
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
+from worker.broker.session import Session
+from worker.broker.topology import Topology
 
 BOTH_WAYS = {"params": [True, False], "ids": ["fast path", "aio-pika alone"]}
+
+
+@pytest.fixture
+async def session(amqp_url: str, queue: str, fast_path: bool) -> AsyncIterator[Session]:
+    session = await Session.open(amqp_url, Topology.from_queue_name(queue), name="test", fast_path=fast_path)
+    yield session
+    await session.close()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from yarl import URL
 from tests.conftest import StartWorker
 from tests.support.command import command
 from tests.support.database import fetch
-from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from worker.broker.session import Session
@@ -120,7 +119,6 @@ async def test_dead_letters_are_told(
 
 async def test_missing_rights_are_told(
     rabbitmq: RabbitMQ,
-    postgresql: PostgreSQL,
     queue: str,
     worker_user: str,
     postgresql_url: str,
@@ -141,7 +139,6 @@ async def test_missing_rights_are_told(
 
 
 async def test_a_worker_needs_the_named_rights_and_no_more(
-    rabbitmq: RabbitMQ,
     amqp_url: str,
     queue: str,
     worker_user: str,

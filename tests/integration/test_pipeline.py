@@ -14,7 +14,6 @@ from tests.support.database import fetch_runs
 from tests.support.producer import Producer
 from worker import pipeline
 from worker.broker.session import Session
-from worker.broker.topology import Topology
 from worker.contract.errors import Fault
 from worker.creation import NewRun
 from worker.observability.metrics import readiness
@@ -36,13 +35,6 @@ async def store(sqlite_url: str) -> AsyncIterator[Store]:
     store = await Store.open(sqlite_url, migrate=True)
     yield store
     await store.close()
-
-
-@pytest.fixture
-async def session(amqp_url: str, queue: str, fast_path: bool) -> AsyncIterator[Session]:
-    session = await Session.open(amqp_url, Topology.from_queue_name(queue), name="test", fast_path=fast_path)
-    yield session
-    await session.close()
 
 
 async def serve(session: Session, store: Store, requests: int, producer: Producer, **settings: Any) -> None:

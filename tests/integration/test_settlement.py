@@ -1,7 +1,6 @@
 """What becomes of answers: replies, dead letters and acknowledgements; both ways."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from uuid import uuid4
 
@@ -15,7 +14,6 @@ from tests.support.rabbitmq import RabbitMQ
 from worker import settlement
 from worker.broker.delivery import Delivery
 from worker.broker.session import Session
-from worker.broker.topology import Topology
 from worker.observability.traces import Traces
 from worker.settlement import Answer, Settlement
 
@@ -25,13 +23,6 @@ RECORD = b'{"id": 1}'
 @pytest.fixture(**BOTH_WAYS)
 def fast_path(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
-
-
-@pytest.fixture
-async def session(amqp_url: str, queue: str, fast_path: bool) -> AsyncIterator[Session]:
-    session = await Session.open(amqp_url, Topology.from_queue_name(queue), name="test", fast_path=fast_path)
-    yield session
-    await session.close()
 
 
 async def taken(session: Session, count: int, prefetch: int = 1000) -> list[Delivery]:

@@ -47,7 +47,7 @@ async def test_it_shows_what_the_workers_do(
     assert "Cannot connect" in gone
 
 
-async def test_a_broker_that_is_away_is_told(sqlite_url: str) -> None:
+async def test_a_broker_that_is_away_is_told() -> None:
     done = await command(
         "top", "--once", "--interval", "0.2", "http://127.0.0.1:9", amqp_url="amqp://127.0.0.1:9/"
     )

@@ -1,6 +1,8 @@
-"""Looks into a database of either kind, by its own driver."""
+"""Looks into a database of either kind, and changes one, by its own driver."""
 
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import asyncpg
@@ -25,3 +27,31 @@ async def fetch(url: str, query: str) -> list[dict[str, Any]]:
 async def fetch_runs(url: str) -> list[dict[str, Any]]:
     """All flow runs."""
     return await fetch(url, "SELECT * FROM flow_run ORDER BY created")
+
+
+async def execute(url: str, *statements: str) -> None:
+    """Run statements on PostgreSQL, also where it is set to be read-only."""
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        await connection.execute("SET default_transaction_read_only = off")
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def locked(url: str) -> AsyncIterator[None]:
+    """Let nobody write meanwhile; on PostgreSQL the runs may be read."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.partition(":///")[2], isolation_level=None)) as file:
+            file.execute("BEGIN IMMEDIATE")
+            yield
+        return
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE flow_run IN SHARE MODE")
+            yield
+    finally:
+        await connection.close()

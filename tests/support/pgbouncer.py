@@ -4,9 +4,8 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Self
 
-from tests.support.processes import ServerFailed, ServerProcess, answers, free_ports
+from tests.support.processes import Server, ServerFailed, ServerProcess, answers, free_ports
 
 # Debian's place for it is in root's path only.
 SBIN = "/usr/sbin:/usr/local/sbin"
@@ -27,7 +26,7 @@ default_pool_size = {pool_size}
 """
 
 
-class PgBouncer:
+class PgBouncer(Server):
     """A private pooler, which lends the sessions of a cluster.
 
     Args:
@@ -63,17 +62,14 @@ class PgBouncer:
         self._command = [program, *user, str(configuration)]
         self._process: ServerProcess | None = None
 
-    def __enter__(self) -> Self:
-        try:
-            self._process = ServerProcess(self._command, self._folder / "output", env={})
-            self._process.wait_until(lambda: answers(self.port))
-        except BaseException:
-            self.close()
-            raise
-        return self
+    def start(self) -> None:
+        """Start it, and wait until it takes connections.
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        Raises:
+            ServerFailed: it does not come up.
+        """
+        self._process = ServerProcess(self._command, self._folder / "output", env={})
+        self._process.wait_until(lambda: answers(self.port))
 
     def close(self) -> None:
         """End it and remove its folder."""

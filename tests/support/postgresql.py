@@ -8,12 +8,11 @@ import subprocess
 import tempfile
 from itertools import count
 from pathlib import Path
-from typing import Self
 
-from tests.support.processes import ServerFailed, ServerProcess, answers, free_ports
+from tests.support.processes import Server, ServerFailed, ServerProcess, answers, free_ports
 
 
-class PostgreSQL:
+class PostgreSQL(Server):
     """A private cluster, in a folder that goes with it. Its user is ``postgres``, without a
     password, on loopback only.
     """
@@ -29,17 +28,6 @@ class PostgreSQL:
         self._env = {"PATH": os.environ.get("PATH", ""), "HOME": str(self._folder), "LANG": "C.UTF-8"}
         self._numbers = count(1)
         self._process: ServerProcess | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def _data(self) -> Path:

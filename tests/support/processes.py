@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 # Below the range from which systems take the ports of outgoing connections (Linux: from 32768,
 # others: from 49152). A port in that range may be gone when a server comes back to it, even to a
@@ -19,6 +21,29 @@ PORTS = range(20000, 32768)
 
 class ServerFailed(Exception):
     """A server did not come up; the message has the end of its log."""
+
+
+class Server(ABC):
+    """One that runs while its context lasts."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it, and remove what it made."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def free_ports(count: int) -> list[int]:

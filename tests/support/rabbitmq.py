@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from tests.support.processes import ServerFailed, ServerProcess, answers, free_ports, wait_until
+from tests.support.processes import Server, ServerFailed, ServerProcess, answers, free_ports, wait_until
 
 SERVER = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
 
@@ -35,7 +34,7 @@ class TLS:
     client_certificate: bool = False
 
 
-class RabbitMQ:
+class RabbitMQ(Server):
     """A private node, in a folder that goes with it.
 
     Args:
@@ -113,17 +112,6 @@ class RabbitMQ:
         }
         self._port_mapper: ServerProcess | None = None
         self._process: ServerProcess | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def start(self) -> None:
         """Start the node, and wait until it takes connections.

@@ -1,9 +1,12 @@
-"""An open store on an empty database, of either kind in turn."""
+"""An open store on an empty database, of either kind in turn; a database of a cluster that a test
+may change.
+"""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from tests.support.postgresql import PostgreSQL
 from worker.store import Store
 
 
@@ -12,3 +15,15 @@ async def store(database_url: str) -> AsyncIterator[Store]:
     store = await Store.open(database_url, migrate=True)
     yield store
     await store.close()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[PostgreSQL]:
+    """One whose server and roles may be changed."""
+    with PostgreSQL() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def url(cluster: PostgreSQL) -> str:
+    return cluster.create_database()

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 
+from tests.conformance.cases import STATES
 from tests.integration.test_requests import EVERY_FIELD
 from tests.support.database import fetch, fetch_runs
 from tests.support.requests import FLOW_ID, keyed, request, unstorable
@@ -31,17 +32,7 @@ def run_of(outcome: object) -> FlowRun:
 
 
 async def test_every_column_comes_back_as_it_was_written(store: Store) -> None:
-    for state in (
-        "SCHEDULED",
-        "PENDING",
-        "RUNNING",
-        "COMPLETED",
-        "FAILED",
-        "CANCELLED",
-        "CRASHED",
-        "PAUSED",
-        "CANCELLING",
-    ):
+    for state in STATES:
         new = request(
             **{**EVERY_FIELD, "idempotency_key": state, "state": {**EVERY_FIELD["state"], "type": state}}
         )

@@ -5,13 +5,13 @@ that take too long, a row that fails for a reason that nobody foresaw.
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
 import pytest
 
 from tests.support.command import command
-from tests.support.database import fetch_runs
+from tests.support.database import execute, fetch_runs
 from tests.support.postgresql import PostgreSQL
 from tests.support.proxy import Proxy
 from tests.support.requests import keyed, request
@@ -24,33 +24,11 @@ from worker.store.insertion import FAULTS_MAX
 SECONDS = 15.0
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[PostgreSQL]:
-    """One whose server and roles may be changed."""
-    with PostgreSQL() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def url(cluster: PostgreSQL) -> str:
-    return cluster.create_database()
-
-
 @pytest.fixture
 async def store(url: str) -> AsyncIterator[Store]:
     store = await Store.open(url, migrate=True)
     yield store
     await store.close()
-
-
-async def execute(url: str, *statements: str) -> None:
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
-    try:
-        await connection.execute("SET default_transaction_read_only = off")
-        for statement in statements:
-            await connection.execute(statement)
-    finally:
-        await connection.close()
 
 
 async def add_trigger(url: str, body: str) -> None:
@@ -158,7 +136,7 @@ async def test_a_database_that_answers_and_takes_nothing_is_left_alone(store: St
     await connection.close()
 
 
-async def test_a_batch_that_takes_too_long_is_stored_by_halves(cluster: PostgreSQL, url: str) -> None:
+async def test_a_batch_that_takes_too_long_is_stored_by_halves(url: str) -> None:
     await (await Store.open(url, migrate=True)).close()
     await add_trigger(url, "PERFORM pg_sleep(0.02);")
     await execute(url, f"ALTER DATABASE {url.rpartition('/')[2]} SET statement_timeout = '1s'")

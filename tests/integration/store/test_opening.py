@@ -9,10 +9,9 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-import asyncpg
 import pytest
 
-from tests.support.database import fetch
+from tests.support.database import execute, fetch
 from tests.support.postgresql import PostgreSQL
 from tests.support.requests import keyed
 from tests.support.worker_process import ROOT
@@ -105,7 +104,7 @@ async def test_a_wrong_url_is_told(url: str) -> None:
 async def test_what_postgresql_refuses_is_told(postgresql: PostgreSQL) -> None:
     missing = postgresql.url("missing").replace("postgres@", "postgres:secret@")
     stranger = postgresql.url("postgres").replace("postgres@", "stranger:secret@")
-    await _execute(postgresql.url("postgres"), "CREATE ROLE reader LOGIN")
+    await execute(postgresql.url("postgres"), "CREATE ROLE reader LOGIN")
     reader = postgresql.create_database().replace("postgres@", "reader:secret@")
     for url, words in (
         (missing, "CREATE DATABASE missing"),
@@ -151,7 +150,7 @@ async def test_an_unknown_shape_is_refused_untouched(tmp_path: Path, postgresql_
     with pytest.raises(StoreError, match="'flow_run'"):
         await Store.open(f"sqlite:///{file}", migrate=True)
     assert file.read_bytes() == before
-    await _execute(postgresql_url, "CREATE TABLE flow_run (id integer)")
+    await execute(postgresql_url, "CREATE TABLE flow_run (id integer)")
     with pytest.raises(StoreError, match="'flow_run'"):
         await Store.open(postgresql_url, migrate=True)
     tables = await fetch(
@@ -160,13 +159,7 @@ async def test_an_unknown_shape_is_refused_untouched(tmp_path: Path, postgresql_
     assert [row["table_name"] for row in tables] == ["flow_run"]
 
 
-async def _execute(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
-    await connection.execute(statement)
-    await connection.close()
-
-
-async def test_a_batch_outlives_the_database(tmp_path: Path) -> None:
+async def test_a_batch_outlives_the_database() -> None:
     """The cluster stops and crashes under the store: a fault each time, and the same batch is
     stored once it is back.
     """
@@ -193,9 +186,7 @@ async def test_a_batch_outlives_the_database(tmp_path: Path) -> None:
         await store.close()
 
 
-async def test_a_lock_of_another_writer_is_waited_for_and_then_a_fault(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lock_of_another_writer_is_waited_for_and_then_a_fault(sqlite_url: str) -> None:
     store = await Store.open(sqlite_url, migrate=True)
     batch = keyed(["k"])
     with closing(sqlite3.connect(sqlite_url.partition(":///")[2], isolation_level=None)) as other:

@@ -1,12 +1,11 @@
 """A synchronous standby that is away: no run is told of before a standby could have it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.integration.store.test_failures import execute
-from tests.support.database import fetch, fetch_runs
+from tests.support.database import execute, fetch, fetch_runs
 from tests.support.postgresql import PostgreSQL
 from tests.support.requests import keyed, request
 from worker.contract.errors import Fault
@@ -15,17 +14,6 @@ from worker.store import Created, Existing, Store
 
 # How long a commit waits in these tests, in seconds.
 SECONDS = 2
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[PostgreSQL]:
-    with PostgreSQL() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def url(cluster: PostgreSQL) -> str:
-    return cluster.create_database()
 
 
 class Standby:
