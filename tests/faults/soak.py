@@ -60,7 +60,11 @@ async def soak(
                 console.print(f"{SIGTERM}, while: {fault.name}")
         finally:
             # Whatever else goes wrong, the fault is healed.
-            await happening
+            try:
+                await happening
+            except Exception:
+                console.print(f"{fault.name}: not healed", scene.workers.last_lines(), sep="\n", markup=False)
+                raise
         injected[fault.name] += 1
         largest = max([largest, *map(resident, scene.workers.pids)])
         took = time.monotonic() - started
@@ -80,7 +84,7 @@ async def _noticed(scene: Scene, fault: Fault, seen: int) -> None:
             while scene.workers.logged(fault.seen or "") <= seen:
                 await asyncio.sleep(0.2)
     except TimeoutError:
-        raise AssertionError(f"nobody noticed: {fault.name}") from None
+        raise AssertionError(f"nobody noticed: {fault.name}\n{scene.workers.last_lines()}") from None
 
 
 async def run(minutes: float, seed: int, database: str) -> int:

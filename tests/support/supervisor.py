@@ -93,6 +93,11 @@ class Supervisor:
         """In how many lines of all logs this stands."""
         return sum(log.read_text().count(event) for log in self._folder.glob("worker-*.log"))
 
+    def last_lines(self, count: int = 15) -> str:
+        """The ends of all logs, the newest worker's last."""
+        logs = sorted(self._folder.glob("worker-*.log"), key=lambda log: log.stat().st_ctime)
+        return "\n".join(f"{log.name}:\n" + "\n".join(log.read_text().splitlines()[-count:]) for log in logs)
+
     async def _serving(self, index: int) -> WorkerProcess:
         """The worker at this place, or the one that is started there next, once it serves: before
         that it may be Python that starts, and has no handler for a signal yet.
