@@ -24,7 +24,7 @@ REQUESTS = 50
 # The broker's timeout, and how often it looks, in milliseconds.
 TIMEOUT = 1000
 # How long the database takes no writes, in seconds: several of those timeouts.
-AWAY = 15.0
+AWAY = 6.0
 
 
 @pytest.fixture(**BOTH_WAYS)
