@@ -49,6 +49,9 @@ async def soak(
             scene.moments.shuffle(order)
         fault = order.pop()
         started = time.monotonic()
+        if fault.seen:
+            # A worker that is still on its way back from the last one would not notice this one.
+            await scene.load.served()
         seen = scene.workers.logged(fault.seen) if fault.seen else 0
         happening = asyncio.create_task(fault.happens(scene))
         try:
