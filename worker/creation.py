@@ -11,7 +11,7 @@ from uuid import UUID
 
 import coolname
 
-from worker.contract.decode import CreateRequest
+from worker.contract.decode import CreateRequest, DeploymentRequest
 from worker.contract.flow_run import FlowRun, FlowRunState
 from worker.contract.policy import FlowRunPolicy
 from worker.contract.state import TERMINAL_STATES, StateCreate, StateDetails, StateType
@@ -40,8 +40,43 @@ class NewRun:
         run: its row, with ``run.state`` as the row of its first state.
     """
 
-    request: CreateRequest
+    request: CreateRequest | DeploymentRequest
     run: FlowRun
+
+
+@dataclass(frozen=True, slots=True)
+class UnresolvedRun:
+    """A run of a deployment that nobody has looked up yet. What does not depend on the deployment
+    is settled, so that each try to create it asks for the same run.
+
+    Attributes:
+        request: what was asked for.
+        run_id: the run's id.
+        now: as for :func:`new_run`.
+        traceparent: as for :func:`new_run`.
+    """
+
+    request: DeploymentRequest
+    run_id: UUID
+    now: datetime
+    traceparent: str | None = None
+
+    def of_a_flow(self) -> NewRun:
+        """The same run with a flow that nobody has, to try with it whether a database writes."""
+        row = run_row(self.request, self.run_id, uuid7(self.now), _PENDING, self.now)
+        return NewRun(self.request, row)
+
+
+Requested = NewRun | UnresolvedRun
+
+
+def requested_run(
+    request: CreateRequest | DeploymentRequest, now: datetime, *, traceparent: str | None = None
+) -> Requested:
+    """What a request asks for; arguments as for :func:`new_run`."""
+    if isinstance(request, CreateRequest):
+        return new_run(request, now, traceparent=traceparent)
+    return UnresolvedRun(request, request.run_id or uuid7(now), now, traceparent)
 
 
 def new_run(request: CreateRequest, now: datetime, *, traceparent: str | None = None) -> NewRun:
@@ -54,8 +89,42 @@ def new_run(request: CreateRequest, now: datetime, *, traceparent: str | None = 
             Prefect's own code carries the trace in which it was made.
     """
     body = request.body
-    run_id = request.run_id or uuid7(now)
-    asked = body.state or _PENDING
+    # A newer client says itself that a run is being resumed.
+    resumes = request.api_version is None or request.api_version >= RESUMING_SINCE
+    run = run_row(
+        request,
+        request.run_id or uuid7(now),
+        body.flow_id,
+        body.state or _PENDING,
+        now,
+        traceparent=traceparent,
+        resumes=resumes,
+    )
+    run.deployment_id = body.deployment_id
+    run.flow_version = body.flow_version
+    run.labels = {"prefect.flow.id": str(body.flow_id), **(body.labels or {})}
+    return NewRun(request, run)
+
+
+def run_row(
+    request: CreateRequest | DeploymentRequest,
+    run_id: UUID,
+    flow_id: UUID,
+    asked: StateCreate,
+    now: datetime,
+    *,
+    traceparent: str | None = None,
+    resumes: bool = True,
+) -> FlowRun:
+    """What both kinds of requests say of a run, and what follows from its first state.
+
+    Args:
+        asked: the first state.
+        now: as for :func:`new_run`.
+        traceparent: as for :func:`new_run`.
+        resumes: whether ``empirical_policy.resuming`` means that the run is being resumed.
+    """
+    body = request.body
     kind = asked.type
     state = _first_state(asked, run_id, body.parent_task_run_id, now)
     if traceparent and not state.state_details["traceparent"]:
@@ -63,55 +132,48 @@ def new_run(request: CreateRequest, now: datetime, *, traceparent: str | None = 
     scheduled = kind is StateType.SCHEDULED
     started = kind is StateType.RUNNING or kind in TERMINAL_STATES
     expected = (asked.state_details.scheduled_time or now) if scheduled else now
-    resuming = bool(body.empirical_policy.resuming) and (
-        request.api_version is None or request.api_version >= RESUMING_SINCE
-    )
+    resuming = bool(body.empirical_policy.resuming) and resumes
     policy = _policy(body.empirical_policy)
     if resuming and started:
         policy["resuming"] = False
-    return NewRun(
-        request,
-        FlowRun(
-            id=run_id,
-            created=now,
-            updated=now,
-            name=body.name or random_name(),
-            flow_id=body.flow_id,
-            state_id=state.id,
-            state_type=state.type,
-            state_name=state.name,
-            state_timestamp=now,
-            run_count=1 if kind is StateType.RUNNING and not resuming else 0,
-            expected_start_time=expected,
-            next_scheduled_start_time=expected if scheduled else None,
-            start_time=now if started else None,
-            end_time=now if kind in TERMINAL_STATES else None,
-            total_run_time=_ZERO,
-            deployment_id=body.deployment_id,
-            deployment_version=None,
-            work_queue_id=None,
-            work_queue_name=body.work_queue_name,
-            flow_version=body.flow_version,
-            parameters=body.parameters,
-            # An empty key is no key. Stored as it is, the unique index would refuse the next run
-            # that has one.
-            idempotency_key=body.idempotency_key or None,
-            context=body.context,
-            empirical_policy=policy,
-            tags=body.tags,
-            labels={"prefect.flow.id": str(body.flow_id), **(body.labels or {})},
-            created_by=None if request.created_by is None else request.created_by.model_dump(mode="json"),
-            infrastructure_pid=None,
-            infrastructure_document_id=body.infrastructure_document_id,
-            parent_task_run_id=body.parent_task_run_id,
-            auto_scheduled=False,
-            # Without a key the row goes through Prefect's ORM, whose default fills in; with one
-            # through a plain insert.
-            job_variables={}
-            if body.job_variables is None and not body.idempotency_key
-            else body.job_variables,
-            state=state,
-        ),
+    return FlowRun(
+        id=run_id,
+        created=now,
+        updated=now,
+        name=body.name or random_name(),
+        flow_id=flow_id,
+        state_id=state.id,
+        state_type=state.type,
+        state_name=state.name,
+        state_timestamp=now,
+        run_count=1 if kind is StateType.RUNNING and not resuming else 0,
+        expected_start_time=expected,
+        next_scheduled_start_time=expected if scheduled else None,
+        start_time=now if started else None,
+        end_time=now if kind in TERMINAL_STATES else None,
+        total_run_time=_ZERO,
+        deployment_id=None,
+        deployment_version=None,
+        work_queue_id=None,
+        work_queue_name=body.work_queue_name,
+        flow_version=None,
+        parameters=body.parameters,
+        # An empty key is no key. Stored as it is, the unique index would refuse the next run that
+        # has one.
+        idempotency_key=body.idempotency_key or None,
+        context=body.context,
+        empirical_policy=policy,
+        tags=body.tags,
+        labels=None,
+        created_by=None if request.created_by is None else request.created_by.model_dump(mode="json"),
+        infrastructure_pid=None,
+        infrastructure_document_id=body.infrastructure_document_id,
+        parent_task_run_id=body.parent_task_run_id,
+        auto_scheduled=False,
+        # Without a key the row goes through Prefect's ORM, whose default fills in; with one through
+        # a plain insert.
+        job_variables={} if body.job_variables is None and not body.idempotency_key else body.job_variables,
+        state=state,
     )
 
 

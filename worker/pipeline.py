@@ -23,7 +23,7 @@ from worker.contract.decode import decode, decoded_size
 from worker.contract.errors import Fault, Refusal, ReplyToRefused, Unprocessable, encode_error
 from worker.contract.message import DIRECT_REPLY_TO
 from worker.contract.record import encode_record
-from worker.creation import NewRun, new_run
+from worker.creation import Requested, requested_run
 from worker.mailbox import Mailbox
 from worker.observability import metrics
 from worker.observability.stored import StoredLog
@@ -67,7 +67,7 @@ class _Request:
     """A delivery that was decoded; ``size`` is what it takes in memory, estimated in bytes."""
 
     delivery: Delivery
-    new: NewRun
+    new: Requested
     size: int
 
 
@@ -89,7 +89,7 @@ class Pipeline:
     """
 
     def __init__(self, session: Session, store: Store, settings: Settings, traces: Traces) -> None:
-        self.failing: NewRun | None = None
+        self.failing: Requested | None = None
         self._session = session
         self._store = store
         self._settings = settings
@@ -139,7 +139,7 @@ class Pipeline:
                 await asyncio.sleep(0)
         self._requests.close()
 
-    def _new_run(self, delivery: Delivery) -> NewRun:
+    def _new_run(self, delivery: Delivery) -> Requested:
         message = delivery.message
         traceparent = self._traces.taken(delivery)
         if message.reply_to and not self._may_reply_to(message.reply_to):
@@ -149,7 +149,7 @@ class Pipeline:
             max_body_bytes=self._settings.max_body_bytes,
             max_parameter_size=self._settings.max_parameter_size,
         )
-        return new_run(request, datetime.now(UTC), traceparent=traceparent or request.traceparent)
+        return requested_run(request, datetime.now(UTC), traceparent=traceparent or request.traceparent)
 
     def _may_reply_to(self, queue: str) -> bool:
         if queue in (self._session.topology.queue, self._session.topology.dead_letter_queue):
@@ -210,7 +210,7 @@ class Pipeline:
             delivery = delivery.without_body()
         self._done.put(_Done(delivery, outcome, request.size))
 
-    async def _stored(self, runs: Sequence[NewRun]) -> list[Outcome]:
+    async def _stored(self, runs: Sequence[Requested]) -> list[Outcome]:
         """Store the runs. A fault of the database is waited out, with their deliveries held."""
         backoff = Backoff()
         since = monotonic()

@@ -16,7 +16,7 @@ from worker.broker.session import Session
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.collector import relieve_collector
 from worker.contract.errors import Fault
-from worker.creation import NewRun
+from worker.creation import Requested
 from worker.observability import metrics
 from worker.observability.http import side_port
 from worker.observability.traces import open_traces
@@ -209,7 +209,7 @@ class Service:
             if done and not serving.cancelled():
                 serving.exception()
 
-    async def _until_database_answers(self, store: Store, trial: NewRun | None) -> None:
+    async def _until_database_answers(self, store: Store, trial: Requested | None) -> None:
         """Don't take requests that could not be stored: each time that they are handed back counts
         as a delivery.
 

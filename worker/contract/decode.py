@@ -1,4 +1,4 @@
-"""From a message to a create request, or to the refusal that Prefect's endpoint answers; no other
+"""From a message to a request, or to the refusal that Prefect's endpoint answers; no other
 exception gets out.
 """
 
@@ -7,12 +7,13 @@ import json
 import re
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from worker.contract.deployment_request import CreateFlowRunFromDeployment
 from worker.contract.errors import (
     MAX_ERRORS,
     ApiVersionRefused,
@@ -23,7 +24,7 @@ from worker.contract.errors import (
     UnsupportedMediaType,
     ValidationRefused,
 )
-from worker.contract.message import Message, fingerprint
+from worker.contract.message import FROM_DEPLOYMENT, Message, fingerprint
 from worker.contract.policy import CreatedBy
 from worker.contract.request import MAX_PARAMETER_SIZE, CreateFlowRun, limit_to_check
 from worker.contract.validation import first_errors, located, unstorable
@@ -36,7 +37,10 @@ _TRACEPARENT = re.compile(
 )
 _API_VERSION = re.compile(r"\s*(\d{1,9})\.(\d{1,9})\.(\d{1,9})\s*", re.ASCII)
 
-_body = TypeAdapter(CreateFlowRun)
+Body = TypeVar("Body", CreateFlowRun, CreateFlowRunFromDeployment)
+
+_create = TypeAdapter(CreateFlowRun)
+_from_deployment = TypeAdapter(CreateFlowRunFromDeployment)
 _uuid = TypeAdapter(UUID)
 # What may stand for a character that no database stores: NUL, or one half of a surrogate pair.
 # Escaped, in UTF-16 or UTF-32 (which the standard library's parser reads, and where every JSON
@@ -62,7 +66,7 @@ _USED_PROPERTIES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """A request that has been understood.
+    """A request for a run of a flow that has been understood.
 
     Attributes:
         api_version: from ``x-prefect-api-version``.
@@ -80,9 +84,23 @@ class CreateRequest:
     traceparent: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DeploymentRequest:
+    """A request for a run of a deployment that has been understood.
+
+    Its endpoint checks an API version and makes nothing of it, so there is none here. Attributes:
+    as of :class:`CreateRequest`.
+    """
+
+    body: CreateFlowRunFromDeployment
+    created_by: CreatedBy | None = None
+    run_id: UUID | None = None
+    traceparent: str | None = None
+
+
 def decode(
     message: Message, *, max_body_bytes: int, max_parameter_size: int = MAX_PARAMETER_SIZE
-) -> CreateRequest:
+) -> CreateRequest | DeploymentRequest:
     """Understand a message.
 
     Args:
@@ -96,7 +114,7 @@ def decode(
     if message.unreadable and (unreadable := _USED_PROPERTIES & message.unreadable.keys()):
         reasons = "; ".join(f"{name}: {message.unreadable[name]}" for name in sorted(unreadable))
         raise Unprocessable(f"The message's properties cannot be read: {reasons}")
-    if message.headers and _depth_exceeds(message.headers, MAX_HEADER_DEPTH):
+    if message.headers and depth_exceeds(message.headers, MAX_HEADER_DEPTH):
         raise Unprocessable(f"The headers are nested deeper than {MAX_HEADER_DEPTH} levels.")
     _check_encoding(message)
     if len(message.body) > max_body_bytes:
@@ -109,18 +127,21 @@ def decode(
         raise
     errors: list[dict[str, Any]] = []
     created_by = _created_by(message, errors)
-    body = _validate(content, limit_to_check(len(message.body), max_parameter_size), errors)
+    limit = limit_to_check(len(message.body), max_parameter_size)
+    body: CreateFlowRun | CreateFlowRunFromDeployment | None
+    if message.type == FROM_DEPLOYMENT:
+        body = _validate(_from_deployment, content, limit, errors)
+    else:
+        body = _validate(_create, content, limit, errors)
     if _SUSPICIOUS.search(message.body):
         errors.extend(islice(unstorable(content), MAX_ERRORS))
     if body is None or errors:
         raise ValidationRefused(errors, content)
-    return CreateRequest(
-        body=body,
-        api_version=api_version,
-        created_by=created_by,
-        run_id=fingerprint(message) if message.message_id and not body.idempotency_key else None,
-        traceparent=_traceparent(_header(message, "traceparent")),
-    )
+    run_id = fingerprint(message) if message.message_id and not body.idempotency_key else None
+    traceparent = _traceparent(_header(message, "traceparent"))
+    if isinstance(body, CreateFlowRunFromDeployment):
+        return DeploymentRequest(body, created_by, run_id, traceparent)
+    return CreateRequest(body, api_version, created_by, run_id, traceparent)
 
 
 def decoded_size(body: bytes) -> int:
@@ -235,12 +256,13 @@ def _parse(body: bytes) -> Any:
         raise ValidationRefused([invalid], error.doc) from None
     except (ValueError, RecursionError):
         raise BodyUnreadable from None
-    if _depth_exceeds(content, MAX_DEPTH):
+    if depth_exceeds(content, MAX_DEPTH):
         raise BodyUnreadable
     return content
 
 
-def _depth_exceeds(content: Any, limit: int) -> bool:
+def depth_exceeds(content: Any, limit: int) -> bool:
+    """Whether a value is nested deeper than so many levels."""
     level = [content]
     for _ in range(limit):
         level = [
@@ -254,17 +276,19 @@ def _depth_exceeds(content: Any, limit: int) -> bool:
     return True
 
 
-def _validate(content: Any, limit: int, errors: list[dict[str, Any]]) -> CreateFlowRun | None:
+def _validate(
+    model: TypeAdapter[Body], content: Any, limit: int, errors: list[dict[str, Any]]
+) -> Body | None:
     if content is None:
         errors.append({"type": "missing", "loc": ["body"], "msg": "Field required", "input": None})
         return None
     try:
-        body = _body.validate_python(content, from_attributes=True, context=limit)
+        body = model.validate_python(content, from_attributes=True, context=limit)
     except ValidationError as error:
         errors.extend(
             located(error, "body")
             if error.error_count() <= MAX_ERRORS
-            else first_errors(error, content, _body, limit)
+            else first_errors(error, content, model, limit)
         )
         return None
     except (

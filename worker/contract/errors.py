@@ -68,6 +68,66 @@ class WorkPoolNotFound(Refusal):
     status = 404
 
 
+class DeploymentNotFound(Refusal):
+    """No such deployment."""
+
+    status = 404
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, {"detail": "Deployment not found"})
+
+
+class BlockNotFound(Refusal):
+    """A default of a work pool's base job template refers to a block document that is missing."""
+
+    status = 404
+
+    def __init__(self, which: str) -> None:
+        line = f"The work pool's base job template refers to the block document {which}, which is not there."
+        super().__init__(line, {"detail": "Block not found."})
+
+
+class HydrationRefused(Refusal):
+    """A parameter of a ``__prefect_kind`` can't be turned into its value (``HydrationError``)."""
+
+    status = 400
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"Error hydrating flow run parameters: {why}")
+
+
+class NoWorkPool(Refusal):
+    """A work queue is named for a run of a deployment that has no work pool."""
+
+    status = 400
+
+    def __init__(self, queue: str, deployment_id: Any) -> None:
+        super().__init__(
+            f"Cannot create flow run in work queue {queue} because deployment {deployment_id} is not "
+            "associated with a work pool. Please remove work_pool_name and try again."
+        )
+
+
+class ParametersRefused(Refusal):
+    """Parameters don't fit the deployment's schema, or it has none to fit."""
+
+    status = 409
+
+
+class SchemaRefused(Refusal):
+    """The schema of a deployment or of a work pool refers to itself without end, or is none."""
+
+    status = 422
+
+
+class JobVariablesRefused(Refusal):
+    """Job variables don't fit the work pool's base job template
+    (``validate_job_variables_for_deployment_flow_run``).
+    """
+
+    status = 422
+
+
 class IntegrityConflict(Refusal):
     """A row that the request refers to does not exist (``integrity_exception_handler``)."""
 

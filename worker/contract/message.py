@@ -11,6 +11,8 @@ from typing import Any
 from uuid import UUID
 
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
+# The type of a message that asks for a run of a deployment. Any other type, or none, says nothing.
+FROM_DEPLOYMENT = "create_flow_run_from_deployment"
 
 # What a broker takes in a message, in bytes: as RabbitMQ 4 has it by default; RabbitMQ 3 has more.
 MAX_MESSAGE_SIZE = 16 * 1024 * 1024

@@ -33,7 +33,7 @@ _LONGEST_EXPANSION = 8
 
 
 # Most requests have none, and nobody changes one.
-_NO_POLICY = FlowRunPolicy()
+NO_POLICY = FlowRunPolicy()
 
 
 def limit_to_check(body_size: int, max_parameter_size: int) -> int:
@@ -82,6 +82,9 @@ def _labels(value: Any) -> Any:
 # answer 500 from then on.
 _Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Labels = Annotated[dict[str, StrictBool | StrictInt | _Float | str], BeforeValidator(_labels)]
+Name = Annotated[str, BeforeValidator(_name)]
+Parameters = Annotated[dict[str, Any], AfterValidator(_parameter_size)]
+IdempotencyKey = Annotated[str, AfterValidator(_key_size)]
 
 
 class CreateFlowRun(BaseModel):
@@ -106,12 +109,10 @@ class CreateFlowRun(BaseModel):
     state: StateCreate | None = Field(
         None, description="The state that the run begins with; PENDING by default."
     )
-    name: Annotated[str, BeforeValidator(_name)] = Field(
-        "", description="The run's name; two random words when it is missing or empty."
-    )
+    name: Name = Field("", description="The run's name; two random words when it is missing or empty.")
     flow_id: UUID = Field(description="The flow that is to be run.")
     flow_version: str | None = Field(None, description="The flow's version.")
-    parameters: Annotated[dict[str, Any], AfterValidator(_parameter_size)] = Field(
+    parameters: Parameters = Field(
         default_factory=dict,
         description="The flow's parameters; at most 512 KiB of JSON, if the worker is not set otherwise.",
     )
@@ -125,13 +126,13 @@ class CreateFlowRun(BaseModel):
         None, description="The block document of its infrastructure."
     )
     empirical_policy: FlowRunPolicy = Field(
-        default_factory=lambda: _NO_POLICY, description="How the run retries."
+        default_factory=lambda: NO_POLICY, description="How the run retries."
     )
     tags: list[str] = Field(default_factory=list, description="Tags.")
     labels: Labels | None = Field(
         default_factory=dict, description="Labels: strings, numbers and booleans by name."
     )
-    idempotency_key: Annotated[str, AfterValidator(_key_size)] | None = Field(
+    idempotency_key: IdempotencyKey | None = Field(
         None,
         description="The run is created once per flow and key; later requests get the run that exists. "
         "At most 2,500 bytes.",

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from worker.contract.deployment_request import CreateFlowRunFromDeployment
 from worker.contract.errors import MAX_ERRORS
 from worker.contract.policy import FlowRunPolicy
 from worker.contract.request import CreateFlowRun
@@ -15,9 +16,8 @@ from worker.contract.state import StateCreate, StateDetails
 # Of a name in the place of text that cannot be stored; characters.
 _MAX_PLACE = 100
 
-_FIELDS = frozenset(
-    name for model in (CreateFlowRun, StateCreate, StateDetails, FlowRunPolicy) for name in model.model_fields
-)
+_MODELS = (CreateFlowRun, CreateFlowRunFromDeployment, StateCreate, StateDetails, FlowRunPolicy)
+_FIELDS = frozenset(name for model in _MODELS for name in model.model_fields)
 
 
 def located(error: ValidationError, *location: str) -> Iterator[dict[str, Any]]:

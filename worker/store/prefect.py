@@ -13,9 +13,13 @@ from warnings import catch_warnings, simplefilter
 
 import sqlalchemy as sa
 
+from worker.contract.decode import CreateRequest
 from worker.contract.errors import IntegrityConflict, Refusal, WorkPoolNotFound
+from worker.contract.flow_run import FlowRun
+from worker.contract.request import CreateFlowRun
 from worker.contract.state import TERMINAL_TYPES, StateType
 from worker.creation import NewRun, uuid7
+from worker.store import deployment_tables
 from worker.store.tables import UNIQUE_INDEX, Json, State, Text, Timestamp, Uuid, flow_run, flow_run_state
 
 metadata = sa.MetaData()
@@ -62,7 +66,11 @@ task_run_state = _table(
 
 # Tables by which a Prefect server's database is known.
 MARKS = frozenset({"alembic_version", "flow", "flow_run", "deployment", "work_pool"})
-CHECKED = (flow_run, flow_run_state, *metadata.tables.values())
+CHECKED = (
+    *(flow_run, flow_run_state),
+    *metadata.tables.values(),
+    *deployment_tables.metadata.tables.values(),
+)
 
 _SCHEDULED, _RUNNING = StateType.SCHEDULED.value, StateType.RUNNING.value
 
@@ -96,18 +104,21 @@ async def resolve(lookup: Lookup, runs: Sequence[NewRun]) -> References:
     it.
     """
     references = References()
-    pools = await _by(lookup, work_pool.c.name, (new.request.body.work_pool_name for new in runs))
+    # Runs of deployments have their labels and queues from these.
+    requests = [(new.run, new.request.body) for new in runs if isinstance(new.request, CreateRequest)]
+    pools = await _by(lookup, work_pool.c.name, (body.work_pool_name for _, body in requests))
     queues = await lookup.rows(work_queue.c.work_pool_id, [pool["id"] for pool in pools.values()])
-    for new in runs:
-        if refusal := _fill_work_queue(new, pools, queues):
-            references.refused[new.run.id] = refusal
+    for run, body in requests:
+        if refusal := _fill_work_queue(run, body, pools, queues):
+            references.refused[run.id] = refusal
     flows = await _by(lookup, flow.c.id, (new.run.flow_id for new in runs))
-    deployments = await _by(lookup, deployment.c.id, (new.run.deployment_id for new in runs))
+    deployments = await _by(lookup, deployment.c.id, (body.deployment_id for _, body in requests))
     tasks = await _by(lookup, task_run.c.id, (new.run.parent_task_run_id for new in runs))
     documents = await _by(lookup, block_document.c.id, (new.run.infrastructure_document_id for new in runs))
+    for run, body in requests:
+        run.labels = _labels(run, body, flows.get(run.flow_id), deployments.get(run.deployment_id))
     for new in runs:
         run = new.run
-        run.labels = _labels(new, flows.get(run.flow_id), deployments.get(run.deployment_id))
         for what, value, found in (
             ("flow", run.flow_id, flows),
             ("parent task run", run.parent_task_run_id, tasks),
@@ -123,9 +134,11 @@ async def _by(lookup: Lookup, column: sa.Column[Any], values: Iterable[Any]) -> 
     return {row[column.name]: row for row in found}
 
 
-def _fill_work_queue(new: NewRun, pools: Mapping[str, Row], queues: Sequence[Row]) -> Refusal | None:
+def _fill_work_queue(
+    run: FlowRun, body: CreateFlowRun, pools: Mapping[str, Row], queues: Sequence[Row]
+) -> Refusal | None:
     """``WorkerLookups``: a queue by the names of pool and queue, or the pool's default queue."""
-    pool_name, queue_name = new.request.body.work_pool_name, new.request.body.work_queue_name
+    pool_name, queue_name = body.work_pool_name, body.work_queue_name
     if not pool_name:
         return None
     pool = pools.get(pool_name)
@@ -140,15 +153,16 @@ def _fill_work_queue(new: NewRun, pools: Mapping[str, Row], queues: Sequence[Row
     else:
         found = [row for row in queues if row["id"] == pool["default_queue_id"]]
     if pool is not None and found:
-        run = new.run
         run.work_queue_id, run.pool_queue_name = found[0]["id"], found[0]["name"]
         run.work_pool_id, run.work_pool_name = pool["id"], pool["name"]
     return None
 
 
-def _labels(new: NewRun, flow_row: Row | None, deployment_row: Row | None) -> dict[str, Any]:
+def _labels(
+    run: FlowRun, body: CreateFlowRun, flow_row: Row | None, deployment_row: Row | None
+) -> dict[str, Any]:
     """``with_system_labels_for_flow_run`` and ``with_system_labels_for_deployment_flow_run``."""
-    own = new.request.body.labels or {}
+    own = body.labels or {}
     if deployment_row is not None:
         system = {
             "prefect.flow.id": str(deployment_row["flow_id"]),
@@ -156,7 +170,7 @@ def _labels(new: NewRun, flow_row: Row | None, deployment_row: Row | None) -> di
         }
         return {**(deployment_row["labels"] or {}), **system, **own}
     inherited = (flow_row["labels"] if flow_row else None) or {}
-    return {**inherited, "prefect.flow.id": str(new.run.flow_id), **own}
+    return {**inherited, "prefect.flow.id": str(run.flow_id), **own}
 
 
 def follow(task: Row, new: NewRun, now: datetime) -> tuple[Row, Row]:
@@ -245,7 +259,7 @@ def problems(inspector: sa.Inspector) -> list[str]:
         )
     if UNIQUE_INDEX not in indexes:
         found.append(f"no unique index {UNIQUE_INDEX}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _family(type_: sa.types.TypeEngine[Any]) -> str:

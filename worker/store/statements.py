@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql
 
 from worker.contract.encoding import dumps
 from worker.contract.flow_run import FlowRun, FlowRunState
+from worker.store import deployment_tables
 from worker.store.prefect import artifact, work_pool, work_queue
 from worker.store.tables import Json, Timestamp, Uuid, flow_run, flow_run_state
 
@@ -43,6 +44,8 @@ class Statements:
         create_states: SQLite's, for the states of the runs with the ids of its second parameter.
         read_by_key: the runs of some flows and idempotency keys.
         read_by_id: the runs of some ids.
+        deployments_by_id: the deployments of some ids.
+        deployments_by_name: those of some names of flows and deployments.
     """
 
     def __init__(self, dialect: sa.Dialect, *, prefect: bool) -> None:
@@ -76,6 +79,14 @@ class Statements:
         self.read_by_key = self._read(flow_run.c.flow_id, flow_run.c.idempotency_key, prefect=prefect)
         self.read_by_id = self._read(flow_run.c.id, prefect=prefect)
         self.lookup = cache(self._lookup)
+        flow, deployment = deployment_tables.flow, deployment_tables.deployment
+        rows, (id_,) = self._given(deployment.c.id)
+        self.deployments_by_id = _deployments(rows.join(deployment, deployment.c.id == id_))
+        rows, (flow_name, name) = self._given(flow.c.name, deployment.c.name)
+        named = sa.and_(deployment.c.flow_id == flow.c.id, deployment.c.name == name)
+        self.deployments_by_name = _deployments(
+            rows.join(flow, flow.c.name == flow_name).join(deployment, named), flow.c.name
+        )
 
     def new_rows(self, runs: Iterable[FlowRun]) -> tuple[Any, ...]:
         """The parameters of :attr:`create`, and the first of :attr:`create_states`.
@@ -147,6 +158,26 @@ class Statements:
         """The rows of a table in which a column has one of the given values."""
         rows, (value,) = self._given(column)
         return sa.select(*_shown(column.table)).select_from(rows.join(column.table, column == value))
+
+
+def _deployments(found: sa.FromClause, *besides: sa.Column[Any]) -> sa.Select[Any]:
+    """Deployments with what is asked of their queue and pool. What is checked against is read as
+    text: the same text has been prepared before, mostly.
+    """
+    of, queue, pool = deployment_tables.deployment, deployment_tables.work_queue, deployment_tables.work_pool
+    texts = (of.c.parameter_openapi_schema, of.c.infra_overrides, pool.c.base_job_template)
+    return sa.select(
+        *(column for column in of.c if column not in set(texts)),
+        *(sa.cast(column, sa.Text).label(column.name) for column in texts),
+        *(column.label(f"of_{column.table.name}_{column.name}") for column in besides),
+        queue.c.name.label("queue_name"),
+        pool.c.id.label("pool_id"),
+        pool.c.name.label("pool_name"),
+    ).select_from(
+        found.outerjoin(queue, queue.c.id == of.c.work_queue_id).outerjoin(
+            pool, pool.c.id == queue.c.work_pool_id
+        )
+    )
 
 
 def given(rows: Iterable[Sequence[Any]]) -> dict[str, str]:

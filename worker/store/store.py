@@ -10,10 +10,12 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 import structlog
 
+from worker.contract.decode import DeploymentRequest
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
-from worker.creation import NewRun
+from worker.creation import NewRun, Requested
 from worker.store import migrations
+from worker.store.deployments import refuse_runs_of_deployments, resolve_deployments
 from worker.store.engine import Database, open_database, prepare_to_write
 from worker.store.errors import Blame, blame, fault
 from worker.store.insertion import Insertion
@@ -21,6 +23,7 @@ from worker.store.opening import parse_url
 from worker.store.outcome import Created, Existing, Outcome
 from worker.store.prefect import References, Row, resolve
 from worker.store.statements import Statements, given, run_of
+from worker.store.work_queues import fill_work_queues
 
 log = structlog.get_logger(__name__)
 
@@ -86,8 +89,9 @@ class Store:
         """Raise Fault unless the database answers."""
         await self._insertion.ping()
 
-    async def try_writing(self, new: NewRun) -> None:
+    async def try_writing(self, requested: Requested) -> None:
         """Raise Fault unless the database would take a run like this one, which is not stored."""
+        new = requested if isinstance(requested, NewRun) else requested.of_a_flow()
         run, state = new.run, new.run.state
         state_id = None if state is None else uuid4()
         # With ids of its own, and no key: where a run conflicts with one that exists, nothing is
@@ -97,19 +101,20 @@ class Store:
             trial.state = replace(state, id=state_id, flow_run_id=trial.id)
         await self._insertion.try_writing(replace(new, run=trial))
 
-    async def create(self, runs: Sequence[NewRun]) -> list[Outcome]:
+    async def create(self, requested: Sequence[Requested]) -> list[Outcome]:
         """Create runs that don't exist yet.
 
         Of several runs with one key the first is created; if it is refused, the next one.
 
         Returns:
-            What became of each, in the order of ``runs``.
+            What became of each, in the order of ``requested``.
 
         Raises:
             Fault: the database is away or busy. The same runs can be given again: what was stored
                 is found then.
         """
-        references = await self._resolve(runs)
+        runs = await self._of_deployments(requested)
+        references = await self._resolve([each for each in runs if isinstance(each, NewRun)])
         batch = _Batch(runs, references.refused)
         for _ in range(MAX_ROUNDS):
             leaders = batch.leaders()
@@ -118,8 +123,27 @@ class Store:
             batch.settle(await self._insert_or_read(leaders, references.missing))
         raise Fault("runs vanish as soon as they are created")
 
+    async def _of_deployments(self, requested: Sequence[Requested]) -> list[NewRun | Refusal]:
+        """Requests for runs of deployments as runs, or as their refusals; others stay."""
+        runs: list[NewRun | Refusal] = [each for each in requested if isinstance(each, NewRun)]
+        if len(runs) == len(requested):
+            return runs
+        if self.kind == "standalone":
+            return refuse_runs_of_deployments(requested)
+        return await resolve_deployments(self, requested)
+
     async def _resolve(self, runs: Sequence[NewRun]) -> References:
-        return await resolve(self, runs) if self.kind == "prefect" else References()
+        if self.kind == "standalone":
+            return References()
+        references = await resolve(self, runs)
+        of_deployments = [
+            new
+            for new in runs
+            if isinstance(new.request, DeploymentRequest) and new.run.id not in references.missing
+        ]
+        if of_deployments:
+            references.refused |= await fill_work_queues(self, self._database, of_deployments)
+        return references
 
     async def _insert_or_read(
         self, runs: Sequence[NewRun], missing: Mapping[UUID, Refusal]
@@ -158,6 +182,14 @@ class Store:
         found = await self._query(self._statements.lookup(column), [(value,) for value in values])
         return [dict(row._mapping) for row in found]
 
+    async def deployments(self, ids: Iterable[UUID], names: Iterable[tuple[str, str]]) -> list[Row]:
+        """See :class:`worker.store.deployments.DeploymentLookup`."""
+        found = [
+            *await self._query(self._statements.deployments_by_id, [(each,) for each in ids]),
+            *await self._query(self._statements.deployments_by_name, list(names)),
+        ]
+        return [dict(row._mapping) for row in found]
+
     async def _query(self, query: sa.Select[Any], wanted: Sequence[Sequence[Any]]) -> Sequence[Any]:
         if not wanted:
             return []
@@ -175,14 +207,17 @@ class _Batch:
     leads, and the others follow: they find the run that it made, or lead if it is refused.
     """
 
-    def __init__(self, runs: Sequence[NewRun], refused: Mapping[UUID, Refusal]) -> None:
-        self._runs = runs
+    def __init__(self, runs: Sequence[NewRun | Refusal], refused: Mapping[UUID, Refusal]) -> None:
+        self._runs: dict[int, NewRun] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._waiting: dict[Hashable, list[int]] = {}
         for index, new in enumerate(runs):
-            if new.run.id in refused:
+            if isinstance(new, Refusal):
+                self._outcomes[index] = new
+            elif new.run.id in refused:
                 self._outcomes[index] = refused[new.run.id]
             else:
+                self._runs[index] = new
                 self._waiting.setdefault(_identity(new.run), []).append(index)
 
     def leaders(self) -> list[NewRun]:
@@ -207,7 +242,7 @@ class _Batch:
 
     def outcomes(self) -> list[Outcome]:
         """What became of each, in the order of the requests, once all are settled."""
-        return [self._outcomes[index] for index in range(len(self._runs))]
+        return [self._outcomes[index] for index in range(len(self._outcomes))]
 
 
 def _key(run: FlowRun) -> tuple[UUID, str]:

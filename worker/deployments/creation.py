@@ -1,0 +1,103 @@
+"""From a request and its deployment to the rows of a new run: what is the deployment's, what the
+request's, and whether they fit each other.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import from_json
+
+from worker.contract.errors import NoWorkPool, ParametersRefused, SchemaRefused
+from worker.contract.state import StateCreate, StateType
+from worker.creation import NewRun, UnresolvedRun, run_row
+from worker.deployments.deployment import Deployment
+from worker.deployments.hydration import Variables, hydrate
+from worker.deployments.job_variables import check_job_variables, job_template
+from worker.deployments.schemas import Invalid, Schema, Unusable
+
+# Parameter schemas that are kept ready. A guess at how many one worker meets at a time.
+SCHEMAS_MAX = 256
+
+_SCHEDULED = StateCreate(type=StateType.SCHEDULED)
+_NO_SCHEMA = (
+    "Error updating deployment: Cannot update parameters because parameter schema enforcement is enabled "
+    "and the deployment does not have a valid parameter schema."
+)
+
+
+def merged_parameters(unresolved: UnresolvedRun, deployment: Deployment) -> dict[str, Any]:
+    """The deployment's parameters, each replaced by the request's of the same name."""
+    return {**deployment.parameters, **unresolved.request.body.parameters}
+
+
+def run_of_deployment(
+    unresolved: UnresolvedRun, deployment: Deployment, *, variables: Variables, blocks: Mapping[UUID, Any]
+) -> NewRun:
+    """Make the rows for a request (``create_flow_run_from_deployment``).
+
+    Where the request names another queue than the deployment's, the run has no ``work_queue_id``
+    yet.
+
+    Args:
+        variables: workspace variables by name, as far as the parameters need them.
+        blocks: by id, the block documents of the pool's template that are there.
+
+    Raises:
+        Refusal: what Prefect's endpoint answers, in the order of its checks.
+    """
+    request = unresolved.request
+    body = request.body
+    parameters = hydrate(merged_parameters(unresolved, deployment), variables)
+    enforced = body.enforce_parameter_schema
+    if deployment.enforce_parameter_schema if enforced is None else enforced:
+        _check_parameters(parameters, deployment.parameter_schema)
+    if deployment.job_template is not None:
+        job_template(deployment.job_template).check_blocks(blocks)
+        check_job_variables(deployment.job_template, deployment.job_variables, body.job_variables)
+    if body.work_queue_name and deployment.queue is None:
+        raise NoWorkPool(body.work_queue_name, deployment.id)
+    run = run_row(
+        request,
+        unresolved.run_id,
+        deployment.flow_id,
+        body.state or _SCHEDULED,
+        unresolved.now,
+        traceparent=unresolved.traceparent,
+    )
+    run.deployment_id = deployment.id
+    run.deployment_version = deployment.version
+    run.parameters = parameters
+    run.tags = list(dict.fromkeys((*deployment.tags, *body.tags)))
+    run.infrastructure_document_id = body.infrastructure_document_id or deployment.infrastructure_document_id
+    run.labels = {
+        **(deployment.labels or {}),
+        "prefect.flow.id": str(deployment.flow_id),
+        "prefect.deployment.id": str(deployment.id),
+        **(body.labels or {}),
+    }
+    if not body.work_queue_name:
+        run.work_queue_name = deployment.work_queue_name
+    queue = deployment.queue
+    if queue is not None:
+        run.work_pool_id, run.work_pool_name = queue.pool_id, queue.pool_name
+        if body.work_queue_name in (None, "", queue.name):
+            run.work_queue_id, run.pool_queue_name = queue.id, queue.name
+    return NewRun(request, run)
+
+
+def _check_parameters(parameters: dict[str, Any], schema: str | None) -> None:
+    if schema is None:
+        raise ParametersRefused(_NO_SCHEMA)
+    try:
+        _schema(schema).check(parameters)
+    except Invalid as wrong:
+        raise ParametersRefused(f"Error creating flow run: {wrong}") from None
+    except Unusable as wrong:
+        raise SchemaRefused(str(wrong)) from None
+
+
+@lru_cache(maxsize=SCHEMAS_MAX)
+def _schema(text: str) -> Schema:
+    return Schema(from_json(text))

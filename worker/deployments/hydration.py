@@ -1,0 +1,155 @@
+"""Parameters that say how to get their value: ``{"__prefect_kind": "json", "value": "[1]"}`` is the
+list (``prefect.utilities.schema_tools.hydration``).
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from worker.contract.decode import MAX_DEPTH, depth_exceeds
+from worker.contract.errors import HydrationRefused
+from worker.contract.validation import unstorable
+
+KIND = "__prefect_kind"
+
+# What marks a template, or begins a comment in one. Text without is what Prefect makes of it.
+_TEMPLATE_MARKS = ("{{", "{%", "{#")
+_TOO_DEEP = "They are nested too deep."
+# Stands for a value that is left out of the object or list that it is in.
+_LEFT_OUT = object()
+
+Variables = Mapping[str, Any]
+
+
+class UnknownVariable(HydrationRefused):
+    """There is no workspace variable of this name."""
+
+    def __init__(self, name: Any) -> None:
+        super().__init__(f"Variable '{name}' not found in workspace.")
+
+
+def hydrate(parameters: dict[str, Any], variables: Variables) -> dict[str, Any]:
+    """Parameters with the values that they stand for.
+
+    Args:
+        variables: the workspace variables by name, as far as these parameters need them.
+
+    Raises:
+        HydrationRefused: a value can't be had, or can't be stored.
+    """
+    try:
+        hydrated = _hydrated(parameters, variables)
+    except RecursionError:
+        raise HydrationRefused(_TOO_DEEP) from None
+    if hydrated is _LEFT_OUT:
+        return {}
+    if not isinstance(hydrated, dict):
+        raise HydrationRefused("They are not an object.")
+    if hydrated != parameters:  # what was read out of a text has not been looked at yet
+        if depth_exceeds(hydrated, MAX_DEPTH):
+            raise HydrationRefused(_TOO_DEEP)
+        for error in unstorable(hydrated):
+            raise HydrationRefused(f"{'.'.join(map(str, error['loc'][1:]))}: {error['msg']}")
+    return hydrated
+
+
+def variable_names(parameters: Iterable[dict[str, Any]], known: Variables) -> set[str]:
+    """Workspace variables that these parameters need, besides those that are known.
+
+    A name may be in another variable, so ask again once these are known.
+    """
+    asked = _Asked(known)
+    for each in parameters:
+        try:
+            hydrate(each, asked)
+        except HydrationRefused:
+            continue
+    return asked.names
+
+
+class _Asked(dict[str, Any]):
+    """Variables; notes the names of those that it has not got."""
+
+    def __init__(self, known: Variables) -> None:
+        super().__init__(known)
+        self.names: set[str] = set()
+
+    def __missing__(self, name: str) -> None:
+        self.names.add(name)
+
+
+def _hydrated(value: Any, variables: Variables) -> Any:
+    if isinstance(value, dict):
+        if KIND in value:
+            kind = value[KIND]
+            read = _KINDS.get(kind) if isinstance(kind, str) else None
+            return value.get("value") if read is None else read(value, variables)
+        return {
+            name: hydrated
+            for name, each in value.items()
+            if (hydrated := _hydrated(each, variables)) is not _LEFT_OUT
+        }
+    if isinstance(value, list):
+        return [hydrated for each in value if (hydrated := _hydrated(each, variables)) is not _LEFT_OUT]
+    return value
+
+
+def _inner(value: Any, variables: Variables) -> Any:
+    """What a kind is made of may be of a kind itself."""
+    return _hydrated(value, variables) if isinstance(value, dict) else value
+
+
+def _none(value: dict[str, Any], variables: Variables) -> Any:
+    if "value" not in value:
+        raise HydrationRefused("Missing 'value' key in __prefect object")
+    return _hydrated(value["value"], variables)
+
+
+def _json(value: dict[str, Any], variables: Variables) -> Any:
+    if "value" not in value:
+        return _LEFT_OUT
+    text = _inner(value["value"], variables)
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise HydrationRefused(_TOO_DEEP) from None
+    except ValueError as error:
+        raise HydrationRefused(f"Invalid JSON: {error}") from None
+
+
+def _variable(value: dict[str, Any], variables: Variables) -> Any:
+    if "variable_name" not in value:
+        return _LEFT_OUT
+    name = _inner(value["variable_name"], variables)
+    if name is _LEFT_OUT:
+        return name
+    if not isinstance(name, str):
+        raise UnknownVariable(name)
+    try:
+        return variables[name]
+    except KeyError:
+        raise UnknownVariable(name) from None
+
+
+def _jinja(value: dict[str, Any], variables: Variables) -> Any:
+    """A template is refused: nothing bounds the time and the memory that it takes. As nothing is
+    there for it to refer to, whoever sends it can render it as well.
+    """
+    if "template" not in value:
+        raise HydrationRefused("Missing 'template' key in __prefect object")
+    template = _inner(value["template"], variables)
+    if template is _LEFT_OUT:
+        return template
+    if not isinstance(template, str) or any(mark in template for mark in _TEMPLATE_MARKS):
+        raise HydrationRefused("This worker renders no jinja templates: send the text that is meant.")
+    return template
+
+
+_KINDS: dict[str, Callable[[dict[str, Any], Variables], Any]] = {
+    "none": _none,
+    "json": _json,
+    "workspace_variable": _variable,
+    "jinja": _jinja,
+}

@@ -1,0 +1,143 @@
+"""JSON Schemas as Prefect checks against them: what Pydantic 1 made is mended first, and no
+reference is fetched (``prefect.utilities.schema_tools.validation``).
+"""
+
+from collections.abc import Container, Iterable
+from copy import deepcopy
+from typing import Any
+
+from jsonschema import Draft202012Validator, SchemaError, ValidationError
+from jsonschema.exceptions import best_match
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+
+class Invalid(Exception):
+    """What is checked does not fit, in Prefect's words."""
+
+
+class Unusable(Exception):
+    """The schema can't be checked against, in Prefect's words."""
+
+
+CIRCULAR = "Invalid schema: Unable to validate schema with circular references."
+
+# What a schema that is none leads to, in the library and in the mending: it is not written for it.
+_BROKEN = (AttributeError, KeyError, TypeError, ValueError)
+
+
+class Schema:
+    """A schema that is ready to be checked against.
+
+    Args:
+        schema: the JSON value; taken over, and changed.
+        mended: see the head of this module.
+        none_for_default: null may stand where there is a default, when it is mended.
+        required: whether what it says to be required is.
+        given: names that are taken to be there, though they are not in what is checked.
+
+    Raises:
+        Unusable: it is no schema.
+    """
+
+    def __init__(
+        self,
+        schema: Any,
+        *,
+        mended: bool = True,
+        none_for_default: bool = False,
+        required: bool = True,
+        given: Container[str] = (),
+    ) -> None:
+        try:
+            if mended:
+                _mend(schema, none_for_default)
+            if not required:
+                schema = _without_required(schema)
+            elif given and "required" in schema:
+                schema["required"] = [name for name in schema["required"] if name not in given]
+            Draft202012Validator.check_schema(schema)
+        except SchemaError as error:
+            raise Unusable(f"Invalid schema: {error.message}") from None
+        except RecursionError:
+            raise Unusable(CIRCULAR) from None
+        except _BROKEN as error:
+            raise Unusable(f"Invalid schema: {error}") from None
+        arguments: dict[str, Any] = {"registry": Registry()}
+        self._validator = Draft202012Validator(schema, **arguments)
+        self._with_formats = Draft202012Validator(
+            schema, format_checker=Draft202012Validator.FORMAT_CHECKER, **arguments
+        )
+
+    def check(self, value: Any) -> None:
+        """Check a value. Formats, such as that of a date, are not looked at.
+
+        Raises:
+            Invalid: it does not fit; the most telling reason.
+            Unusable: the schema refers to itself without end.
+        """
+        error = self._first(self._validator, value)
+        if error is not None:
+            path = error.json_path
+            field = "" if path == "$" else f" for field {path.replace('$.', '')!r}"
+            raise Invalid(f"Validation failed{field}. Failure reason: {error.message}")
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value fits, formats included; raises as :meth:`check` does otherwise."""
+        return self._first(self._with_formats, value) is None
+
+    def _first(self, validator: Draft202012Validator, value: Any) -> ValidationError | None:
+        try:
+            error: ValidationError | None = best_match(validator.iter_errors(value))
+            return error
+        except RecursionError:
+            raise Unusable(CIRCULAR) from None
+        except Unresolvable as error:
+            raise Invalid(f"Validation failed. Failure reason: {error}") from None
+        except _BROKEN as error:
+            raise Unusable(f"Invalid schema: {error}") from None
+
+
+def _without_required(schema: Any) -> Any:
+    """``remove_nested_keys``."""
+    if not isinstance(schema, dict):
+        return schema
+    return {name: _without_required(each) for name, each in schema.items() if name != "required"}
+
+
+def _mend(schema: dict[str, Any], none_for_default: bool) -> None:
+    """``preprocess_schema``."""
+    if "properties" in schema:
+        _mend_properties(schema, none_for_default)
+    for definition in list(schema.get("definitions", {}).values()):
+        if "properties" in definition:
+            _mend_properties(definition, none_for_default)
+        if "block_type_slug" in definition:
+            # A block may be given by its id.
+            reference = {
+                "oneOf": [
+                    {"type": "string", "format": "uuid"},
+                    {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1},
+                ]
+            }
+            by_id = {"type": "object", "properties": {"$ref": reference}, "required": ["$ref"]}
+            schema["definitions"][definition["title"]] = {"oneOf": [definition, by_id]}
+
+
+def _mend_properties(parent: dict[str, Any], none_for_default: bool) -> None:
+    """``process_properties``: Pydantic 1 does not say that a field may be null, and writes tuples
+    as drafts before 2020-12 do.
+    """
+    required: Iterable[str] = parent.get("required", [])
+    for name, schema in parent["properties"].items():
+        if (
+            name not in required
+            and "type" in schema
+            and schema["type"] != "null"
+            and (none_for_default or "default" not in schema)
+        ):
+            schema["anyOf"] = [{"type": schema.pop("type")}, {"type": "null"}]
+        if isinstance(schema.get("items"), list) and schema["items"] and not schema.get("prefixItems"):
+            schema["prefixItems"] = deepcopy(schema.pop("items"))
+        if "properties" in schema:
+            _mend_properties(schema, none_for_default)

@@ -1,0 +1,124 @@
+"""Looks up what requests for runs of deployments refer to, each kind once for a whole batch, and so
+turns these requests into runs.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from worker.contract.errors import DeploymentNotFound, Refusal
+from worker.creation import NewRun, Requested, UnresolvedRun
+from worker.deployments.creation import merged_parameters, run_of_deployment
+from worker.deployments.deployment import Deployment, WorkQueue
+from worker.deployments.hydration import variable_names
+from worker.deployments.job_variables import job_template
+from worker.store.deployment_tables import variable
+from worker.store.prefect import Row, block_document
+
+
+class DeploymentLookup(Protocol):
+    """Asks the database."""
+
+    async def rows(self, column: sa.Column[Any], values: Iterable[Any]) -> list[Row]:
+        """See :class:`worker.store.prefect.Lookup`."""
+
+    async def deployments(self, ids: Iterable[UUID], names: Iterable[tuple[str, str]]) -> list[Row]:
+        """The deployments of these ids, and of these names of flows and deployments."""
+
+
+def refuse_runs_of_deployments(requested: Sequence[Requested]) -> list[NewRun | Refusal]:
+    """What a database without deployments answers."""
+    reason = "A database of the worker's own has no deployments."
+    return [DeploymentNotFound(reason) if isinstance(each, UnresolvedRun) else each for each in requested]
+
+
+async def resolve_deployments(
+    lookup: DeploymentLookup, requested: Sequence[Requested]
+) -> list[NewRun | Refusal]:
+    """Turn requests for runs of deployments into runs, or into their refusals; others stay."""
+    unresolved = [each for each in requested if isinstance(each, UnresolvedRun)]
+    deployments = await _deployments(lookup, unresolved)
+    found = [(each, deployments[_which(each)]) for each in unresolved if _which(each) in deployments]
+    variables = await _variables(lookup, [merged_parameters(*each) for each in found])
+    templates = {each.job_template for each in deployments.values() if each.job_template is not None}
+    blocks = {block for each in templates for block in job_template(each).blocks}
+    there = {row["id"]: row for row in await lookup.rows(block_document.c.id, blocks)}
+
+    def resolved(each: UnresolvedRun) -> NewRun | Refusal:
+        deployment = deployments.get(_which(each))
+        if deployment is None:
+            return DeploymentNotFound(f"There is no deployment {_shown(_which(each))}.")
+        try:
+            return run_of_deployment(each, deployment, variables=variables, blocks=there)
+        except Refusal as refusal:
+            return refusal.with_traceback(None)
+
+    return [resolved(each) if isinstance(each, UnresolvedRun) else each for each in requested]
+
+
+def _which(unresolved: UnresolvedRun) -> UUID | tuple[str, str]:
+    """The deployment's id, or the names of its flow and its own."""
+    body = unresolved.request.body
+    if body.deployment_name is None:
+        assert body.deployment_id is not None
+        return body.deployment_id
+    flow_name, _, name = body.deployment_name.partition("/")
+    return flow_name, name
+
+
+def _shown(which: UUID | tuple[str, str]) -> str:
+    return f"'{'/'.join(which)}'" if isinstance(which, tuple) else str(which)
+
+
+async def _deployments(
+    lookup: DeploymentLookup, unresolved: Sequence[UnresolvedRun]
+) -> dict[UUID | tuple[str, str], Deployment]:
+    asked = {_which(each) for each in unresolved}
+    rows = await lookup.deployments(
+        [each for each in asked if isinstance(each, UUID)],
+        [each for each in asked if isinstance(each, tuple)],
+    )
+    found: dict[UUID | tuple[str, str], Deployment] = {}
+    for row in rows:
+        key = (row["of_flow_name"], row["name"]) if "of_flow_name" in row else row["id"]
+        found[key] = _deployment(row)
+    return found
+
+
+def _deployment(row: Row) -> Deployment:
+    queue = None
+    if row["pool_id"] is not None:
+        queue = WorkQueue(row["work_queue_id"], row["queue_name"], row["pool_id"], row["pool_name"])
+    return Deployment(
+        id=row["id"],
+        flow_id=row["flow_id"],
+        version=row["version"],
+        tags=row["tags"] or [],
+        labels=row["labels"],
+        parameters=row["parameters"] or {},
+        parameter_schema=_text(row["parameter_openapi_schema"]),
+        enforce_parameter_schema=row["enforce_parameter_schema"],
+        job_variables=_text(row["infra_overrides"]),
+        infrastructure_document_id=row["infrastructure_document_id"],
+        work_queue_id=row["work_queue_id"],
+        work_queue_name=row["work_queue_name"],
+        queue=queue,
+        job_template=_text(row["base_job_template"]),
+    )
+
+
+def _text(json: str | None) -> str | None:
+    """JSON that says something."""
+    return None if json == "null" else json
+
+
+async def _variables(lookup: DeploymentLookup, parameters: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    asked: set[str] = set()
+    # The name of one may be in another: that takes another round.
+    while names := variable_names(parameters, known) - asked:
+        asked |= names
+        known |= {row["name"]: row["value"] for row in await lookup.rows(variable.c.name, names)}
+    return known

@@ -1,0 +1,99 @@
+"""Finds the work queues that requests name for runs of deployments, and makes those that are not
+there, as Prefect's endpoint does.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from uuid import UUID
+
+import sqlalchemy as sa
+import structlog
+from asyncpg import InsufficientPrivilegeError
+from sqlalchemy.dialects import postgresql, sqlite
+
+from worker.contract.errors import Refusal, Unprocessable, WorkPoolNotFound
+from worker.contract.flow_run import FlowRun
+from worker.creation import NewRun, uuid7
+from worker.store.deployment_tables import work_queue
+from worker.store.engine import Database
+from worker.store.errors import Blame, blame, driver_error, fault, refusal
+from worker.store.prefect import Lookup
+
+log = structlog.get_logger(__name__)
+
+# What the names of Prefect's objects must not have, as they stand in its URLs.
+BANNED_CHARACTERS = "/%&><"
+
+
+async def fill_work_queues(lookup: Lookup, database: Database, runs: Sequence[NewRun]) -> dict[UUID, Refusal]:
+    """Fill in the queues of runs that have a work pool, and a queue's name in place of a queue.
+
+    Returns:
+        By run id, a refusal for a run whose queue is not there and can't be made.
+
+    Raises:
+        Fault: the database is away or busy.
+    """
+    lacking = [new.run for new in runs if new.run.work_pool_id is not None and new.run.work_queue_id is None]
+    rows = await lookup.rows(work_queue.c.work_pool_id, {run.work_pool_id for run in lacking})
+    queues: dict[tuple[UUID | None, str | None], UUID | Refusal]
+    queues = {(row["work_pool_id"], row["name"]): row["id"] for row in rows}
+    refused: dict[UUID, Refusal] = {}
+    for run in lacking:
+        key = run.work_pool_id, run.work_queue_name
+        if key not in queues:
+            priorities = [row["priority"] for row in rows if row["work_pool_id"] == run.work_pool_id]
+            queues[key] = await _make(database, run, free_priority(priorities))
+        queue = queues[key]
+        if isinstance(queue, Refusal):
+            refused[run.id] = queue
+        else:
+            run.work_queue_id, run.pool_queue_name = queue, run.work_queue_name
+    return refused
+
+
+def free_priority(taken: Iterable[int]) -> int:
+    """The first that is free (``create_work_queue``)."""
+    priorities = sorted(taken)
+    return next(
+        (place for place, priority in enumerate(priorities, start=1) if priority != place),
+        max(priorities, default=0) + 1,
+    )
+
+
+async def _make(database: Database, run: FlowRun, priority: int) -> UUID | Refusal:
+    """Make the queue that a run names, unless another worker has just made it."""
+    name, pool_id = run.work_queue_name or "", run.work_pool_id
+    if any(each in BANNED_CHARACTERS for each in name):
+        return Unprocessable(
+            f"There is no work queue '{name}', and none may have {BANNED_CHARACTERS} in its name."
+        )
+    now = datetime.now(UTC)
+    row = {
+        "id": uuid7(now),
+        "created": now,
+        "updated": now,
+        "name": name,
+        "work_pool_id": pool_id,
+        "priority": priority,
+    }
+    insert = sqlite.insert if database.url.get_backend_name() == "sqlite" else postgresql.insert
+    its = sa.and_(work_queue.c.work_pool_id == pool_id, work_queue.c.name == name)
+    try:
+        async with database.connect() as connection:
+            await connection.execute(insert(work_queue).values(row).on_conflict_do_nothing())
+            queue_id: UUID = (await connection.execute(sa.select(work_queue.c.id).where(its))).scalar_one()
+    except Exception as error:
+        if isinstance(driver_error(error), InsufficientPrivilegeError):
+            return WorkPoolNotFound(
+                f"Work pool queue '{run.work_pool_name}/{name}' not found, and the worker may not make it: "
+                "make it, or GRANT INSERT ON work_queue to the worker's user; then send the request again."
+            )
+        said = blame(error)
+        if said is Blame.row:
+            return refusal(error)
+        if said is Blame.unforeseen:
+            raise  # the pipeline finds whose it is
+        raise fault(error) from error
+    log.info("work_queue_made", work_pool=run.work_pool_name, work_queue=name)
+    return queue_id
