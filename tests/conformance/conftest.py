@@ -14,10 +14,14 @@ import pytest
 from tests.conformance.cases import written_for
 from tests.conformance.comparison import comparable
 from tests.conformance.prefect_server import PrefectMissing, PrefectServer
+from tests.conformance.shared import Shared, as_worker
 from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
+
+# Of a run's parameters on SQLite, in bytes; one of the enumerated cases has more.
+OTHER_LIMIT = 300_000
 
 
 @pytest.fixture(scope="session")
@@ -134,3 +138,39 @@ async def both(
         Producer(rabbitmq.url, worker_queue) as producer,
     ):
         yield Both(http, producer, share=share)
+
+
+@pytest.fixture(scope="session", params=["postgresql", "sqlite"])
+def shared(
+    request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shared]:
+    folder = tmp_path_factory.mktemp("shared")
+    prefect: PrefectServer = request.getfixturevalue("prefect")
+    if request.param == "sqlite":
+        prefect = PrefectServer(f"sqlite+aiosqlite:///{folder}/prefect.db")
+        prefect.environment["PREFECT_SERVER_API_MAX_PARAMETER_SIZE"] = str(OTHER_LIMIT)
+    shared = Shared(prefect, f"shared-{uuid4().hex[:8]}.create")
+    environment = {
+        "WORKER_DATABASE_KIND": "prefect",
+        "WORKER_AMQP_URL": rabbitmq.url,
+        "WORKER_DATABASE_URL": shared.database_url
+        if request.param == "sqlite"
+        else as_worker(shared.database_url),
+        "WORKER_QUEUE": shared.queue,
+        "WORKER_HTTP_PORT": "0",
+    }
+    if request.param == "sqlite":
+        environment["WORKER_MAX_PARAMETER_SIZE"] = str(OTHER_LIMIT)
+    worker = WorkerProcess(folder / "worker.log", environment)
+    try:
+        if request.param == "sqlite":
+            worker.wait_until_logged("There is no file")
+            assert not (folder / "prefect.db").exists()
+            prefect.__enter__()
+        worker.wait_until_logged("serving")
+        yield shared
+        assert worker.terminate() == 0, worker.output
+    finally:
+        worker.kill()
+        if request.param == "sqlite":
+            prefect.__exit__()

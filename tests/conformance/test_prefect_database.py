@@ -6,9 +6,8 @@ import asyncio
 import json
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,153 +15,17 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from sqlalchemy.engine import make_url
 
 from tests.conformance.cases import CASES
 from tests.conformance.comparison import comparable, differences
-from tests.conformance.prefect_server import VERSION, PrefectServer, install
+from tests.conformance.prefect_server import VERSION, install
+from tests.conformance.shared import Both, Shared, assert_served
 from tests.support.command import command
-from tests.support.database import execute
 from tests.support.processes import ServerProcess
-from tests.support.producer import Producer, Reply
+from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
-from tests.support.worker_process import ROOT, WorkerProcess
 from worker.contract.errors import Fault
 from worker.store import Store, StoreError, migrations
-
-# Of a run's parameters, in bytes; one of the enumerated cases has more.
-OTHER_LIMIT = 300_000
-# Of the moment at which they are asked for.
-ESTIMATES = ("estimated_run_time", "estimated_start_time_delta")
-
-
-@dataclass(frozen=True)
-class Shared:
-    """A Prefect server, and the queue of a worker on the same database."""
-
-    server: PrefectServer
-    queue: str
-
-    @property
-    def database_url(self) -> str:
-        return self.server.environment["PREFECT_API_DATABASE_CONNECTION_URL"]
-
-
-@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
-def shared(
-    request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Shared]:
-    folder = tmp_path_factory.mktemp("shared")
-    prefect: PrefectServer = request.getfixturevalue("prefect")
-    if request.param == "sqlite":
-        prefect = PrefectServer(f"sqlite+aiosqlite:///{folder}/prefect.db")
-        prefect.environment["PREFECT_SERVER_API_MAX_PARAMETER_SIZE"] = str(OTHER_LIMIT)
-    shared = Shared(prefect, f"shared-{uuid4().hex[:8]}.create")
-    environment = {
-        "WORKER_DATABASE_KIND": "prefect",
-        "WORKER_AMQP_URL": rabbitmq.url,
-        "WORKER_DATABASE_URL": shared.database_url
-        if request.param == "sqlite"
-        else _as_worker(shared.database_url),
-        "WORKER_QUEUE": shared.queue,
-        "WORKER_HTTP_PORT": "0",
-    }
-    if request.param == "sqlite":
-        environment["WORKER_MAX_PARAMETER_SIZE"] = str(OTHER_LIMIT)
-    worker = WorkerProcess(folder / "worker.log", environment)
-    try:
-        if request.param == "sqlite":
-            worker.wait_until_logged("There is no file")
-            assert not (folder / "prefect.db").exists()
-            prefect.__enter__()
-        worker.wait_until_logged("serving")
-        yield shared
-        assert worker.terminate() == 0, worker.output
-    finally:
-        worker.kill()
-        if request.param == "sqlite":
-            prefect.__exit__()
-
-
-def _as_worker(url: str) -> str:
-    """The URL for a role that has the rights of ``deploy/postgresql`` and no others."""
-    role = "flow_runs_worker"
-
-    asyncio.run(
-        execute(
-            url,
-            f"CREATE ROLE {role} LOGIN",
-            f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}",
-            (ROOT / "deploy/postgresql/prefect-rights.sql").read_text(),
-        )
-    )
-    return make_url(url).set(username=role).render_as_string(hide_password=False)
-
-
-class Both:
-    """The same request to Prefect's API and to the worker, which share a database."""
-
-    def __init__(self, http: httpx.AsyncClient, producer: Producer) -> None:
-        self.http = http
-        self.producer = producer
-
-    async def prefect(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """A request to Prefect's API, as often as it takes.
-
-        On SQLite it answers 503 when its database is locked; and it closes a connection that was
-        idle for five seconds, at times just when the next request is on its way there.
-        """
-        async with asyncio.timeout(60):
-            while True:
-                try:
-                    response = await self.http.request(method, path, **request)
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
-                    continue
-                if response.status_code != 503:
-                    return response
-                await asyncio.sleep(0.05)
-
-    async def post(self, path: str, body: dict[str, Any]) -> Any:
-        response = await self.prefect("POST", path, json=body)
-        assert response.is_success, response.text
-        return response.json() if response.content else None
-
-    async def served(self, run_id: str) -> Any:
-        return (await self.prefect("GET", f"/flow_runs/{run_id}")).json()
-
-    async def new_flow(self, **fields: Any) -> str:
-        return str((await self.post("/flows/", {"name": f"flow-{uuid4()}", **fields}))["id"])
-
-    async def assert_equal(
-        self,
-        ours: bytes,
-        prefects: bytes | None = None,
-        same: dict[str, str] | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Reply:
-        """Send a request to each, which need the same answer.
-
-        Args:
-            same: ids in our answer, and those that stand for them in Prefect's.
-        """
-        reply = await self.producer.request(ours, headers=headers)
-        content = ours if prefects is None else prefects
-        response = await self.prefect(
-            "POST",
-            "/flow_runs/",
-            content=content,
-            headers={"content-type": "application/json", **(headers or {})},
-        )
-        now = datetime.now(UTC)
-        text = json.dumps(reply.body)
-        for our_id, their_id in (same or {}).items():
-            for write in (str, str.upper, lambda each: each.replace("-", "")):
-                text = text.replace(write(our_id), write(their_id))
-        assert (response.status_code, response.text[:500]) == (reply.status, response.text[:500]), reply.body
-        found = list(differences(comparable(response.json(), now), comparable(json.loads(text), now)))
-        assert not found, "\n".join(found)
-        return reply
 
 
 @pytest.fixture
@@ -172,20 +35,6 @@ async def both(shared: Shared, rabbitmq: RabbitMQ) -> AsyncIterator[Both]:
         Producer(rabbitmq.url, shared.queue) as producer,
     ):
         yield Both(http, producer)
-
-
-def assert_served(reply: Reply, served: Any) -> None:
-    """Prefect serves what the reply said, field by field."""
-    ours = {name: value for name, value in reply.body.items() if name not in ESTIMATES}
-    theirs = {name: value for name, value in served.items() if name not in ESTIMATES}
-    for record in (ours, theirs):
-        # A new run's reply has the times with the offset that was sent, in Prefect as well; later
-        # they are in UTC.
-        for name in ("expected_start_time", "next_scheduled_start_time"):
-            record[name] = record[name] and datetime.fromisoformat(record[name])
-        record["empirical_policy"]["pause_keys"] = sorted(record["empirical_policy"]["pause_keys"] or [])
-    found = list(differences(theirs, ours))
-    assert not found, "\n".join(found)
 
 
 async def test_prefect_answers_the_same_and_serves_what_the_reply_said(both: Both) -> None:
@@ -358,7 +207,7 @@ async def test_prefects_own_queries_find_it(both: Both) -> None:
 
 
 # A copy of the file is enough to see how a database is checked.
-on_a_file = pytest.mark.parametrize("shared", ["sqlite"], indirect=True, scope="module")
+on_a_file = pytest.mark.parametrize("shared", ["sqlite"], indirect=True, scope="session")
 
 
 @pytest.fixture

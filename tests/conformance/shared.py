@@ -1,0 +1,127 @@
+"""A worker on the database of a Prefect server, and the same request to both of them."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import httpx
+from sqlalchemy.engine import make_url
+
+from tests.conformance.comparison import comparable, differences
+from tests.conformance.prefect_server import PrefectServer
+from tests.support.database import execute
+from tests.support.producer import Producer, Reply
+from tests.support.worker_process import ROOT
+
+# Of the moment at which they are asked for.
+ESTIMATES = ("estimated_run_time", "estimated_start_time_delta")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A Prefect server, and the queue of a worker on the same database."""
+
+    server: PrefectServer
+    queue: str
+
+    @property
+    def database_url(self) -> str:
+        return self.server.environment["PREFECT_API_DATABASE_CONNECTION_URL"]
+
+
+def as_worker(url: str) -> str:
+    """The URL for a role that has the rights of ``deploy/postgresql`` and no others."""
+    role = "flow_runs_worker"
+
+    asyncio.run(
+        execute(
+            url,
+            f"CREATE ROLE {role} LOGIN",
+            f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}",
+            (ROOT / "deploy/postgresql/prefect-rights.sql").read_text(),
+        )
+    )
+    return make_url(url).set(username=role).render_as_string(hide_password=False)
+
+
+class Both:
+    """The same request to Prefect's API and to the worker, which share a database."""
+
+    def __init__(self, http: httpx.AsyncClient, producer: Producer) -> None:
+        self.http = http
+        self.producer = producer
+
+    async def prefect(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """A request to Prefect's API, as often as it takes.
+
+        On SQLite it answers 503 when its database is locked; and it closes a connection that was
+        idle for five seconds, at times just when the next request is on its way there.
+        """
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    response = await self.http.request(method, path, **request)
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+                    continue
+                if response.status_code != 503:
+                    return response
+                await asyncio.sleep(0.05)
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        response = await self.prefect("POST", path, json=body)
+        assert response.is_success, response.text
+        return response.json() if response.content else None
+
+    async def served(self, run_id: str) -> Any:
+        return (await self.prefect("GET", f"/flow_runs/{run_id}")).json()
+
+    async def new_flow(self, **fields: Any) -> str:
+        return str((await self.post("/flows/", {"name": f"flow-{uuid4()}", **fields}))["id"])
+
+    async def assert_equal(
+        self,
+        ours: bytes,
+        prefects: bytes | None = None,
+        same: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Reply:
+        """Send a request to each, which need the same answer.
+
+        Args:
+            same: ids in our answer, and those that stand for them in Prefect's.
+        """
+        reply = await self.producer.request(ours, headers=headers)
+        content = ours if prefects is None else prefects
+        response = await self.prefect(
+            "POST",
+            "/flow_runs/",
+            content=content,
+            headers={"content-type": "application/json", **(headers or {})},
+        )
+        now = datetime.now(UTC)
+        text = json.dumps(reply.body)
+        for our_id, their_id in (same or {}).items():
+            for write in (str, str.upper, lambda each: each.replace("-", "")):
+                text = text.replace(write(our_id), write(their_id))
+        assert (response.status_code, response.text[:500]) == (reply.status, response.text[:500]), reply.body
+        found = list(differences(comparable(response.json(), now), comparable(json.loads(text), now)))
+        assert not found, "\n".join(found)
+        return reply
+
+
+def assert_served(reply: Reply, served: Any) -> None:
+    """Prefect serves what the reply said, field by field."""
+    ours = {name: value for name, value in reply.body.items() if name not in ESTIMATES}
+    theirs = {name: value for name, value in served.items() if name not in ESTIMATES}
+    for record in (ours, theirs):
+        # A new run's reply has the times with the offset that was sent, in Prefect as well; later
+        # they are in UTC.
+        for name in ("expected_start_time", "next_scheduled_start_time"):
+            record[name] = record[name] and datetime.fromisoformat(record[name])
+        record["empirical_policy"]["pause_keys"] = sorted(record["empirical_policy"]["pause_keys"] or [])
+    found = list(differences(theirs, ours))
+    assert not found, "\n".join(found)
