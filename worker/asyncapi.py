@@ -9,11 +9,13 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 
 from worker import __version__
 from worker.broker.topology import Topology
-from worker.contract.message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER
+from worker.contract.deployment_request import CreateFlowRunFromDeployment
+from worker.contract.message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER, FROM_DEPLOYMENT
 from worker.contract.record import FlowRunRecord
 from worker.contract.request import CreateFlowRun
 
 ASYNCAPI = "3.0.0"
+FROM_DEPLOYMENT_MESSAGE = "createFlowRunFromDeployment"
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -41,6 +43,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     """JSON Schemas that stand by themselves, by the name of their file."""
     return {
         "create-flow-run": _standalone(CreateFlowRun, "validation"),
+        "create-flow-run-from-deployment": _standalone(CreateFlowRunFromDeployment, "validation"),
         "flow-run": _standalone(FlowRunRecord, "serialization"),
         "error": _standalone(Error, "serialization"),
     }
@@ -50,18 +53,22 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
     """The AsyncAPI document for workers on one request queue."""
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
         (CreateFlowRun, "validation"),
+        (CreateFlowRunFromDeployment, "validation"),
         (FlowRunRecord, "serialization"),
         (Error, "serialization"),
     ]
     references, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
-    request, record, error = (references[model] for model in models)
+    request, from_deployment, record, error = (references[model] for model in models)
+    requests = {
+        name: {"$ref": f"#/components/messages/{name}"} for name in ("createFlowRun", FROM_DEPLOYMENT_MESSAGE)
+    }
     document: dict[str, Any] = {
         "asyncapi": ASYNCAPI,
         "info": {
             "title": "flow-run-worker",
             "version": __version__,
-            "description": "Prefect's POST /api/flow_runs/ over a queue: publish a request, get the flow "
-            "run record as a reply.",
+            "description": "Prefect's POST /api/flow_runs/ and POST /api/deployments/{id}/create_flow_run "
+            "over a queue: publish a request, get the flow run record as a reply.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
@@ -70,7 +77,7 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
             "requests": {
                 "address": topology.queue,
                 "title": "The request queue",
-                "messages": {"createFlowRun": {"$ref": "#/components/messages/createFlowRun"}},
+                "messages": requests,
                 "bindings": {"amqp": _queue(topology.queue)},
             },
             "replies": {
@@ -89,24 +96,12 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
             },
         },
         "operations": {
-            "createFlowRun": {
-                "action": "receive",
-                "title": "Create a flow run, once per flow and idempotency key",
-                "channel": {"$ref": "#/channels/requests"},
-                "messages": [{"$ref": "#/channels/requests/messages/createFlowRun"}],
-                "bindings": {"amqp": {"ack": True, "bindingVersion": "0.3.0"}},
-                "reply": {
-                    "address": {
-                        "description": "The request's property reply_to.",
-                        "location": "$message.header#/reply_to",
-                    },
-                    "channel": {"$ref": "#/channels/replies"},
-                    "messages": [
-                        {"$ref": "#/channels/replies/messages/flowRun"},
-                        {"$ref": "#/channels/replies/messages/error"},
-                    ],
-                },
-            },
+            "createFlowRun": _operation(
+                "createFlowRun", "Create a flow run, once per flow and idempotency key"
+            ),
+            FROM_DEPLOYMENT_MESSAGE: _operation(
+                FROM_DEPLOYMENT_MESSAGE, "Create a run of a deployment, once per flow and idempotency key"
+            ),
             "keepDeadLetter": {
                 "action": "send",
                 "title": "Keep a refused request with the reason in its headers",
@@ -116,20 +111,10 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
         },
         "components": {
             "messages": {
-                "createFlowRun": {
-                    "contentType": "application/json",
-                    "headers": _headers(
-                        **{
-                            "x-prefect-api-version": "The producer's API version; too old a one is refused.",
-                            "prefect-automation-id": "With the name: the automation that asks (created_by).",
-                            "prefect-automation-name": "The automation's name.",
-                            "traceparent": "W3C trace context; kept in the first state's details.",
-                            "tracestate": "W3C trace context.",
-                        }
-                    ),
-                    "payload": request,
-                    "correlationId": {"location": "$message.header#/correlation_id"},
-                    "examples": [{"payload": example} for example in _examples()],
+                "createFlowRun": _request(CreateFlowRun, request),
+                FROM_DEPLOYMENT_MESSAGE: {
+                    **_request(CreateFlowRunFromDeployment, from_deployment),
+                    "bindings": {"amqp": {"messageType": FROM_DEPLOYMENT, "bindingVersion": "0.3.0"}},
                 },
                 "flowRun": _reply(
                     "flow_run", record, [200, 201], "201 created, 200 the run that has the key already."
@@ -154,7 +139,7 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
         document["channels"]["exchange"] = {
             "address": topology.routing_key,
             "title": "The exchange, for producers that publish by name and routing key",
-            "messages": {"createFlowRun": {"$ref": "#/components/messages/createFlowRun"}},
+            "messages": requests,
             "bindings": {
                 "amqp": {
                     "is": "routingKey",
@@ -211,7 +196,46 @@ def _reply(type_: str, payload: Any, statuses: list[int], description: str) -> d
     }
 
 
-def _examples() -> list[Any]:
-    extra = CreateFlowRun.model_config.get("json_schema_extra")
+def _operation(message: str, title: str) -> dict[str, Any]:
+    return {
+        "action": "receive",
+        "title": title,
+        "channel": {"$ref": "#/channels/requests"},
+        "messages": [{"$ref": f"#/channels/requests/messages/{message}"}],
+        "bindings": {"amqp": {"ack": True, "bindingVersion": "0.3.0"}},
+        "reply": {
+            "address": {
+                "description": "The request's property reply_to.",
+                "location": "$message.header#/reply_to",
+            },
+            "channel": {"$ref": "#/channels/replies"},
+            "messages": [
+                {"$ref": "#/channels/replies/messages/flowRun"},
+                {"$ref": "#/channels/replies/messages/error"},
+            ],
+        },
+    }
+
+
+def _request(model: type[BaseModel], payload: Any) -> dict[str, Any]:
+    return {
+        "contentType": "application/json",
+        "headers": _headers(
+            **{
+                "x-prefect-api-version": "The producer's API version; too old a one is refused.",
+                "prefect-automation-id": "With the name: the automation that asks (created_by).",
+                "prefect-automation-name": "The automation's name.",
+                "traceparent": "W3C trace context; kept in the first state's details.",
+                "tracestate": "W3C trace context.",
+            }
+        ),
+        "payload": payload,
+        "correlationId": {"location": "$message.header#/correlation_id"},
+        "examples": [{"payload": example} for example in _examples(model)],
+    }
+
+
+def _examples(model: type[BaseModel]) -> list[Any]:
+    extra = model.model_config.get("json_schema_extra")
     examples = extra.get("examples") if isinstance(extra, dict) else None
     return examples if isinstance(examples, list) else []

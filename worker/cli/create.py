@@ -9,6 +9,8 @@ import typer
 
 from worker.cli.options import AmqpUrl, Queue, err, print_json, run_async
 from worker.client import FlowRunClient
+from worker.client.client import named_deployment
+from worker.contract.message import FROM_DEPLOYMENT
 from worker.settings import load_settings
 
 
@@ -37,6 +39,27 @@ def create(
     label: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE; may be given several times.", show_default=False)
     ] = None,
+    deployment: Annotated[
+        str | None,
+        typer.Option(
+            help="Run this deployment, FLOW NAME/DEPLOYMENT NAME or its id, in place of a flow.",
+            show_default=False,
+        ),
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param",
+            help="NAME=VALUE, the value as JSON or else as text; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    scheduled_time: Annotated[
+        str | None,
+        typer.Option(
+            help="When a SCHEDULED run is to start (ISO 8601; UTC, if it does not say).", show_default=False
+        ),
+    ] = None,
     flow_version: Annotated[str | None, typer.Option(show_default=False)] = None,
     deployment_id: Annotated[str | None, typer.Option(show_default=False)] = None,
     parent_task_run_id: Annotated[str | None, typer.Option(show_default=False)] = None,
@@ -51,6 +74,10 @@ def create(
             "--json", help="The whole body from a file, or - for standard input.", show_default=False
         ),
     ] = None,
+    type_: Annotated[
+        str | None,
+        typer.Option("--type", help="With --json: the message's type.", show_default=False),
+    ] = None,
     no_reply: Annotated[bool, typer.Option("--no-reply", help="Only publish; print the message id.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the reply.")] = 30.0,
     amqp_url: AmqpUrl = None,
@@ -63,30 +90,34 @@ def create(
         request = sys.stdin.buffer.read() if json_file == "-" else Path(json_file).read_bytes()
     else:
         request = {
-            "flow_id": flow_id,
             "name": name,
             "idempotency_key": idempotency_key,
-            "parameters": _json(parameters, "--parameters"),
+            "parameters": _parameters(parameters, param),
             "context": _json(context, "--context"),
-            "state": _state(state),
+            "state": _state(state, scheduled_time),
             "tags": tag,
-            "labels": dict(_label(each) for each in label) if label else None,
-            "flow_version": flow_version,
-            "deployment_id": deployment_id,
+            "labels": dict(_named(each, "--label") for each in label) if label else None,
             "parent_task_run_id": parent_task_run_id,
             "infrastructure_document_id": infrastructure_document_id,
             "empirical_policy": _json(empirical_policy, "--empirical-policy"),
-            "work_pool_name": work_pool_name,
             "work_queue_name": work_queue_name,
             "job_variables": _json(job_variables, "--job-variables"),
+            # Of a run of a flow alone; for a run of a deployment the worker says so.
+            "flow_id": flow_id,
+            "flow_version": flow_version,
+            "deployment_id": deployment_id,
+            "work_pool_name": work_pool_name,
         }
+        if deployment is not None:
+            request |= named_deployment(deployment)
+            type_ = FROM_DEPLOYMENT
 
     async def send() -> None:
         async with FlowRunClient(settings.amqp_url, queue=settings.queue, timeout=timeout) as client:
             if no_reply:
-                print(await client.publish(request))
+                print(await client.publish(request, type=type_))
                 return
-            outcome = await client.request(request)
+            outcome = await client.request(request, type=type_)
             assert outcome.record is not None
             if outcome.created:
                 err.print(f"[green]{outcome.status} created[/]")
@@ -106,14 +137,35 @@ def _json(text: str | None, option: str) -> Any:
         raise typer.BadParameter(f"is not JSON: {error}", param_hint=option) from None
 
 
-def _state(text: str | None) -> Any:
+def _parameters(text: str | None, named: list[str] | None) -> Any:
+    parameters = _json(text, "--parameters")
+    if not named:
+        return parameters
+    if parameters is not None and not isinstance(parameters, dict):
+        raise typer.BadParameter("is no JSON object", param_hint="--parameters")
+    return {**(parameters or {}), **dict(_parameter(each) for each in named)}
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, value = _named(text, "--param")
+    try:
+        return name, orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return name, value
+
+
+def _state(text: str | None, scheduled_time: str | None) -> Any:
+    if scheduled_time is not None:
+        if text not in (None, "SCHEDULED"):
+            raise typer.BadParameter("is for a SCHEDULED run", param_hint="--scheduled-time")
+        return {"type": "SCHEDULED", "state_details": {"scheduled_time": scheduled_time}}
     if text is None or text.lstrip().startswith("{"):
         return _json(text, "--state")
     return {"type": text.upper()}
 
 
-def _label(text: str) -> tuple[str, str]:
+def _named(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise typer.BadParameter(f"'{text}' is not NAME=VALUE", param_hint="--label")
+        raise typer.BadParameter(f"'{text}' is not NAME=VALUE", param_hint=option)
     return name, value

@@ -3,6 +3,7 @@ no database, and changes nothing in its process.
 """
 
 from worker.client.client import CreateOutcome as CreateOutcome
+from worker.client.client import DeploymentRunFields as DeploymentRunFields
 from worker.client.client import FlowRunClient as FlowRunClient
 from worker.client.client import FlowRunFields as FlowRunFields
 from worker.client.errors import AccessRefused as AccessRefused

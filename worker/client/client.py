@@ -5,6 +5,7 @@ connection for many tasks.
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, Self, TypedDict, Unpack
 from uuid import UUID
@@ -19,7 +20,7 @@ from worker.client.connection import PublicationRefused
 from worker.client.message import Headers, Request, build_message
 from worker.client.reconnector import Reconnector
 from worker.client.replies import Reply
-from worker.contract.message import DIRECT_REPLY_TO
+from worker.contract.message import DIRECT_REPLY_TO, FROM_DEPLOYMENT
 from worker.contract.record import FlowRunRecord
 
 DEFAULT_QUEUE = "flow-runs.create"
@@ -48,6 +49,26 @@ class FlowRunFields(TypedDict, total=False):
     work_queue_name: str
     job_variables: Mapping[str, Any]
     deployment_id: UUID | str
+
+
+class DeploymentRunFields(TypedDict, total=False):
+    """The optional fields of a request for a run of a deployment, which
+    :class:`worker.contract.deployment_request.CreateFlowRunFromDeployment` explains; as above.
+    """
+
+    name: str
+    state: Mapping[str, Any] | str
+    parameters: Mapping[str, Any]
+    enforce_parameter_schema: bool
+    context: Mapping[str, Any]
+    infrastructure_document_id: UUID | str
+    empirical_policy: Mapping[str, Any]
+    tags: list[str]
+    idempotency_key: str
+    labels: Mapping[str, bool | int | float | str]
+    parent_task_run_id: UUID | str
+    work_queue_name: str
+    job_variables: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,37 +164,78 @@ class FlowRunClient:
             NoReply, BrokerGone, UnreadableReply: there is no answer, or none that can be read.
             TypeError: there is no such field.
         """
-        for name in fields.keys() - FlowRunFields.__annotations__.keys():
-            near = get_close_matches(name, FlowRunFields.__annotations__, n=1)
-            raise TypeError(
-                f"A flow run has no field '{name}'" + "".join(f"; is it '{each}'?" for each in near)
-            )
-        if isinstance(state := fields.get("state"), str):
-            fields["state"] = {"type": state}
-        outcome = await self.request({"flow_id": flow_id, **fields}, headers=headers, timeout=timeout)
+        request = {"flow_id": flow_id, **_checked(fields, FlowRunFields)}
+        outcome = await self.request(request, headers=headers, timeout=timeout)
+        assert outcome.record is not None
+        return outcome.record
+
+    async def run_deployment(
+        self,
+        deployment: UUID | str,
+        *,
+        scheduled_time: datetime | None = None,
+        headers: Headers = None,
+        timeout: float | None = None,
+        **fields: Unpack[DeploymentRunFields],
+    ) -> FlowRunRecord:
+        """Create a run of a deployment, or get the one that has this idempotency key.
+
+        The deployment gives what the request does not say: parameters, tags, labels, job variables
+        and the work queue. The run is SCHEDULED, for a worker of the deployment's pool to execute.
+
+        Args:
+            deployment: ``FLOW NAME/DEPLOYMENT NAME``, or its id.
+            scheduled_time: when the run is to start; now by default. UTC, if it does not say.
+
+        Raises: what :meth:`create_flow_run` does; :class:`NotFound` where there is no such
+        deployment, :class:`Conflict` for parameters that do not fit its schema.
+        """
+        request: dict[str, Any] = _checked(fields, DeploymentRunFields)
+        request |= named_deployment(deployment)
+        if scheduled_time is not None:
+            if "state" in fields:
+                raise TypeError("A run has a state or a scheduled time, not both")
+            details = {"scheduled_time": scheduled_time}
+            request["state"] = {"type": "SCHEDULED", "state_details": details}
+        outcome = await self.request(request, type=FROM_DEPLOYMENT, headers=headers, timeout=timeout)
         assert outcome.record is not None
         return outcome.record
 
     async def request(
-        self, request: Request, *, headers: Headers = None, timeout: float | None = None
+        self,
+        request: Request,
+        *,
+        type: str | None = None,
+        headers: Headers = None,
+        timeout: float | None = None,
     ) -> CreateOutcome:
         """Send a request and wait for its reply; as :meth:`create_flow_run`, with the status
         besides the record.
 
         Args:
             request: the body's fields, a model, or the JSON itself, which is sent as it is.
+            type: ``create_flow_run_from_deployment`` for fields of a run of a deployment. A model
+                says itself which kind it is.
         """
-        reply = await self._send(build_message(request, headers, reply_to=DIRECT_REPLY_TO), timeout)
+        message = build_message(request, headers, reply_to=DIRECT_REPLY_TO, type=type)
+        reply = await self._send(message, timeout)
         assert reply is not None
         return CreateOutcome(0, reply.status or 0, reply.record())
 
     async def publish(
-        self, request: Request, *, headers: Headers = None, timeout: float | None = None
+        self,
+        request: Request,
+        *,
+        type: str | None = None,
+        headers: Headers = None,
+        timeout: float | None = None,
     ) -> str:
         """Publish a request and want no reply; returns its ``message_id`` once the broker has taken
         it over, and raises what :meth:`create_flow_run` does if it has not.
+
+        Args: as of :meth:`request`.
         """
-        message = build_message(request, headers)
+        message = build_message(request, headers, type=type)
         await self._send(message, timeout)
         return str(message.message_id)
 
@@ -280,6 +342,25 @@ class FlowRunClient:
                 if alone:
                     raise errors.MessageRefused(f"The broker refuses the message: {refused}") from refused
                 alone = True
+
+
+def _checked(fields: Any, known: type[Any]) -> dict[str, Any]:
+    """Fields of a request, a state's type written out; raises TypeError for an unknown one."""
+    names = known.__annotations__
+    for name in fields.keys() - names.keys():
+        near = get_close_matches(name, names, n=1)
+        raise TypeError(f"A flow run has no field '{name}'" + "".join(f"; is it '{each}'?" for each in near))
+    if isinstance(state := fields.get("state"), str):
+        return {**fields, "state": {"type": state}}
+    return dict(fields)
+
+
+def named_deployment(deployment: UUID | str) -> dict[str, Any]:
+    """A deployment's id or name, in the field for it."""
+    try:
+        return {"deployment_id": UUID(str(deployment))}
+    except ValueError:
+        return {"deployment_name": deployment}
 
 
 async def _one_by_one(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Request]:

@@ -45,11 +45,13 @@ class InvalidFlowRun(FlowRunRefused):
 
 
 class Conflict(FlowRunRefused):
-    """409: a row that the request refers to (its flow, say) does not exist."""
+    """409: a row that the request refers to (its flow, say) does not exist; or parameters do not
+    fit the deployment's schema.
+    """
 
 
 class NotFound(FlowRunRefused):
-    """404: no work pool or work queue of that name."""
+    """404: no such deployment, or no work pool or work queue of that name."""
 
 
 class UnreadableReply(ClientError):

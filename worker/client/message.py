@@ -11,9 +11,11 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from worker.client.errors import NotSerializable
+from worker.contract.deployment_request import CreateFlowRunFromDeployment
+from worker.contract.message import FROM_DEPLOYMENT
 from worker.contract.request import CreateFlowRun
 
-Request = Mapping[str, Any] | CreateFlowRun | bytes
+Request = Mapping[str, Any] | CreateFlowRun | CreateFlowRunFromDeployment | bytes
 Headers = Mapping[str, Any] | None
 
 
@@ -25,12 +27,15 @@ def build_message(
     Args:
         request: the body's fields, without those that are None; a model; or the JSON as it is.
         reply_to: where the reply goes; without it none is wanted.
-        type: the AMQP property by which the worker tells requests apart.
+        type: the AMQP property by which the worker tells requests apart; a model of a run of a
+            deployment has its own.
 
     Raises:
         NotSerializable: the fields can't be written as JSON, or the headers as AMQP.
     """
     message_id = uuid4().hex
+    if isinstance(request, CreateFlowRunFromDeployment):
+        type = FROM_DEPLOYMENT
     try:
         message = aio_pika.Message(
             request if isinstance(request, bytes) else _json(request),

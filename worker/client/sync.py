@@ -69,6 +69,7 @@ class FlowRunClient:
             loop.close()
 
     create_flow_run = _blocking(AsyncClient.create_flow_run)
+    run_deployment = _blocking(AsyncClient.run_deployment)
     request = _blocking(AsyncClient.request)
     publish = _blocking(AsyncClient.publish)
 

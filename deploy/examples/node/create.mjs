@@ -1,11 +1,15 @@
-// Sends one create request and prints the flow run record.
-//   npm install && node create.mjs FLOW_ID [IDEMPOTENCY_KEY]
+// Sends one request and prints the flow run record.
+//   npm install
+//   node create.mjs FLOW_ID [IDEMPOTENCY_KEY]
+//   node create.mjs "FLOW NAME/DEPLOYMENT NAME" [IDEMPOTENCY_KEY] [PARAMETERS, a JSON object]
 import amqp from "amqplib";
 import { randomUUID } from "node:crypto";
 
 const url = process.env.WORKER_AMQP_URL ?? "amqp://guest:guest@localhost:5672/";
 const queue = process.env.WORKER_QUEUE ?? "flow-runs.create";
-const [flowId, idempotencyKey] = process.argv.slice(2);
+const [what, idempotencyKey, parameters] = process.argv.slice(2);
+// A deployment gives the run its parameters, tags, job variables and work queue; the request's own go over them.
+const isDeployment = what?.includes("/");
 
 const connection = await amqp.connect(url);
 const channel = await connection.createConfirmChannel();
@@ -21,9 +25,14 @@ const reply = new Promise((resolve) =>
   }),
 );
 
-const request = { flow_id: flowId, idempotency_key: idempotencyKey, parameters: { from: "node" } };
+const request = {
+  ...(isDeployment ? { deployment_name: what } : { flow_id: what }),
+  idempotency_key: idempotencyKey,
+  parameters: parameters ? JSON.parse(parameters) : isDeployment ? {} : { from: "node" },
+};
 channel.sendToQueue(queue, Buffer.from(JSON.stringify(request)), {
   contentType: "application/json",
+  type: isDeployment ? "create_flow_run_from_deployment" : undefined,
   persistent: true,
   mandatory: true,
   replyTo: "amq.rabbitmq.reply-to",
