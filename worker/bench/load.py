@@ -114,6 +114,7 @@ class Load:
         reply_to: str,
         requests: AbstractQueue,
         body: Callable[[int], bytes],
+        type_: str = "",
     ) -> None:
         # Who waits for the reply needs no confirm of the request; only who doesn't has to know that
         # the broker has it.
@@ -122,6 +123,7 @@ class Load:
         self._reply_to = short_string(reply_to)
         self._requests = requests
         self._body = body
+        self._type = {"type": short_string(type_)} if type_ else {}
         self.statuses = True
         self.progress: Progress = lambda count: None
         self.answered = 0
@@ -240,6 +242,7 @@ class Load:
                 "delivery_mode": _PERSISTENT,
                 "correlation_id": short_string(str(number)),
                 "reply_to": self._reply_to,
+                **self._type,
             }
         )
         return Publication(self._requests.name, properties, self._body(number))
@@ -253,12 +256,15 @@ def _number(reply: Delivery) -> int:
 
 
 @asynccontextmanager
-async def open_load(amqp_url: str, topology: Topology, body: Callable[[int], bytes]) -> AsyncIterator[Load]:
+async def open_load(
+    amqp_url: str, topology: Topology, body: Callable[[int], bytes], type_: str = ""
+) -> AsyncIterator[Load]:
     """A load on a request queue that is made for it, and removed afterwards with all that belongs
     to it.
 
     Args:
         body: gives the body of a request by its number.
+        type_: of the messages; none if empty.
     """
     connection = await connect(amqp_url, name="flow-run-worker bench", connection_class=Connection)
     try:
@@ -272,7 +278,7 @@ async def open_load(amqp_url: str, topology: Topology, body: Callable[[int], byt
             requests = await channel.get_queue(topology.queue)
             replies: Mailbox[Delivery] = Mailbox()
             reply_to = await _consume_replies(connection, channel, replies)
-            yield Load(publishers, replies, reply_to, requests, body)
+            yield Load(publishers, replies, reply_to, requests, body, type_)
         finally:
             # Whatever has become of the channels above.
             tidying = await connection.channel()

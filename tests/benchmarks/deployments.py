@@ -1,0 +1,162 @@
+"""``python -m tests.benchmarks.deployments``: requests for runs of a deployment beside requests for
+runs of its flow, in turn on one worker and the database of a Prefect server, with the ratio of each
+round. ``--rounds``, ``--requests``.
+
+The deployment has a process pool, a parameter schema that is enforced, and job variables. The runs
+of its flow are SCHEDULED for the same pool, so that both are picked up by its workers.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import orjson
+import uvloop
+
+from tests.benchmarks.database import tidy
+from tests.conformance.prefect_server import PrefectServer
+from tests.support.postgresql import PostgreSQL
+from tests.support.rabbitmq import RabbitMQ
+from worker.bench.fleet import Fleet
+from worker.bench.load import open_load
+from worker.broker.topology import Topology
+from worker.contract.message import FROM_DEPLOYMENT
+
+SCHEMA = {
+    "title": "Parameters",
+    "type": "object",
+    "properties": {
+        "number": {"title": "number", "type": "integer", "position": 0},
+        "name": {"title": "name", "type": "string", "default": "nobody", "position": 1},
+        "items": {"title": "items", "type": "array", "items": {"type": "string"}, "position": 2},
+    },
+    "required": ["number"],
+}
+# As `prefect work-pool create --type process` makes it, as far as a worker checks it.
+TEMPLATE = {
+    "job_configuration": {"command": "{{ command }}", "env": "{{ env }}", "working_dir": "{{ working_dir }}"},
+    "variables": {
+        "type": "object",
+        "properties": {
+            "command": {"type": "string"},
+            "env": {"type": "object", "additionalProperties": {"type": "string"}},
+            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+            "name": {"type": "string"},
+            "stream_output": {"type": "boolean", "default": True},
+            "working_dir": {"type": "string"},
+        },
+    },
+}
+
+
+def _set_up(server: PrefectServer) -> tuple[str, str, str]:
+    """Make a deployment; returns the flow's id, the deployment's name and the pool's."""
+    with httpx.Client(base_url=server.api, timeout=60) as http:
+
+        def post(path: str, body: dict[str, Any]) -> Any:
+            response = http.post(path, json=body)
+            assert response.is_success, response.text
+            return response.json()
+
+        name = f"bench-{uuid4().hex[:8]}"
+        flow = post("/flows/", {"name": name})["id"]
+        post("/work_pools/", {"name": name, "type": "process", "base_job_template": TEMPLATE})
+        fields = {
+            "name": name,
+            "flow_id": flow,
+            "work_pool_name": name,
+            "version": "1.0",
+            "tags": ["bench"],
+            "parameters": {"name": "somebody"},
+            "parameter_openapi_schema": SCHEMA,
+            "enforce_parameter_schema": True,
+            "job_variables": {"env": {"A": "1"}},
+        }
+        post("/deployments/", fields)
+        return flow, f"{name}/{name}", name
+
+
+async def _rate(broker: str, database: str, requests: int, body: Callable[[int], bytes], type_: str) -> float:
+    """Requests served a second by one worker whose queue was filled before it started."""
+    topology = Topology.from_queue_name(f"flow-runs-bench-{uuid4().hex[:8]}.create")
+    with tempfile.TemporaryDirectory() as folder:
+        async with open_load(broker, topology, body, type_) as load:
+            await load.fill(requests)
+            async with Fleet(broker, database, topology.queue, Path(folder)).running() as running:
+                served = await running.watch(load.all_at_once(requests))
+    await tidy(database)
+    return served.replies / served.seconds
+
+
+async def compare(broker: str, database: str, made: tuple[str, str, str], rounds: int, requests: int) -> None:
+    """Print what each round measured."""
+    flow, deployment, pool = made
+
+    def of_flow(number: int) -> bytes:
+        return orjson.dumps(
+            {
+                "flow_id": flow,
+                "work_pool_name": pool,
+                "state": {"type": "SCHEDULED"},
+                "parameters": {"number": number},
+                "tags": ["bench"],
+                "idempotency_key": f"{key}-{number}",
+            }
+        )
+
+    def of_deployment(number: int) -> bytes:
+        return orjson.dumps(
+            {
+                "deployment_name": deployment,
+                "parameters": {"number": number},
+                "tags": ["bench"],
+                "idempotency_key": f"{key}-{number}",
+            }
+        )
+
+    def with_job_variables(number: int) -> bytes:
+        return orjson.dumps(
+            orjson.loads(of_deployment(number)) | {"job_variables": {"env": {"N": str(number)}}}
+        )
+
+    kinds = {
+        "of a flow": (of_flow, ""),
+        "of a deployment": (of_deployment, FROM_DEPLOYMENT),
+        "of a deployment, with job variables": (with_job_variables, FROM_DEPLOYMENT),
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in kinds}
+    for number in range(rounds):
+        rates: dict[str, float] = {}
+        for name, (body, type_) in kinds.items():
+            key = uuid4().hex
+            rates[name] = await _rate(broker, database, requests, body, type_)
+            ratios[name].append(rates[name] / rates["of a flow"])
+        print(f"round {number + 1}: " + "; ".join(f"{name} {rate:,.0f}/s" for name, rate in rates.items()))
+    for name, each in ratios.items():
+        print(
+            f"{name}: {statistics.median(each):.2f} of a run of a flow ({min(each):.2f} to {max(each):.2f})"
+        )
+
+
+def main() -> None:
+    """Start the servers, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=20_000)
+    arguments = parser.parse_args()
+    with RabbitMQ() as rabbitmq, PostgreSQL() as postgresql:
+        database = postgresql.create_database()
+        with PrefectServer(database) as server:
+            made = _set_up(server)
+        # The server has ended: it would take a share of the machine.
+        work = compare(rabbitmq.url, database, made, arguments.rounds, arguments.requests)
+        uvloop.run(work)
+
+
+if __name__ == "__main__":
+    main()
