@@ -149,14 +149,13 @@ def shared(
     if request.param == "sqlite":
         prefect = PrefectServer(f"sqlite+aiosqlite:///{folder}/prefect.db")
         prefect.environment["PREFECT_SERVER_API_MAX_PARAMETER_SIZE"] = str(OTHER_LIMIT)
-    shared = Shared(prefect, f"shared-{uuid4().hex[:8]}.create")
+    queue = f"shared-{uuid4().hex[:8]}.create"
+    url = prefect.environment["PREFECT_API_DATABASE_CONNECTION_URL"]
     environment = {
         "WORKER_DATABASE_KIND": "prefect",
         "WORKER_AMQP_URL": rabbitmq.url,
-        "WORKER_DATABASE_URL": shared.database_url
-        if request.param == "sqlite"
-        else as_worker(shared.database_url),
-        "WORKER_QUEUE": shared.queue,
+        "WORKER_DATABASE_URL": url if request.param == "sqlite" else as_worker(url),
+        "WORKER_QUEUE": queue,
         "WORKER_HTTP_PORT": "0",
     }
     if request.param == "sqlite":
@@ -168,7 +167,7 @@ def shared(
             assert not (folder / "prefect.db").exists()
             prefect.__enter__()
         worker.wait_until_logged("serving")
-        yield shared
+        yield Shared(prefect, queue, worker)
         assert worker.terminate() == 0, worker.output
     finally:
         worker.kill()

@@ -141,6 +141,8 @@ SETUPS = {
     "missing block": Setup({}, MISSING_BLOCK),
     "no block id": Setup({}, NO_BLOCK_ID),
     "half a reference": Setup({}, HALF_A_REFERENCE),
+    "not a schema": Setup({"enforce_parameter_schema": False}, schema={"type": "nothing"}),
+    "circular job schema": Setup({}, {"variables": CIRCULAR}),
 }
 VARIABLES: dict[str, Any] = {
     "text": "string-value",
@@ -288,7 +290,7 @@ class DeploymentCase:
 
 
 def _cases() -> list[DeploymentCase]:
-    cases = [DeploymentCase(setup, {}) for setup in SETUPS]
+    cases = [DeploymentCase(setup, {}) for setup in SETUPS if setup != "circular job schema"]
     for setup, each in _PARAMETERS.items():
         for parameters in each:
             cases.append(DeploymentCase(setup, {"parameters": parameters}))

@@ -14,7 +14,7 @@ from tests.conformance.comparison import comparable, differences
 from tests.conformance.prefect_server import PrefectServer
 from tests.support.database import execute
 from tests.support.producer import Producer, Reply
-from tests.support.worker_process import ROOT
+from tests.support.worker_process import ROOT, WorkerProcess
 
 # Of the moment at which they are asked for.
 ESTIMATES = ("estimated_run_time", "estimated_start_time_delta")
@@ -22,10 +22,11 @@ ESTIMATES = ("estimated_run_time", "estimated_start_time_delta")
 
 @dataclass(frozen=True)
 class Shared:
-    """A Prefect server, and the queue of a worker on the same database."""
+    """A Prefect server, and a worker on the same database with its queue."""
 
     server: PrefectServer
     queue: str
+    worker: WorkerProcess
 
     @property
     def database_url(self) -> str:

@@ -2,8 +2,11 @@
 worker on the same database, for two deployments that are alike.
 """
 
+import asyncio
 import json
+import re
 import sqlite3
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ import httpx
 import pytest
 
 from tests.conformance.comparison import comparable, differences
-from tests.conformance.deployment_cases import CASES, SETUPS, VARIABLES, DeploymentCase, Setup
+from tests.conformance.deployment_cases import CASES, SETUPS, VARIABLES, DeploymentCase, Setup, kind, variable
 from tests.conformance.shared import Both, Shared, assert_served
 from tests.support.database import execute
 from tests.support.producer import Producer, Reply
@@ -109,6 +112,10 @@ class Deployments:
         assert not found, "\n".join(found)
         return reply
 
+    async def request(self, body: dict[str, Any], **properties: Any) -> Reply:
+        """Ask the worker for a run of a deployment."""
+        return await self.both.producer.request(body, type=TYPE, **properties)
+
     async def _assert_queue(self, record: Any) -> None:
         """The ids of queue and pool are of those that the record names."""
         if record["work_queue_id"] is None:
@@ -160,3 +167,179 @@ async def test_each_case_is_answered_and_served_as_prefect_does(deployments: Dep
             wrong.append(f"{case.name}: {str(error)[:1500]}")
     assert not wrong, f"{len(wrong)} of {len(CASES)} cases differ\n\n" + "\n\n".join(wrong)
     print(f"{len(CASES)} cases, all equal")
+
+
+PLAIN_TEXT = "This worker renders no jinja templates: send the text that is meant."
+
+
+@pytest.mark.parametrize(
+    ("setup", "body", "status", "told"),
+    [
+        ("bare", {"parameters": kind("json", value="[1]")}, 400, "They are not an object"),
+        ("bare", {"parameters": {"p": variable([1])}}, 400, r"Variable '\[1\]' not found"),
+        (
+            "bare",
+            {"parameters": {"p": kind("json", value='"\\u0000"')}},
+            400,
+            "p: Input should not contain NUL",
+        ),
+        ("bare", {"parameters": {"p": kind("json", value='"\\ud800"')}}, 400, "p: Input should not contain"),
+        ("bare", {"parameters": {"p": kind("json", value="[" * 600 + "]" * 600)}}, 400, "nested too deep"),
+        ("bare", {"parameters": {"p": kind("json", value="[" * 50_000)}}, 400, "nested too deep"),
+        ("full", {"work_queue_name": "a/b"}, 422, "none may have /%&>< in its name"),
+        ("not a schema", {"enforce_parameter_schema": True}, 422, "Invalid schema: 'nothing' is not valid"),
+        ("circular job schema", {"job_variables": {"x": 1}}, 422, "circular references"),
+    ],
+)
+async def test_where_prefect_breaks_we_refuse(
+    deployments: Deployments, shared: Shared, setup: str, body: dict[str, Any], status: int, told: str
+) -> None:
+    ours, theirs = await deployments.twins(setup)
+    try:
+        response = await deployments.both.http.post(f"/deployments/{theirs.id}/create_flow_run", json=body)
+    except httpx.TransportError:
+        pass
+    else:
+        # What goes into a database here must go into the other as well.
+        takes_nul = "NUL" in told and shared.database_url.startswith("sqlite")
+        assert response.status_code >= 500 or takes_nul, response.text
+    reply = await deployments.request({**body, "deployment_id": ours.id})
+    assert reply.status == status, reply.body
+    assert re.search(told, reply.headers["x-error"])
+
+
+async def test_a_template_is_refused_in_so_many_words(deployments: Deployments) -> None:
+    ours, theirs = await deployments.twins("bare")
+    for template, rendered in (
+        ("{{ 1 + 2 }}", "3"),
+        ("{% if 1 %}a{% endif %}", "a"),
+        ("a{# b #}", "a{# b #}"),
+    ):
+        body = {"parameters": {"p": kind("jinja", template=template)}}
+        response = await deployments.both.prefect(
+            "POST", f"/deployments/{theirs.id}/create_flow_run", json=body
+        )
+        assert response.json()["parameters"] == {"p": rendered}
+        reply = await deployments.request({**body, "deployment_id": ours.id})
+        assert reply.status == 400
+        assert reply.body["detail"] == f"Error hydrating flow run parameters: {PLAIN_TEXT}"
+
+
+async def test_a_deployment_that_is_not_there_is_named(deployments: Deployments) -> None:
+    (ours, theirs), missing = await deployments.twins("bare"), str(uuid4())
+    response = await deployments.both.prefect("POST", f"/deployments/{missing}/create_flow_run", json={})
+    for which in (
+        {"deployment_id": missing},
+        {"deployment_name": f"{theirs.name}x"},
+        {"deployment_name": "a/b"},
+    ):
+        reply = await deployments.request(which)
+        assert (reply.status, reply.body) == (response.status_code, response.json())
+        (value,) = which.values()
+        assert value in reply.headers["x-error"]
+    assert (await deployments.request({"deployment_name": ours.name})).status == 201
+
+
+async def test_a_batch_of_both_kinds_makes_each_run_once(deployments: Deployments, shared: Shared) -> None:
+    """Duplicates by key and by message, refusals, and a new queue, of many deployments at once."""
+    both = deployments.both
+    twins = [*(await deployments.twins("bare")), *(await deployments.twins("full"))]
+    of_flow = {"flow_id": twins[0].flow_id, "idempotency_key": "shared"}
+    of_deployment = {"deployment_id": twins[0].id, "idempotency_key": "shared"}
+    queue = f"queue-{uuid4()}"
+    rounds: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for number in range(40):
+        keyed = {"deployment_name": twins[number % 4].name, "idempotency_key": f"key-{number}"}
+        rounds += [
+            (keyed, {"type": TYPE}),
+            (keyed, {"type": TYPE}),
+            ({"deployment_id": twins[1].id}, {"type": TYPE, "message_id": f"message-{number}"}),
+            ({"deployment_id": twins[1].id}, {"type": TYPE, "message_id": f"message-{number}"}),
+            (of_flow, {}) if number % 2 else (of_deployment, {"type": TYPE}),
+            ({"deployment_id": str(uuid4())}, {"type": TYPE}),
+            ({"flow_id": str(uuid4())}, {}),
+            ({"deployment_id": twins[2].id, "work_queue_name": queue}, {"type": TYPE}),
+        ]
+    # Of the same bytes and properties but for the reply, which goes by the correlation id.
+    sent = [
+        await both.producer.publish(
+            body, **properties, correlation_id=f"{index // 2}" if "message_id" in properties else None
+        )
+        for index, (body, properties) in enumerate(rounds)
+    ]
+    async with asyncio.timeout(120):
+        while sum(map(len, both.producer.replies.values())) < len(rounds):
+            await asyncio.sleep(0.05)
+    replies = [reply for each in dict.fromkeys(sent) for reply in both.producer.replies[each]]
+    runs: dict[str, list[int]] = defaultdict(list)
+    for reply in replies:
+        if reply.status < 300:
+            runs[reply.body["id"]].append(reply.status)
+    assert sorted(Counter(reply.status for reply in replies).items()) == [
+        (200, 40 + 40 + 39),
+        (201, 40 + 40 + 1 + 40),
+        (404, 40),
+        (409, 40),
+    ]
+    assert all(sorted(statuses)[-1] == 201 and statuses.count(201) == 1 for statuses in runs.values())
+    queues = (await both.prefect("POST", f"/work_pools/{twins[2].pool}/queues/filter", json={})).json()
+    assert [each["name"] for each in queues].count(queue) == 1
+    assert len({each["priority"] for each in queues}) == len(queues)
+
+
+async def test_a_message_finds_its_run_whatever_has_become_of_the_deployment(
+    deployments: Deployments,
+) -> None:
+    deployment = await deployments.new(SETUPS["bare"], f"gone-{uuid4().hex[:8]}")
+    message = {"message_id": uuid4().hex, "correlation_id": uuid4().hex}
+    request = {"deployment_name": deployment.name, "state": {"type": "PENDING"}}
+    created = await deployments.request(request, **message)
+    assert created.status == 201
+    assert (await deployments.both.prefect("DELETE", f"/deployments/{deployment.id}")).is_success
+    await deployments.both.producer.publish(request, type=TYPE, **message)
+    replies = deployments.both.producer.replies[message["correlation_id"]]
+    async with asyncio.timeout(60):
+        while len(replies) < 2:
+            await asyncio.sleep(0.02)
+    assert (replies[1].status, replies[1].body["id"]) == (200, created.body["id"])
+    assert (await deployments.request(request, message_id=uuid4().hex)).status == 404
+
+
+@pytest.mark.parametrize("shared", ["postgresql"], indirect=True, scope="session")
+async def test_without_the_right_to_make_a_queue_that_request_alone_is_refused(
+    deployments: Deployments,
+) -> None:
+    ours, _ = await deployments.twins("full")
+    queue = f"queue-{uuid4()}"
+    await deployments.execute("REVOKE INSERT ON work_queue FROM flow_runs_worker")
+    try:
+        sent = [
+            await deployments.both.producer.publish(body, type=TYPE)
+            for body in ({"deployment_id": ours.id}, {"deployment_id": ours.id, "work_queue_name": queue})
+        ]
+        served, refused = await deployments.both.producer.replies_to(sent)
+    finally:
+        await deployments.execute("GRANT INSERT ON work_queue TO flow_runs_worker")
+    assert (served.status, refused.status) == (201, 404)
+    assert "GRANT INSERT ON work_queue" in refused.headers["x-error"]
+    again = await deployments.request({"deployment_id": ours.id, "work_queue_name": queue})
+    assert (again.status, again.body["work_queue_name"]) == (201, queue)
+
+
+async def test_a_run_that_no_pools_worker_sees_is_warned_of_once(
+    deployments: Deployments, shared: Shared
+) -> None:
+    pooled = await deployments.new(SETUPS["full"], f"pooled-{uuid4().hex[:8]}")
+    bare = await deployments.new(SETUPS["bare"], f"bare-{uuid4().hex[:8]}")
+    scheduled = {"flow_id": pooled.flow_id, "deployment_id": pooled.id, "state": {"type": "SCHEDULED"}}
+    for _ in range(2):
+        assert (await deployments.request({"deployment_id": bare.id})).status == 201
+        assert (await deployments.both.producer.request(scheduled)).status == 201
+    assert (await deployments.request({"deployment_id": pooled.id})).status == 201
+    assert (
+        await deployments.both.producer.request({**scheduled, "work_pool_name": pooled.pool})
+    ).status == 201
+    lines = [line for line in shared.worker.output.splitlines() if "run_without_work_pool" in line]
+    assert len([line for line in lines if bare.id in line and "the deployment has no work pool" in line]) == 1
+    assert len([line for line in lines if pooled.id in line and "names no work_pool_name" in line]) == 1
+    assert sum(pooled.id in line for line in lines) == 1

@@ -13,7 +13,7 @@ import structlog
 from worker.contract.decode import DeploymentRequest
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
-from worker.creation import NewRun, Requested
+from worker.creation import NewRun, Requested, UnresolvedRun
 from worker.store import migrations
 from worker.store.deployments import refuse_runs_of_deployments, resolve_deployments
 from worker.store.engine import Database, open_database, prepare_to_write
@@ -23,6 +23,7 @@ from worker.store.opening import parse_url
 from worker.store.outcome import Created, Existing, Outcome
 from worker.store.prefect import References, Row, resolve
 from worker.store.statements import Statements, given, run_of
+from worker.store.unserved import UnservedWarning
 from worker.store.work_queues import fill_work_queues
 
 log = structlog.get_logger(__name__)
@@ -46,6 +47,7 @@ class Store:
     def __init__(self, database: Database, *, prefect: bool) -> None:
         self._database = database
         self._statements = Statements(database.statements.dialect, prefect=prefect)
+        self._unserved_warning = UnservedWarning()
         self._insertion = Insertion(database, self._statements, prefect=prefect)
         self.kind: Literal["standalone", "prefect"] = "prefect" if prefect else "standalone"
         sqlite = database.url.get_backend_name() == "sqlite"
@@ -123,14 +125,30 @@ class Store:
             batch.settle(await self._insert_or_read(leaders, references.missing))
         raise Fault("runs vanish as soon as they are created")
 
-    async def _of_deployments(self, requested: Sequence[Requested]) -> list[NewRun | Refusal]:
-        """Requests for runs of deployments as runs, or as their refusals; others stay."""
-        runs: list[NewRun | Refusal] = [each for each in requested if isinstance(each, NewRun)]
+    async def _of_deployments(self, requested: Sequence[Requested]) -> Sequence[NewRun | Outcome]:
+        """Requests for runs of deployments as runs, or as their refusals; others stay.
+
+        A message that made its run before is answered with it, whatever has become of the
+        deployment since.
+        """
+        runs = [each for each in requested if isinstance(each, NewRun)]
         if len(runs) == len(requested):
             return runs
         if self.kind == "standalone":
             return refuse_runs_of_deployments(requested)
-        return await resolve_deployments(self, requested)
+        resolved = await resolve_deployments(self, requested)
+        refused = {
+            each.run_id: place
+            for place, each in enumerate(requested)
+            if isinstance(each, UnresolvedRun)
+            and isinstance(resolved[place], Refusal)
+            and each.request.run_id is not None
+        }
+        outcomes: list[NewRun | Outcome] = [*resolved]
+        for row in await self._query(self._statements.read_by_id, [(run_id,) for run_id in refused]):
+            run = run_of(row)
+            outcomes[refused[run.id]] = Existing(run)
+        return outcomes
 
     async def _resolve(self, runs: Sequence[NewRun]) -> References:
         if self.kind == "standalone":
@@ -143,6 +161,11 @@ class Store:
         ]
         if of_deployments:
             references.refused |= await fill_work_queues(self, self._database, of_deployments)
+        self._unserved_warning.look(
+            new
+            for new in runs
+            if new.run.id not in references.refused and new.run.id not in references.missing
+        )
         return references
 
     async def _insert_or_read(
@@ -207,12 +230,12 @@ class _Batch:
     leads, and the others follow: they find the run that it made, or lead if it is refused.
     """
 
-    def __init__(self, runs: Sequence[NewRun | Refusal], refused: Mapping[UUID, Refusal]) -> None:
+    def __init__(self, runs: Sequence[NewRun | Outcome], refused: Mapping[UUID, Refusal]) -> None:
         self._runs: dict[int, NewRun] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._waiting: dict[Hashable, list[int]] = {}
         for index, new in enumerate(runs):
-            if isinstance(new, Refusal):
+            if not isinstance(new, NewRun):
                 self._outcomes[index] = new
             elif new.run.id in refused:
                 self._outcomes[index] = refused[new.run.id]
