@@ -4,6 +4,7 @@ import asyncio
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -11,8 +12,9 @@ import httpx
 from sqlalchemy.engine import make_url
 
 from tests.conformance.comparison import comparable, differences
-from tests.conformance.prefect_server import PrefectServer
+from tests.conformance.prefect_server import VERSION, PrefectServer, install
 from tests.support.database import execute
+from tests.support.processes import ServerProcess
 from tests.support.producer import Producer, Reply
 from tests.support.worker_process import ROOT, WorkerProcess
 
@@ -126,3 +128,34 @@ def assert_served(reply: Reply, served: Any) -> None:
         record["empirical_policy"]["pause_keys"] = sorted(record["empirical_policy"]["pause_keys"] or [])
     found = list(differences(theirs, ours))
     assert not found, "\n".join(found)
+
+
+def start_process_worker(server: PrefectServer, pool: str, folder: Path) -> ServerProcess:
+    """Prefect's own worker, for a process pool; its log is in the folder."""
+    prefect = str(install(VERSION) / "prefect")
+    command = [prefect, "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"]
+    return ServerProcess(command, folder / "prefect-worker.log", env=server.environment)
+
+
+# What `prefect work-pool create --type process` sends, as far as it is needed.
+PROCESS_TEMPLATE = {
+    "job_configuration": {
+        "command": "{{ command }}",
+        "env": "{{ env }}",
+        "labels": "{{ labels }}",
+        "name": "{{ name }}",
+        "stream_output": "{{ stream_output }}",
+        "working_dir": "{{ working_dir }}",
+    },
+    "variables": {
+        "type": "object",
+        "properties": {
+            "command": {"type": "string"},
+            "env": {"type": "object", "additionalProperties": {"type": "string"}},
+            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+            "name": {"type": "string"},
+            "stream_output": {"type": "boolean", "default": True},
+            "working_dir": {"type": "string"},
+        },
+    },
+}

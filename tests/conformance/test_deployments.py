@@ -5,24 +5,32 @@ worker on the same database, for two deployments that are alike.
 import asyncio
 import json
 import re
+import shutil
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
 from tests.conformance.comparison import comparable, differences
 from tests.conformance.deployment_cases import CASES, SETUPS, VARIABLES, DeploymentCase, Setup, kind, variable
-from tests.conformance.shared import Both, Shared, assert_served
+from tests.conformance.shared import PROCESS_TEMPLATE, Both, Shared, assert_served, start_process_worker
+from tests.support.command import command
 from tests.support.database import execute
+from tests.support.node import NodeProducer
 from tests.support.producer import Producer, Reply
 from tests.support.rabbitmq import RabbitMQ
+from worker.client import FlowRunClient, InvalidFlowRun, NotFound
+from worker.client.sync import FlowRunClient as SyncClient
+from worker.contract.deployment_request import CreateFlowRunFromDeployment
+from worker.contract.record import FlowRunRecord
 
 TYPE = "create_flow_run_from_deployment"
 
@@ -343,3 +351,104 @@ async def test_a_run_that_no_pools_worker_sees_is_warned_of_once(
     assert len([line for line in lines if bare.id in line and "the deployment has no work pool" in line]) == 1
     assert len([line for line in lines if pooled.id in line and "names no work_pool_name" in line]) == 1
     assert sum(pooled.id in line for line in lines) == 1
+
+
+async def test_the_clients_and_the_command_line_start_a_deployment(
+    deployments: Deployments, amqp_url: str
+) -> None:
+    ours, _ = await deployments.twins("full")
+    queue = deployments.both.producer.queue
+    async with FlowRunClient(amqp_url, queue=queue) as client:
+        later = datetime(2031, 1, 2, 3, 4, 5, tzinfo=UTC)
+        record = await client.run_deployment(
+            ours.name,
+            parameters={"foo": "client"},
+            idempotency_key="client",
+            scheduled_time=later,
+            tags=["c"],
+            job_variables={"replicas": 2},
+            work_queue_name="default",
+        )
+        again = await client.run_deployment(UUID(ours.id), idempotency_key="client")
+        with pytest.raises(NotFound, match="no/such"):
+            await client.run_deployment("no/such")
+        model = CreateFlowRunFromDeployment(deployment_name=ours.name, idempotency_key="client")
+        assert (await client.request(model)).status == 200
+        with pytest.raises(InvalidFlowRun, match=r"'two' is not"):
+            await client.run_deployment(ours.name, job_variables={"replicas": "two"})
+    assert again.id == record.id
+    assert record.parameters == {"foo": "client", "deep": {"a": 1, "b": 2}}
+    assert (record.next_scheduled_start_time, record.state_type) == (later, "SCHEDULED")
+    assert (record.tags, record.job_variables) == (["b", "a", "c"], {"replicas": 2})
+    assert (record.work_queue_name, record.work_pool_name) == ("default", ours.pool)
+
+    def blocking() -> FlowRunRecord:
+        with SyncClient(amqp_url, queue=queue) as client:
+            return client.run_deployment(ours.name, idempotency_key="client")
+
+    assert (await asyncio.to_thread(blocking)).id == record.id
+    options = ("--deployment", ours.name, "--param", "n=1", "--param", "foo=a text", "--tag", "c")
+    at = ("--scheduled-time", "2031-01-02T03:04:05Z")
+    done = await command("create", *options, *at, amqp_url=amqp_url, queue=queue)
+    assert done.code == 0, done.err
+    shown = json.loads(done.out)
+    assert shown["parameters"] == {"foo": "a text", "deep": {"a": 1, "b": 2}, "n": 1}
+    assert shown["next_scheduled_start_time"] == "2031-01-02T03:04:05Z"
+    wrong = await command("create", "--deployment", "no/such", amqp_url=amqp_url, queue=queue)
+    assert wrong.code == 1
+    assert "There is no deployment 'no/such'" in wrong.err
+    both_kinds = await command(
+        "create", "--deployment", ours.name, "--flow-id", ours.flow_id, amqp_url=amqp_url, queue=queue
+    )
+    assert both_kinds.code == 1
+    assert "flow_id" in both_kinds.err
+
+
+FLOW = """
+from prefect import flow
+
+@flow(log_prints=True)
+def greet(greeting: str = "goodbye", name: str = "nobody") -> None:
+    print(f"{greeting} {name}")
+"""
+
+
+@pytest.mark.skipif(not shutil.which("npm"), reason="no Node.js here")
+async def test_a_deployment_that_node_starts_by_its_name_is_executed(
+    both: Both, shared: Shared, amqp_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "flows.py").write_text(FLOW)
+    name = f"node-{uuid4().hex[:8]}"
+    await both.post("/work_pools/", {"name": name, "type": "process", "base_job_template": PROCESS_TEMPLATE})
+    fields = {
+        "name": name,
+        "flow_id": (await both.post("/flows/", {"name": name}))["id"],
+        "work_pool_name": name,
+        "path": str(tmp_path),
+        "entrypoint": "flows.py:greet",
+        "parameters": {"greeting": "hello", "name": "deployment"},
+    }
+    await both.post("/deployments/", fields)
+    worker = start_process_worker(shared.server, name, tmp_path)
+    try:
+        node = await asyncio.to_thread(NodeProducer, tmp_path, amqp_url, shared.queue)
+        arguments = (f"{name}/{name}", "key", '{"name": "Node"}')
+        done = await asyncio.to_thread(node.create, *arguments)
+        assert done.returncode == 0, done.stderr
+        status, _, text = done.stdout.partition("\n")
+        run_id = json.loads(text)["id"]
+        assert (status, json.loads(text)["state_type"]) == ("201 flow_run", "SCHEDULED")
+        async with asyncio.timeout(120):
+            while (run := await both.served(run_id))["state_type"] not in ("COMPLETED", "FAILED", "CRASHED"):
+                await asyncio.sleep(0.3)
+        assert run["state_type"] == "COMPLETED", worker.log_tail()
+        async with asyncio.timeout(60):  # the flow's process sends them by itself
+            while True:
+                logs = await both.post("/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
+                if "hello Node" in [log["message"] for log in logs]:
+                    break
+                await asyncio.sleep(0.3)
+        again = await asyncio.to_thread(node.create, *arguments)
+        assert again.stdout.startswith("200 flow_run")
+    finally:
+        worker.stop()

@@ -18,10 +18,9 @@ import pytest
 
 from tests.conformance.cases import CASES
 from tests.conformance.comparison import comparable, differences
-from tests.conformance.prefect_server import VERSION, install
-from tests.conformance.shared import Both, Shared, assert_served
+from tests.conformance.prefect_server import VERSION
+from tests.conformance.shared import PROCESS_TEMPLATE, Both, Shared, assert_served, start_process_worker
 from tests.support.command import command
-from tests.support.processes import ServerProcess
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from worker.contract.errors import Fault
@@ -334,18 +333,7 @@ async def test_it_executes(both: Both, shared: Shared, tmp_path: Path) -> None:
             "entrypoint": "flows.py:hello",
         },
     )
-    command = [
-        str(install(VERSION) / "prefect"),
-        "worker",
-        "start",
-        "--pool",
-        pool,
-        "--type",
-        "process",
-        "--limit",
-        "1",
-    ]
-    worker = ServerProcess(command, tmp_path / "prefect-worker.log", env=shared.server.environment)
+    worker = start_process_worker(shared.server, pool, tmp_path)
     try:
         body = {
             "flow_id": flow,
@@ -371,27 +359,3 @@ async def test_it_executes(both: Both, shared: Shared, tmp_path: Path) -> None:
         assert_served(again, await both.served(created.body["id"]))
     finally:
         worker.stop()
-
-
-# What `prefect work-pool create --type process` sends, as far as it is needed.
-PROCESS_TEMPLATE = {
-    "job_configuration": {
-        "command": "{{ command }}",
-        "env": "{{ env }}",
-        "labels": "{{ labels }}",
-        "name": "{{ name }}",
-        "stream_output": "{{ stream_output }}",
-        "working_dir": "{{ working_dir }}",
-    },
-    "variables": {
-        "type": "object",
-        "properties": {
-            "command": {"type": "string"},
-            "env": {"type": "object", "additionalProperties": {"type": "string"}},
-            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
-            "name": {"type": "string"},
-            "stream_output": {"type": "boolean", "default": True},
-            "working_dir": {"type": "string"},
-        },
-    },
-}

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import StartWorker
 from tests.support.database import fetch_runs
+from tests.support.node import NodeProducer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import ROOT
 
@@ -24,26 +25,11 @@ FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 async def test_node_producer_prints_the_record(
     start_worker: StartWorker, sqlite_url: str, amqp_url: str, queue: str, tmp_path: Path
 ) -> None:
-    example = tmp_path / "node"
-    shutil.copytree(ROOT / "deploy/examples/node", example, ignore=shutil.ignore_patterns("node_modules"))
-    subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--silent"], cwd=example, check=True, timeout=120
-    )
+    node = NodeProducer(tmp_path, amqp_url, queue)
     start_worker(sqlite_url)
-
-    def create(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["node", "create.mjs", *arguments],
-            cwd=example,
-            env={**os.environ, "WORKER_AMQP_URL": amqp_url, "WORKER_QUEUE": queue},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    created, existing, refused = [
-        await asyncio.to_thread(create, *arguments)
-        for arguments in ([FLOW_ID, "k"], [FLOW_ID, "k"], ["no-uuid"])
+    created, existing, refused, no_deployment = [
+        await asyncio.to_thread(node.create, *arguments)
+        for arguments in ([FLOW_ID, "k"], [FLOW_ID, "k"], ["no-uuid"], ["flow/deployment"])
     ]
     assert created.returncode == 0, created.stderr
     status, _, record = created.stdout.partition("\n")
@@ -53,6 +39,7 @@ async def test_node_producer_prints_the_record(
     assert existing.stdout.startswith("200 flow_run")
     assert refused.returncode == 1
     assert refused.stdout.startswith("422 error")
+    assert no_deployment.stdout.startswith("404 error")
 
 
 JAVA_CLIENT = ("librabbitmq-client-java", "libslf4j-java")
