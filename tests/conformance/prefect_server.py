@@ -60,15 +60,18 @@ def install(version: str) -> Path:
 
 
 class PrefectServer:
-    """An unmodified Prefect server on a database, by HTTP at :attr:`api`."""
+    """An unmodified Prefect server on a database, by HTTP at :attr:`api`; its pages at :attr:`url`,
+    if it is to have them.
+    """
 
-    def __init__(self, database_url: str, version: str = VERSION) -> None:
+    def __init__(self, database_url: str, version: str = VERSION, *, ui: bool = False) -> None:
         self._bin = install(version)
         self.database_url = database_url
         self._folder = Path(tempfile.mkdtemp(prefix="prefect-"))
         (port,) = free_ports(1)
         self._port = port
-        self.api = f"http://127.0.0.1:{port}/api"
+        self.url = f"http://127.0.0.1:{port}"
+        self.api = f"{self.url}/api"
         self.environment = {
             "PATH": f"{self._bin}:{os.environ.get('PATH', '')}",
             "HOME": str(self._folder),
@@ -79,7 +82,7 @@ class PrefectServer:
             # Longer than any test waits: a connection that is closed while a request is under way
             # to it is an error.
             "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "600",
-            "PREFECT_SERVER_UI_ENABLED": "false",
+            "PREFECT_SERVER_UI_ENABLED": str(ui).lower(),
             "DO_NOT_TRACK": "1",
         }
         self._process: ServerProcess | None = None
@@ -89,7 +92,7 @@ class PrefectServer:
             str(self._bin / "prefect"),
             "server",
             "start",
-            "--no-ui",
+            *([] if self.environment["PREFECT_SERVER_UI_ENABLED"] == "true" else ["--no-ui"]),
             "--host",
             "127.0.0.1",
             "--port",

@@ -18,6 +18,7 @@ from tests.support.processes import ServerProcess
 from tests.support.producer import Producer, Reply
 from tests.support.worker_process import ROOT, WorkerProcess
 
+TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 # Of the moment at which they are asked for.
 ESTIMATES = ("estimated_run_time", "estimated_start_time_delta")
 
@@ -81,6 +82,13 @@ class Both:
 
     async def served(self, run_id: str) -> Any:
         return (await self.prefect("GET", f"/flow_runs/{run_id}")).json()
+
+    async def ended(self, run_id: str) -> Any:
+        """The run, once it has ended."""
+        async with asyncio.timeout(120):
+            while (run := await self.served(run_id))["state_type"] not in TERMINAL:
+                await asyncio.sleep(0.3)
+        return run
 
     async def new_flow(self, **fields: Any) -> str:
         return str((await self.post("/flows/", {"name": f"flow-{uuid4()}", **fields}))["id"])
@@ -159,3 +167,31 @@ PROCESS_TEMPLATE = {
         },
     },
 }
+
+GREETING = """
+from prefect import flow
+
+@flow(log_prints=True)
+def greet(greeting: str = "goodbye", name: str = "nobody") -> None:
+    print(f"{greeting} {name}")
+"""
+
+
+async def deploy_greeting(both: Both, folder: Path, name: str = "") -> str:
+    """A deployment of a flow that prints its parameters, on a process pool of the same name;
+    returns ``FLOW NAME/DEPLOYMENT NAME``.
+    """
+    (folder / "flows.py").write_text(GREETING)
+    name = name or f"greeting-{uuid4().hex[:8]}"
+    await both.post("/work_pools/", {"name": name, "type": "process", "base_job_template": PROCESS_TEMPLATE})
+    fields = {
+        "name": name,
+        "flow_id": (await both.post("/flows/", {"name": name}))["id"],
+        "work_pool_name": name,
+        "path": str(folder),
+        "entrypoint": "flows.py:greet",
+        "parameters": {"greeting": "hello", "name": "deployment"},
+        "tags": ["nightly"],
+    }
+    await both.post("/deployments/", fields)
+    return f"{name}/{name}"

@@ -21,7 +21,7 @@ import pytest
 
 from tests.conformance.comparison import comparable, differences
 from tests.conformance.deployment_cases import CASES, SETUPS, VARIABLES, DeploymentCase, Setup, kind, variable
-from tests.conformance.shared import PROCESS_TEMPLATE, Both, Shared, assert_served, start_process_worker
+from tests.conformance.shared import Both, Shared, assert_served, deploy_greeting, start_process_worker
 from tests.support.command import command
 from tests.support.database import execute
 from tests.support.node import NodeProducer
@@ -404,43 +404,21 @@ async def test_the_clients_and_the_command_line_start_a_deployment(
     assert "flow_id" in both_kinds.err
 
 
-FLOW = """
-from prefect import flow
-
-@flow(log_prints=True)
-def greet(greeting: str = "goodbye", name: str = "nobody") -> None:
-    print(f"{greeting} {name}")
-"""
-
-
 @pytest.mark.skipif(not shutil.which("npm"), reason="no Node.js here")
 async def test_a_deployment_that_node_starts_by_its_name_is_executed(
     both: Both, shared: Shared, amqp_url: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "flows.py").write_text(FLOW)
-    name = f"node-{uuid4().hex[:8]}"
-    await both.post("/work_pools/", {"name": name, "type": "process", "base_job_template": PROCESS_TEMPLATE})
-    fields = {
-        "name": name,
-        "flow_id": (await both.post("/flows/", {"name": name}))["id"],
-        "work_pool_name": name,
-        "path": str(tmp_path),
-        "entrypoint": "flows.py:greet",
-        "parameters": {"greeting": "hello", "name": "deployment"},
-    }
-    await both.post("/deployments/", fields)
-    worker = start_process_worker(shared.server, name, tmp_path)
+    name = await deploy_greeting(both, tmp_path)
+    worker = start_process_worker(shared.server, name.partition("/")[2], tmp_path)
     try:
         node = await asyncio.to_thread(NodeProducer, tmp_path, amqp_url, shared.queue)
-        arguments = (f"{name}/{name}", "key", '{"name": "Node"}')
+        arguments = (name, "key", '{"name": "Node"}')
         done = await asyncio.to_thread(node.create, *arguments)
         assert done.returncode == 0, done.stderr
         status, _, text = done.stdout.partition("\n")
         run_id = json.loads(text)["id"]
         assert (status, json.loads(text)["state_type"]) == ("201 flow_run", "SCHEDULED")
-        async with asyncio.timeout(120):
-            while (run := await both.served(run_id))["state_type"] not in ("COMPLETED", "FAILED", "CRASHED"):
-                await asyncio.sleep(0.3)
+        run = await both.ended(run_id)
         assert run["state_type"] == "COMPLETED", worker.log_tail()
         async with asyncio.timeout(60):  # the flow's process sends them by itself
             while True:

@@ -345,13 +345,7 @@ async def test_it_executes(both: Both, shared: Shared, tmp_path: Path) -> None:
         }
         created = await both.producer.request(body)
         assert created.status == 201
-        async with asyncio.timeout(120):
-            while (await both.served(created.body["id"]))["state_type"] not in (
-                "COMPLETED",
-                "FAILED",
-                "CRASHED",
-            ):
-                await asyncio.sleep(0.5)
+        await both.ended(created.body["id"])
         again = await both.producer.request(body)
         assert (again.status, again.body["state_type"], again.body["run_count"]) == (200, "COMPLETED", 1), (
             worker.log_tail()
