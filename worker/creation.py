@@ -38,10 +38,12 @@ class NewRun:
     Attributes:
         request: what was asked for.
         run: its row, with ``run.state`` as the row of its first state.
+        added: bytes of JSON in the row that are not the request's.
     """
 
     request: CreateRequest | DeploymentRequest
     run: FlowRun
+    added: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,11 @@ from worker.backoff import Backoff
 from worker.broker.delivery import Delivery
 from worker.broker.session import Session
 from worker.contract.decode import decode, decoded_size
+from worker.contract.encoding import dumps
 from worker.contract.errors import Fault, Refusal, ReplyToRefused, Unprocessable, encode_error
 from worker.contract.message import DIRECT_REPLY_TO
 from worker.contract.record import encode_record
-from worker.creation import Requested, requested_run
+from worker.creation import Requested, UnresolvedRun, requested_run
 from worker.mailbox import Mailbox
 from worker.observability import metrics
 from worker.observability.stored import StoredLog
@@ -208,7 +209,10 @@ class Pipeline:
             )
         if delivery.size > LARGE_BODY:
             delivery = delivery.without_body()
-        self._done.put(_Done(delivery, outcome, request.size))
+        size = request.size
+        if isinstance(request.new, UnresolvedRun):
+            size += len(dumps(outcome.run.parameters))  # the deployment's as well
+        self._done.put(_Done(delivery, outcome, size))
 
     async def _stored(self, runs: Sequence[Requested]) -> list[Outcome]:
         """Store the runs. A fault of the database is waited out, with their deliveries held."""

@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from sqlalchemy.engine import make_url
 
 from tests.conformance.comparison import comparable, differences
 from tests.conformance.deployment_cases import CASES, SETUPS, VARIABLES, DeploymentCase, Setup, kind, variable
@@ -57,7 +58,7 @@ class Deployments:
     """
 
     def __init__(self, both: Both, shared: Shared) -> None:
-        self.both, self._shared = both, shared
+        self.both, self.database_url = both, shared.database_url
         self._twins: dict[str, tuple[Twin, Twin]] = {}
 
     async def twins(self, setup: str) -> tuple[Twin, Twin]:
@@ -88,7 +89,7 @@ class Deployments:
 
     async def execute(self, statement: str) -> None:
         """Change the database that both use, behind their backs."""
-        url = self._shared.database_url
+        url = self.database_url
         if not url.startswith("sqlite"):
             await execute(url, statement)
             return
@@ -315,7 +316,7 @@ async def test_a_message_finds_its_run_whatever_has_become_of_the_deployment(
 
 @pytest.mark.parametrize("shared", ["postgresql"], indirect=True, scope="session")
 async def test_without_the_right_to_make_a_queue_that_request_alone_is_refused(
-    deployments: Deployments,
+    deployments: Deployments, amqp_url: str
 ) -> None:
     ours, _ = await deployments.twins("full")
     queue = f"queue-{uuid4()}"
@@ -326,10 +327,14 @@ async def test_without_the_right_to_make_a_queue_that_request_alone_is_refused(
             for body in ({"deployment_id": ours.id}, {"deployment_id": ours.id, "work_queue_name": queue})
         ]
         served, refused = await deployments.both.producer.replies_to(sent)
+        as_worker = make_url(deployments.database_url).set(username="flow_runs_worker")
+        url = as_worker.render_as_string(hide_password=False)
+        examined = await command("doctor", amqp_url=amqp_url, database_url=url)
     finally:
         await deployments.execute("GRANT INSERT ON work_queue TO flow_runs_worker")
     assert (served.status, refused.status) == (201, 404)
     assert "GRANT INSERT ON work_queue" in refused.headers["x-error"]
+    assert 'GRANT INSERT ON work_queue TO "flow_runs_worker";' in examined.out
     again = await deployments.request({"deployment_id": ours.id, "work_queue_name": queue})
     assert (again.status, again.body["work_queue_name"]) == (201, queue)
 

@@ -6,6 +6,7 @@ import json
 import struct
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -16,14 +17,36 @@ from worker.contract.decode import decode
 from worker.contract.errors import Refusal, encode_error
 from worker.contract.message import MAX_MESSAGE_SIZE, Message, fingerprint
 from worker.contract.record import encode_record
-from worker.creation import NewRun, new_run
+from worker.creation import NewRun, UnresolvedRun, requested_run
 from worker.dead_letters import sent_again
+from worker.deployments.creation import merged_parameters, run_of_deployment
+from worker.deployments.deployment import Deployment, WorkQueue
+from worker.deployments.hydration import variable_names
 from worker.store.statements import Statements
 
 FRAME_MAX = 131_072
 MAX_BODY_BYTES = 1_048_576
-STATUSES = {201, 400, 413, 415, 422}
+STATUSES = {201, 400, 409, 413, 415, 422}
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
+# Stands for the one that a request names.
+DEPLOYMENT = Deployment(
+    id=UUID(int=1),
+    flow_id=UUID(int=2),
+    version="1",
+    tags=["a"],
+    labels={"a": 1},
+    parameters={"a": "b"},
+    size=10,
+    parameter_schema='{"type": "object", "properties": {"a": {"type": "string"}, "n": {"type": "integer"}}}',
+    enforce_parameter_schema=True,
+    job_variables='{"cpu": 1}',
+    infrastructure_document_id=None,
+    work_queue_id=UUID(int=3),
+    work_queue_name="default",
+    queue=WorkQueue(UUID(int=3), "default", UUID(int=4), "pool"),
+    job_template='{"variables": {"type": "object", "properties": {"cpu": {"type": "integer"}}}}',
+)
+VARIABLES = {"v": [1, None, "text"]}
 
 _DIALECTS: tuple[sa.Dialect, ...] = (sqlite.dialect(), postgresql.dialect())
 _statements = [Statements(dialect, prefect=False) for dialect in _DIALECTS]
@@ -42,7 +65,10 @@ def serve(message: Message) -> int:
     """
     try:
         request = decode(message, max_body_bytes=MAX_BODY_BYTES)
-        new = new_run(request, NOW, traceparent=request.traceparent)
+        new = requested_run(request, NOW, traceparent=request.traceparent)
+        if isinstance(new, UnresolvedRun):
+            variable_names([merged_parameters(new, DEPLOYMENT)], {})
+            new = run_of_deployment(new, DEPLOYMENT, variables=VARIABLES, blocks={})
     except Refusal as refusal:
         status, answer = refusal.status, _refused(message, refusal)
     else:

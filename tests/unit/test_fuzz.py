@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.faults.hostile import CORPUS, FLOW_ID
 from tests.fuzz.line import message_of, serve
 from tests.support import properties as made
-from worker.broker.properties import read_message, short_string
-from worker.contract.message import Message
+from worker.broker.properties import join, read_message, short_string
+from worker.contract.message import FROM_DEPLOYMENT, Message
 
 REQUEST: dict[str, Any] = {
     "flow_id": FLOW_ID,
@@ -33,6 +33,7 @@ REQUEST: dict[str, Any] = {
     "job_variables": {"cpu": 2},
 }
 VALID = json.dumps(REQUEST).encode()
+OF_A_DEPLOYMENT = join({"type": short_string(FROM_DEPLOYMENT)})
 SMALL = [each.body for each in CORPUS if len(each.body) < 5_000]
 
 text = st.text(st.characters(), max_size=60)
@@ -94,6 +95,37 @@ def test_any_bytes_end_in_a_record_or_a_refusal(body: bytes) -> None:
 @given(st.dictionaries(st.sampled_from(sorted(REQUEST)) | text, anything, max_size=6))
 def test_any_fields_end_in_a_record_or_a_refusal(fields: dict[str, Any]) -> None:
     serve(Message(body=json.dumps({**REQUEST, **fields}).encode(), headers={}))
+
+
+kinds = st.recursive(
+    anything,
+    lambda inner: (
+        st.fixed_dictionaries(
+            {"__prefect_kind": st.sampled_from(["none", "json", "jinja", "workspace_variable"]) | anything},
+            optional={
+                "value": inner | anything.map(json.dumps),
+                "variable_name": inner | st.just("v"),
+                "template": inner,
+            },
+        )
+        | st.dictionaries(text, inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    parameters=st.dictionaries(st.sampled_from(["a", "n"]) | text, kinds, max_size=3) | kinds,
+    fields=st.dictionaries(st.sampled_from(sorted(REQUEST)) | text, anything, max_size=3),
+)
+def test_any_run_of_a_deployment_ends_in_a_record_or_a_refusal(
+    parameters: Any, fields: dict[str, Any]
+) -> None:
+    valid = {**REQUEST, "deployment_name": "flow/deployment", "parameters": parameters}
+    del valid["flow_id"]
+    for body in (valid, {**valid, **fields}):
+        serve(read_message(OF_A_DEPLOYMENT, json.dumps(body).encode()))
 
 
 @settings(max_examples=300, deadline=None)

@@ -88,11 +88,13 @@ class CreateRequest:
 class DeploymentRequest:
     """A request for a run of a deployment that has been understood.
 
-    Its endpoint checks an API version and makes nothing of it, so there is none here. Attributes:
-    as of :class:`CreateRequest`.
+    Its endpoint checks an API version and makes nothing of it, so there is none here.
+
+    Attributes: as of :class:`CreateRequest`; and size: of the message's body, in bytes.
     """
 
     body: CreateFlowRunFromDeployment
+    size: int
     created_by: CreatedBy | None = None
     run_id: UUID | None = None
     traceparent: str | None = None
@@ -140,7 +142,7 @@ def decode(
     run_id = fingerprint(message) if message.message_id and not body.idempotency_key else None
     traceparent = _traceparent(_header(message, "traceparent"))
     if isinstance(body, CreateFlowRunFromDeployment):
-        return DeploymentRequest(body, created_by, run_id, traceparent)
+        return DeploymentRequest(body, len(message.body), created_by, run_id, traceparent)
     return CreateRequest(body, api_version, created_by, run_id, traceparent)
 
 

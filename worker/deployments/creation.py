@@ -84,7 +84,7 @@ def run_of_deployment(
         run.work_pool_id, run.work_pool_name = queue.pool_id, queue.pool_name
         if body.work_queue_name in (None, "", queue.name):
             run.work_queue_id, run.pool_queue_name = queue.id, queue.name
-    return NewRun(request, run)
+    return NewRun(request, run, added=deployment.size)
 
 
 def _check_parameters(parameters: dict[str, Any], schema: str | None) -> None:

@@ -22,6 +22,7 @@ class Deployment:
     What is checked against is text, by which a check that was prepared once is found again.
 
     Attributes:
+        size: of the parameters as JSON, in characters.
         work_queue_name: as the row has it; it may be there without a queue.
         parameter_schema: JSON; None if the deployment has none.
         job_variables: JSON; those of all its runs.
@@ -35,6 +36,7 @@ class Deployment:
     tags: list[str]
     labels: dict[str, Any] | None
     parameters: dict[str, Any]
+    size: int
     parameter_schema: str | None
     enforce_parameter_schema: bool
     job_variables: str | None

@@ -37,6 +37,8 @@ def hydrate(parameters: dict[str, Any], variables: Variables) -> dict[str, Any]:
     Raises:
         HydrationRefused: a value can't be had, or can't be stored.
     """
+    if not _has_kind(parameters):
+        return parameters
     try:
         hydrated = _hydrated(parameters, variables)
     except RecursionError:
@@ -45,11 +47,11 @@ def hydrate(parameters: dict[str, Any], variables: Variables) -> dict[str, Any]:
         return {}
     if not isinstance(hydrated, dict):
         raise HydrationRefused("They are not an object.")
-    if hydrated != parameters:  # what was read out of a text has not been looked at yet
-        if depth_exceeds(hydrated, MAX_DEPTH):
-            raise HydrationRefused(_TOO_DEEP)
-        for error in unstorable(hydrated):
-            raise HydrationRefused(f"{'.'.join(map(str, error['loc'][1:]))}: {error['msg']}")
+    # What was read out of a text has not been looked at yet.
+    if depth_exceeds(hydrated, MAX_DEPTH):
+        raise HydrationRefused(_TOO_DEEP)
+    for error in unstorable(hydrated):
+        raise HydrationRefused(f"{'.'.join(map(str, error['loc'][1:]))}: {error['msg']}")
     return hydrated
 
 
@@ -76,6 +78,19 @@ class _Asked(dict[str, Any]):
 
     def __missing__(self, name: str) -> None:
         self.names.add(name)
+
+
+def _has_kind(value: Any) -> bool:
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, dict):
+            if KIND in each:
+                return True
+            pending += each.values()
+        elif isinstance(each, list):
+            pending += each
+    return False
 
 
 def _hydrated(value: Any, variables: Variables) -> Any:

@@ -18,7 +18,7 @@ from worker.settings import Settings
 from worker.store import StoreError, migrations
 from worker.store.engine import Database, open_database
 from worker.store.opening import parse_url
-from worker.store.prefect import task_run, task_run_state
+from worker.store.prefect import task_run, task_run_state, work_queue
 from worker.store.tables import flow_run, flow_run_state
 
 # More than this many seconds apart, the times in a run's record and those that Prefect or a person
@@ -194,6 +194,11 @@ def _postgresql(connection: sa.Connection, *, prefect: bool) -> list[Finding]:
                 findings.append(
                     Finding("privileges", Verdict.problem, f"no {', '.join(lacking)} on {table}", advice)
                 )
+    if prefect and not ask("SELECT has_table_privilege(:t, 'INSERT')", t=work_queue.name):
+        user = ask("SELECT current_user")
+        detail = f"no INSERT on {work_queue.name}: a request that names a queue which is not there is refused"
+        advice = f'GRANT INSERT ON {work_queue.name} TO "{user}";'
+        findings.append(Finding("privileges", Verdict.warning, detail, advice))
     if not any(finding.verdict is Verdict.problem for finding in findings):
         findings.append(Finding("writes", Verdict.ok, "may read and insert"))
     unsafe = [

@@ -2,11 +2,13 @@
 turns these requests into runs.
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
 import sqlalchemy as sa
+from pydantic_core import from_json
 
 from worker.contract.errors import DeploymentNotFound, Refusal
 from worker.creation import NewRun, Requested, UnresolvedRun
@@ -16,6 +18,12 @@ from worker.deployments.hydration import variable_names
 from worker.deployments.job_variables import job_template
 from worker.store.deployment_tables import variable
 from worker.store.prefect import Row, block_document
+
+# A request of more bytes is checked in a thread, since that may take seconds: jsonschema goes
+# through 500 KB of small values at some 10 us each.
+LARGE = 16 * 1024
+# Checking holds the event loop; so many requests at a time keep it to a few milliseconds.
+AT_A_TIME = 50
 
 
 class DeploymentLookup(Protocol):
@@ -46,7 +54,9 @@ async def resolve_deployments(
     blocks = {block for each in templates for block in job_template(each).blocks}
     there = {row["id"]: row for row in await lookup.rows(block_document.c.id, blocks)}
 
-    def resolved(each: UnresolvedRun) -> NewRun | Refusal:
+    def resolved(each: Requested) -> NewRun | Refusal:
+        if isinstance(each, NewRun):
+            return each
         deployment = deployments.get(_which(each))
         if deployment is None:
             return DeploymentNotFound(f"There is no deployment {_shown(_which(each))}.")
@@ -55,7 +65,15 @@ async def resolve_deployments(
         except Refusal as refusal:
             return refusal.with_traceback(None)
 
-    return [resolved(each) if isinstance(each, UnresolvedRun) else each for each in requested]
+    runs: list[NewRun | Refusal] = []
+    for each in requested:
+        if isinstance(each, UnresolvedRun) and each.request.size > LARGE:
+            runs.append(await asyncio.to_thread(resolved, each))
+            continue
+        runs.append(resolved(each))
+        if len(runs) % AT_A_TIME == 0:
+            await asyncio.sleep(0)
+    return runs
 
 
 def _which(unresolved: UnresolvedRun) -> UUID | tuple[str, str]:
@@ -97,7 +115,8 @@ def _deployment(row: Row) -> Deployment:
         version=row["version"],
         tags=row["tags"] or [],
         labels=row["labels"],
-        parameters=row["parameters"] or {},
+        parameters=from_json(row["parameters"]) or {},
+        size=len(row["parameters"]),
         parameter_schema=_text(row["parameter_openapi_schema"]),
         enforce_parameter_schema=row["enforce_parameter_schema"],
         job_variables=_text(row["infra_overrides"]),

@@ -29,6 +29,9 @@ WAIT_FOR_STANDBY = (
     "SELECT pg_logical_emit_message(true, 'flow-run-worker', '')"
     " WHERE current_setting('synchronous_standby_names') <> ''"
 )
+# A batch is bounded by the bytes of its requests. So much may come from elsewhere into a statement,
+# such as a deployment's parameters into each of its runs; bytes, of the order of a batch's own.
+ADDED_MAX = 8 * 1024 * 1024
 # A database that answers, and takes none of so many statements in a row, is left alone for a while.
 FAULTS_MAX = 10
 
@@ -98,6 +101,8 @@ class Insertion:
     def _pieces(self, runs: Sequence[NewRun]) -> Iterator[Sequence[NewRun]]:
         """As many runs at a time as one statement may have now."""
         size = self._limit if monotonic() < self._limited_until else max(1, len(runs))
+        if added := max((new.added for new in runs), default=0):
+            size = min(size, max(1, ADDED_MAX // added))
         return (runs[start : start + size] for start in range(0, len(runs), size))
 
     def _narrow(self, size: int) -> None:

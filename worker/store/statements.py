@@ -162,10 +162,11 @@ class Statements:
 
 def _deployments(found: sa.FromClause, *besides: sa.Column[Any]) -> sa.Select[Any]:
     """Deployments with what is asked of their queue and pool. What is checked against is read as
-    text: the same text has been prepared before, mostly.
+    text: the same text has been prepared before, mostly. So are parameters, for their size.
     """
     of, queue, pool = deployment_tables.deployment, deployment_tables.work_queue, deployment_tables.work_pool
-    texts = (of.c.parameter_openapi_schema, of.c.infra_overrides, pool.c.base_job_template)
+    checked = (of.c.parameter_openapi_schema, of.c.infra_overrides, pool.c.base_job_template)
+    texts = (of.c.parameters, *checked)
     return sa.select(
         *(column for column in of.c if column not in set(texts)),
         *(sa.cast(column, sa.Text).label(column.name) for column in texts),
