@@ -73,7 +73,7 @@ async def test_java_producer_prints_the_record(
                 ROOT / "deploy/examples/java/CreateFlowRun.java",
                 *arguments,
             ],
-            env={**os.environ, "WORKER_AMQP_URL": amqp_url + "%2f", "WORKER_QUEUE": queue},
+            env={**os.environ, "WORKER_AMQP_URL": amqp_url, "WORKER_QUEUE": queue},
             capture_output=True,
             text=True,
             timeout=60,

@@ -22,7 +22,10 @@ public class CreateFlowRun {
         String request = String.format("{\"flow_id\": %s, \"idempotency_key\": %s}", quote(arguments[0]), key);
 
         ConnectionFactory factory = new ConnectionFactory();
-        factory.setUri(environment.getOrDefault("WORKER_AMQP_URL", "amqp://guest:guest@localhost:5672/%2f"));
+        factory.setUri(environment.getOrDefault("WORKER_AMQP_URL", "amqp://guest:guest@localhost:5672/"));
+        if (factory.getVirtualHost().isEmpty()) {
+            factory.setVirtualHost("/"); // what a URL that ends in a slash means to the worker
+        }
         int status;
         try (Connection connection = factory.newConnection("create-flow-run"); Channel channel = connection.createChannel()) {
             CompletableFuture<Delivery> reply = new CompletableFuture<>();
