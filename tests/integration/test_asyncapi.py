@@ -10,9 +10,9 @@ import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from tests.conftest import StartWorker
-from tests.integration.test_requests import EVERY_FIELD, FLOW_ID
 from tests.support.command import command
 from tests.support.producer import Producer
+from tests.support.requests import EVERY_FIELD, FLOW_ID
 from tests.support.worker_process import ROOT
 
 SCHEMAS = ROOT / "worker" / "contract" / "schemas"

@@ -7,7 +7,7 @@ import json
 import random
 import string
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import httpx
 import pytest
@@ -16,67 +16,13 @@ from tests.conftest import StartWorker
 from tests.integration.conftest import BOTH_WAYS
 from tests.support.database import fetch_runs
 from tests.support.producer import Producer
+from tests.support.requests import EVERY_FIELD, FLOW_ID, same_as_sent
 from worker.client import FlowRunClient
-
-FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
-
-# Every body field of the endpoint, none at its default.
-EVERY_FIELD: dict[str, Any] = {
-    "state": {
-        "type": "SCHEDULED",
-        "name": "Planned",
-        "message": "for tonight",
-        "data": {"why": ["nightly", 1]},
-        "state_details": {
-            "scheduled_time": "2030-01-02T03:04:05.678900+02:00",
-            "cache_key": "c",
-            "pause_reschedule": True,
-        },
-    },
-    "name": "order-4711",
-    "flow_id": FLOW_ID,
-    "flow_version": "1.2.3",
-    "parameters": {"text": "ü 🚀", "number": 1.5, "big": 2**70, "nested": {"list": [1, None, True]}},
-    "context": {"from": "test"},
-    "parent_task_run_id": str(uuid4()),
-    "infrastructure_document_id": str(uuid4()),
-    "empirical_policy": {"retries": 3, "retry_delay": 10, "pause_keys": ["a"], "retry_type": "reschedule"},
-    "tags": ["orders", "eu"],
-    "labels": {"team": "blue", "tier": 2, "ratio": 0.5, "gold": True},
-    "idempotency_key": "order-4711",
-    "work_queue_name": "urgent",
-    "job_variables": {"cpu": 2},
-    "deployment_id": str(uuid4()),
-}
 
 
 @pytest.fixture(scope="module", **BOTH_WAYS)
 def fast_path(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
-
-
-def same_as_sent(record: dict[str, Any]) -> None:
-    for field in EVERY_FIELD.keys() - {"state", "empirical_policy", "labels"}:
-        assert record[field] == EVERY_FIELD[field], field
-    assert record["labels"] == {"prefect.flow.id": FLOW_ID, **EVERY_FIELD["labels"]}
-    assert record["empirical_policy"] == {
-        "max_retries": 0,
-        "retry_delay_seconds": 0.0,
-        "resuming": False,
-        **EVERY_FIELD["empirical_policy"],
-    }
-    state, sent = record["state"], EVERY_FIELD["state"]
-    assert {name: state[name] for name in ("type", "name", "message", "data")} == {
-        name: sent[name] for name in ("type", "name", "message", "data")
-    }
-    details = state["state_details"]
-    assert details["cache_key"] == "c"
-    assert details["pause_reschedule"] is True
-    assert details["flow_run_id"] == record["id"]
-    assert details["task_run_id"] == EVERY_FIELD["parent_task_run_id"]
-    assert details["scheduled_time"].startswith("2030-01-02T03:04:05.678900+02:00")
-    assert record["state_id"] == state["id"]
-    assert (record["state_type"], record["state_name"]) == ("SCHEDULED", "Planned")
 
 
 async def test_every_field_goes_round(

@@ -4,9 +4,8 @@ import asyncio
 
 import pytest
 
-from worker.client import BrokerGone, ClientError, FlowRunClient, FlowRunFields, InvalidURL
+from worker.client import BrokerGone, ClientError, FlowRunClient, InvalidURL
 from worker.client.sync import FlowRunClient as SyncClient
-from worker.contract.request import CreateFlowRun
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 # Nobody listens there.
@@ -47,11 +46,6 @@ async def test_unknown_field_is_refused_with_the_nearest_one() -> None:
 def test_blocking_client_refuses_an_unknown_field() -> None:
     with SyncClient(NOWHERE) as client, pytest.raises(TypeError, match="is it 'parameters'"):
         client.create_flow_run(FLOW_ID, parameter={})  # type: ignore[call-arg]  # the typo
-
-
-def test_fields_are_those_of_the_contract() -> None:
-    """A field of only one of them could not be sent, or would be refused."""
-    assert {"flow_id", *FlowRunFields.__annotations__} == CreateFlowRun.model_fields.keys()
 
 
 async def test_closed_client_says_so() -> None:

@@ -10,6 +10,7 @@ import pytest
 from worker.client import NotSerializable
 from worker.client.message import build_message
 from worker.contract.request import CreateFlowRun
+from worker.contract.state import StateType
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
@@ -63,6 +64,12 @@ def test_model_is_written_as_pydantic_writes_it() -> None:
     assert json.loads(build_message(model, None).body) == json.loads(
         model.model_dump_json(exclude_unset=True)
     )
+
+
+@pytest.mark.parametrize("state", ["SCHEDULED", "scheduled", StateType.SCHEDULED, {"type": "SCHEDULED"}])
+def test_state_may_be_its_type_alone(state: object) -> None:
+    body = json.loads(build_message({"flow_id": FLOW_ID, "state": state}, None).body)
+    assert body["state"] == {"type": "SCHEDULED"}
 
 
 def test_json_is_sent_as_it_is() -> None:

@@ -1,10 +1,10 @@
 """``create``: one request from the shell, for trying things out and for scripts."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
 
 from worker.cli.options import AmqpUrl, Queue, err, print_json, run_async
@@ -132,8 +132,8 @@ def _json(text: str | None, option: str) -> Any:
     if text is None:
         return None
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        return json.loads(text)  # orjson rounds integers beyond 64 bits
+    except json.JSONDecodeError as error:
         raise typer.BadParameter(f"is not JSON: {error}", param_hint=option) from None
 
 
@@ -149,8 +149,8 @@ def _parameters(text: str | None, named: list[str] | None) -> Any:
 def _parameter(text: str) -> tuple[str, Any]:
     name, value = _named(text, "--param")
     try:
-        return name, orjson.loads(value)
-    except orjson.JSONDecodeError:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
         return name, value
 
 
@@ -159,9 +159,8 @@ def _state(text: str | None, scheduled_time: str | None) -> Any:
         if text not in (None, "SCHEDULED"):
             raise typer.BadParameter("is for a SCHEDULED run", param_hint="--scheduled-time")
         return {"type": "SCHEDULED", "state_details": {"scheduled_time": scheduled_time}}
-    if text is None or text.lstrip().startswith("{"):
-        return _json(text, "--state")
-    return {"type": text.upper()}
+    # A type alone is for the client to write as a state.
+    return _json(text, "--state") if text and text.lstrip().startswith("{") else text
 
 
 def _named(text: str, option: str) -> tuple[str, str]:

@@ -31,7 +31,8 @@ CLOSED = "The client is closed."
 
 class FlowRunFields(TypedDict, total=False):
     """The optional fields of a request; :class:`worker.contract.request.CreateFlowRun` says what
-    each means. A state may be its type alone, such as ``"SCHEDULED"``.
+    each means. A state may be its type alone, such as ``"SCHEDULED"``, in any request of the
+    client.
     """
 
     name: str
@@ -345,13 +346,11 @@ class FlowRunClient:
 
 
 def _checked(fields: Any, known: type[Any]) -> dict[str, Any]:
-    """Fields of a request, a state's type written out; raises TypeError for an unknown one."""
+    """Fields of a request; raises TypeError for an unknown one."""
     names = known.__annotations__
     for name in fields.keys() - names.keys():
         near = get_close_matches(name, names, n=1)
         raise TypeError(f"A flow run has no field '{name}'" + "".join(f"; is it '{each}'?" for each in near))
-    if isinstance(state := fields.get("state"), str):
-        return {**fields, "state": {"type": state}}
     return dict(fields)
 
 

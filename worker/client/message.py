@@ -25,7 +25,8 @@ def build_message(
     """The message of a request, with a ``message_id`` of its own.
 
     Args:
-        request: the body's fields, without those that are None; a model; or the JSON as it is.
+        request: the body's fields, without those that are None, and with a state that may be its
+            type alone; a model; or the JSON as it is.
         reply_to: where the reply goes; without it none is wanted.
         type: the AMQP property by which the worker tells requests apart; a model of a run of a
             deployment has its own.
@@ -58,7 +59,10 @@ def build_message(
 def _json(request: Mapping[str, Any] | BaseModel) -> bytes:
     if isinstance(request, BaseModel):
         request = request.model_dump(exclude_unset=True)
-    body = to_json({name: value for name, value in request.items() if value is not None})
+    fields = {name: value for name, value in request.items() if value is not None}
+    if isinstance(state := fields.get("state"), str):
+        fields["state"] = {"type": state.upper()}
+    body = to_json(fields)
     # to_json writes these words for what JSON has no word for; a text may hold them as well.
     if b"NaN" in body or b"Infinity" in body:
         for place, number in _not_finite(json.loads(body)):

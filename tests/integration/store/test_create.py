@@ -12,9 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from tests.conformance.cases import STATES
-from tests.integration.test_requests import EVERY_FIELD
 from tests.support.database import fetch, fetch_runs
-from tests.support.requests import FLOW_ID, keyed, request, unstorable
+from tests.support.requests import EVERY_FIELD, FLOW_ID, keyed, request, unstorable
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
 from worker.creation import NewRun

@@ -1,0 +1,81 @@
+"""A field of a request stands everywhere that a producer or the worker needs it. One that was added
+to :class:`CreateFlowRun` alone fails here, each test for the place where it is missing.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import typer
+
+from tests.conformance.cases import CASES
+from tests.support.requests import EVERY_FIELD, request, same_as_sent
+from worker.asyncapi import schemas
+from worker.cli import app
+from worker.client import FlowRunFields
+from worker.contract.flow_run import FlowRun
+from worker.contract.record import FlowRunRecord, encode_record
+from worker.contract.request import CreateFlowRun
+from worker.store import tables
+
+FIELDS = CreateFlowRun.model_fields.keys()
+# Needs a Prefect server's database: the run gets the pool's queue.
+NEEDS_A_POOL = {"work_pool_name"}
+# Of a row in memory: what other tables say of the run.
+FROM_OTHER_TABLES = {"state", "work_pool_id", "work_pool_name", "pool_queue_name"}
+# Options of the command that are named in the singular, as each gives one.
+ONE_EACH = {"tag": "tags", "label": "labels"}
+
+
+def test_tests_send_every_field() -> None:
+    """If it fails, add the field to ``EVERY_FIELD``: the tests there follow it to the database."""
+    assert EVERY_FIELD.keys() | NEEDS_A_POOL == FIELDS
+
+
+def test_row_and_record_have_every_field() -> None:
+    fields = {name: value for name, value in EVERY_FIELD.items() if name != "flow_id"}
+    record = json.loads(encode_record(request(**fields).run, datetime.now(UTC)))
+    same_as_sent(record)
+    assert record.keys() >= FIELDS
+
+
+def test_record_is_written_as_its_model_says() -> None:
+    written = json.loads(encode_record(request().run, datetime.now(UTC)))
+    assert list(written) == list(FlowRunRecord.model_fields)
+
+
+def test_table_has_every_column_of_a_row() -> None:
+    columns = {field.name for field in dataclasses.fields(FlowRun)} - FROM_OTHER_TABLES
+    assert {column.name for column in tables.flow_run.columns} == columns
+
+
+def test_client_takes_every_field() -> None:
+    assert {"flow_id", *FlowRunFields.__annotations__} == FIELDS
+
+
+def test_command_takes_every_field() -> None:
+    create = typer.main.get_command(app).commands["create"]  # type: ignore[attr-defined]  # a group
+    options = {ONE_EACH.get(parameter.name, parameter.name) for parameter in create.params}
+    assert options >= FIELDS
+
+
+def test_schema_describes_every_field() -> None:
+    described = {
+        name for name, field in schemas()["create-flow-run"]["properties"].items() if "description" in field
+    }
+    assert described == FIELDS
+
+
+def test_every_field_is_compared_with_prefect() -> None:
+    assert set(compared()) >= FIELDS
+
+
+def compared() -> Iterator[str]:
+    for case in CASES:
+        try:
+            body = json.loads(case.raw)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(body, dict):
+            yield from body
