@@ -80,8 +80,14 @@ async def test_work_pool_and_queue_are_found_by_name(both: Both) -> None:
 
 async def test_rows_that_are_missing_are_conflicts_of_that_request_alone(both: Both) -> None:
     flow = await both.new_flow()
-    for missing in ("flow_id", "parent_task_run_id", "infrastructure_document_id"):
-        await both.assert_equal(json.dumps({"flow_id": flow, missing: str(uuid4())}).encode())
+    for name, what in (
+        ("flow_id", "flow"),
+        ("parent_task_run_id", "parent task run"),
+        ("infrastructure_document_id", "infrastructure document"),
+    ):
+        missing = str(uuid4())
+        refused = await both.assert_equal(json.dumps({"flow_id": flow, name: missing}).encode())
+        assert refused.headers["x-error"] == f"There is no {what} {missing}."
     bodies = [
         {"flow_id": str(uuid4()) if number % 3 == 0 else flow, "idempotency_key": f"{number}"}
         for number in range(120)
