@@ -1,0 +1,53 @@
+"""The Python that the pages show runs as it stands, and a type checker passes it."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.producer import Producer
+from tests.support.worker_process import ROOT
+
+PAGES = ("README.md", "deploy/docs/python.md")
+URL = '"amqp://guest:guest@localhost:5672/"'
+
+blocks = pytest.mark.parametrize(
+    "block",
+    [
+        block
+        for page in PAGES
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    ],
+    ids=PAGES,
+)
+
+
+@blocks
+async def test_it_runs(
+    block: str, shared_worker: Producer, amqp_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert URL in block
+    program = block.replace(URL, f'"{amqp_url}", queue="{shared_worker.queue}"')
+    running = eval(compile(program, "page", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), {})
+    if inspect.iscoroutine(running):
+        await running
+    created, *many = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"[0-9a-f-]{36} (Pending|Scheduled)", created)
+    assert sorted(int(line.split()[0]) for line in many) == list(range(1000))
+    assert {line.split()[1] for line in many} == {"201"}
+
+
+@blocks
+def test_types_are_right(block: str, tmp_path: Path) -> None:
+    program = block
+    if "await" in block:
+        *imports, body = re.split(r"\n(?=\w+ =)", block, maxsplit=1)
+        program = "\n".join(imports) + "\nasync def main() -> None:\n" + re.sub("(?m)^", "    ", body)
+    (tmp_path / "page.py").write_text(program)
+    check = [sys.executable, "-m", "mypy", "--strict", str(tmp_path / "page.py")]
+    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
