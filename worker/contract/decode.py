@@ -31,10 +31,10 @@ from worker.contract.validation import first_errors, located, unstorable
 
 MINIMUM_API_VERSION = (0, 8, 0)
 
-# Nine digits: an integer of thousands takes Python seconds to read, and no version has them.
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII
 )
+# At most nine digits a number: Python takes seconds to read one of many thousands.
 _API_VERSION = re.compile(r"\s*(\d{1,9})\.(\d{1,9})\.(\d{1,9})\s*", re.ASCII)
 
 Body = TypeVar("Body", CreateFlowRun, CreateFlowRunFromDeployment)
@@ -293,9 +293,8 @@ def _validate(
             else first_errors(error, content, model, limit)
         )
         return None
-    except (
-        UnicodeEncodeError
-    ):  # half a surrogate pair in an error's own words; its place is told by _unstorable
+    except UnicodeEncodeError:
+        # Half a surrogate pair in an error's own words; ``unstorable`` tells its place.
         return None
     except RecursionError:
         raise BodyUnreadable from None

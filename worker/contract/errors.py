@@ -1,20 +1,20 @@
-"""Why a request is refused, each class one status on the wire with Prefect's error body; and faults
-of ours.
+"""Why a request is refused: each class is one status on the wire, with Prefect's error body. A
+fault of ours is no answer.
 """
 
 from typing import Any
 
 from worker.contract.encoding import dumps
 
-# An error names its place and shows what stood there; this many of them tell a producer what is
-# wrong. More would make an answer many times as large as the request that it refuses.
+# An error names its place and shows what stood there. This many tell a producer what is wrong; more
+# could make the answer many times as large as the request.
 MAX_ERRORS = 100
 # The reason goes into a header and into the log; both are for people.
 MAX_LINE = 500
 
 
 class Fault(Exception):
-    """Ours to wait out (a database that is away), never an answer to a request."""
+    """A fault of ours, such as a database that is away. It is waited out, and never answered."""
 
 
 class Refusal(Exception):
@@ -196,8 +196,8 @@ class Unprocessable(Refusal):
 
 
 def encode_error(refusal: Refusal, max_bytes: int) -> bytes:
-    """The error's body as JSON. Where that would be too large, without what stood at each error, or
-    else the reason alone.
+    """The error's body as JSON. If that is too large, the wrong values are left out; if it is still
+    too large, it is the reason alone.
     """
     body = dumps(refusal.body)
     if len(body) > max_bytes and "exception_detail" in refusal.body:
@@ -210,8 +210,8 @@ def encode_error(refusal: Refusal, max_bytes: int) -> bytes:
 
 
 def _one_line(text: str) -> str:
-    """At most so long, and nothing in it that breaks the line, steers a terminal or has no encoding
-    (half a surrogate pair).
+    """The text as one line of at most :data:`MAX_LINE` characters. Characters that steer a terminal
+    or have no encoding (half a surrogate pair) are escaped.
     """
     line = " ".join(text[: 2 * MAX_LINE].split())
     if not line.isprintable():

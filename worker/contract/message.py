@@ -14,22 +14,22 @@ DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 # The type of a message that asks for a run of a deployment. Any other type, or none, says nothing.
 FROM_DEPLOYMENT = "create_flow_run_from_deployment"
 
-# What a broker takes in a message, in bytes: as RabbitMQ 4 has it by default; RabbitMQ 3 has more.
+# The largest message that a broker takes, in bytes: RabbitMQ 4's default. RabbitMQ 3's is larger.
 MAX_MESSAGE_SIZE = 16 * 1024 * 1024
 # Set by quorum queues from the second delivery on.
 DELIVERY_COUNT_HEADER = "x-delivery-count"
-# Those of our replies and dead letters.
+# Headers of our replies and dead letters.
 ERROR_STATUS_HEADER = "x-error-status"
 ERROR_HEADER = "x-error"
 FAILED_AT_HEADER = "x-failed-at"
 HEADERS_DROPPED_HEADER = "x-headers-dropped"
-# Before the name of a property that a dead letter can't have.
+# A dead letter has under this prefix what it can't have as a property.
 ORIGINAL_PREFIX = "x-original-"
 
 # Headers that a broker adds on the way (redelivery, dead-lettering, exchanges), and those of our
 # dead letters: a message that is sent again begins without them.
 _ADDED_PREFIXES = ("x-first-death-", "x-last-death-", "x-opt-", ORIGINAL_PREFIX)
-# To which other queues a message goes (RabbitMQ's sender-selected distribution).
+# They name more queues that get the message (RabbitMQ's sender-selected distribution).
 ROUTING_HEADERS = frozenset({"CC", "BCC"})
 _ADDED = frozenset(
     {
@@ -110,13 +110,13 @@ class Message:
 
 
 def fingerprint(message: Message) -> UUID:
-    """What makes a message that carries a ``message_id`` one and the same: its body and all that
-    its producer set.
+    """Identifies a message that carries a ``message_id``, by its body and all that its producer
+    set.
 
-    A redelivery and a producer's retry have the same fingerprint, also by way of a shovel, a
-    federation link or an instrumented client; two messages that share a ``message_id`` and nothing
-    else have not. The broker rewrites a direct reply-to for each connection, so only its fixed part
-    counts.
+    A redelivery and a producer's retry have the same fingerprint, also when they come by a shovel,
+    a federation link or an instrumented client. Two messages that share a ``message_id`` and
+    nothing else have different ones. The broker rewrites a direct reply-to for each connection, so
+    only its fixed part counts.
 
     Returns:
         A UUID of version 8 (RFC 9562), made from 122 bits of a BLAKE2b hash.
@@ -125,7 +125,7 @@ def fingerprint(message: Message) -> UUID:
     if reply_to is not None and reply_to.startswith(DIRECT_REPLY_TO):
         reply_to = DIRECT_REPLY_TO
     own = {name: value for name, value in message.headers.items() if _identifies(name)}
-    # The broker's time where the broker wrote one: it does so as often as the message comes in.
+    # Not a time that the broker wrote: it writes one each time that the message comes in.
     timestamp = None if _ENTERED_AT in message.headers else message.timestamp
     digest = hashlib.blake2b(digest_size=16, person=b"flow-run-message")
     for value in (
@@ -152,15 +152,15 @@ def fingerprint(message: Message) -> UUID:
 
 
 def is_own_header(name: str) -> bool:
-    """Whether a header stays with the message when it is sent again: it is none of a broker, of
-    dead letters, or of the message's routing.
+    """Whether a header stays with the message when it is sent again. Headers of a broker, of dead
+    letters and of the message's routing do not.
     """
     return name not in _ADDED and name not in ROUTING_HEADERS and not name.startswith(_ADDED_PREFIXES)
 
 
 def _identifies(name: str) -> bool:
-    """Whether a header tells the message from another: it stays with it, and nobody writes it anew
-    on the way.
+    """Whether a header helps to tell the message from another: it stays with the message, and
+    nobody writes it anew on the way.
     """
     lowered = name.lower()
     return (
@@ -184,9 +184,8 @@ def _encoded(value: Any) -> Iterator[bytes]:
         for item in value:
             yield from _encoded(item)
     else:
-        binary = isinstance(
-            value, (bytes, bytearray)
-        )  # which of them depends on how often it was written and read
+        # How often a value was written and read decides which of the two types it has.
+        binary = isinstance(value, (bytes, bytearray))
         content = bytes(value) if binary else str(value).encode("utf-8", "surrogatepass")
         name = b"bytes" if binary else type(value).__name__.encode()
         yield struct.pack(">QQ", len(name), len(content))

@@ -21,18 +21,18 @@ from worker.contract.state import StateCreate
 
 # PREFECT_SERVER_API_MAX_PARAMETER_SIZE, as a Prefect server has it by default; bytes.
 MAX_PARAMETER_SIZE = 524_288
-# In the place of a limit: parameters of any size are taken. Prefect writes it in the same way.
+# As a limit: parameters of any size are taken, as with Prefect's setting.
 NO_LIMIT = 0
 # PostgreSQL's unique index takes rows of up to 2,704 bytes, 28 of them for the flow's id and
-# headers; beyond that it depends on how well a key compresses. One bound for both databases:
-# whether a request is refused must not depend on which it is.
+# headers; beyond that it depends on how well a key compresses. The bound is the same on SQLite, so
+# that both databases refuse the same requests.
 MAX_KEY_BYTES = 2_500
-# JSON as Python writes it takes at most six bytes for one of ours (a control character), or five
-# (1e15): so much smaller bodies need not be written out again to know that they fit.
+# Python writes at most six bytes of JSON for one byte of a body (a control character; 1e15 takes
+# five). A body this many times smaller than the limit fits, and need not be written out to measure
+# it.
 _LONGEST_EXPANSION = 8
 
-
-# Most requests have none, and nobody changes one.
+# Shared, since most requests have no policy, and nobody changes one.
 NO_POLICY = FlowRunPolicy()
 
 
