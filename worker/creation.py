@@ -87,8 +87,8 @@ def new_run(request: CreateRequest, now: datetime, *, traceparent: str | None = 
     Args:
         now: aware; what Prefect takes from its clock (``created``, the state's ``timestamp`` and,
             for a SCHEDULED state without one, ``scheduled_time``).
-        traceparent: goes into the state's details unless they have one, as a state made in
-            Prefect's own code carries the trace in which it was made.
+        traceparent: goes into the state's details unless they have one. Prefect does so too with
+            states that its own code makes.
     """
     body = request.body
     # A newer client says itself that a run is being resumed.
@@ -172,8 +172,8 @@ def run_row(
         infrastructure_document_id=body.infrastructure_document_id,
         parent_task_run_id=body.parent_task_run_id,
         auto_scheduled=False,
-        # Without a key the row goes through Prefect's ORM, whose default fills in; with one through
-        # a plain insert.
+        # As with Prefect: without a key its ORM fills in this default, and with one a plain insert
+        # does not.
         job_variables={} if body.job_variables is None and not body.idempotency_key else body.job_variables,
         state=state,
     )
@@ -207,7 +207,7 @@ def _first_state(
 
 
 def _stored_data(data: Any) -> Any:
-    """A result that says that it isn't persisted is not (``_validate_proposed_state``)."""
+    """A result that is marked as not persisted is not stored (``_validate_proposed_state``)."""
     if isinstance(data, dict) and data.get("type") == "unpersisted":
         return None
     return data
@@ -240,8 +240,7 @@ def uuid7(now: datetime) -> UUID:
 
 
 def _ten_random_bytes() -> Iterator[bytes]:
-    # From the system, many at once: asked for each id, it took a fifteenth of the time of a
-    # request.
+    # Many at once: asking the system for each id took a fifteenth of the time of a request.
     while True:
         many = os.urandom(10 * 400)
         yield from (many[start : start + 10] for start in range(0, len(many), 10))

@@ -1,5 +1,5 @@
-"""What a Python producer imports: publish a request, or call and await the flow run record. Knows
-no database, and changes nothing in its process.
+"""The client for Python producers: it publishes requests and awaits flow run records. It knows no
+database, and changes nothing in its user's process.
 """
 
 from worker.client.client import CreateOutcome as CreateOutcome

@@ -1,6 +1,4 @@
-"""The asynchronous producer client: requests out, records back over direct reply-to, on one
-connection for many tasks.
-"""
+"""The asynchronous client. Many tasks share one connection; replies come by direct reply-to."""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
@@ -77,7 +75,7 @@ class CreateOutcome:
     """What became of one request.
 
     Attributes:
-        index: which one it was, from 0, in the order in which they were given.
+        index: the request's place among those that were given, from 0.
         status: 201 created, 200 existing; 4xx refused; 0 where there was no answer.
         record: the flow run, unless there is an error.
         error: why there is no record.
@@ -92,9 +90,9 @@ class CreateOutcome:
     def created(self) -> bool:
         """Whether this request made the run.
 
-        A request may reach a worker twice, as after a lost connection, and is answered 200 then,
-        with the run that it made itself. Without an idempotency key that is told; with one it can't
-        be, and this is False.
+        A request may reach a worker twice, for example after a lost connection. The second answer
+        is 200 with the run that the first one made. Without an idempotency key nobody else can have
+        made that run, and this is True. With one it may be another's, and this is False.
         """
         return self.status == 201 or (self.record is not None and not self.record.idempotency_key)
 
@@ -102,10 +100,10 @@ class CreateOutcome:
 class FlowRunClient:
     """Creates flow runs by way of the request queue.
 
-    One client serves any number of tasks of one event loop. It connects when it is first used and
-    again when the connection was lost; a request is published anew then, with the same
-    ``message_id`` and the same bytes, which makes no second run. Its methods take ``headers``, the
-    AMQP headers such as ``traceparent``, and ``timeout``, in seconds, in place of the client's.
+    One client serves any number of tasks of one event loop. It connects at its first request, and
+    again after a lost connection. It then publishes again with the same ``message_id`` and the same
+    bytes, which makes no second run. Each method takes ``headers``, the AMQP headers such as
+    ``traceparent``, and ``timeout``, in seconds, which replaces the client's for this call.
 
     Args:
         url: the broker, ``amqp://`` or ``amqps://``; or several, separated by commas, of which the
@@ -125,7 +123,8 @@ class FlowRunClient:
         self._queue = queue
         self._timeout = timeout
         self._reconnector = Reconnector(url, Backoff())
-        # No pause: each loss there is the end of a request, or sends it back to the other one.
+        # No pause: a connection that is lost here ends one request, or sends it back to the other
+        # connection.
         self._trial_reconnector = Reconnector(url, Backoff(first=0))
         self._trial = asyncio.Lock()
         self._calls: set[asyncio.Timeout] = set()
@@ -138,8 +137,8 @@ class FlowRunClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection for good, within seconds. Calls that are under way, and later ones,
-        end with :class:`BrokerGone`; what the broker has taken is served nevertheless.
+        """Close the connection for good, within seconds. Running calls and later ones end with
+        :class:`BrokerGone`. A request that the broker has taken is still served.
         """
         self._closed = True
         for call in self._calls:
@@ -210,8 +209,8 @@ class FlowRunClient:
         headers: Headers = None,
         timeout: float | None = None,
     ) -> CreateOutcome:
-        """Send a request and wait for its reply; as :meth:`create_flow_run`, with the status
-        besides the record.
+        """Send a request and wait for its reply. Raises what :meth:`create_flow_run` does, and
+        returns the status beside the record.
 
         Args:
             request: the body's fields, a model, or the JSON itself, which is sent as it is.
@@ -231,8 +230,8 @@ class FlowRunClient:
         headers: Headers = None,
         timeout: float | None = None,
     ) -> str:
-        """Publish a request and want no reply; returns its ``message_id`` once the broker has taken
-        it over, and raises what :meth:`create_flow_run` does if it has not.
+        """Publish a request that wants no reply, and return its ``message_id`` once the broker has
+        taken it. Raises what :meth:`create_flow_run` does if the broker has not.
 
         Args: as of :meth:`request`.
         """
@@ -248,15 +247,15 @@ class FlowRunClient:
         headers: Headers = None,
         timeout: float | None = None,
     ) -> AsyncIterator[CreateOutcome]:
-        """Send many requests and give their outcomes as they come, which is not the order in which
-        they were given.
+        """Send many requests and give their outcomes as they come, in any order.
 
-        The next request is awaited while others are answered, and is taken only when there is room
-        for it, so memory stays bounded however many they are. What goes wrong with a request is its
-        outcome; what the iterable raises is raised, and ends all.
+        A request is taken from the iterable only when there is room for it, so memory stays bounded
+        however many there are. An error of a request is in its outcome. An error of the iterable is
+        raised, and ends everything.
 
         Args:
-            concurrency: how many are taken, and their outcomes not yet, at the most.
+            concurrency: how many requests are under way at once, at the most. A request is under
+                way until its outcome is taken.
             timeout: seconds for each request.
         """
         room = asyncio.Semaphore(concurrency)
@@ -294,7 +293,7 @@ class FlowRunClient:
     async def outcome(
         self, index: int, request: Request, headers: Headers = None, timeout: float | None = None
     ) -> CreateOutcome:
-        """As :meth:`request`, with what goes wrong in the outcome."""
+        """As :meth:`request`, but an error is in the outcome."""
         try:
             return replace(await self.request(request, headers=headers, timeout=timeout), index=index)
         except (errors.FlowRunRefused, errors.UnreadableReply) as answer:
@@ -324,9 +323,9 @@ class FlowRunClient:
     async def _publish_until_taken(self, message: aio_pika.Message) -> Reply | None:
         """Publish a message until the broker takes it; returns the reply, if it wants one.
 
-        When the broker closes a channel over a message, it doesn't say which. All that were being
-        published then are tried again one by one, on another connection, and the one that ends it
-        again was it.
+        When the broker closes a channel over a message, it doesn't say which. So every message that
+        was being published is tried again by itself, on another connection. The broker refuses the
+        one that closes that connection's channel too.
         """
         alone = False
         while True:

@@ -1,5 +1,5 @@
-"""One connection to the broker with one channel, which publishes requests and consumes their
-replies: direct reply-to wants both on the same channel.
+"""One connection to the broker with one channel. It publishes requests and consumes their replies
+on that channel, as direct reply-to demands.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from worker.client.library_logs import of_the_client
 from worker.client.replies import PendingReplies, Reply
 from worker.contract.message import DIRECT_REPLY_TO
 
-# A full queue is tried again so often, over some 2 seconds.
+# How often a full queue is tried, over some 2 seconds.
 PUBLISH_TRIES = 5
 
 
@@ -37,11 +37,11 @@ class PublicationRefused(Exception):
 
 
 class ClientConnection:
-    """A connection whose channel, once closed, is not opened again: all is given up for a new one.
+    """A connection that is given up, for a new one, once its channel has closed.
 
-    Safe from many tasks. It publishes and consumes by the channel of aiormq that aio-pika's is
-    built on. Of 316 us of CPU a request that saves 40, as aio-pika makes a message and two tasks of
-    each reply, and 38, as its publishers wait for the socket in turn.
+    Many tasks may use it at once. It publishes and consumes by aiormq's channel, below aio-pika's.
+    Of 316 us of CPU a request, that saves 40, since aio-pika makes a message and two tasks for each
+    reply, and 38, since its publishers wait for the socket in turn.
     """
 
     def __init__(self, connection: aio_pika.Connection) -> None:
@@ -52,8 +52,8 @@ class ClientConnection:
 
     @classmethod
     async def open(cls, urls: str) -> "ClientConnection":
-        """Connect, and consume replies; a user who may not do that can still publish what wants
-        none.
+        """Connect, and consume replies. A user without the right to consume them can still publish
+        requests that want no reply.
 
         Raises:
             BrokerUnavailable, BrokerRefused: as :func:`worker.broker.connection.connect`.
@@ -90,18 +90,18 @@ class ClientConnection:
         return self._channel.is_closed
 
     async def close(self) -> None:
-        """Close it; what is under way on it ends with :class:`ChannelLost`."""
+        """Close it. Whoever publishes or waits for a reply on it gets :class:`ChannelLost`."""
         await close_quietly(self._connection)
 
     async def publish(self, queue: str, message: aio_pika.Message) -> "asyncio.Future[Reply] | None":
-        """Publish, and wait for the broker's confirm; returns what the reply will be, if the
+        """Publish, and wait for the broker's confirm. Returns the future of the reply, if the
         message wants one.
 
         Raises:
-            NotRoutable, NotTaken, AccessRefused: this is final.
+            NotRoutable, NotTaken, AccessRefused: trying again would not help.
             PublicationRefused: the broker ended the connection over this message, or over another
-                one of that moment.
-            ChannelLost: it ended by whatever else.
+                that was published at the same time.
+            ChannelLost: the connection ended for another reason.
         """
         if message.reply_to and self._no_replies:
             raise AccessRefused(self._no_replies)
@@ -128,7 +128,7 @@ class ClientConnection:
                     routing_key=queue,
                     properties=message.properties,
                     mandatory=True,
-                    wait=False,  # for the socket, one message at a time; the confirm is waited for
+                    wait=False,  # for the socket, in turn with others; the confirm is waited for
                 )
         except ChannelLost as lost:
             match lost.__cause__:
@@ -137,8 +137,8 @@ class ClientConnection:
                 case DeliveryError():
                     return False
                 case ChannelAccessRefused() as error:
-                    # Of the user and the exchange, not of the message: so it is for all that were
-                    # being published.
+                    # The user lacks a right to the exchange, whatever the message is. So all that
+                    # were being published end with this.
                     raise AccessRefused(f"The broker refuses to let this user publish: {error}") from error
                 case AMQPChannelError() | ConnectionFrameError() | ConnectionSyntaxError() as error:
                     raise PublicationRefused(str(error)) from error

@@ -1,5 +1,5 @@
 """What can go wrong for a producer: the worker refuses the request, or the broker does not take it
-or bring a reply. All can be pickled, as Celery and multiprocessing do with what a task raises.
+or bring a reply. All can be pickled, since Celery and multiprocessing pickle what a task raises.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ class ClientError(Exception):
 
 
 class InvalidURL(ClientError, ValueError):
-    """The broker's URL can't be one. The message does not show it, as it may hold a password."""
+    """No broker can have this URL. The text does not show it, as it may hold a password."""
 
 
 class FlowRunRefused(ClientError):
@@ -55,7 +55,7 @@ class NotFound(FlowRunRefused):
 
 
 class UnreadableReply(ClientError):
-    """The worker answered with what the client can't read; the run may exist.
+    """There is a reply, but it can't be read; the run may exist.
 
     Attributes:
         status: the reply's status, or None.
@@ -95,13 +95,13 @@ class BrokerGone(ClientError):
 class AccessRefused(ClientError):
     """The broker does not let this user do it: the client needs write on the default exchange
     (``amq.default``), a channel, and, for replies, on some brokers read on
-    ``amq.rabbitmq.reply-to``. The message has the broker's words.
+    ``amq.rabbitmq.reply-to``. The text has the broker's words.
     """
 
 
 class MessageRefused(ClientError):
-    """The broker refuses this message, and no other: its body or its headers are too large, say.
-    The message has its words.
+    """The broker refuses this one request, mostly since its body or its headers are too large. The
+    text has the broker's words.
     """
 
 

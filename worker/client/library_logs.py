@@ -1,9 +1,9 @@
 """Keeps aiormq's log lines about the client's own connections off the standard error of a program
 that has set up no logging.
 
-aiormq logs each failed attempt and each lost connection, the latter with a traceback. The client
-goes on by itself then, or raises an error that says the same. Where any handler is configured, all
-is logged as ever; so are the connections that the program opens by itself, in either case.
+aiormq logs each failed attempt to connect, and each lost connection with a traceback. The client
+goes on by itself then, or raises an error that says the same. A program that has set up logging
+gets these lines as usual. Lines about the program's own connections are always logged.
 """
 
 import logging
@@ -17,11 +17,11 @@ _of_the_client = ContextVar("flow_run_client", default=False)
 
 @contextmanager
 def of_the_client() -> Iterator[None]:
-    """What is logged within, and by the tasks that are started within, is about the client's
+    """Marks what is logged inside, and by tasks that are started inside, as about the client's
     connection.
     """
     for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_is_wanted)  # once, however often it is added
+        logging.getLogger(name).addFilter(_is_wanted)  # adds it once, however often it is called
     token = _of_the_client.set(True)
     try:
         yield

@@ -51,7 +51,7 @@ def build_message(
         message.priority = None  # aio-pika makes it 0, which nobody has asked for
         if headers:
             message.properties.marshal()
-    except Exception as error:  # a request's own values say how they are written, and may raise anything
+    except Exception as error:  # a value of the caller's own type writes itself, and may raise anything
         raise NotSerializable(f"The request can't be written: {error}") from error
     return message
 
@@ -63,7 +63,7 @@ def _json(request: Mapping[str, Any] | BaseModel) -> bytes:
     if isinstance(state := fields.get("state"), str):
         fields["state"] = {"type": state.upper()}
     body = to_json(fields)
-    # to_json writes these words for what JSON has no word for; a text may hold them as well.
+    # to_json writes numbers that JSON lacks as these words. A text may hold the words as well.
     if b"NaN" in body or b"Infinity" in body:
         for place, number in _not_finite(json.loads(body)):
             raise ValueError(f"{place} is {number}, which JSON can't express")

@@ -1,4 +1,4 @@
-"""Publishes on a connection that is opened when it is first wanted, and again when it was lost."""
+"""Publishes on a connection that is opened for the first message, and again after a loss."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from worker.client.connection import ClientConnection, PublicationRefused
 from worker.client.errors import BrokerGone, ClientError
 from worker.client.replies import Reply
 
-# A broker that can't be reached is tried again so often, over some 3 seconds.
+# How often a broker that can't be reached is tried, over some 3 seconds.
 CONNECT_TRIES = 5
 
 
@@ -19,7 +19,7 @@ class Reconnector:
 
     Args:
         urls: as :func:`worker.broker.connection.connect` takes them.
-        pauses: between a lost connection and the next; from the first on again once the broker has
+        pauses: waits between a lost connection and the next. They start anew once the broker has
             answered.
     """
 
@@ -34,7 +34,7 @@ class Reconnector:
         """As :meth:`ClientConnection.publish`.
 
         Raises:
-            BrokerGone, AccessRefused: besides; there is no connection to be had.
+            BrokerGone, AccessRefused: also where no connection can be made.
         """
         connection = await self._connection()
         try:

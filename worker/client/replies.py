@@ -29,7 +29,7 @@ class Reply:
 
         Raises:
             FlowRunRefused: the reply is a refusal.
-            UnreadableReply: it is neither.
+            UnreadableReply: it is neither a record nor a refusal.
         """
         try:
             if self.status is None:
@@ -52,7 +52,7 @@ class PendingReplies:
         self._futures: dict[str, asyncio.Future[Reply]] = {}
 
     def expect(self, correlation_id: str) -> "asyncio.Future[Reply]":
-        """What the reply will be; to be cancelled when it is not waited for any more."""
+        """The future of a reply. Cancel it when nobody waits for it any more."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def forget(_: object) -> None:

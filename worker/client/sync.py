@@ -24,7 +24,7 @@ T = TypeVar("T")
 def _blocking(
     method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate["FlowRunClient", P], T]:
-    """A method of the asynchronous client, with its signature, that waits for its end."""
+    """The blocking method for one of the asynchronous client, with the same signature."""
 
     @wraps(method)
     def call(self: "FlowRunClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -32,7 +32,7 @@ def _blocking(
         try:
             return future.result()
         finally:
-            future.cancel()  # when this thread was interrupted; a call that is done is not touched
+            future.cancel()  # if this thread was interrupted; a call that is done stays as it is
 
     return call
 
@@ -41,17 +41,18 @@ class FlowRunClient:
     """Creates flow runs, blocking; :class:`worker.client.FlowRunClient` says what each method does
     and raises.
 
-    Safe from many threads, and in a process that was forked from one that has used it (Gunicorn's
-    preload, Celery's prefork): that has a thread and a connection of its own. Close it, or use it
+    Many threads may use it at once. So may a process that was forked after its use (Gunicorn's
+    preload, Celery's prefork), which gets a thread and a connection of its own. Close it, or use it
     in a ``with`` statement.
     """
 
     def __init__(self, url: str, *, queue: str = DEFAULT_QUEUE, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._make = partial(AsyncClient, url, queue=queue, timeout=timeout)
-        self._make()  # an invalid URL is told here
+        self._make()  # raises InvalidURL now, and not at the first call
         self._closed = False
-        # By process id. In a forked process the parent's stays here untouched: it has no thread
-        # there, and to close or to collect it would disturb sockets that are the parent's too.
+        # By process id. A forked process keeps its parent's loop here, and never touches it: the
+        # loop's thread is not there, and closing or collecting it would disturb the parent's
+        # sockets.
         self._loops: dict[int, _ClientLoop] = {}
 
     def __enter__(self) -> Self:
@@ -83,8 +84,8 @@ class FlowRunClient:
     ) -> Iterator[CreateOutcome]:
         """Send many requests and give their outcomes as they come.
 
-        The iterable is gone through in the caller's thread: outcomes that came while it was waited
-        for are given before the next request is.
+        The iterable runs in the caller's thread. Outcomes that have come meanwhile are given before
+        the next request is taken.
         """
         loop, pid = self._here(), os.getpid()
         running: set[Future[CreateOutcome]] = set()
@@ -114,8 +115,8 @@ class FlowRunClient:
                 future.cancel()
 
     def _here(self) -> "_ClientLoop":
-        """This process's loop; two threads that come first at once may make one each, and one of
-        them is never started. There is no lock, which a fork could leave held for ever.
+        """This process's loop. Two threads that ask for it first, at once, may make one each; only
+        one of the two is kept. There is no lock, since a fork could leave it held for ever.
         """
         if self._closed:
             raise BrokerGone(CLOSED)
@@ -156,7 +157,7 @@ class _ClientLoop:
         self._loop.close()
 
     async def _end(self) -> None:
-        """Close the client, and let the calls that are under way tell so."""
+        """Close the client, and wait until its running calls have ended with that error."""
         await self._client.close()
         calls = asyncio.all_tasks() - {asyncio.current_task()}
         if calls:

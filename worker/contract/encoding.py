@@ -1,5 +1,5 @@
-"""JSON out: orjson where it can, the standard library where it cannot (integers over 64 bits, half
-surrogates, deep nesting).
+"""Writes JSON: with orjson, or with the standard library what orjson can't write (integers over 64
+bits, half surrogates, deep nesting).
 """
 
 import json
@@ -16,7 +16,7 @@ def dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value, default=_plain, option=orjson.OPT_UTC_Z)
     except TypeError:
-        # The detour by loads turns NaN and the infinities into null wherever they are.
+        # Read and written again, since only reading can turn NaN and the infinities into null.
         text = json.dumps(value, default=_plain)
         return json.dumps(json.loads(text, parse_constant=lambda _: None), separators=(",", ":")).encode()
 

@@ -1,5 +1,5 @@
-"""The flow run record, Prefect's ``FlowRunResponse``: as a model for who reads it, and written
-straight from a row for speed.
+"""The flow run record, Prefect's ``FlowRunResponse``: a model to read it with, and a function that
+writes it straight from a row, for speed.
 """
 
 from datetime import datetime, timedelta
@@ -86,7 +86,7 @@ def encode_record(run: FlowRun, now: datetime) -> bytes:
     """A run as the JSON of its record, in the order of ``FlowRunRecord``'s fields.
 
     Args:
-        now: what running times and lateness are estimated at.
+        now: the time at which running times and lateness are estimated.
     """
     return dumps(
         {

@@ -31,9 +31,7 @@ TERMINAL_TYPES = frozenset(state.value for state in TERMINAL_STATES)
 
 
 def _aware(value: Any, handler: ValidatorFunctionWrapHandler) -> datetime:
-    """Pydantic's datetime; a naive one is UTC, and what pydantic can't read gets a second try as
-    pendulum reads it.
-    """
+    """A datetime as pydantic reads it, or else as pendulum does. Without a zone it is UTC."""
     try:
         parsed: datetime = handler(value)
     except ValueError:
@@ -48,8 +46,8 @@ def _aware(value: Any, handler: ValidatorFunctionWrapHandler) -> datetime:
 
 
 def _parsed_by_pendulum(value: Any) -> datetime:
-    # Only for what is not ISO 8601 as pydantic reads it; Prefect's DateTime takes the same way, and
-    # its errors show.
+    # Imported only for what pydantic can't read. Prefect's DateTime reads in the same two steps,
+    # which its errors show.
     import pendulum
 
     try:
@@ -60,7 +58,7 @@ def _parsed_by_pendulum(value: Any) -> datetime:
         raise PydanticCustomError("value_error", "value is not a valid datetime") from error
     if not isinstance(parsed, datetime):
         raise ValueError(f"value is not a valid datetime it is a {type(parsed)}")
-    # A datetime of the standard library, without the other's zone names.
+    # A datetime of the standard library, without pendulum's names of zones.
     return datetime.fromisoformat(parsed.isoformat())
 
 

@@ -13,7 +13,7 @@ from worker.contract.policy import FlowRunPolicy
 from worker.contract.request import CreateFlowRun
 from worker.contract.state import StateCreate, StateDetails
 
-# Of a name in the place of text that cannot be stored; characters.
+# How much of a name is shown where text cannot be stored; characters.
 _MAX_PLACE = 100
 
 _MODELS = (CreateFlowRun, CreateFlowRunFromDeployment, StateCreate, StateDetails, FlowRunPolicy)
@@ -34,7 +34,7 @@ def located(error: ValidationError, *location: str) -> Iterator[dict[str, Any]]:
 
 
 def _without_other_kinds(errors: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
-    """Of a label that is NaN or an infinity: that alone, and not that it is no text either."""
+    """For a label that is NaN or an infinity, this error alone: not that it is no text, too."""
     numbers = {each["loc"][:-1] for each in errors if each["type"] == "finite_number"}
     for each in errors:
         *label, kind = each["loc"] or ("",)
@@ -47,9 +47,9 @@ def _without_other_kinds(errors: Sequence[ErrorDetails]) -> Iterator[ErrorDetail
 def first_errors(
     error: ValidationError, content: Any, body: TypeAdapter[Any], limit: int
 ) -> Iterator[dict[str, Any]]:
-    """Some of very many errors, and how many there are. Pydantic has no way to write out a few
-    only, and takes seconds and hundreds of megabytes for those of one large body; so they are those
-    of its beginning.
+    """The first of very many errors, and how many there are. Pydantic can only write out all of
+    them, which takes seconds and hundreds of megabytes for a large body. So the body's beginning is
+    validated again.
 
     Args:
         limit: of the parameters, as :func:`worker.contract.request.limit_to_check` returns it.
@@ -63,8 +63,8 @@ def first_errors(
 
 
 def _beginning(value: Any, levels: int = 3) -> Any:
-    """A body with few of the entries of its lists and objects, and all of its fields; a model has
-    no more levels.
+    """A body with all of its fields, and few entries of its lists and objects; no model has more
+    levels.
     """
     if isinstance(value, list):
         return value[:MAX_ERRORS]
