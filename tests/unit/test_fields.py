@@ -1,5 +1,5 @@
 """A field of a request stands everywhere that a producer or the worker needs it. One that was added
-to :class:`CreateFlowRun` alone fails here, each test for the place where it is missing.
+to the request's model alone fails here, each test for the place where it is missing.
 """
 
 import dataclasses
@@ -10,16 +10,23 @@ from datetime import UTC, datetime
 import typer
 
 from tests.conformance.cases import CASES
+from tests.conformance.deployment_cases import CASES as DEPLOYMENT_CASES
 from tests.support.requests import EVERY_FIELD, request, same_as_sent
 from worker.asyncapi import schemas
 from worker.cli import app
-from worker.client import FlowRunFields
+from worker.client import DeploymentRunFields, FlowRunFields
+from worker.contract.deployment_request import CreateFlowRunFromDeployment
 from worker.contract.flow_run import FlowRun
 from worker.contract.record import FlowRunRecord, encode_record
 from worker.contract.request import CreateFlowRun
 from worker.store import tables
 
 FIELDS = CreateFlowRun.model_fields.keys()
+OF_A_DEPLOYMENT = CreateFlowRunFromDeployment.model_fields.keys()
+# Which deployment it is: one argument of the client, one option of the command.
+WHICH = {"deployment_id", "deployment_name"}
+# Asks for a check, and is not stored.
+NOT_STORED = {"deployment_name", "enforce_parameter_schema"}
 # Needs a Prefect server's database: the run gets the pool's queue.
 NEEDS_A_POOL = {"work_pool_name"}
 # Of a row in memory: what other tables say of the run.
@@ -40,6 +47,10 @@ def test_row_and_record_have_every_field() -> None:
     assert record.keys() >= FIELDS
 
 
+def test_row_has_every_field_of_a_request_for_a_deployment() -> None:
+    assert {field.name for field in dataclasses.fields(FlowRun)} >= OF_A_DEPLOYMENT - NOT_STORED
+
+
 def test_record_is_written_as_its_model_says() -> None:
     written = json.loads(encode_record(request().run, datetime.now(UTC)))
     assert list(written) == list(FlowRunRecord.model_fields)
@@ -52,23 +63,25 @@ def test_table_has_every_column_of_a_row() -> None:
 
 def test_client_takes_every_field() -> None:
     assert {"flow_id", *FlowRunFields.__annotations__} == FIELDS
+    assert {*WHICH, *DeploymentRunFields.__annotations__} == OF_A_DEPLOYMENT
 
 
 def test_command_takes_every_field() -> None:
     create = typer.main.get_command(app).commands["create"]  # type: ignore[attr-defined]  # a group
     options = {ONE_EACH.get(parameter.name, parameter.name) for parameter in create.params}
     assert options >= FIELDS
+    assert options >= OF_A_DEPLOYMENT - WHICH | {"deployment"}
 
 
 def test_schema_describes_every_field() -> None:
-    described = {
-        name for name, field in schemas()["create-flow-run"]["properties"].items() if "description" in field
-    }
-    assert described == FIELDS
+    for schema, fields in (("create-flow-run", FIELDS), ("create-flow-run-from-deployment", OF_A_DEPLOYMENT)):
+        properties = schemas()[schema]["properties"]
+        assert {name for name in properties if "description" in properties[name]} == fields
 
 
 def test_every_field_is_compared_with_prefect() -> None:
     assert set(compared()) >= FIELDS
+    assert {name for case in DEPLOYMENT_CASES for name in case.body} >= OF_A_DEPLOYMENT - WHICH
 
 
 def compared() -> Iterator[str]:

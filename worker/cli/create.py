@@ -60,6 +60,13 @@ def create(
             help="When a SCHEDULED run is to start (ISO 8601; UTC, if it does not say).", show_default=False
         ),
     ] = None,
+    enforce_parameter_schema: Annotated[
+        bool | None,
+        typer.Option(
+            help="With --deployment: whether the parameters must fit its schema; it says by itself else.",
+            show_default=False,
+        ),
+    ] = None,
     flow_version: Annotated[str | None, typer.Option(show_default=False)] = None,
     deployment_id: Annotated[str | None, typer.Option(show_default=False)] = None,
     parent_task_run_id: Annotated[str | None, typer.Option(show_default=False)] = None,
@@ -102,7 +109,8 @@ def create(
             "empirical_policy": _json(empirical_policy, "--empirical-policy"),
             "work_queue_name": work_queue_name,
             "job_variables": _json(job_variables, "--job-variables"),
-            # Of a run of a flow alone; for a run of a deployment the worker says so.
+            # Each of these is for one kind of run; with the other, the worker refuses it.
+            "enforce_parameter_schema": enforce_parameter_schema,
             "flow_id": flow_id,
             "flow_version": flow_version,
             "deployment_id": deployment_id,
