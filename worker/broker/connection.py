@@ -26,7 +26,7 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
-from worker.broker.urls import split_urls
+from .urls import split_urls
 
 ConnectionType = TypeVar("ConnectionType", bound=aio_pika.Connection)
 

@@ -10,16 +10,16 @@ from uuid import UUID
 
 import aio_pika
 
-from worker.backoff import Backoff
-from worker.broker.connection import ChannelLost
-from worker.broker.urls import check_urls
-from worker.client import errors
-from worker.client.connection import PublicationRefused
-from worker.client.message import Headers, Request, build_message
-from worker.client.reconnector import Reconnector
-from worker.client.replies import Reply
-from worker.contract.message import DIRECT_REPLY_TO, FROM_DEPLOYMENT
-from worker.contract.record import FlowRunRecord
+from ..backoff import Backoff
+from ..broker.connection import ChannelLost
+from ..broker.urls import check_urls
+from ..contract.message import DIRECT_REPLY_TO, FROM_DEPLOYMENT
+from ..contract.record import FlowRunRecord
+from . import errors
+from .connection import PublicationRefused
+from .message import Headers, Request, build_message
+from .reconnector import Reconnector
+from .replies import Reply
 
 DEFAULT_QUEUE = "flow-runs.create"
 DEFAULT_TIMEOUT = 30.0

@@ -14,8 +14,8 @@ from aiormq.exceptions import (
     ConnectionSyntaxError,
 )
 
-from worker.backoff import Backoff
-from worker.broker.connection import (
+from ..backoff import Backoff
+from ..broker.connection import (
     CONNECT_TIMEOUT,
     BrokerUnavailable,
     ChannelLost,
@@ -23,10 +23,10 @@ from worker.broker.connection import (
     connect,
     lost_with,
 )
-from worker.client.errors import AccessRefused, NotRoutable, NotTaken
-from worker.client.library_logs import of_the_client
-from worker.client.replies import PendingReplies, Reply
-from worker.contract.message import DIRECT_REPLY_TO
+from ..contract.message import DIRECT_REPLY_TO
+from .errors import AccessRefused, NotRoutable, NotTaken
+from .library_logs import of_the_client
+from .replies import PendingReplies, Reply
 
 # How often a full queue is tried, over some 2 seconds.
 PUBLISH_TRIES = 5

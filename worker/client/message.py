@@ -10,10 +10,10 @@ import aio_pika
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from worker.client.errors import NotSerializable
-from worker.contract.deployment_request import CreateFlowRunFromDeployment
-from worker.contract.message import FROM_DEPLOYMENT
-from worker.contract.request import CreateFlowRun
+from ..contract.deployment_request import CreateFlowRunFromDeployment
+from ..contract.message import FROM_DEPLOYMENT
+from ..contract.request import CreateFlowRun
+from .errors import NotSerializable
 
 Request = Mapping[str, Any] | CreateFlowRun | CreateFlowRunFromDeployment | bytes
 Headers = Mapping[str, Any] | None

@@ -4,11 +4,11 @@ import asyncio
 
 import aio_pika
 
-from worker.backoff import Backoff
-from worker.broker.connection import BrokerRefused, BrokerUnavailable
-from worker.client.connection import ClientConnection, PublicationRefused
-from worker.client.errors import BrokerGone, ClientError
-from worker.client.replies import Reply
+from ..backoff import Backoff
+from ..broker.connection import BrokerRefused, BrokerUnavailable
+from .connection import ClientConnection, PublicationRefused
+from .errors import BrokerGone, ClientError
+from .replies import Reply
 
 # How often a broker that can't be reached is tried, over some 3 seconds.
 CONNECT_TRIES = 5

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from aiormq.abc import DeliveredMessage
 from pydantic import ValidationError
 
-from worker.client.errors import Conflict, FlowRunRefused, InvalidFlowRun, NotFound, UnreadableReply
-from worker.contract.message import ERROR_HEADER
-from worker.contract.record import FlowRunRecord
+from ..contract.message import ERROR_HEADER
+from ..contract.record import FlowRunRecord
+from .errors import Conflict, FlowRunRefused, InvalidFlowRun, NotFound, UnreadableReply
 
 _REFUSALS = {404: NotFound, 409: Conflict, 422: InvalidFlowRun}
 

@@ -11,11 +11,11 @@ from functools import partial, wraps
 from queue import SimpleQueue
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from worker.broker.connection import CLOSE_TIMEOUT
-from worker.client.client import CLOSED, DEFAULT_QUEUE, DEFAULT_TIMEOUT, CreateOutcome
-from worker.client.client import FlowRunClient as AsyncClient
-from worker.client.errors import BrokerGone
-from worker.client.message import Headers, Request
+from ..broker.connection import CLOSE_TIMEOUT
+from .client import CLOSED, DEFAULT_QUEUE, DEFAULT_TIMEOUT, CreateOutcome
+from .client import FlowRunClient as AsyncClient
+from .errors import BrokerGone
+from .message import Headers, Request
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from uuid import UUID
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from worker.contract.deployment_request import CreateFlowRunFromDeployment
-from worker.contract.errors import (
+from .deployment_request import CreateFlowRunFromDeployment
+from .errors import (
     MAX_ERRORS,
     ApiVersionRefused,
     BodyTooLarge,
@@ -24,10 +24,10 @@ from worker.contract.errors import (
     UnsupportedMediaType,
     ValidationRefused,
 )
-from worker.contract.message import FROM_DEPLOYMENT, Message, fingerprint
-from worker.contract.policy import CreatedBy
-from worker.contract.request import MAX_PARAMETER_SIZE, CreateFlowRun, limit_to_check
-from worker.contract.validation import first_errors, located, unstorable
+from .message import FROM_DEPLOYMENT, Message, fingerprint
+from .policy import CreatedBy
+from .request import MAX_PARAMETER_SIZE, CreateFlowRun, limit_to_check
+from .validation import first_errors, located, unstorable
 
 MINIMUM_API_VERSION = (0, 8, 0)
 

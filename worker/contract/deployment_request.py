@@ -8,9 +8,9 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from worker.contract.policy import FlowRunPolicy
-from worker.contract.request import NO_POLICY, IdempotencyKey, Labels, Name, Parameters
-from worker.contract.state import StateCreate
+from .policy import FlowRunPolicy
+from .request import NO_POLICY, IdempotencyKey, Labels, Name, Parameters
+from .state import StateCreate
 
 
 class CreateFlowRunFromDeployment(BaseModel):

@@ -4,7 +4,7 @@ fault of ours is no answer.
 
 from typing import Any
 
-from worker.contract.encoding import dumps
+from .encoding import dumps
 
 # An error names its place and shows what stood there. This many tell a producer what is wrong; more
 # could make the answer many times as large as the request.

@@ -8,10 +8,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from worker.contract.encoding import dumps
-from worker.contract.flow_run import FlowRun, FlowRunState
-from worker.contract.policy import CreatedBy, FlowRunPolicy
-from worker.contract.state import TERMINAL_TYPES, StateDetails, StateType
+from .encoding import dumps
+from .flow_run import FlowRun, FlowRunState
+from .policy import CreatedBy, FlowRunPolicy
+from .state import TERMINAL_TYPES, StateDetails, StateType
 
 _RUNNING = StateType.RUNNING.value
 _ZERO = timedelta(0)

@@ -16,8 +16,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from worker.contract.policy import DEPRECATED, FlowRunPolicy
-from worker.contract.state import StateCreate
+from .policy import DEPRECATED, FlowRunPolicy
+from .state import StateCreate
 
 # PREFECT_SERVER_API_MAX_PARAMETER_SIZE, as a Prefect server has it by default; bytes.
 MAX_PARAMETER_SIZE = 524_288

@@ -48,8 +48,10 @@ def _aware(value: Any, handler: ValidatorFunctionWrapHandler) -> datetime:
 def _parsed_by_pendulum(value: Any) -> datetime:
     # Imported only for what pydantic can't read. Prefect's DateTime reads in the same two steps,
     # which its errors show.
-    import pendulum
-
+    try:
+        import pendulum
+    except ModuleNotFoundError:  # where the client is installed alone
+        raise PydanticCustomError("value_error", "value is not a valid datetime") from None
     try:
         parsed = pendulum.parse(value, strict=True)
     except ValueError:

@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from worker.contract.deployment_request import CreateFlowRunFromDeployment
-from worker.contract.errors import MAX_ERRORS
-from worker.contract.policy import FlowRunPolicy
-from worker.contract.request import CreateFlowRun
-from worker.contract.state import StateCreate, StateDetails
+from .deployment_request import CreateFlowRunFromDeployment
+from .errors import MAX_ERRORS
+from .policy import FlowRunPolicy
+from .request import CreateFlowRun
+from .state import StateCreate, StateDetails
 
 # How much of a name is shown where text cannot be stored; characters.
 _MAX_PLACE = 100
