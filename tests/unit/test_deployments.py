@@ -1,5 +1,5 @@
-"""Runs of deployments: what a request asks for, what becomes of its parameters, and what is checked.
-tests/conformance compares all of it with Prefect; here is what it rests on.
+"""Runs of deployments: what a request asks for, what becomes of its parameters, and what is
+checked. tests/conformance compares all of it with Prefect; here is what it rests on.
 """
 
 import json
