@@ -166,7 +166,7 @@ async def deployments(both: Both, shared: Shared) -> Deployments:
 
 
 async def test_each_case_is_answered_and_served_as_prefect_does(deployments: Deployments) -> None:
-    """All of them in one test, those of different deployments at once; each that differs is told."""
+    """All in one test, those of different deployments at once; each that differs is told."""
     wrong: list[str] = []
 
     async def compare(setup: str) -> None:
