@@ -279,6 +279,26 @@ async def test_the_exchange_leads_to_the_queue(
     assert reply.status == 201
 
 
+async def test_a_database_of_its_own_has_no_deployments(shared_worker: Producer) -> None:
+    """Others of the batch are served."""
+    deployment = {"deployment_name": f"flow/{uuid4()}", "idempotency_key": "k"}
+    sent = [
+        await shared_worker.publish(deployment, type="create_flow_run_from_deployment"),
+        await shared_worker.publish({"flow_id": FLOW_ID}),
+        await shared_worker.publish({"flow_id": FLOW_ID}, type="create_flow_run"),
+        await shared_worker.publish(deployment),
+    ]
+    missing, *served, without_type = await shared_worker.replies_to(sent)
+    assert [reply.status for reply in served] == [201, 201]
+    assert without_type.status == 422
+    assert (missing.status, missing.body) == (404, {"detail": "Deployment not found"})
+    assert missing.headers["x-error"] == "A database of the worker's own has no deployments."
+    letters = await shared_worker.dead_letters(2)
+    assert {(letter.type, letter.raw) for letter in letters} == {
+        (type_, json.dumps(deployment).encode()) for type_ in ("create_flow_run_from_deployment", None)
+    }
+
+
 async def test_sigterm_under_load_loses_nothing_and_does_nothing_twice(
     start_worker: StartWorker, producer: Producer, database_url: str
 ) -> None:
