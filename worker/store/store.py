@@ -137,18 +137,23 @@ class Store:
         if self.kind == "standalone":
             return refuse_runs_of_deployments(requested)
         resolved = await resolve_deployments(self, requested)
-        refused = {
-            each.run_id: place
-            for place, each in enumerate(requested)
-            if isinstance(each, UnresolvedRun)
-            and isinstance(resolved[place], Refusal)
-            and each.request.run_id is not None
-        }
-        outcomes: list[NewRun | Outcome] = [*resolved]
-        for row in await self._query(self._statements.read_by_id, [(run_id,) for run_id in refused]):
-            run = run_of(row)
-            outcomes[refused[run.id]] = Existing(run)
-        return outcomes
+        made_before = await self._made_before(
+            each
+            for each, refusal in zip(requested, resolved, strict=True)
+            if isinstance(each, UnresolvedRun) and isinstance(refusal, Refusal)
+        )
+        return [
+            made_before.get(each.run_id, run) if isinstance(each, UnresolvedRun) else run
+            for each, run in zip(requested, resolved, strict=True)
+        ]
+
+    async def _made_before(self, refused: Iterable[UnresolvedRun]) -> dict[UUID, Existing]:
+        """Runs that these messages have made, by id. A request with a key is refused all the same,
+        as in Prefect.
+        """
+        ids = {each.run_id for each in refused if each.request.run_id is not None}
+        found = await self._query(self._statements.read_by_id, [(each,) for each in ids])
+        return {run.id: Existing(run) for run in map(run_of, found)}
 
     async def _resolve(self, runs: Sequence[NewRun]) -> References:
         if self.kind == "standalone":
