@@ -18,11 +18,22 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
 from tests.conformance.comparison import comparable, differences
 from tests.conformance.deployment_cases import CASES, SETUPS, VARIABLES, DeploymentCase, Setup, kind, variable
 from tests.conformance.shared import Both, Shared, assert_served, deploy_greeting, start_process_worker
+from tests.conformance.test_conformance import (
+    GENERATED,
+    json_values,
+    label_values,
+    objects,
+    policies,
+    states,
+    texts,
+)
 from tests.support.command import command
 from tests.support.database import execute
 from tests.support.node import NodeProducer
@@ -52,6 +63,10 @@ class Twin:
         return text
 
 
+class PrefectBroke(Exception):
+    """It answered 5xx, which we never do."""
+
+
 class Deployments:
     """Two deployments for each set-up: Prefect's API is asked for runs of one, the worker of the
     other.
@@ -60,6 +75,8 @@ class Deployments:
     def __init__(self, both: Both, shared: Shared) -> None:
         self.both, self.database_url = both, shared.database_url
         self._twins: dict[str, tuple[Twin, Twin]] = {}
+        self._queues: dict[tuple[str, str], tuple[str, str]] = {}
+        self.broken = 0
 
     async def twins(self, setup: str) -> tuple[Twin, Twin]:
         """Ours and theirs."""
@@ -105,6 +122,9 @@ class Deployments:
         response = await self.both.prefect(
             "POST", f"/deployments/{theirs.id}/create_flow_run", json=case.body, headers=case.headers
         )
+        if response.status_code >= 500:
+            assert reply.status < 500
+            raise PrefectBroke(response.text)
         now = datetime.now(UTC)
         our_body = json.loads(ours.replaced(json.dumps(reply.body), theirs))
         if "request_body" in our_body:
@@ -130,9 +150,12 @@ class Deployments:
         if record["work_queue_id"] is None:
             assert record["work_pool_id"] is record["work_pool_name"] is None
             return
-        path = f"/work_pools/{record['work_pool_name']}/queues/{record['work_queue_name']}"
-        queue = (await self.both.prefect("GET", path)).json()
-        assert (queue["id"], queue["work_pool_id"]) == (record["work_queue_id"], record["work_pool_id"])
+        names = record["work_pool_name"], record["work_queue_name"]
+        if names not in self._queues:
+            path = f"/work_pools/{names[0]}/queues/{names[1]}"
+            queue = (await self.both.prefect("GET", path)).json()
+            self._queues[names] = queue["id"], queue["work_pool_id"]
+        assert self._queues[names] == (record["work_queue_id"], record["work_pool_id"])
 
 
 def _quoted(value: Any) -> str:
@@ -181,6 +204,62 @@ async def test_each_case_is_answered_and_served_as_prefect_does(deployments: Dep
     await asyncio.gather(*map(compare, SETUPS))
     assert not wrong, f"{len(wrong)} of {len(CASES)} cases differ\n\n" + "\n\n".join(wrong)
     print(f"{len(CASES)} cases, all equal")
+
+
+kinds = st.recursive(
+    json_values,
+    lambda inner: (
+        st.fixed_dictionaries(
+            {"__prefect_kind": st.sampled_from(["none", "json", "workspace_variable", "other"])},
+            optional={
+                "value": inner | json_values.map(json.dumps),
+                "variable_name": st.sampled_from([*VARIABLES, "missing"]) | inner,
+            },
+        )
+        | st.dictionaries(st.text("abx", max_size=2), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+requests = st.fixed_dictionaries(
+    {},
+    optional={
+        "state": states,
+        "name": texts,
+        "parameters": st.dictionaries(
+            st.sampled_from(["x", "foo", "person", "maybe", "pair"]), kinds, max_size=3
+        ),
+        "enforce_parameter_schema": st.booleans() | st.none(),
+        "context": objects,
+        "empirical_policy": policies,
+        "tags": st.lists(texts, max_size=3),
+        "labels": st.dictionaries(texts, label_values, max_size=3),
+        "job_variables": st.dictionaries(
+            st.sampled_from(["image", "command", "replicas", "labels", "other"]), json_values, max_size=3
+        ),
+        "work_queue_name": st.sampled_from(["default", "generated"]),
+        "keyed": st.just(True),
+    },
+)
+
+
+@settings(
+    max_examples=GENERATED // 4,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
+@given(setup=st.sampled_from(["bare", "full", "schema", "person", "old", "required"]), request=requests)
+async def test_generated_cases(deployments: Deployments, setup: str, request: dict[str, Any]) -> None:
+    body = dict(request)
+    if body.pop("keyed", False):
+        body["idempotency_key"] = uuid4().hex
+    try:
+        await deployments.assert_equal(DeploymentCase(setup, body))
+    except PrefectBroke:
+        deployments.broken += 1
+        assert deployments.broken <= GENERATED // 20, "Prefect breaks at so many that little is compared"
 
 
 PLAIN_TEXT = "This worker renders no jinja templates: send the text that is meant."
