@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help check test test-rabbitmq4 fuzz soak lint demo run bench reference servers clean
+.PHONY: help check test test-rabbitmq4 image fuzz soak lint demo run bench reference servers clean
 
 help:                 ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -36,6 +36,10 @@ test: $(VENV)/installed-test servers lint   ## Run all tests, against a real Rab
 
 test-rabbitmq4: $(VENV)/installed-test servers   ## Run the tests of the worker and its users against RabbitMQ 4 (Debian, as root, with debootstrap)
 	server=$$(tests/support/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(BIN)/python -m pytest tests/integration tests/deploy/test_compose.py
+
+image: $(VENV)/installed-test servers   ## Build deploy/Dockerfile without an engine, say what takes the space, run the image (Debian, as root)
+	@$(BIN)/python -m tests.support.image
+	$(BIN)/python -m pytest --verbose tests/deploy/test_image.py
 
 $(VENV)/installed-fuzz: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris==3.0.0

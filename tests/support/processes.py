@@ -129,6 +129,25 @@ class ServerProcess:
             start_new_session=True,
         )
 
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None while it runs."""
+        return self._process.poll()
+
+    def wait(self, seconds: float) -> int:
+        """Wait for its end; returns the exit code. After so many seconds it is killed."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._cut_lifeline()
+        return self._process.returncode
+
     def wait_until(self, condition: Callable[[], bool], seconds: float = 180.0) -> None:
         """Wait until the server is ready; raises ServerFailed with its log when it ends before."""
 

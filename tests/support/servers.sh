@@ -1,6 +1,6 @@
 #!/bin/sh
-# Sees to it that the programs of RabbitMQ, PostgreSQL and PgBouncer are on the machine; starts none.
-# Usage: servers.sh [rabbitmq] [postgresql] [pgbouncer]
+# Sees to it that the programs of RabbitMQ, PostgreSQL, PgBouncer and others are on the machine; starts none.
+# Usage: servers.sh [rabbitmq] [postgresql] [pgbouncer] [buildah] [debootstrap] [dnsmasq] [socat] [wget]
 set -eu
 
 have_rabbitmq() {
@@ -12,6 +12,11 @@ have_postgresql() {
 have_pgbouncer() {
     [ -x /usr/sbin/pgbouncer ] || command -v pgbouncer >/dev/null 2>&1
 }
+have_buildah() { command -v buildah >/dev/null 2>&1; }
+have_debootstrap() { command -v debootstrap >/dev/null 2>&1 || [ -x /usr/sbin/debootstrap ]; }
+have_dnsmasq() { command -v dnsmasq >/dev/null 2>&1 || [ -x /usr/sbin/dnsmasq ]; }
+have_socat() { command -v socat >/dev/null 2>&1; }
+have_wget() { command -v wget >/dev/null 2>&1; }
 
 missing=
 for server in "$@"; do
@@ -24,7 +29,8 @@ for server in $missing; do
     case $server in
         rabbitmq) packages="$packages rabbitmq-server" ;;
         postgresql) packages="$packages postgresql" ;;
-        pgbouncer) packages="$packages pgbouncer" ;;
+        dnsmasq) packages="$packages dnsmasq-base" ;;
+        *) packages="$packages $server" ;;
     esac
 done
 

@@ -1,0 +1,46 @@
+"""What several tests of the deployment need that is fetched or built: the image, Prometheus."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.container import Image
+from tests.support.image import Builder, BuildFailed
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of prometheus and promtool: on the search path, or from Debian's package, unpacked
+    and not installed.
+    """
+    if found := shutil.which("promtool"):
+        return Path(found).parent
+    if not shutil.which("apt-get"):
+        pytest.skip("no promtool here, and no Debian to fetch it from")
+    folder = tmp_path_factory.mktemp("prometheus")
+    subprocess.run(
+        ["apt-get", "download", "-qq", "prometheus"], cwd=folder, check=True, timeout=120, capture_output=True
+    )
+    (package,) = folder.glob("*.deb")
+    subprocess.run(["dpkg", "-x", package, folder], check=True, timeout=60)
+    return folder / "usr/bin"
+
+
+@pytest.fixture(scope="session")
+def builder() -> Builder:
+    """Has built deploy/Dockerfile; what it made before is used again."""
+    try:
+        builder = Builder()
+    except BuildFailed as why:
+        pytest.skip(f"no image is built here: {why}")
+    builder.build()
+    return builder
+
+
+@pytest.fixture(scope="session")
+def image(builder: Builder) -> Iterator[Image]:
+    with builder.mounted() as image:
+        yield image
