@@ -4,44 +4,15 @@ Custom resources (KEDA's, the RabbitMQ cluster operator's) have schemas of their
 validated here.
 """
 
-import shutil
-import subprocess
-from typing import Any
-
 import kubernetes_validate
 import pytest
 import yaml
 
-from tests.support.worker_process import ROOT
+from tests.support.kubernetes import K8S, VERSIONS, build, pods, the
 from worker.settings import PREFIX, Settings
 
-K8S = ROOT / "deploy/k8s"
 KUSTOMIZATIONS = ("base", "overlays/keda", "overlays/prefect", "rabbitmq-cluster")
 NOT_VALIDATED = {"ScaledObject", "TriggerAuthentication", "RabbitmqCluster"}
-# The oldest that is supported by its makers when this was written is newer; and the newest that
-# there is a schema for.
-VERSIONS = ("1.31", kubernetes_validate.latest_version())
-
-Manifest = dict[str, Any]
-
-
-def build(kustomization: str) -> list[Manifest]:
-    if not shutil.which("kubectl"):
-        pytest.skip("no kubectl here")
-    command = ["kubectl", "kustomize", str(K8S / kustomization)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "deprecated" not in done.stderr.lower(), done.stderr
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
-
-
-def the(kind: str, manifests: list[Manifest]) -> Manifest:
-    (found,) = [each for each in manifests if each["kind"] == kind]
-    return found
-
-
-def pods(manifests: list[Manifest]) -> list[Manifest]:
-    return [each["spec"]["template"]["spec"] for each in manifests if each["kind"] in ("Deployment", "Job")]
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -1,0 +1,156 @@
+"""The Helm chart, rendered by Helm itself: it gives what ``deploy/k8s`` gives, and keeps to
+Kubernetes' own schemas. No cluster is asked.
+"""
+
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+import worker
+from tests.support import helm
+from tests.support.kubernetes import VERSIONS, Manifest, build, pods, the
+from worker.settings import PREFIX, Settings
+
+EVERYTHING: dict[str, Any] = {
+    "image": {"repository": "registry.example/flow-run-worker", "tag": "1.2.3", "pullPolicy": "Always"},
+    "imagePullSecrets": [{"name": "registry"}],
+    "replicas": 3,
+    "secrets": {"worker": "orders", "owner": "orders-owner"},
+    "databaseKind": "standalone",
+    "settings": {"WORKER_QUEUE": "orders.create", "WORKER_PREFETCH_SIZE": "33554432"},
+    "shutdownTimeout": 60,
+    "env": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"}],
+    "resources": {"requests": {"cpu": "1", "memory": "256Mi"}, "limits": {"memory": "256Mi"}},
+    "nodeSelector": {"disk": "fast"},
+    "tolerations": [{"key": "queue", "operator": "Exists"}],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed() -> None:
+    try:
+        helm.install()
+    except helm.HelmMissing as why:
+        pytest.skip(f"Helm can't be had here: {why}")
+
+
+def render(values: dict[str, Any] | None = None, name: str = "flow-run-worker") -> list[Manifest]:
+    texts = helm.render(values, name).items()
+    return [yaml.safe_load(text) for path, text in texts if path.endswith(".yaml") and text.strip()]
+
+
+def test_helm_has_nothing_to_say_against_the_chart() -> None:
+    report = helm.lint()
+    assert report["errors"] == []
+    assert [each["error"] for each in report["messages"]] == ["icon is recommended"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("values", [{}, EVERYTHING, {"databaseKind": "prefect", "replicas": None}])
+def test_chart_keeps_to_the_schemas(values: dict[str, Any], version: str) -> None:
+    for manifest in render(values):
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("kustomization", "values"), [("base", {}), ("overlays/prefect", {"databaseKind": "prefect"})]
+)
+def test_chart_gives_what_the_kustomization_gives(kustomization: str, values: dict[str, Any]) -> None:
+    """But for names of labels, the image's tag, and the migration's account, which is not there
+    before the first release.
+    """
+    rendered, built = render(values), build(kustomization)
+    assert sorted(each["kind"] for each in rendered) == sorted(each["kind"] for each in built)
+    assert the("ConfigMap", rendered)["data"] == the("ConfigMap", built)["data"]
+    for kind in ("Deployment", "PodDisruptionBudget", "Service"):
+        assert _without_labels(the(kind, rendered)["spec"]) == _without_labels(the(kind, built)["spec"]), kind
+    for ours, theirs in zip(pods(rendered), pods(built), strict=True):
+        assert _without_labels(ours) == _without_labels(theirs)
+
+
+def _without_labels(value: Any) -> Any:
+    """A manifest without what may differ."""
+    differs = ("labels", "matchLabels", "selector", "annotations", "image", "imagePullPolicy")
+    if isinstance(value, list):
+        return [_without_labels(each) for each in value]
+    if isinstance(value, dict):
+        job = value.get("restartPolicy") == "OnFailure"
+        return {
+            name: _without_labels(each)
+            for name, each in value.items()
+            if name not in differs and not (job and name == "serviceAccountName")
+        }
+    return value
+
+
+def test_each_value_arrives() -> None:
+    manifests = render(EVERYTHING, "orders")
+    deployment = the("Deployment", manifests)
+    assert deployment["metadata"]["name"] == "orders"
+    assert deployment["spec"]["replicas"] == 3
+    for pod in pods(manifests):
+        (container,) = pod["containers"]
+        assert container["image"] == "registry.example/flow-run-worker:1.2.3"
+        assert container["imagePullPolicy"] == "Always"
+        for name in ("imagePullSecrets", "nodeSelector", "tolerations"):
+            assert pod[name] == EVERYTHING[name]
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["terminationGracePeriodSeconds"] == 75
+    assert container["resources"] == EVERYTHING["resources"]
+    assert container["env"][-1:] == EVERYTHING["env"]
+    assert {each["valueFrom"]["secretKeyRef"]["name"] for each in container["env"][:-1]} == {"orders"}
+    migration = the("Job", manifests)["spec"]["template"]["spec"]["containers"][0]["env"][0]
+    assert migration["valueFrom"]["secretKeyRef"]["name"] == "orders-owner"
+    settings = the("ConfigMap", manifests)["data"]
+    assert settings.items() >= EVERYTHING["settings"].items()
+    assert (settings["WORKER_SHUTDOWN_TIMEOUT"], settings["WORKER_DATABASE_KIND"]) == ("60", "standalone")
+    assert {name.removeprefix(PREFIX).lower() for name in settings} <= Settings.model_fields.keys()
+
+
+def test_selectors_of_two_releases_meet_their_own_workers_alone() -> None:
+    one, other = render(name="one"), render(name="other")
+    workers = the("Deployment", one)["spec"]["template"]["metadata"]["labels"].items()
+    migration = the("Job", one)["spec"]["template"]["metadata"]["labels"].items()
+    for manifests, meets in ((one, True), (other, False)):
+        for kind in ("Deployment", "PodDisruptionBudget", "Service"):
+            selector = the(kind, manifests)["spec"]["selector"]
+            labels = selector.get("matchLabels", selector).items()
+            assert (labels <= workers) is meets
+            assert not labels <= migration
+
+
+def test_changed_setting_starts_new_pods() -> None:
+    def annotations(**values: Any) -> Any:
+        return the("Deployment", render(values))["spec"]["template"]["metadata"]["annotations"]
+
+    assert annotations(settings={"WORKER_LOG_LEVEL": "debug"}) != annotations()
+    assert annotations(replicas=5) == annotations()
+
+
+def test_scaler_may_say_how_many_there_are() -> None:
+    assert "replicas" not in the("Deployment", render({"replicas": None}))["spec"]
+    assert the("Deployment", render({"replicas": 0}))["spec"]["replicas"] == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"replica": 3}, "replica"),
+        ({"settings": {"WORKER_AMQP_URL": "amqp://in-plain-text"}}, "WORKER_AMQP_URL"),
+        ({"settings": {"LOG_LEVEL": "debug"}}, "LOG_LEVEL"),
+        # Helm would write 6.7108864e+07.
+        ({"settings": {"WORKER_PREFETCH_SIZE": 67108864}}, "WORKER_PREFETCH_SIZE"),
+        ({"databaseKind": "sqlite"}, "databaseKind"),
+    ],
+)
+def test_wrong_value_is_refused_by_its_name(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(helm.Refused, match=named):
+        helm.render(values)
+
+
+def test_chart_is_of_this_version_of_the_worker() -> None:
+    chart = yaml.safe_load((helm.CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == worker.__version__

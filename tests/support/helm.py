@@ -1,0 +1,88 @@
+"""Helm, as a library that is installed beside the project when it is first needed; asks no
+cluster.
+"""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tests.support.worker_process import ROOT
+
+CHART = ROOT / "deploy/helm/flow-run-worker"
+REQUIREMENTS = Path(__file__).with_name("helm-requirements.txt")
+
+# The library is large and never unloaded: it gets a process of its own.
+_LINT = "import helm_python, json, sys; print(json.dumps(helm_python.lint(sys.argv[1], strict=True)))"
+_RENDER = """
+import helm_python, json, sys
+chart, values, name = sys.argv[1:]
+try:
+    with helm_python.Chart.load(chart) as loaded:
+        print(json.dumps(loaded.render(json.loads(values), name=name)))
+except helm_python.HelmError as error:
+    sys.exit(str(error))
+"""
+
+
+class HelmMissing(Exception):
+    """Helm can't be installed here; the message says why."""
+
+
+class Refused(Exception):
+    """Helm doesn't render the chart with these values; the message is its own."""
+
+
+def install() -> Path:
+    """The folder of the library; made at the first call, and when its version has changed.
+
+    Raises:
+        HelmMissing: pip fails.
+    """
+    folder = ROOT / ".cache/helm"
+    installed = folder / "installed"
+    digest = sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        # Several processes may run tests.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if installed.exists() and installed.read_text() == digest:
+            return folder
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]
+        options = ["--target", str(folder), "--no-deps", "--require-hashes", "--only-binary", ":all:"]
+        done = subprocess.run(
+            [*pip, *options, "-r", str(REQUIREMENTS)], capture_output=True, text=True, timeout=600
+        )
+        if done.returncode:
+            raise HelmMissing(done.stderr[-2000:])
+        installed.write_text(digest)
+    return folder
+
+
+def lint() -> dict[str, Any]:
+    """What ``helm lint --strict`` says of the chart."""
+    report: dict[str, Any] = json.loads(_run(_LINT, str(CHART)))
+    return report
+
+
+def render(values: dict[str, Any] | None = None, name: str = "flow-run-worker") -> dict[str, str]:
+    """What ``helm template`` makes of the chart: the text of each template.
+
+    Raises:
+        Refused: the values are not those of the chart.
+    """
+    rendered: dict[str, str] = json.loads(_run(_RENDER, str(CHART), json.dumps(values or {}), name))
+    return rendered
+
+
+def _run(program: str, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(install())}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise Refused(done.stderr)
+    return done.stdout
