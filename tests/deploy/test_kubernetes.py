@@ -4,11 +4,14 @@ Custom resources (KEDA's, the RabbitMQ cluster operator's) have schemas of their
 validated here.
 """
 
+import re
+
 import kubernetes_validate
 import pytest
 import yaml
 
 from tests.support.kubernetes import K8S, VERSIONS, build, pods, the
+from tests.support.worker_process import ROOT
 from worker.settings import PREFIX, Settings
 
 KUSTOMIZATIONS = ("base", "overlays/keda", "overlays/prefect", "rabbitmq-cluster")
@@ -106,3 +109,59 @@ def test_broker_has_three_nodes_for_three_replicas() -> None:
     cluster = the("RabbitmqCluster", build("rabbitmq-cluster"))["spec"]
     assert cluster["replicas"] == 3
     assert "quorum_queue.initial_cluster_size = 3" in cluster["rabbitmq"]["additionalConfig"]
+
+
+def numbers() -> dict[str, str]:
+    """What the table of deploy/README.md has to say of the manifests."""
+    base, keda, cluster = build("base"), build("overlays/keda"), build("rabbitmq-cluster")
+    deployment, job = the("Deployment", base)["spec"], the("Job", base)["spec"]
+    pod = deployment["template"]["spec"]
+    (container,) = pod["containers"]
+    (migration,) = job["template"]["spec"]["containers"]
+    settings = the("ConfigMap", base)["data"]
+    rollout = deployment["strategy"]["rollingUpdate"]
+    scaled = the("ScaledObject", keda)["spec"]
+    rabbitmq = the("RabbitmqCluster", cluster)["spec"]
+    assert rabbitmq["resources"]["requests"]["memory"] == rabbitmq["resources"]["limits"]["memory"]
+
+    def probe(name: str) -> str:
+        each = container[name]
+        times = f"{each['failureThreshold']} times, every {each['periodSeconds']} s"
+        return f"{times}, within {each['timeoutSeconds']} s" if "timeoutSeconds" in each else times
+
+    return {
+        "replicas": str(deployment["replicas"]),
+        "CPU request": container["resources"]["requests"]["cpu"],
+        "CPU limit": container["resources"]["limits"].get("cpu", "none"),
+        "memory request": container["resources"]["requests"]["memory"],
+        "memory limit": container["resources"]["limits"]["memory"],
+        "time to end": f"{pod['terminationGracePeriodSeconds']} s",
+        "rollout": f"{rollout['maxSurge']} more, {rollout['maxUnavailable']} fewer",
+        "disruption budget": f"{the('PodDisruptionBudget', base)['spec']['maxUnavailable']} away",
+        "start-up probe": probe("startupProbe"),
+        "liveness probe": probe("livenessProbe"),
+        "readiness probe": probe("readinessProbe"),
+        "`WORKER_PREFETCH`": settings["WORKER_PREFETCH"],
+        "`WORKER_BATCH_MAX`": settings["WORKER_BATCH_MAX"],
+        "migration: tries again": f"{job['backoffLimit']} times",
+        "migration: kept": f"{job['ttlSecondsAfterFinished']} s",
+        "migration: CPU request": migration["resources"]["requests"]["cpu"],
+        "migration: memory request": migration["resources"]["requests"]["memory"],
+        "migration: memory limit": migration["resources"]["limits"]["memory"],
+        "KEDA: workers": f"{scaled['minReplicaCount']} to {scaled['maxReplicaCount']}",
+        "KEDA: requests for each worker": scaled["triggers"][0]["metadata"]["value"],
+        "KEDA: broker not reached": (
+            f"{scaled['fallback']['failureThreshold']} times, then {scaled['fallback']['replicas']}"
+        ),
+        "RabbitMQ: nodes": str(rabbitmq["replicas"]),
+        "RabbitMQ: disk": rabbitmq["persistence"]["storage"],
+        "RabbitMQ: CPU and memory": ", ".join(rabbitmq["resources"]["requests"].values()),
+        "RabbitMQ: time to end": f"{rabbitmq['terminationGracePeriodSeconds']} s",
+    }
+
+
+def test_page_gives_each_number_of_the_manifests_and_its_reason() -> None:
+    section = (ROOT / "deploy/README.md").read_text().partition("## The numbers of the manifests")[2]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", section.partition("\n## ")[0], re.MULTILINE)
+    assert {what: value for what, value, _ in rows[2:]} == numbers()
+    assert all(why.strip() for _, _, why in rows)
