@@ -32,7 +32,7 @@ check: $(VENV)/installed-test lint   ## Check style and types, and run the quick
 	$(BIN)/python -m pytest --quiet tests/unit
 
 test: $(VENV)/installed-test servers lint   ## Run all tests, against a real RabbitMQ, PostgreSQL and SQLite
-	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
 
 test-rabbitmq4: $(VENV)/installed-test servers   ## Run the tests of the worker and its users against RabbitMQ 4 (Debian, as root, with debootstrap)
 	server=$$(tests/support/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(BIN)/python -m pytest tests/integration tests/deploy/test_compose.py
@@ -71,4 +71,6 @@ soak: $(VENV)/installed-test servers   ## All faults mixed for MINUTES (20), in 
 	@$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),20) --seed $(or $(SEED),1) --database $(or $(DATABASE),postgresql)
 
 clean:                ## Remove what the targets made
+	@# An interrupted test leaves the image mounted.
+	@umount .cache/image/store/overlay/*/merged 2>/dev/null || true
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
