@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.container import Image
 from tests.support.image import Builder, BuildFailed
+from tests.support.worker_process import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +33,14 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def builder() -> Builder:
-    """Has built deploy/Dockerfile; what it made before is used again."""
+    """Has built the image as docker-compose.yml says; what it made before is used again."""
     try:
         builder = Builder()
     except BuildFailed as why:
         pytest.skip(f"no image is built here: {why}")
-    builder.build()
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    (build,) = [service["build"] for service in compose["services"].values() if "build" in service]
+    builder.build(**build)
     return builder
 
 

@@ -22,6 +22,9 @@ from tests.support.processes import ServerFailed, wait_until
 from tests.support.stand_ins import StandIns, prepare
 from tests.support.worker_process import ROOT
 
+# The first of these tests makes the base image, which takes minutes on a busy machine.
+pytestmark = pytest.mark.timeout(1800)
+
 FILE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 NOT_TO_BE_HAD = "grafana"
 PRODUCER = "amqp://producer:producer-development@localhost:5672/"

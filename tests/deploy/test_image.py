@@ -18,6 +18,9 @@ from tests.support.processes import free_ports, wait_until
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import ROOT
 
+# The first of these tests makes the base image, which takes minutes on a busy machine.
+pytestmark = pytest.mark.timeout(1800)
+
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 CONFINED = Rights(read_only=True, drop_capabilities=True, no_new_privileges=True)
 

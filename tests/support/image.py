@@ -36,7 +36,7 @@ _CONTAINERS = """
 [containers]
 default_ulimits = ["nofile=1024:20000", "nproc=1024:32768"]
 """
-# Settings of pip.
+# Settings of pip, besides its indexes.
 _WAY_TO_AN_INDEX = {"cert", "proxy", "timeout", "trusted-host"}
 
 
@@ -72,11 +72,11 @@ class Builder:
         (CACHE / "containers.conf").write_text(_CONTAINERS)
         self._environment = {**os.environ, "CONTAINERS_CONF": str(CACHE / "containers.conf")}
 
-    def build(self, dockerfile: str = "deploy/Dockerfile", context: str = ".") -> str:
-        """Build the image as far as it is not there yet; returns what the builder printed."""
+    def build(self, context: str = ".", dockerfile: str = "deploy/Dockerfile") -> None:
+        """Build the image as far as it is not there yet; the words are those of a compose file."""
         with _locked():
             self._base()
-            return self._build(dockerfile, context)
+            self._build(ROOT / context, dockerfile)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command on the built image, as Buildah does."""
@@ -97,15 +97,17 @@ class Builder:
 
     def layers(self) -> list[Layer]:
         """The layers of the image, the base's first."""
-        image = json.loads(self._buildah("inspect", "--type", "image", NAME))
+        image = self._inspected()
         sizes = [each["size"] for each in json.loads(image["Manifest"])["layers"]]
         made = [each["created_by"] for each in image["Docker"]["history"] if not each.get("empty_layer")]
         return [Layer(made_by, size) for made_by, size in zip(made, sizes, strict=True)]
 
+    def _inspected(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._buildah("inspect", "--type", "image", NAME))
+        return found
+
     def _image(self, root: Path) -> Image:
-        config: dict[str, Any] = json.loads(self._buildah("inspect", "--type", "image", NAME))["Docker"][
-            "config"
-        ]
+        config = self._inspected()["Docker"]["config"]
         health = config.get("Healthcheck", {}).get("Test", [])
         return Image(
             root,
@@ -136,13 +138,13 @@ class Builder:
             self._buildah("config", "--env", path, "--created-by", "debootstrap", container)
             self._buildah("commit", "--quiet", "--rm", "--format", "docker", container, BASE)
 
-    def _build(self, dockerfile: str, context: str) -> str:
+    def _build(self, context: Path, dockerfile: str) -> None:
         with tempfile.TemporaryDirectory(prefix="pip-") as folder:
             mounts = [each for path in _pip(Path(folder)) for each in ("--volume", f"{path}:ro")]
-            return self._buildah(
+            self._buildah(
                 *("bud", "--format", "docker", "--isolation", "chroot", "--layers"),
                 *("--build-arg", f"PYTHON_IMAGE={BASE}", *mounts),
-                *("--file", str(ROOT / dockerfile), "--tag", NAME, str(ROOT / context)),
+                *("--file", str(context / dockerfile), "--tag", NAME, str(context)),
             )
 
     def _buildah(self, *arguments: str) -> str:
@@ -151,14 +153,7 @@ class Builder:
         return done.stdout
 
     def _do(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        store = (
-            "--root",
-            str(CACHE / "store"),
-            "--runroot",
-            str(CACHE / "run"),
-            "--storage-driver",
-            "overlay",
-        )
+        store = ["--root", f"{CACHE}/store", "--runroot", f"{CACHE}/run", "--storage-driver", "overlay"]
         command = ["buildah", *store, *arguments]
         self._say(f"$ buildah {shlex.join(arguments)}")
         return subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=900)
