@@ -16,7 +16,7 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-from tests.support.compose import Project, ServiceFailed
+from tests.support.compose import Project, ServiceFailed, interpolated
 from tests.support.container import FETCH, Image
 from tests.support.processes import ServerFailed, wait_until
 from tests.support.stand_ins import StandIns, prepare
@@ -131,6 +131,24 @@ def test_grafana_would_find_its_files_and_its_queries_answered(project: Project)
             done = project["worker"].run(["python", "-c", FETCH, url])
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)["status"] == "success"
+
+
+def test_passwords_of_env_reach_both_ends(images: StandIns) -> None:
+    """The database's, as deploy/README.md says to change them."""
+    names = set(re.findall(r"\$\{(\w+):-", json.dumps(FILE["services"]["postgres"])))
+    variables = {name: f"another-{number}" for number, name in enumerate(sorted(names))}
+    with Project(compose_file(), ROOT, images, variables) as project:
+        project.up(only="migrate")
+        for service, name in (
+            ("migrate", "WORKER_DATABASE_URL"),
+            ("worker", "WORKER_DATABASE_URL"),
+            ("prefect-worker", "WORKER_DATABASE_URL"),
+            ("prefect", "PREFECT_SERVER_DATABASE_CONNECTION_URL"),
+        ):
+            given = FILE["services"][service]["environment"][name]
+            for url, accepted in ((interpolated(given, variables), True), (interpolated(given, {}), False)):
+                select = ["psql", url.replace("+asyncpg", ""), "--command", "SELECT 1"]
+                assert (project["postgres"].run(select).returncode == 0) is accepted, service
 
 
 # -- mistakes

@@ -46,10 +46,18 @@ class Project:
         file: the file's content.
         folder: what its relative paths start from.
         images: which file system stands for an image.
+        variables: those that stand in ``.env``.
     """
 
-    def __init__(self, file: Mapping[str, Any], folder: Path, images: Images) -> None:
-        self._services: Services = interpolated(file["services"])
+    def __init__(
+        self,
+        file: Mapping[str, Any],
+        folder: Path,
+        images: Images,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self._variables = variables or {}
+        self._services: Services = interpolated(file["services"], self._variables)
         self._declared_volumes = set(file["volumes"])
         self._folder = folder
         self._images = images
@@ -96,7 +104,7 @@ class Project:
 
     def add(self, name: str, service: Mapping[str, Any]) -> None:
         """One more service, to be started."""
-        self._services[name] = interpolated(service)
+        self._services[name] = interpolated(service, self._variables)
 
     def down(self) -> dict[str, int]:
         """Stop what runs, in the opposite order; returns the exit codes of all."""
@@ -223,14 +231,14 @@ class Project:
         return found
 
 
-def interpolated(value: Any) -> Any:
-    """What the file means where it names variables that are not set: ``${NAME:-default}``."""
+def interpolated(value: Any, variables: Mapping[str, str]) -> Any:
+    """What the file means where it names variables, as ``${NAME:-default}``."""
     if isinstance(value, dict):
-        return {name: interpolated(each) for name, each in value.items()}
+        return {name: interpolated(each, variables) for name, each in value.items()}
     if isinstance(value, list):
-        return [interpolated(each) for each in value]
+        return [interpolated(each, variables) for each in value]
     if isinstance(value, str):
-        return re.sub(r"\$\{(\w+):-([^}]*)\}", r"\2", value)
+        return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: variables.get(found[1]) or found[2], value)
     return value
 
 
