@@ -262,6 +262,8 @@ class Container:
             ],
             self._folder / "output",
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            # Where we end before it, nobody waits for an orderly end.
+            orderly=signal.SIGKILL,
         )
         wait_until(lambda: self.code is not None or self._first() is not None, f"a process of {name}")
         if network and (first := self._first()) is not None:

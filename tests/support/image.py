@@ -36,6 +36,13 @@ _CONTAINERS = """
 [containers]
 default_ulimits = ["nofile=1024:20000", "nproc=1024:32768"]
 """
+# What a container needs here, which not every machine allows.
+_PROBE = """
+mount -t tmpfs probe "$PWD"
+cd "$PWD"
+mkdir lower upper work root
+mount -t overlay probe -o lowerdir=lower,upperdir=upper,workdir=work root
+"""
 # Settings of pip, besides its indexes.
 _WAY_TO_AN_INDEX = {"cert", "proxy", "timeout", "trusted-host"}
 
@@ -59,7 +66,7 @@ class Builder:
         say: is told each command.
 
     Raises:
-        BuildFailed: this machine has no Buildah, and it can't be installed.
+        BuildFailed: this machine has no Buildah that could be installed, or forbids what it needs.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
@@ -68,6 +75,10 @@ class Builder:
         done = subprocess.run(servers, capture_output=True, text=True)
         if done.returncode or os.getuid():
             raise BuildFailed(done.stderr or "only root can build the image without an engine")
+        with tempfile.TemporaryDirectory(prefix="probe-") as folder:
+            alone = ["unshare", "--net", "--pid", "--mount", "--fork", "sh", "-euc", _PROBE]
+            if subprocess.run(alone, cwd=folder, capture_output=True).returncode:
+                raise BuildFailed("this machine lets nobody make namespaces and overlays")
         CACHE.mkdir(parents=True, exist_ok=True)
         (CACHE / "containers.conf").write_text(_CONTAINERS)
         self._environment = {**os.environ, "CONTAINERS_CONF": str(CACHE / "containers.conf")}
@@ -154,6 +165,8 @@ class Builder:
 
     def _do(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         store = ["--root", f"{CACHE}/store", "--runroot", f"{CACHE}/run", "--storage-driver", "overlay"]
+        # The store's folder itself is not mounted, and can be removed like any other.
+        store += ["--storage-opt", "overlay.skip_mount_home=true"]
         command = ["buildah", *store, *arguments]
         self._say(f"$ buildah {shlex.join(arguments)}")
         return subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=900)
