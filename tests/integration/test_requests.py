@@ -7,7 +7,7 @@ import json
 import random
 import string
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
