@@ -1,7 +1,12 @@
 """Throughput and latency over offered load, as a picture."""
 
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
+from typing import Any, Self
 
 from worker.bench.load import BenchFailed
 from worker.bench.measurement import PERCENTILES, Measurement
@@ -28,27 +33,46 @@ def require_drawable(path: Path) -> None:
         raise BenchFailed(f"--plot {path}: there is no folder {path.parent}")
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What several measurements of one thing showed: their median, the smallest and the largest."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        """The spread of values; there is at least one."""
+        ordered = sorted(values)
+        return cls(statistics.median(ordered), ordered[0], ordered[-1])
+
+
+def draw_spreads(axes: Any, rates: Sequence[float], spreads: Sequence[Spread], label: str) -> None:
+    """A line through the medians over offered load, and a shadow from smallest to largest."""
+    axes.plot(rates, [each.median for each in spreads], marker="o", label=label)
+    axes.fill_between(rates, [each.low for each in spreads], [each.high for each in spreads], alpha=0.2)
+
+
 def draw(measurements: list[Measurement], path: Path) -> None:
     """Throughput and latency percentiles over offered load, as a picture (see
-    :func:`require_drawable`).
+    :func:`require_drawable`). Several measurements of one load are one point.
     """
     from matplotlib.figure import Figure
 
     offered = sorted((each for each in measurements if each.rate), key=lambda each: each.rate)
+    rounds = {rate: list(group) for rate, group in groupby(offered, key=lambda each: each.rate)}
+    rates = list(rounds)
     figure = Figure(figsize=(9, 7), layout="constrained")
     served, latency = figure.subplots(2, 1, sharex=True)
-    rates = [each.rate for each in offered]
     served.plot(rates, rates, linestyle=":", color="grey", label="offered")
-    served.plot(rates, [each.throughput for each in offered], marker="o", label="served")
+    throughputs = [Spread.of(each.throughput for each in group) for group in rounds.values()]
+    draw_spreads(served, rates, throughputs, "served")
     served.set_ylabel("requests/s")
     served.legend()
     for name in PERCENTILES:
-        latency.plot(
-            rates,
-            [getattr(each, name) for each in offered],
-            marker="o",
-            label="p99.9" if name == "p999" else name,
-        )
+        latencies = [Spread.of(getattr(each, name) for each in group) for group in rounds.values()]
+        draw_spreads(latency, rates, latencies, "p99.9" if name == "p999" else name)
     latency.set_yscale("log")
     latency.yaxis.set_major_formatter("{x:g}")
     latency.yaxis.set_minor_formatter("{x:g}")
