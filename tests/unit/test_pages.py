@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 
+from tests.benchmarks import latency_plot
 from tests.support import settings_page
 from tests.support.worker_process import ROOT
 from worker import __version__
@@ -32,11 +33,15 @@ PAGES = [
 
 MAX_README_LINES = 110
 MAX_LINE = 100
+# Whoever clones the project takes its pictures along.
+MAX_PICTURE_BYTES = 60_000
+MAX_PICTURES_BYTES = 200_000
 
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
+_PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 _COMMAND = re.compile(r"(flow-run-worker|make|python -m)(?: |$)")
 ALL_TESTS = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
 _COMMAND_LINE = typer.main.get_command(app)
@@ -156,6 +161,27 @@ def test_what_is_filled_in_stands_between_two_comments(page: Path) -> None:
 
 def test_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= MAX_README_LINES
+
+
+def test_each_picture_stands_on_a_page_and_all_are_small() -> None:
+    """That a page's picture exists, :func:`test_links_lead_somewhere` sees."""
+    shown = {
+        (page.parent / path).resolve(): text
+        for page in PAGES
+        for text, path in _PICTURE.findall(page.read_text())
+    }
+    pictures = {file: file.stat().st_size for file in (ROOT / "deploy/docs/pictures").iterdir()}
+    assert shown.keys() == pictures.keys()
+    assert all(shown.values()), "a picture without words for those who can't see it"
+    assert max(pictures.values()) < MAX_PICTURE_BYTES
+    assert sum(pictures.values()) < MAX_PICTURES_BYTES
+
+
+def test_plot_of_latencies_has_the_figures_of_its_table() -> None:
+    """If it fails: ``python -m tests.benchmarks.latency_plot``."""
+    drawn = re.search("<dc:description>(.*)</dc:description>", latency_plot.PICTURE.read_text(), re.DOTALL)
+    assert drawn is not None
+    assert drawn[1].splitlines() == latency_plot.table() != []
 
 
 def test_page_of_settings_is_current() -> None:
