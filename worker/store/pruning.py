@@ -1,0 +1,209 @@
+"""Deletes old runs, in a database of either kind: which are old, and what goes with them.
+
+Each batch is a transaction of its own, so that nobody waits for long, and what is interrupted goes
+on from where it was.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+
+from worker.backoff import Backoff
+from worker.contract.state import TERMINAL_TYPES
+from worker.store import migrations
+from worker.store.engine import Database, open_database
+from worker.store.errors import Blame, blame, driver_error, fault, first_line
+from worker.store.opening import StoreError, parse_url
+from worker.store.tables import Uuid, flow_run
+
+T = TypeVar("T")
+
+# To count the runs of a large table takes longer than any statement of a worker; seconds.
+STATEMENT_TIMEOUT = 3600
+# How many logs or artifacts of Prefect go in one transaction. A run may have any number of them.
+ROWS_MAX = 5_000
+# How often a batch is tried again that met a lock or a lost connection; some seconds together.
+TRIES_MAX = 6
+
+# Tables of Prefect whose rows name a run without a foreign key, so that they would stay behind.
+_log = sa.table("log", sa.column("id", Uuid), sa.column("flow_run_id", Uuid))
+_artifact = sa.table(
+    "artifact", sa.column("id", Uuid), sa.column("flow_run_id", Uuid), sa.column("key", sa.String())
+)
+_artifact_collection = sa.table(
+    "artifact_collection", sa.column("key", sa.String()), sa.column("latest_id", Uuid)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OldRuns:
+    """How many old runs are in a state, and whether they are to be deleted."""
+
+    state: str
+    count: int
+    chosen: bool
+
+
+class Pruning:
+    """Deletes the runs that are older than a point in time and in one of some states.
+
+    A run in a final state is as old as its end, as ``vacuum_old_flow_runs`` of Prefect has it. Any
+    other is as old as its state, and no older than the time that it is scheduled for. In a Prefect
+    server's database a subflow waits until its parent's task run is gone, as there.
+
+    Use :func:`open_pruning`.
+
+    Args:
+        prefect: the database is a Prefect server's.
+        before: aware.
+        states: types of states.
+    """
+
+    def __init__(
+        self, database: Database, *, prefect: bool, before: datetime, states: Collection[str]
+    ) -> None:
+        self._database = database
+        self._prefect = prefect
+        # As text: a newer Prefect may have more of them, and asyncpg would look up what they are.
+        self._state = sa.cast(flow_run.c.state_type, sa.String)
+        self._states = frozenset(states)
+        final = self._state.in_(TERMINAL_TYPES)
+        due = flow_run.c.next_scheduled_start_time
+        self._old = sa.or_(
+            sa.and_(final, flow_run.c.end_time < before),
+            sa.and_(~final, flow_run.c.state_timestamp < before, sa.or_(due.is_(None), due < before)),
+        )
+        if prefect:
+            self._old = sa.and_(self._old, flow_run.c.parent_task_run_id.is_(None))
+        self._doomed = sa.and_(self._old, self._state.in_(self._states))
+
+    async def count(self) -> Sequence[OldRuns]:
+        """The old runs by their states, also those that stay because of their state."""
+        query = sa.select(self._state, sa.func.count()).where(self._old).group_by(self._state)
+
+        async def ask() -> Sequence[Any]:
+            async with self._database.connect(transaction=True) as connection:
+                if connection.dialect.name == "postgresql":
+                    # The engine has it off, for what a worker asks. This reads the whole table.
+                    await connection.execute(sa.text("SET LOCAL enable_seqscan = on"))
+                return list(await connection.execute(query))
+
+        found = await self._patiently(ask)
+        return sorted(
+            (OldRuns(state, count, state in self._states) for state, count in found),
+            key=lambda each: each.state,
+        )
+
+    async def batches(self, size: int) -> AsyncIterator[int]:
+        """Delete them, at most ``size`` in one transaction; tells of each how many it deleted.
+
+        Raises:
+            StoreError: a right is missing.
+            Fault: the database is away, or a batch can't be deleted. The batches before it are
+                deleted.
+        """
+        while True:
+            deleted = 0
+            after: UUID | None = None
+            # By id, so that each pass reads the table once: no index has the age, and dead rows are
+            # not read again.
+            while ids := await self._next(after, size):
+                if self._prefect:
+                    await self._clear(ids)
+                count = await self._delete(sa.delete(flow_run).where(flow_run.c.id.in_(ids), self._doomed))
+                deleted += count
+                after = ids[-1]
+                yield count
+            # A subflow has no parent any more once that is deleted, and may stand before it.
+            if not (self._prefect and deleted):
+                return
+
+    async def _next(self, after: UUID | None, size: int) -> list[UUID]:
+        query = sa.select(flow_run.c.id).where(self._doomed).order_by(flow_run.c.id).limit(size)
+        if after is not None:
+            query = query.where(flow_run.c.id > after)
+
+        async def ask() -> list[UUID]:
+            async with self._database.connect() as connection:
+                return list((await connection.execute(query)).scalars())
+
+        return await self._patiently(ask)
+
+    async def _clear(self, ids: Sequence[UUID]) -> None:
+        """Delete logs and artifacts of runs, before the runs: what is interrupted then leaves none
+        behind. The newest artifact of a key stays, since Prefect shows it by itself.
+        """
+        shown = sa.exists().where(
+            _artifact_collection.c.key == _artifact.c.key, _artifact_collection.c.latest_id == _artifact.c.id
+        )
+        for table, also in ((_log, sa.true()), (_artifact, ~shown)):
+            some = sa.select(table.c.id).where(table.c.flow_run_id.in_(ids), also).limit(ROWS_MAX)
+            while await self._delete(sa.delete(table).where(table.c.id.in_(some))) == ROWS_MAX:
+                pass
+
+    async def _delete(self, statement: sa.Delete) -> int:
+        async def delete() -> int:
+            async with self._database.connect(transaction=True) as connection:
+                return (await connection.execute(statement)).rowcount
+
+        return await self._patiently(delete)
+
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Try again what a lock or a lost connection kept from being done."""
+        backoff = Backoff()
+        while True:
+            try:
+                return await work()
+            except Exception as error:
+                if isinstance(driver_error(error), asyncpg.InsufficientPrivilegeError):
+                    raise StoreError(
+                        f"The database: {first_line(driver_error(error))}. Run it as the owner of the "
+                        "tables, or grant what deploy/docs/rights-and-security.md says."
+                    ) from error
+                said = blame(error)
+                if said is Blame.unforeseen:
+                    raise
+                if said not in (Blame.moment, Blame.connection) or backoff.tries == TRIES_MAX:
+                    raise fault(error) from error
+            await backoff.sleep()
+
+
+@asynccontextmanager
+async def open_pruning(
+    url: str, kind: migrations.Kind, *, before: datetime, states: Collection[str]
+) -> AsyncIterator[Pruning]:
+    """Connect to a database whose runs are to be deleted; makes no file and no tables.
+
+    Raises:
+        StoreError: URL, login, name, schema or kind is wrong.
+        Fault: the database can't be reached now.
+    """
+    parsed = parse_url(url)
+    where = parsed.render_as_string(hide_password=True)
+    schema = await migrations.inspect(parsed, kind)
+    if schema.problems:
+        raise StoreError(f"{where}: not usable: {'; '.join(schema.problems)}")
+    if schema.revision is None:
+        raise StoreError(f"{where}: there are no tables yet, so no runs either.")
+    if schema.prefect and kind == "standalone":
+        raise StoreError(
+            f"{where} is a Prefect server's database. WORKER_DATABASE_KIND demands one of the worker's own."
+        )
+    database = await open_database(_patient(parsed))
+    try:
+        yield Pruning(database, prefect=schema.prefect, before=before, states=states)
+    finally:
+        await database.close()
+
+
+def _patient(url: URL) -> URL:
+    if url.get_backend_name() == "sqlite" or "command_timeout" in url.query:
+        return url
+    return url.update_query_dict({"command_timeout": str(STATEMENT_TIMEOUT)})
