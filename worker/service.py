@@ -43,6 +43,7 @@ async def serve(settings: Settings) -> None:
         StoreError: the database is there, and not as it has to be (login, name, schema).
         BrokerRefused: the broker refuses login, virtual host or permission at the start.
         TopologyMismatch: a queue or exchange stands at the broker with other properties.
+        PortTaken: the HTTP port that was set is taken.
     """
     relieve_collector()
     service = Service(settings)
@@ -75,7 +76,9 @@ class Service:
 
     async def run(self) -> None:
         """Run until :meth:`stop`; raises as :func:`serve` does."""
-        async with side_port(self._settings.http_host, self._settings.http_port, self._ping):
+        settings = self._settings
+        demanded = "http_port" in settings.model_fields_set
+        async with side_port(settings.http_host, settings.http_port, self._ping, demanded=demanded):
             self._store = await self._open_store()
             if self._store is None:
                 return

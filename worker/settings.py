@@ -143,7 +143,13 @@ class Settings(BaseSettings):
         True, description="Read deliveries and write replies many at once; off only to find a fault."
     )
     http_host: str = Field("127.0.0.1", description="Where health and metrics are served.")
-    http_port: int = Field(8080, ge=0, le=65535, description="Their port; 0 for any free one.")
+    http_port: int = Field(
+        8080,
+        ge=0,
+        le=65535,
+        description="Their port; 0 for any free one. If it is set and taken, the worker does not start. "
+        "If it is not set and 8080 is taken, a free one is used.",
+    )
     log_format: Literal["console", "json"] = Field(
         "console", description="console for people, json for collectors."
     )

@@ -93,15 +93,25 @@ async def test_metrics_count_what_became_of_requests(
     assert sample(text, "process_resident_memory_bytes")
 
 
-def test_a_second_worker_on_the_machine_takes_another_port(
+def test_a_second_worker_on_the_machine_takes_another_port_than_the_usual_one(
     start_worker: StartWorker, sqlite_url: str
 ) -> None:
-    (port,) = free_ports(1)
-    first, second = (start_worker(sqlite_url, http_port=port) for _ in range(2))
-    assert first.http == f"http://127.0.0.1:{port}"
+    # An empty setting is one that is not set. The first may find the port taken as well.
+    first, second = (start_worker(sqlite_url, http_port="") for _ in range(2))
     assert "http_port_taken" in second.output
     assert second.http != first.http
     assert httpx.get(f"{second.http}/readyz").status_code == 200
+
+
+def test_a_port_that_was_set_and_is_taken_ends_the_worker(start_worker: StartWorker, sqlite_url: str) -> None:
+    """Its probes would ask another process."""
+    (port,) = free_ports(1)
+    first = start_worker(sqlite_url, http_port=port)
+    assert first.http == f"http://127.0.0.1:{port}"
+    second = start_worker(sqlite_url, http_port=port, wait=False)
+    assert second.process.wait(180) == 1
+    assert "cannot_start" in second.output
+    assert f"WORKER_HTTP_PORT {port}" in second.output
 
 
 async def test_an_idle_worker_notices_that_its_database_is_gone_or_silent(start_worker: StartWorker) -> None:

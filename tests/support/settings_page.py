@@ -15,7 +15,7 @@ HEAD = """\
 <!-- Made by 'python -m tests.support.settings_page > deploy/docs/settings.md'. -->
 
 A setting is an environment variable, or a line of the same form in a file `.env` in the current
-folder. Some are options of a command too; `flow-run-worker run --help` shows those of `run`. An
+folder. Each is an option of `flow-run-worker run` too, and some are options of other commands. An
 option goes before the environment, and the environment before `.env`.
 
 - An empty variable counts as not set. Blanks and line breaks at the ends are removed.

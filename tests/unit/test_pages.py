@@ -17,6 +17,7 @@ from tests.support import settings_page
 from tests.support.worker_process import ROOT
 from worker import __version__
 from worker.cli import app
+from worker.cli.run import settings_app
 from worker.settings import PREFIX, Settings
 
 README = ROOT / "README.md"
@@ -45,6 +46,8 @@ _PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 _COMMAND = re.compile(r"(flow-run-worker|make|python -m)(?: |$)")
 ALL_TESTS = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
 _COMMAND_LINE = typer.main.get_command(app)
+# Its options are made when they are asked for.
+_RUN = typer.main.get_command(settings_app())
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -117,7 +120,7 @@ def exists_on_command_line(words: list[str]) -> None:
     for word in words:
         if hasattr(command, "commands") and not word.startswith("-"):
             assert word in command.commands, f"{command.name} {word}"
-            command = command.commands[word]
+            command = _RUN if word == "run" else command.commands[word]
         elif word.startswith("--"):
             options = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
             assert word.partition("=")[0] in {*options, "--help"}, f"{command.name} {word}"

@@ -1,34 +1,27 @@
 """The command line, a module a command: reads options, prints for people, maps errors to exit codes
 (0, 1 a failure, 2 wrong usage or settings).
+
+A module of a command imports what it needs in its functions. To import all for ``--help`` would
+take most of a second.
 """
 
 import logging
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from aiormq.exceptions import AMQPError, ChannelAccessRefused
-from pydantic import ValidationError
-from rich.markup import escape
 
-from worker.bench import BenchFailed
-from worker.broker.connection import BrokerRefused, BrokerUnavailable
-from worker.broker.topology import TopologyMismatch
+from worker import __version__
 from worker.cli.asyncapi import asyncapi
 from worker.cli.bench import bench
 from worker.cli.create import create
 from worker.cli.db import db_app
 from worker.cli.dead_letters import dead_letters_app
 from worker.cli.doctor import doctor
-from worker.cli.options import err
+from worker.cli.options import err, escape
 from worker.cli.run import run
 from worker.cli.top import top
 from worker.cli.topology import topology_app
-from worker.client import ClientError
-from worker.contract.errors import Fault
-from worker.dead_letters import DeadLettersFailed
-from worker.settings import SettingsError
-from worker.store import StoreError
 
 app = typer.Typer(
     name="flow-run-worker",
@@ -38,25 +31,56 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, create, top, doctor, bench, asyncapi):
+# All that stands behind 'run' is for the command that knows the settings, '--help' as well.
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)(run)
+for command in (create, top, doctor, bench, asyncapi):
     app.command()(command)
 app.add_typer(topology_app, name="topology")
 app.add_typer(db_app, name="db")
 app.add_typer(dead_letters_app, name="dead-letters")
 
 
-FAILURES = (
-    AMQPError,
-    BenchFailed,
-    BrokerRefused,
-    BrokerUnavailable,
-    ClientError,
-    DeadLettersFailed,
-    Fault,
-    OSError,
-    StoreError,
-    TopologyMismatch,
-)
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"flow-run-worker {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a user can mend: it ends the command with one line and exit code 1."""
+    from aiormq.exceptions import AMQPError
+
+    from worker.bench import BenchFailed
+    from worker.broker.connection import BrokerRefused, BrokerUnavailable
+    from worker.broker.topology import TopologyMismatch
+    from worker.client import ClientError
+    from worker.contract.errors import Fault
+    from worker.dead_letters import DeadLettersFailed
+    from worker.store import StoreError
+
+    return (
+        AMQPError,
+        BenchFailed,
+        BrokerRefused,
+        BrokerUnavailable,
+        ClientError,
+        DeadLettersFailed,
+        Fault,
+        OSError,
+        StoreError,
+        TopologyMismatch,
+    )
 
 
 def main() -> None:
@@ -65,14 +89,26 @@ def main() -> None:
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     try:
         app()
-    except (SettingsError, ValidationError) as error:
-        _fail(str(error), code=2)
-    except ChannelAccessRefused as error:
-        _fail(f"The broker refuses this to the user of the URL, who lacks a right: {error}")
-    except FAILURES as error:
-        _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        _tell(error)
+        raise
+
+
+def _tell(error: Exception) -> None:
+    """End with what the user can mend; returns if it is something else."""
+    from aiormq.exceptions import ChannelAccessRefused
+    from pydantic import ValidationError
+
+    from worker.settings import SettingsError
+
+    if isinstance(error, (SettingsError, ValidationError)):
+        _fail(str(error), code=2)
+    if isinstance(error, ChannelAccessRefused):
+        _fail(f"The broker refuses this to the user of the URL, who lacks a right: {error}")
+    if isinstance(error, failures()):
+        _fail(str(error))
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

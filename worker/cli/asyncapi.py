@@ -3,14 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
 
-from worker.asyncapi import asyncapi as document
-from worker.asyncapi import schemas
-from worker.broker.topology import Topology
 from worker.cli.options import Queue, err
-from worker.settings import load_settings
 
 
 def asyncapi(
@@ -23,6 +18,11 @@ def asyncapi(
     queue: Queue = None,
 ) -> None:
     """Print the wire contract as an AsyncAPI 3 document (JSON)."""
+    from worker.asyncapi import asyncapi as document
+    from worker.asyncapi import schemas
+    from worker.broker.topology import Topology
+    from worker.settings import load_settings
+
     topology = Topology.from_queue_name(load_settings(queue=queue).queue)
     if folder is None:
         print(_json(document(topology)), end="")
@@ -38,4 +38,6 @@ def asyncapi(
 
 
 def _json(content: Any) -> str:
+    import orjson
+
     return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()

@@ -3,16 +3,17 @@
 import signal
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
-import orjson
 import typer
-from rich.table import Table
 
-from worker.bench import Measurement, Pace, draw, measure, require_drawable
 from worker.cli.options import AmqpUrl, DatabaseUrl, err, out, progress_bar, run_async
-from worker.settings import load_settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from worker.bench import Measurement
 
 
 class BenchBody(str, Enum):
@@ -67,6 +68,11 @@ def bench(
     Queue and runs are made for it, and removed afterwards; a database that is given needs its
     schema (db upgrade).
     """
+    import orjson
+
+    from worker.bench import Measurement, Pace, draw, measure, require_drawable
+    from worker.settings import load_settings
+
     if plot is not None:
         if not rate:
             raise typer.BadParameter(
@@ -113,7 +119,11 @@ def bench(
         err.print(f"Picture: {plot}", highlight=False)
 
 
-def _bench_table(measurements: list[Measurement]) -> Table:
+def _bench_table(measurements: "list[Measurement]") -> "Table":
+    from rich.table import Table
+
+    from worker.bench import Pace
+
     first = measurements[0]
     table = Table(
         title=f"workers: {first.workers}, {first.database}, {first.body} bodies, {first.requests:,} requests"

@@ -8,10 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from worker.cli.options import AmqpUrl, Queue, err, print_json, run_async
-from worker.client import FlowRunClient
-from worker.client.client import named_deployment
-from worker.contract.message import FROM_DEPLOYMENT
-from worker.settings import load_settings
 
 
 def create(
@@ -91,6 +87,11 @@ def create(
     queue: Queue = None,
 ) -> None:
     """Send one request and print the flow run record (JSON on standard output)."""
+    from worker.client import FlowRunClient
+    from worker.client.client import named_deployment
+    from worker.contract.message import FROM_DEPLOYMENT
+    from worker.settings import load_settings
+
     settings = load_settings(amqp_url=amqp_url, queue=queue)
     request: bytes | dict[str, Any]
     if json_file is not None:

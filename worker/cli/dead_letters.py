@@ -2,17 +2,16 @@
 
 import base64
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 import typer
-from rich.markup import escape
-from rich.table import Column, Table
+from rich.padding import Padding
 
-from worker.broker.topology import Topology
-from worker.cli.options import AmqpUrl, Queue, out, print_json, progress_bar, run_async
-from worker.dead_letters import DeadLetters, Letter, Match, open_dead_letters
-from worker.settings import Settings, load_settings
+from worker.cli.options import AmqpUrl, Queue, escape, out, print_json, progress_bar, run_async
+
+if TYPE_CHECKING:
+    from worker.dead_letters import DeadLetters, Letter, Match
+    from worker.settings import Settings
 
 dead_letters_app = typer.Typer(
     help="Refused requests: look at them, send them again, throw them away.", no_args_is_help=True
@@ -38,15 +37,21 @@ def list_letters(
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """List them: when, status, error, idempotency key."""
-    settings = load_settings(amqp_url=amqp_url, queue=queue)
+    """List them: id, when, status, size, idempotency key, error. Looking changes nothing."""
+    import orjson
 
-    async def look() -> tuple[list[Letter], int]:
+    from worker.settings import load_settings
+
+    settings = load_settings(amqp_url=amqp_url, queue=queue)
+    total = 0
+
+    async def look() -> list["Letter"]:
+        nonlocal total
         async with _open(settings) as letters:
             total = await letters.count()
-            return [each async for each in letters.look(limit) if each.matches((), status, error)], total
+            return [each async for each in letters.look(limit) if each.matches((), status, error)]
 
-    found, total = run_async(look())
+    found = run_async(look())
     if json_output:
         for letter in found:
             print(orjson.dumps(_summary(letter)).decode())
@@ -54,20 +59,8 @@ def list_letters(
     if not total:
         out.print("There are no dead letters.")
         return
-    table = Table(
-        Column("id", no_wrap=True),
-        Column("failed at", no_wrap=True),
-        "status",
-        "error",
-        "idempotency key",
-        "bytes",
-    )
     for letter in found:
-        # To the second; what a terminal has no room for is in 'show' and in the JSON.
-        failed_at = (letter.failed_at or "")[:19].replace("T", " ")
-        cells = (letter.id, failed_at, letter.status, letter.error, letter.key, letter.delivery.size)
-        table.add_row(*(escape(_cell(value)) for value in cells))
-    out.print(table)
+        _show_in_two_lines(letter)
     out.print(f"{len(found)} of {total}; 'show ID' shows one, 'replay ID' sends it again.", highlight=False)
 
 
@@ -80,9 +73,11 @@ def show(
     queue: Queue = None,
 ) -> None:
     """Show one whole: its properties, its headers, its body."""
+    from worker.settings import load_settings
+
     settings = load_settings(amqp_url=amqp_url, queue=queue)
 
-    async def find() -> Letter | None:
+    async def find() -> "Letter | None":
         async with _open(settings) as letters:
             async for each in letters.look(await letters.count()):
                 if each.matches((letter_id,), None, None):
@@ -129,20 +124,44 @@ def replay(
     every: All = False,
     status: Status = None,
     error: Error = None,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Wait, and tell how many were refused again; exit code 1 if any was."),
+    ] = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Send them to the request queue again. Safe to interrupt and to repeat: a request makes its
-    run once.
+    """Send them to the request queue again.
 
-    (One with neither an idempotency key nor a message id makes one more run, if it is sent twice.)
+    It is safe to interrupt this and to repeat it: a request makes its run once. Only a request with
+    neither an idempotency key nor a message id makes one more run each time.
     """
+    from worker.dead_letters import REFUSED_WITHIN
+    from worker.settings import load_settings
+
     settings = load_settings(amqp_url=amqp_url, queue=queue)
     match = _match(ids, every, status, error)
-    count = _with_progress(
-        settings, "sending again", lambda letters, progress: letters.replay(match, progress)
-    )
-    out.print(f"{count} sent again.", highlight=False)
+    refused: list[Letter] = []
+
+    async def send(letters: "DeadLetters", progress: Any) -> int:
+        count = await letters.replay(match, progress)
+        out.print(f"{count} sent again.", highlight=False)
+        if wait:
+            refused.extend(await letters.refused_again())
+        return count
+
+    count = _with_progress(settings, "sending again", send)
+    if wait:
+        out.print(
+            f"{count - len(refused)} served, {len(refused)} refused again "
+            f"(as seen when the request queue had been empty for {REFUSED_WITHIN:g} s).",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for letter in refused:
+            _show_in_two_lines(letter)
+    if refused:
+        raise typer.Exit(1)
 
 
 @dead_letters_app.command()
@@ -155,33 +174,42 @@ def purge(
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Throw them away, for good."""
+    """Throw them away, for good. Tells how many they are, and asks."""
+    from worker.settings import load_settings
+
     settings = load_settings(amqp_url=amqp_url, queue=queue)
     match = _match(ids, every, status, error)
     if not yes:
-        which = (
-            "all dead letters"
-            if every and status is None and error is None
-            else "the dead letters that you named"
-        )
-        typer.confirm(f"Throw {which} of {settings.queue} away?", abort=True)
+
+        async def matching() -> int:
+            async with _open(settings) as letters:
+                return sum([match(each) async for each in letters.look(await letters.count())])
+
+        letters_of = "dead letter" if (number := run_async(matching())) == 1 else "dead letters"
+        if not number:
+            out.print("No dead letter matches.")
+            return
+        typer.confirm(f"Throw {number} {letters_of} of {settings.queue} away?", abort=True)
     count = _with_progress(
         settings, "throwing away", lambda letters, progress: letters.purge(match, progress)
     )
     out.print(f"{count} thrown away.", highlight=False)
 
 
-def _open(settings: Settings) -> AbstractAsyncContextManager[DeadLetters]:
+def _open(settings: "Settings") -> AbstractAsyncContextManager["DeadLetters"]:
+    from worker.broker.topology import Topology
+    from worker.dead_letters import open_dead_letters
+
     return open_dead_letters(settings.amqp_url, Topology.from_queue_name(settings.queue))
 
 
-def _match(ids: list[str] | None, every: bool, status: int | None, error: str | None) -> Match:
+def _match(ids: list[str] | None, every: bool, status: int | None, error: str | None) -> "Match":
     if not (ids or every or status is not None or error is not None):
         raise typer.BadParameter("name ids, --status, --error, or --all")
     return lambda letter: letter.matches(ids or (), status, error)
 
 
-def _with_progress(settings: Settings, doing: str, work: Any) -> int:
+def _with_progress(settings: "Settings", doing: str, work: Any) -> int:
     async def run() -> int:
         with progress_bar() as progress:
             async with _open(settings) as letters:
@@ -192,7 +220,16 @@ def _with_progress(settings: Settings, doing: str, work: Any) -> int:
     return run_async(run())
 
 
-def _summary(letter: Letter) -> dict[str, Any]:
+def _show_in_two_lines(letter: "Letter") -> None:
+    # To the second; the rest is in 'show' and in the JSON.
+    failed_at = (letter.failed_at or "")[:19].replace("T", " ")
+    head = (failed_at, letter.status or "-", f"{letter.delivery.size} bytes", letter.key or "")
+    about = "  ".join(escape(_cell(value)) for value in head)
+    out.print(f"[bold]{letter.id}[/]  {about}", highlight=False)
+    out.print(Padding(escape(_cell(letter.error)), (0, 0, 0, 4)), highlight=False)
+
+
+def _summary(letter: "Letter") -> dict[str, Any]:
     return {
         "id": letter.id,
         "failed_at": letter.failed_at,
@@ -211,6 +248,8 @@ def _cell(value: Any) -> str:
 
 
 def _body(body: bytes) -> Any:
+    import orjson
+
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -218,6 +257,8 @@ def _body(body: bytes) -> Any:
 
 
 def _json(value: Any) -> str:
+    import orjson
+
     return orjson.dumps(value, default=_plain, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
 
 

@@ -1,19 +1,19 @@
 """``doctor``: looks at the broker and the database, and says what to do about what it finds."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import orjson
 import typer
-from rich.markup import escape
 
-from worker.cli.options import AmqpUrl, DatabaseUrl, Queue, out, run_async
-from worker.doctor import Finding, Verdict, examine_broker, examine_database
-from worker.settings import load_settings
+from worker.cli.options import AmqpUrl, DatabaseUrl, Queue, escape, out, run_async
 
+if TYPE_CHECKING:
+    from worker.doctor import Finding
+
+# By the verdict.
 _MARKS = {
-    Verdict.ok: "[green]ok[/]     ",
-    Verdict.warning: "[yellow]warning[/]",
-    Verdict.problem: "[bold red]problem[/]",
+    "ok": "[green]ok[/]     ",
+    "warning": "[yellow]warning[/]",
+    "problem": "[bold red]problem[/]",
 }
 
 
@@ -28,9 +28,14 @@ def doctor(
     """Check the broker, the topology and the database; changes nothing. Exit code 1 if a worker
     could not serve.
     """
+    import orjson
+
+    from worker.doctor import Verdict, examine_broker, examine_database
+    from worker.settings import load_settings
+
     settings = load_settings(amqp_url=amqp_url, database_url=database_url, queue=queue)
 
-    async def examine() -> list[Finding]:
+    async def examine() -> list["Finding"]:
         findings = []
         for examination in (examine_broker(settings), examine_database(settings)):
             async for finding in examination:
@@ -46,9 +51,9 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _show(finding: Finding) -> None:
+def _show(finding: "Finding") -> None:
     out.print(
-        f"{_MARKS[finding.verdict]} [bold]{escape(finding.what)}[/]: {escape(finding.detail)}",
+        f"{_MARKS[finding.verdict.value]} [bold]{escape(finding.what)}[/]: {escape(finding.detail)}",
         highlight=False,
         soft_wrap=True,
     )

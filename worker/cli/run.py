@@ -1,62 +1,80 @@
-"""``run``: the worker in the foreground."""
+"""``run``: the worker in the foreground.
+
+Its options are the settings. They are read only when this command is asked for, as they take most
+of the time that a command needs to start.
+"""
 
 import sys
-from typing import Annotated
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-import structlog
 import typer
 
-from worker.broker.connection import BrokerRefused
-from worker.broker.topology import TopologyMismatch
-from worker.cli.options import AmqpUrl, DatabaseUrl, Queue, run_async
-from worker.observability.logs import configure_logging
-from worker.service import serve
-from worker.settings import load_settings, unknown_settings
-from worker.store import StoreError
+from worker.cli.options import run_async
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 
-def run(
-    amqp_url: AmqpUrl = None,
-    database_url: DatabaseUrl = None,
-    queue: Queue = None,
-    prefetch: Annotated[
-        int | None, typer.Option(help="Deliveries held at once. [WORKER_PREFETCH]", show_default=False)
-    ] = None,
-    batch_max: Annotated[
-        int | None,
-        typer.Option(help="Requests in one transaction at the most. [WORKER_BATCH_MAX]", show_default=False),
-    ] = None,
-    migrate: Annotated[
-        bool | None,
-        typer.Option(
-            "--migrate/--no-migrate",
-            help="Bring a PostgreSQL schema up to date first (SQLite's always is). [WORKER_MIGRATE]",
-            show_default=False,
-        ),
-    ] = None,
-    log_format: Annotated[
-        str | None, typer.Option(help="console or json. [WORKER_LOG_FORMAT]", show_default=False)
-    ] = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error. [WORKER_LOG_LEVEL]", show_default=False)
-    ] = None,
-) -> None:
+def run(context: typer.Context) -> None:
     """Serve requests until SIGTERM or Ctrl-C, then finish what is in flight."""
-    settings = load_settings(
-        amqp_url=amqp_url,
-        database_url=database_url,
-        queue=queue,
-        prefetch=prefetch,
-        batch_max=batch_max,
-        migrate=migrate,
-        log_format=log_format,
-        log_level=log_level,
-    )
+    command = typer.main.get_command(settings_app())
+    command.main(context.args, prog_name=context.command_path, standalone_mode=False)
+
+
+def settings_app() -> typer.Typer:
+    """The command with an option for each setting."""
+    from worker.settings import Settings
+
+    def start(**options: Any) -> None:
+        _start(options)
+
+    parameters = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_option(name, field))
+        for name, field in Settings.model_fields.items()
+    ]
+    start.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+    start.__annotations__ = {each.name: each.annotation for each in parameters}
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(help=run.__doc__)(start)
+    return app
+
+
+def _option(name: str, field: "FieldInfo") -> Any:
+    """A setting as an option. Settings check its value, and tell what is wrong with it."""
+    option, kind, default = name.replace("_", "-"), field.annotation, field.default
+    help_text = f"{field.description} [WORKER_{name.upper()}]"
+    if default is not None:
+        shown = f"{default:g}" if isinstance(default, float) else default
+        help_text += f" [default: {str(shown).lower() if kind is bool else shown}]"
+    if kind is bool:
+        flag = f"--{option}/--no-{option}"
+        return Annotated[bool | None, typer.Option(flag, help=help_text, show_default=False)]
+    metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else "TEXT"
+    if kind in (int, float):
+        metavar = "NUMBER"
+    return Annotated[
+        str | None, typer.Option(f"--{option}", help=help_text, metavar=metavar, show_default=False)
+    ]
+
+
+def _start(options: dict[str, Any]) -> None:
+    import structlog
+
+    from worker.broker.connection import BrokerRefused
+    from worker.broker.topology import TopologyMismatch
+    from worker.observability.http import PortTaken
+    from worker.observability.logs import configure_logging
+    from worker.service import serve
+    from worker.settings import load_settings, unknown_settings
+    from worker.store import StoreError
+
+    settings = load_settings(**options)
     configure_logging(settings.log_format, settings.log_level)
     for name, nearest in unknown_settings():
         structlog.get_logger(__name__).warning("unknown_setting", setting=name, nearest=nearest)
     try:
         run_async(serve(settings))
-    except (StoreError, BrokerRefused, TopologyMismatch) as error:
+    except (StoreError, BrokerRefused, TopologyMismatch, PortTaken) as error:
         structlog.get_logger(__name__).error("cannot_start", error=str(error))
         sys.exit(1)

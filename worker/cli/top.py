@@ -1,18 +1,20 @@
 """``top``: workers and their queue, live in the terminal."""
 
 import asyncio
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from rich.padding import Padding
 
-from worker.broker.topology import Topology
-from worker.cli.options import AmqpUrl, Queue, out, run_async
-from worker.settings import Settings, load_settings
-from worker.top import Top, View, WorkerView
+from worker.cli.options import AmqpUrl, Queue, escape, out, run_async
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+    from worker.top import View, WorkerView
+
+# The columns of a terminal that has room for a worker in a line.
+WIDE = 140
 
 
 def top(
@@ -25,23 +27,36 @@ def top(
         ),
     ] = None,
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Print one view and end.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one view and end; exit code 1 if no worker answers.")
+    ] = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
     """Watch workers: the queue's depth, rates in and out, outcomes, times of a batch, connections.
     Ctrl-C ends it.
     """
+    from worker.settings import load_settings
+
     settings = load_settings(amqp_url=amqp_url, queue=queue)
-    run_async(_watch(settings, urls or [f"http://127.0.0.1:{settings.http_port}"], interval, once))
+    last = run_async(_watch(settings, urls or [f"http://127.0.0.1:{settings.http_port}"], interval, once))
+    if all(worker.error is not None for worker in last.workers):
+        raise typer.Exit(1)
 
 
-async def _watch(settings: Settings, urls: list[str], interval: float, once: bool) -> None:
+async def _watch(settings: "Settings", urls: list[str], interval: float, once: bool) -> "View":
+    """The view, if one is enough; else whoever watches ends it."""
+    from rich.live import Live
+
+    from worker.broker.topology import Topology
+    from worker.top import Top
+
     async with Top(urls, settings.amqp_url, Topology.from_queue_name(settings.queue)) as look:
         await asyncio.sleep(interval)
         if once:
-            out.print(_draw(await look.view(), settings.queue))
-            return
+            view = await look.view()
+            out.print(_draw(view, settings.queue))
+            return view
         with Live(
             _draw(await look.view(), settings.queue), console=out, auto_refresh=False, screen=out.is_terminal
         ) as live:
@@ -50,7 +65,7 @@ async def _watch(settings: Settings, urls: list[str], interval: float, once: boo
                 live.update(_draw(await look.view(), settings.queue), refresh=True)
 
 
-def _draw(view: View, name: str) -> RenderableType:
+def _draw(view: "View", name: str) -> RenderableType:
     queue = view.queue
     if queue.error is not None:
         about = f"[bold]{escape(name)}[/]  [bold red]{escape(queue.error)}[/]"
@@ -60,6 +75,32 @@ def _draw(view: View, name: str) -> RenderableType:
             f"[bold]{escape(name)}[/]  ready [bold]{queue.ready}[/]  consumers {queue.consumers}  "
             f"dead letters {dead}   in [bold]{view.incoming:,.0f}/s[/]  out [bold]{view.outgoing:,.0f}/s[/]"
         )
+    if out.width >= WIDE:
+        return Group(about, _table(view))
+    return Group(about, *(each for worker in view.workers for each in _lines(worker)))
+
+
+def _lines(worker: "WorkerView") -> list[RenderableType]:
+    """A worker on a terminal that has no room for a table."""
+    if worker.error is not None:
+        return [
+            f"[bold]{escape(worker.url)}[/]",
+            Padding(f"[bold red]{escape(worker.error)}[/]", (0, 0, 0, 2)),
+        ]
+    name, broker, database, *rates, held, batch, create, reply = _row(worker)
+    what = ("created", "existing", "refused", "redelivered")
+    pieces = [f"{each} {rate}/s" for each, rate in zip(what, rates, strict=True)]
+    times = [f"batch {batch}", f"create {create}", f"reply {reply} (p50 / p99)"] if batch else []
+    lines = (pieces, [f"in flight {held}", *times])
+    return [
+        f"[bold]{name}[/]  broker {broker}  database {database}",
+        *(Padding("  ".join(line), (0, 0, 0, 2)) for line in lines),
+    ]
+
+
+def _table(view: "View") -> RenderableType:
+    from rich.table import Table
+
     table = Table(expand=True)
     table.add_column("worker", no_wrap=True)
     table.add_column("broker")
@@ -77,10 +118,10 @@ def _draw(view: View, name: str) -> RenderableType:
         table.add_column(heading, justify="right")
     for worker in view.workers:
         table.add_row(*_row(worker))
-    return Group(about, table)
+    return table
 
 
-def _row(worker: WorkerView) -> list[str]:
+def _row(worker: "WorkerView") -> list[str]:
     if worker.error is not None:
         return [escape(worker.url), f"[bold red]{escape(worker.error)}[/]"]
     return [
@@ -94,7 +135,7 @@ def _row(worker: WorkerView) -> list[str]:
     ]
 
 
-def _held(worker: WorkerView) -> str:
+def _held(worker: "WorkerView") -> str:
     """Deliveries in flight and their size; what holds them back, if something does."""
     held = f"{worker.in_flight} ({worker.held_bytes / 1024 / 1024:.0f} MiB)"
     if worker.paused:

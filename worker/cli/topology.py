@@ -1,15 +1,14 @@
 """``topology``: the queues and the exchange at the broker."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.table import Table
 
-from worker.broker.session import Session
-from worker.broker.topology import Topology
 from worker.cli.options import AmqpUrl, Queue, out, run_async
-from worker.settings import load_settings, redact
+
+if TYPE_CHECKING:
+    from worker.broker.topology import Topology
 
 topology_app = typer.Typer(help="The queues and the exchange at the broker.", no_args_is_help=True)
 
@@ -17,6 +16,10 @@ topology_app = typer.Typer(help="The queues and the exchange at the broker.", no
 @topology_app.command("declare")
 def topology_declare(amqp_url: AmqpUrl = None, queue: Queue = None) -> None:
     """Declare the queues, the exchange and the binding. Harmless when they stand already."""
+    from worker.broker.session import Session
+    from worker.broker.topology import Topology
+    from worker.settings import load_settings, redact
+
     settings = load_settings(amqp_url=amqp_url, queue=queue)
     topology = Topology.from_queue_name(settings.queue)
 
@@ -32,10 +35,15 @@ def topology_declare(amqp_url: AmqpUrl = None, queue: Queue = None) -> None:
 @topology_app.command("show")
 def topology_show(queue: Queue = None) -> None:
     """Show what the worker declares; asks no broker."""
+    from worker.broker.topology import Topology
+    from worker.settings import load_settings
+
     _print_topology(Topology.from_queue_name(load_settings(queue=queue).queue))
 
 
-def _print_topology(topology: Topology) -> None:
+def _print_topology(topology: "Topology") -> None:
+    from rich.table import Table
+
     table = Table("what", "name", "properties")
     table.add_row("queue", topology.queue, _properties(topology.queue_arguments))
     table.add_row("queue", topology.dead_letter_queue, _properties(topology.dead_letter_queue_arguments))

@@ -25,14 +25,22 @@ PING_TIMEOUT = 2.0
 Ping = Callable[[], Awaitable[None]]
 
 
+class PortTaken(Exception):
+    """The side port can't be opened where it is wanted; the message says why."""
+
+
 @asynccontextmanager
-async def side_port(host: str, port: int, ping: Ping) -> AsyncIterator[None]:
+async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> AsyncIterator[None]:
     """Serve ``/livez``, ``/readyz`` and ``/metrics`` within the context.
 
     Args:
-        port: a free one is taken, and logged, if this one is taken already (a second worker on one
-            machine) or is 0.
+        port: 0 for any free one.
         ping: raises Fault when the database is away.
+        demanded: no other port will do. Else a free one is taken, and logged, if this one is taken
+            (by a first worker on the machine).
+
+    Raises:
+        PortTaken: the port is demanded, and taken.
     """
 
     async def readyz(_: web.Request) -> web.Response:
@@ -52,6 +60,8 @@ async def side_port(host: str, port: int, ping: Ping) -> AsyncIterator[None]:
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
+            if demanded:
+                raise PortTaken(f"WORKER_HTTP_HOST {host}, WORKER_HTTP_PORT {port}: {error}") from error
             log.warning("http_port_taken", host=host, port=port, error=str(error), instead="a free one")
             await web.TCPSite(runner, host, 0).start()
         log.info("http", url=f"http://{host}:{runner.addresses[0][1]}", paths="/livez /readyz /metrics")

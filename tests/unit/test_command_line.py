@@ -1,0 +1,76 @@
+"""The command line without a server: its help, the usage that it refuses, and what it loads."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from worker import __version__
+from worker.cli import app
+from worker.settings import Settings
+
+
+def shown(*arguments: str) -> str:
+    done = CliRunner(env={"COLUMNS": "80", "TERM": "dumb"}).invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_version_is_told() -> None:
+    assert shown("--version") == f"flow-run-worker {__version__}\n"
+
+
+def test_help_of_run_has_each_setting_with_its_default() -> None:
+    text = " ".join(shown("run", "--help").split())
+    for name, field in Settings.model_fields.items():
+        option = name.replace("_", "-")
+        assert f"--{option}" in text
+        assert f"[WORKER_{name.upper()}]" in text
+        if field.default is not None and not isinstance(field.default, (bool, float)):
+            assert f"[WORKER_{name.upper()}] [default: {field.default}]" in text, name
+    assert "--migrate / --no-migrate" in text
+    assert "[WORKER_MIGRATE] [default: false]" in text
+    assert "[WORKER_SHUTDOWN_TIMEOUT] [default: 30]" in text
+
+
+def test_help_fits_eighty_columns() -> None:
+    for command in ((), ("run",), ("db", "prune"), ("dead-letters", "replay"), ("top",)):
+        assert max(map(len, shown(*command, "--help").splitlines())) <= 80
+
+
+def test_help_loads_none_of_the_large_libraries() -> None:
+    """They take most of a second."""
+    code = (
+        "import sys; from worker.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "worker.cli.run" in loaded
+    assert loaded.isdisjoint(
+        {"sqlalchemy", "alembic", "aio_pika", "aiohttp", "pydantic", "prometheus_client"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("run --prefetchh 1", "No such option"),
+        ("run surplus", "unexpected extra argument"),
+        ("db prune", "Missing option '--older-than'"),
+        ("db prune --older-than 90", "not an age"),
+        ("db prune --older-than -1d", "not an age"),
+        ("db prune --older-than 59m", "at least 1h"),
+        ("db prune --older-than 99999w", "before 1970"),
+        ("db prune --older-than 90d --state done", "'done' is none of cancelled"),
+        ("db prune --older-than 90d --batch 0", "Invalid value for '--batch'"),
+        ("db prune --older-than 90d --pause -1", "Invalid value for '--pause'"),
+        ("dead-letters replay", "name ids, --status, --error, or --all"),
+    ],
+)
+def test_wrong_usage_is_refused_with_2(arguments: str, told: str) -> None:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments.split())
+    assert done.exit_code == 2
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.output)
+    assert told in plain
