@@ -1,10 +1,11 @@
 """The dead letters: refused requests, kept whole, to be looked at, sent again, or thrown away.
 
-Letters are taken one by one without acknowledgement and given back in the end; while that lasts
-nobody else sees them.
+Letters are taken one by one without acknowledgement. The broker puts them back where they were, as
+the connection ends. While that lasts nobody else sees them.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -39,15 +40,18 @@ from worker.contract.message import (
 )
 
 # RabbitMQ 4 drops a message that came back to a queue as often as its default delivery limit (20)
-# says. A letter that was looked at so often is put back as a new copy, whose count begins anew.
-LOOKS = 10
+# says. A letter that was looked at so often is replaced by a new copy, at the end of the queue,
+# whose count begins anew.
+LOOKS = 15
 # How many letters are removed at once. RabbitMQ hands a quorum queue 32 commands of a channel at a
 # time and keeps others back; acknowledgements that it still keeps when the channel closes are lost,
 # and letters that were sent again stay as well.
 CHUNK = 16
 # For the broker's confirm; seconds.
 CONFIRM_TIMEOUT = 30.0
-
+# Once the request queue is empty, a worker has refused within this time what it refuses; seconds.
+# A guess: many times what a batch takes.
+REFUSED_WITHIN = 5.0
 
 # What a dead letter has lost, and what would keep it from being sent again.
 _NOT_SENT_AGAIN = frozenset({"expiration", "user_id"})
@@ -134,6 +138,7 @@ class DeadLetters:
         self._publisher = publisher
         self._topology = topology
         self._held: list[Letter] = []
+        self._sent: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,8 +147,9 @@ class DeadLetters:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            await self._give_back()
-        # Else the broker gives back what is unacknowledged, as the connection ends.
+            await self._renew()
+        # The broker puts back what is unacknowledged, in its place, as the connection ends. To
+        # reject it would put it at the end.
 
     async def count(self) -> int:
         """How many there are."""
@@ -151,7 +157,7 @@ class DeadLetters:
         return declared.declaration_result.message_count or 0
 
     async def look(self, limit: int) -> AsyncIterator[Letter]:
-        """The letters from the oldest on, at most so many; all are given back in the end."""
+        """The letters from the oldest on, at most so many; all are put back in the end."""
         for _ in range(min(limit, await self.count())):
             letter = await self._take()
             if letter is None:
@@ -211,7 +217,6 @@ class DeadLetters:
                 self._held.append(letter)
         for failed in done:
             if failed is not None:
-                await self._give_back()
                 raise failed
         return len(chunk)
 
@@ -221,6 +226,36 @@ class DeadLetters:
         except ValueError as error:
             raise DeadLettersFailed(f"{letter.id}: {error}, so it can't be sent again; purge it") from error
         await self._publish(letter, publication)
+        self._sent[letter.id] += 1
+
+    async def refused_again(self) -> list[Letter]:
+        """Of those that :meth:`replay` sent, the ones that are refused again. Waits until the
+        request queue has been empty for ``REFUSED_WITHIN`` seconds.
+
+        Raises:
+            DeadLettersFailed: nobody consumes the request queue.
+        """
+        waiting, refused = Counter(self._sent), []
+        until: float | None = None
+        while waiting.total():
+            letter = await self._take()
+            if letter is not None:
+                self._held.append(letter)
+                if waiting[letter.id]:
+                    waiting[letter.id] -= 1
+                    refused.append(letter)
+                continue
+            requests = (await self._queue.channel.get_queue(self._topology.queue)).declaration_result
+            if not requests.consumer_count:
+                raise DeadLettersFailed(
+                    f"Nobody consumes '{self._topology.queue}': what was sent waits there for a worker."
+                )
+            now = asyncio.get_running_loop().time()
+            until = (until or now + REFUSED_WITHIN) if not requests.message_count else None
+            if until is not None and now >= until:
+                break
+            await asyncio.sleep(0.1)
+        return refused
 
     async def _publish(self, letter: Letter, publication: Publication) -> None:
         confirmation = await self._publisher.publish([publication])
@@ -238,12 +273,10 @@ class DeadLetters:
             return None
         return Letter.of(delivery_of(incoming, self._connection.frames, self._queue.channel), incoming)
 
-    async def _give_back(self) -> None:
-        held, self._held = self._held, []
-        for letter in held:
-            if letter.delivery.delivery_count < LOOKS:
-                await letter.incoming.nack(requeue=True)
-            else:
+    async def _renew(self) -> None:
+        """Replace letters that were looked at too often."""
+        for letter in self._held:
+            if letter.delivery.delivery_count >= LOOKS:
                 await self._publish(letter, _counted_anew(letter.delivery.message, self._queue.name))
                 await letter.incoming.ack()
 

@@ -89,6 +89,39 @@ async def test_they_are_listed_and_shown(
     assert await producer.depth(f"{producer.queue}.dead") == 2
 
 
+async def test_looking_at_some_changes_nothing(
+    producer: Producer, dead_letters: Callable[..., Any], amqp_url: str, queue: str
+) -> None:
+    """And they can be read on a terminal of 80 columns."""
+    await command("topology", "declare", amqp_url=amqp_url, queue=queue)
+    for number in range(5):
+        letter = aio_pika.Message(
+            json.dumps({"flow_id": number, "idempotency_key": f"key-{number}"}).encode(),
+            headers={
+                "x-error": f"flow_id: {'Input should be a valid UUID, ' * 5}found {number}",
+                "x-error-status": 422,
+                "x-failed-at": f"2026-11-25T12:00:0{number}+00:00",
+            },
+        )
+        await producer.channel.default_exchange.publish(letter, routing_key=f"{queue}.dead")
+    for _ in range(4):
+        await all_back(producer, 5)
+        assert [each["idempotency_key"] for each in await listed(dead_letters, "--limit", "2")] == [
+            "key-0",
+            "key-1",
+        ]
+    await all_back(producer, 5)
+    shown = await command("dead-letters", "list", amqp_url=amqp_url, queue=queue, columns=80)
+    lines = shown.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = [line.split() for line in lines if "key-" in line]
+    assert [head[1:4] + head[-1:] for head in heads] == [
+        ["2026-11-25", f"12:00:0{number}", "422", f"key-{number}"] for number in range(5)
+    ]
+    assert "found 4" in shown.out
+    assert "5 of 5" in shown.out
+
+
 async def test_looking_at_them_often_loses_none(
     start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str
 ) -> None:
@@ -103,6 +136,23 @@ async def test_looking_at_them_often_loses_none(
     letters = await producer.dead_letters(2)
     assert {letter.raw for letter in letters} == {b'{"flow_id": 1}', b'{"flow_id": 2}'}
     assert {letter.headers["x-error-status"] for letter in letters} == {422}
+
+
+async def test_what_becomes_of_those_that_are_sent_again_is_told(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, dead_letters: Callable[..., Any]
+) -> None:
+    large = {"flow_id": FLOW_ID, "idempotency_key": "large", "parameters": {"x": "x" * 300}}
+    await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, large, {"flow_id": 2})
+    idle = await dead_letters("replay", "--status", "413", "--wait")
+    assert idle.code == 1
+    assert "Nobody consumes" in idle.err
+    start_worker(sqlite_url)
+    done = await dead_letters("replay", "--all", "--wait")
+    assert done.code == 1
+    assert "2 sent again." in done.out
+    assert "0 served, 2 refused again" in done.out
+    await all_back(producer, 2)
+    assert {run["idempotency_key"] for run in await fetch_runs(sqlite_url)} == {"large"}
 
 
 async def test_they_are_sent_again_as_they_were(
@@ -281,7 +331,10 @@ async def test_they_are_thrown_away_when_that_is_confirmed(
     await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, {"flow_id": 2}, {"flow_id": 3})
     (first, *_) = await listed(dead_letters)
     assert (await dead_letters("purge")).code == 2
-    assert (await dead_letters("purge", "--all", stdin=b"n\n")).code == 1
+    refused = await dead_letters("purge", "--all", stdin=b"n\n")
+    assert refused.code == 1
+    assert f"Throw 3 dead letters of {producer.queue} away?" in refused.out
+    await all_back(producer, 3)
     assert len(await listed(dead_letters)) == 3
     assert "1 thrown away" in (await dead_letters("purge", first["id"], "--yes")).out
     assert first["id"] not in {each["id"] for each in await listed(dead_letters)}

@@ -45,14 +45,25 @@ async def test_it_shows_what_the_workers_do(
     assert existing == 0
     assert refused > 0
     assert "Cannot connect" in gone
+    narrow = await command(
+        *("top", "--once", "--interval", "0.2", worker.http),
+        columns=80,
+        amqp_url=amqp_url,
+        queue=producer.queue,
+    )
+    assert narrow.code == 0, narrow.err
+    assert max(len(line.rstrip()) for line in narrow.out.splitlines()) <= 80
+    for piece in (f"{worker.http} ", "broker up", "database up", "created 0/s", "in flight 0"):
+        assert piece in narrow.out
 
 
-async def test_a_broker_that_is_away_is_told() -> None:
+async def test_a_broker_that_is_away_is_told_and_no_worker_is_a_failure() -> None:
     done = await command(
         "top", "--once", "--interval", "0.2", "http://127.0.0.1:9", amqp_url="amqp://127.0.0.1:9/"
     )
-    assert done.code == 0, done.err
+    assert done.code == 1, done.err
     assert "No broker answers" in done.out
+    assert "Cannot connect" in done.out
 
 
 @pytest.mark.parametrize(

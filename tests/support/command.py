@@ -17,16 +17,18 @@ class Done:
     err: str
 
 
-async def command(*arguments: str, stdin: bytes | None = None, **settings: object) -> Done:
-    """``flow-run-worker`` with these arguments; ``settings`` go into its environment, as
-    WORKER_NAME.
+async def command(
+    *arguments: str, stdin: bytes | None = None, columns: int = 200, **settings: object
+) -> Done:
+    """``flow-run-worker`` with these arguments, on a terminal of so many columns; ``settings`` go
+    into its environment, as WORKER_NAME.
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker", *arguments),
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "COLUMNS": "200",
+            "COLUMNS": str(columns),
             **{f"WORKER_{name.upper()}": str(value) for name, value in settings.items()},
         },
         stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
