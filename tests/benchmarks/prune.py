@@ -141,6 +141,6 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=1_000_000)
     parser.add_argument("--rate", type=float, default=500.0)
     parser.add_argument("--batch", type=int, default=500)
-    parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--pause", type=float, default=0.1)
     options = parser.parse_args()
     uvloop.run(main(options.size, options.rate, options.batch, options.pause))
