@@ -52,8 +52,8 @@ CONFIRM_TIMEOUT = 30.0
 # Once the request queue is empty, a worker has refused within this time what it refuses; seconds.
 # A guess: many times what a batch takes.
 REFUSED_WITHIN = 5.0
-
-# What a dead letter has lost, and what would keep it from being sent again.
+# Properties that do not come back: a dead letter has lost its ``expiration``, and RabbitMQ refuses
+# a message that names another user in ``user_id``.
 _NOT_SENT_AGAIN = frozenset({"expiration", "user_id"})
 
 
@@ -103,7 +103,7 @@ class Letter:
 
     @property
     def key(self) -> str | None:
-        """The request's idempotency key, if its body can be read so far."""
+        """The request's idempotency key, if its body can be read."""
         try:
             body = orjson.loads(self.delivery.message.body)
         except orjson.JSONDecodeError:
@@ -112,8 +112,8 @@ class Letter:
         return key if isinstance(key, str) else None
 
     def matches(self, ids: Iterable[str], status: int | None, error: str | None) -> bool:
-        """Whether it is one of these ids (any, if there are none), of this status, and has this in
-        its error.
+        """Whether its id begins with one of these, its status is this one, and its error has this
+        text. What is not given always matches.
         """
         wanted = tuple(ids)
         return (
@@ -169,11 +169,11 @@ class DeadLetters:
         """Send matching letters to the request queue again, as they were first sent; returns how
         many.
 
-        Each leaves the dead letters once the broker has confirmed it in the request queue. If that
-        is interrupted in
-        between it is in both, and sent once more by the next replay: creation is idempotent for a
-        request with an idempotency key or a message id. What was given up in the copy
-        (``expiration``, another user's ``user_id``, ``CC`` and ``BCC``) does not come back.
+        A letter is removed once the broker has confirmed it in the request queue. An interruption
+        between the two leaves it in both queues, and the next replay sends it once more. That makes
+        no second run if the request has an idempotency key or a message id. What the dead letter
+        had to lose (``expiration``, another user's ``user_id``, ``CC`` and ``BCC``) does not come
+        back.
 
         Raises:
             DeadLettersFailed: the request queue does not stand, or is full; or a letter's
@@ -192,8 +192,8 @@ class DeadLetters:
     async def _remove(self, match: Match, first: Callable[[Letter], Any], progress: Progress) -> int:
         removed = 0
         chunk: list[Letter] = []
-        # Those that come in meanwhile, as what was sent again is refused again, are not for this
-        # time.
+        # As many as there are now. Letters that come in meanwhile stay, such as those that were
+        # sent again and are refused again.
         for left in range(await self.count() - 1, -1, -1):
             letter = await self._take()
             if letter is not None and match(letter):

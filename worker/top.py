@@ -1,5 +1,5 @@
-"""What ``top`` shows, from the workers' own metrics pages and the broker: rates between two looks;
-draws nothing.
+"""What ``top`` shows: rates between two looks at the workers' metrics pages and at the broker.
+Draws nothing.
 """
 
 import asyncio
@@ -58,11 +58,12 @@ class WorkerView:
     """One worker between two looks: rates per second, seconds.
 
     Attributes:
-        held_bytes: of deliveries in flight; with ``paused``, nothing more is read because of them.
+        held_bytes: of deliveries in flight.
+        paused: nothing more is read, because too many bytes are held.
         blocked: whether the broker takes no publications, by an alarm.
         dead_letters_held: those that their queue does not take.
-        create, reply: the 50th and the 99th percentile of a batch's time in that stage, as upper
-            bounds of their histogram's buckets are interpolated; None if there was no batch.
+        create, reply: the 50th and the 99th percentile of a batch's time in that stage,
+            interpolated within the buckets of its histogram; None if there was no batch.
     """
 
     url: str
@@ -94,7 +95,7 @@ class WorkerView:
         if now.error is not None:
             return cls(url, error=now.error)
         if before.error is not None:
-            # All that a worker ever did would count as done since the look that failed.
+            # Otherwise all that the worker ever did would count as done since the failed look.
             before = now
 
         def grown(name: str, **labels: str) -> float:
@@ -127,7 +128,7 @@ def _in_flight(pages: Sequence[Page]) -> float:
 
 
 def _growth(before: float, now: float) -> float:
-    """By how much a counter grew; one that shrank is that of a new process."""
+    """By how much a counter grew. One that shrank is of a new process, and began at zero."""
     return now - before if now >= before else now
 
 
@@ -174,7 +175,11 @@ class QueueView:
 
 @dataclass(frozen=True)
 class View:
-    """All of it. ``incoming`` is per second: what was served, and by how much the queue grew."""
+    """The queues and the workers.
+
+    Attributes:
+        incoming: requests a second: those that were served, and those by which the queue grew.
+    """
 
     queue: QueueView
     workers: Sequence[WorkerView]
@@ -187,7 +192,8 @@ class View:
 
 
 class Top:
-    """Looks at workers and at their queue, again and again. Use as an async context manager.
+    """Looks at workers and at their queue, as often as it is asked. Use as an async context
+    manager.
 
     Args:
         urls: the workers' side ports.

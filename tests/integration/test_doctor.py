@@ -59,9 +59,13 @@ async def test_all_is_well(amqp_url: str, queue: str, postgresql_url: str) -> No
 
 async def test_nothing_answers() -> None:
     code, found = await examine(
-        amqp_url="amqp://127.0.0.1:1", database_url="postgresql+asyncpg://u@127.0.0.1:1/d"
+        amqp_url="amqp://127.0.0.1:1", database_url="postgresql+asyncpg://u@127.0.0.1:1/d", prefetchh=1
     )
     assert code == 1
+    assert found["settings"] == (
+        "warning",
+        "WORKER_PREFETCHH is no setting, and does nothing Did you mean WORKER_PREFETCH?",
+    )
     assert found["broker"][0] == found["database"][0] == "problem"
     assert "WORKER_AMQP_URL" in found["broker"][1]
     assert "WORKER_DATABASE_URL" in found["database"][1]

@@ -20,7 +20,7 @@ option goes before the environment, and the environment before `.env`.
 
 - An empty variable counts as not set. Blanks and line breaks at the ends are removed.
 - A wrong value ends the command with exit code 2 and a line that names the setting.
-- A variable that begins with WORKER_ and is no setting is warned of in the worker's log.
+- A variable that begins with WORKER_ and is no setting is told in the log, and by `doctor`.
 
 | variable | default | values | meaning |
 | --- | --- | --- | --- |

@@ -61,6 +61,13 @@ def test_blanks_around_a_setting_are_no_part_of_it(
     assert getattr(load_settings(), name) == value
 
 
+def test_no_setting_takes_blanks_around_it_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, field in Settings.model_fields.items():
+        value = "x" if field.default is None else field.default
+        monkeypatch.setenv(f"WORKER_{name.upper()}", f"\t {value} \n")
+        assert getattr(load_settings(), name) == value
+
+
 def test_variables_that_are_no_settings_are_told_with_the_nearest_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -38,35 +38,33 @@ def bench(
         list[float] | None,
         typer.Option(
             min=0.1,
-            help="Offered load in requests a second; as fast as possible without. Several may be given.",
+            help="Requests a second. Without it, as fast as possible. May be given several times.",
         ),
     ] = None,
     concurrency: Annotated[
         list[int] | None,
-        typer.Option(
-            min=1, help="Requests under way at a time; 1 is one after the other. May be given several times."
-        ),
+        typer.Option(min=1, help="Requests under way at a time. May be given several times."),
     ] = None,
     body: Annotated[
         BenchBody, typer.Option(help="small, typical (2 KB of parameters) or large (200 KB).")
     ] = BenchBody.small,
-    repeat: Annotated[int, typer.Option(min=1, help="How often each.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="How often to measure each.")] = 1,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw throughput and latency over offered load (needs matplotlib).")
     ] = None,
     flow_id: Annotated[
         UUID | None,
-        typer.Option(help="A flow that exists: needed on a Prefect server's database.", show_default=False),
+        typer.Option(help="A flow that exists. Needed in a Prefect server's database.", show_default=False),
     ] = None,
     amqp_url: AmqpUrl = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Measure throughput and latency on this broker and a database (a temporary SQLite file by
-    default).
+    """Measure throughput and latency on this broker and a database. The database is a temporary
+    SQLite file by default.
 
-    Queue and runs are made for it, and removed afterwards; a database that is given needs its
-    schema (db upgrade).
+    The queue and the runs are made for this, and removed afterwards. A database that you name must
+    have its schema (db upgrade).
     """
     import orjson
 

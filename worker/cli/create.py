@@ -15,11 +15,11 @@ def create(
         str | None, typer.Option(help="The flow that is to be run (a UUID).", show_default=False)
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="The run's name; two random words else.", show_default=False)
+        str | None, typer.Option(help="The run's name. Two random words by default.", show_default=False)
     ] = None,
     idempotency_key: Annotated[
         str | None,
-        typer.Option(help="Create once per flow and key; later get the same run.", show_default=False),
+        typer.Option(help="Later requests with this flow and key get the same run.", show_default=False),
     ] = None,
     parameters: Annotated[
         str | None, typer.Option(help="The flow's parameters, a JSON object.", show_default=False)
@@ -30,10 +30,10 @@ def create(
         typer.Option(help="A state type such as SCHEDULED, or a state as JSON.", show_default=False),
     ] = None,
     tag: Annotated[
-        list[str] | None, typer.Option(help="A tag; may be given several times.", show_default=False)
+        list[str] | None, typer.Option(help="A tag. May be given several times.", show_default=False)
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE; may be given several times.", show_default=False)
+        list[str] | None, typer.Option(help="NAME=VALUE. May be given several times.", show_default=False)
     ] = None,
     deployment: Annotated[
         str | None,

@@ -30,7 +30,7 @@ YOUNGEST = timedelta(hours=1)
 
 @db_app.command("upgrade")
 def db_upgrade(database_url: DatabaseUrl = None) -> None:
-    """Create the tables or bring them up to date. Never touches a Prefect server's database."""
+    """Create the tables, or bring them up to date. Changes no Prefect server's database."""
     from worker.settings import load_settings, redact
     from worker.store import migrations
 
@@ -42,7 +42,7 @@ def db_upgrade(database_url: DatabaseUrl = None) -> None:
 
 @db_app.command("current")
 def db_current(database_url: DatabaseUrl = None) -> None:
-    """Show which kind of database this is and its schema revision."""
+    """Show the kind of the database, and the revision of its schema."""
     from worker.settings import load_settings
     from worker.store import migrations
 

@@ -19,18 +19,20 @@ dead_letters_app = typer.Typer(
 
 Ids = Annotated[
     list[str] | None,
-    typer.Argument(help="Ids as 'list' shows them; their beginnings do.", show_default=False),
+    typer.Argument(help="Ids as 'list' shows them. The first digits are enough.", show_default=False),
 ]
 Status = Annotated[
-    int | None, typer.Option(help="Only those that were answered so, such as 422.", show_default=False)
+    int | None, typer.Option(help="Only those with this status, such as 422.", show_default=False)
 ]
-Error = Annotated[str | None, typer.Option(help="Only those with this in their error.", show_default=False)]
+Error = Annotated[
+    str | None, typer.Option(help="Only those with this text in their error.", show_default=False)
+]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
 
 
 @dead_letters_app.command("list")
 def list_letters(
-    limit: Annotated[int, typer.Option(min=1, help="How many, from the oldest on.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="How many at the most. The oldest come first.")] = 50,
     status: Status = None,
     error: Error = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON, a line for each.")] = False,
@@ -49,7 +51,13 @@ def list_letters(
         nonlocal total
         async with _open(settings) as letters:
             total = await letters.count()
-            return [each async for each in letters.look(limit) if each.matches((), status, error)]
+            matching: list[Letter] = []
+            async for each in letters.look(total):
+                if each.matches((), status, error):
+                    matching.append(each)
+                if len(matching) == limit:
+                    break
+            return matching
 
     found = run_async(look())
     if json_output:
@@ -67,7 +75,7 @@ def list_letters(
 @dead_letters_app.command()
 def show(
     letter_id: Annotated[
-        str, typer.Argument(metavar="ID", help="An id as 'list' shows it; its beginning does.")
+        str, typer.Argument(metavar="ID", help="An id as 'list' shows it. The first digits are enough.")
     ],
     amqp_url: AmqpUrl = None,
     queue: Queue = None,

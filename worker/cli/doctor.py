@@ -25,19 +25,20 @@ def doctor(
     database_url: DatabaseUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Check the broker, the topology and the database; changes nothing. Exit code 1 if a worker
+    """Check settings, broker, queues and database. Changes nothing. The exit code is 1 if a worker
     could not serve.
     """
     import orjson
 
-    from worker.doctor import Verdict, examine_broker, examine_database
+    from worker.doctor import Verdict, examine_broker, examine_database, examine_environment
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, database_url=database_url, queue=queue)
 
     async def examine() -> list["Finding"]:
         findings = []
-        for examination in (examine_broker(settings), examine_database(settings)):
+        examinations = (examine_environment(), examine_broker(settings), examine_database(settings))
+        for examination in examinations:
             async for finding in examination:
                 findings.append(finding)
                 if not json_output:

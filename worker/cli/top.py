@@ -22,7 +22,7 @@ def top(
         list[str] | None,
         typer.Argument(
             metavar="[URL]...",
-            help="The workers' side ports; that of WORKER_HTTP_PORT otherwise.",
+            help="The workers' side ports. By default that of WORKER_HTTP_PORT on this machine.",
             show_default=False,
         ),
     ] = None,
@@ -33,9 +33,7 @@ def top(
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Watch workers: the queue's depth, rates in and out, outcomes, times of a batch, connections.
-    Ctrl-C ends it.
-    """
+    """Watch workers and their queue: rates, outcomes, times, connections. Ctrl-C ends it."""
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)

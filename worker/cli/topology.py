@@ -15,7 +15,7 @@ topology_app = typer.Typer(help="The queues and the exchange at the broker.", no
 
 @topology_app.command("declare")
 def topology_declare(amqp_url: AmqpUrl = None, queue: Queue = None) -> None:
-    """Declare the queues, the exchange and the binding. Harmless when they stand already."""
+    """Declare the queues, the exchange and the binding. Changes nothing that exists."""
     from worker.broker.session import Session
     from worker.broker.topology import Topology
     from worker.settings import load_settings, redact
@@ -34,7 +34,7 @@ def topology_declare(amqp_url: AmqpUrl = None, queue: Queue = None) -> None:
 
 @topology_app.command("show")
 def topology_show(queue: Queue = None) -> None:
-    """Show what the worker declares; asks no broker."""
+    """Show what the worker declares, without asking a broker."""
     from worker.broker.topology import Topology
     from worker.settings import load_settings
 

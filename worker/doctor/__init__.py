@@ -1,9 +1,10 @@
-"""Examines what a worker with these settings would meet, and says what to do about it; changes
-nothing that it examines.
+"""Examines what a worker with these settings would meet, and says what to do about it. Changes
+nothing.
 """
 
 from worker.doctor.broker import examine_broker
 from worker.doctor.database import examine_database
+from worker.doctor.environment import examine_environment
 from worker.doctor.finding import Finding, Verdict
 
-__all__ = ["Finding", "Verdict", "examine_broker", "examine_database"]
+__all__ = ["Finding", "Verdict", "examine_broker", "examine_database", "examine_environment"]

@@ -1,5 +1,5 @@
-"""The broker's part: is it there, does it let us in, may we do what we need, and does the topology
-stand.
+"""What ``doctor`` says of the broker: whether it answers, lets the worker in, grants the rights,
+and has the queues.
 """
 
 from collections.abc import AsyncIterator
@@ -15,9 +15,9 @@ from worker.broker.topology import Topology, TopologyMismatch
 from worker.doctor.finding import Finding, Verdict
 from worker.settings import Settings, redact
 
-# Quorum queues with at-least-once dead-lettering came with this one.
+# The first version that has at-least-once dead-lettering of quorum queues.
 OLDEST_RABBITMQ = (3, 10)
-# The first whose kind fits.
+# The first entry whose class fits the error counts.
 _ADVICE = {
     BrokerUnavailable: "Start it, or set WORKER_AMQP_URL to where it is.",
     TLSRefused: "Check the host, cafile, certfile and keyfile in WORKER_AMQP_URL.",
@@ -25,8 +25,8 @@ _ADVICE = {
 }
 _MISSING = (
     "does not stand yet",
-    "A worker declares it at its start. If its user may not: 'flow-run-worker topology declare' as one "
-    "who may.",
+    "A worker declares it at its start. If its user may not, run 'flow-run-worker topology declare' as a "
+    "user who may.",
 )
 
 

@@ -1,5 +1,5 @@
-"""The database's part: is it there, of which kind, at which revision, may we write, is it durable,
-do the clocks agree.
+"""What ``doctor`` says of the database: whether it answers, its kind and revision, the rights,
+whether commits are durable, and whether the clocks agree.
 """
 
 import asyncio
@@ -21,8 +21,7 @@ from worker.store.opening import parse_url
 from worker.store.prefect import task_run, task_run_state, work_queue
 from worker.store.tables import flow_run, flow_run_state
 
-# More than this many seconds apart, the times in a run's record and those that Prefect or a person
-# adds look out of order.
+# If the clocks differ by more seconds than this, the times in a run's record look out of order.
 CLOCK_SECONDS = 1.0
 
 _START_PREFECT = (
@@ -67,7 +66,7 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
 
 
 def _pooler(database: Database) -> Finding:
-    """A pooler is no problem: the worker does without all that a pooler can't do."""
+    """A pooler is no problem. The worker then uses nothing that a pooler can't do."""
     return Finding(
         "pooler",
         Verdict.ok,

@@ -1,6 +1,6 @@
-"""The side port: liveness, readiness and metrics over HTTP; off the way that requests go.
+"""The side port: liveness, readiness and metrics over HTTP. Requests do not pass here.
 
-It runs on the worker's own event loop, so that an answer from ``/livez`` says that this loop runs.
+It runs on the worker's own event loop, so an answer from ``/livez`` says that this loop runs.
 """
 
 import asyncio
@@ -18,8 +18,7 @@ from worker.observability.metrics import dependency_up, readiness
 
 log = structlog.get_logger(__name__)
 
-# A database that has not answered by then counts as away; seconds, less than what a probe waits for
-# commonly.
+# A database that does not answer within so many seconds counts as away. Most probes wait longer.
 PING_TIMEOUT = 2.0
 
 Ping = Callable[[], Awaitable[None]]
@@ -71,14 +70,12 @@ async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> Asyn
 
 
 async def _state(ping: Ping) -> dict[str, Any]:
-    """Whether requests are being served, and of broker and database each ``ok`` or the reason why
-    not.
-    """
+    """Whether requests are served; and for broker and database ``ok``, or the reason why not."""
     database = readiness.database
     if database is None:
         pinging = asyncio.ensure_future(ping())
-        # Not waited for any further: to cancel what waits at a silent database may take as long as
-        # that is silent.
+        # It is cancelled and not awaited: a task that waits for a silent database may take as long
+        # as the silence to end.
         done, _ = await asyncio.wait((pinging,), timeout=PING_TIMEOUT)
         if not done:
             pinging.cancel()
@@ -88,7 +85,7 @@ async def _state(ping: Ping) -> dict[str, Any]:
             database = str(error)
         elif error is not None:
             raise error
-        # An idle worker would not notice otherwise.
+        # An idle worker would not notice by itself that its database is gone.
         dependency_up.labels("database").set(database is None)
     broker = readiness.broker
     state = {
@@ -96,7 +93,7 @@ async def _state(ping: Ping) -> dict[str, Any]:
         "broker": broker or "ok",
         "database": database or "ok",
     }
-    # Good requests are served all the same.
+    # They do not make a worker unready: good requests are served.
     if readiness.dead_letters is not None:
         state["dead_letters"] = readiness.dead_letters
     return state

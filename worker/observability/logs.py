@@ -57,16 +57,16 @@ def configure_logging(format: Literal["console", "json"], level: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # The libraries tell of every frame and migration step at info; their warnings are ours to see.
+    # At info, the libraries log every frame and every migration step. Only their warnings are
+    # wanted.
     root.setLevel(max(number, logging.WARNING))
-    # What ends a session is logged by the service in a line of its own; aiormq's own lines on it
-    # come with tracebacks.
+    # The service logs in one line why a session ended. aiormq logs the same with a traceback.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 
 def _escape_control_characters(_: Any, __: str, event: EventDict) -> EventDict:
-    """What a producer sent (a message id, a reply queue) neither begins a new line nor steers the
-    terminal.
+    """Escape what a producer sent, such as a message id, so that it neither begins a new line nor
+    steers the terminal.
     """
     for name, value in event.items():
         if isinstance(value, str) and not value.isprintable():
@@ -75,5 +75,5 @@ def _escape_control_characters(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _without_passwords(_: Any, __: str, line: Any) -> Any:
-    """The rendered line, wherever in it a URL stands: an error's own words have it too."""
+    """Hide passwords in the whole line, since an error's own words may have a URL too."""
     return _PASSWORD.sub(r"\1\2***", line)

@@ -1,5 +1,5 @@
-"""The worker's Prometheus metrics and its readiness; counted once a batch, so that they cost
-nothing on the hot path.
+"""The worker's Prometheus metrics and its readiness. They are counted once a batch, so they cost a
+request next to nothing.
 """
 
 from collections import Counter as Tally
@@ -31,7 +31,7 @@ dead_letters_held = Gauge(
 )
 broker_blocked = Gauge(
     "flow_run_worker_broker_blocked",
-    "Whether the broker takes no publications, by an alarm (1), or does (0).",
+    "1 while the broker takes no publications because of an alarm, else 0.",
 )
 in_flight = Gauge("flow_run_worker_in_flight", "Deliveries taken and not yet acknowledged.")
 in_flight_bytes = Gauge(
@@ -39,7 +39,7 @@ in_flight_bytes = Gauge(
 )
 reading_paused = Gauge(
     "flow_run_worker_reading_paused",
-    "Whether nothing more is read from the broker, as so many bytes are held (1), or is (0).",
+    "1 while nothing more is read from the broker because too many bytes are held, else 0.",
 )
 batch_size = Histogram("flow_run_worker_batch_size", "Requests in one transaction.", buckets=_SIZES)
 stage_seconds = Histogram(
@@ -49,9 +49,7 @@ _decode, _create, _reply = (stage_seconds.labels(stage) for stage in ("decode", 
 
 build = Info("flow_run_worker_build", "The version that runs.")
 build.info({"version": __version__})
-dependency_up = Gauge(
-    "flow_run_worker_dependency_up", "Whether it answers (1) or is away (0).", ["dependency"]
-)
+dependency_up = Gauge("flow_run_worker_dependency_up", "1 if it answers, 0 if it is away.", ["dependency"])
 
 _OUTCOMES = {201: "created", 200: "existing"}
 
@@ -111,7 +109,7 @@ def _answered(status: int) -> Counter:
 
 
 def database_away(reason: str) -> None:
-    """Note that the database failed us."""
+    """Note that the database is away, and why."""
     readiness.database = reason
     dependency_up.labels("database").set(0)
     database_retries.inc()
@@ -124,7 +122,7 @@ def database_here() -> None:
 
 
 def broker_away(reason: str) -> None:
-    """Note that there is no session; what was in flight is no longer ours."""
+    """Note that there is no session, and why. What was in flight goes to another worker."""
     readiness.broker = reason
     readiness.dead_letters = None
     dependency_up.labels("broker").set(0)

@@ -1,5 +1,5 @@
-"""The log lines that tell what was stored: one a second at most, since under load there are
-hundreds of batches in one.
+"""The log lines that tell what was stored: at most one a second, since a busy worker stores
+hundreds of batches in that time.
 """
 
 import asyncio
@@ -13,7 +13,9 @@ INTERVAL_SECONDS = 1.0
 
 
 class StoredLog:
-    """Logs a batch at once after a quiet second, and those of the second after a line together."""
+    """Logs a batch at once if no line was logged in the second before it. Logs the batches of the
+    second after a line together.
+    """
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
@@ -28,7 +30,7 @@ class StoredLog:
             self._tell()
 
     def close(self) -> None:
-        """Log what was added and not logged yet; nothing is added any more."""
+        """Log what is not logged yet. Nothing may be added afterwards."""
         if self._timer is not None:
             self._timer.cancel()
             self._log()

@@ -23,7 +23,7 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 
 
 class Traces:
-    """What is told of a request on its way; this one keeps nothing.
+    """What is told of a request on its way. This class keeps nothing of it.
 
     A request's span begins when it is taken and ends when it is acknowledged, refused or not.
     """
@@ -34,7 +34,7 @@ class Traces:
 
     @contextmanager
     def batch(self, deliveries: Sequence[Delivery]) -> Iterator[None]:
-        """Around the transaction of a batch: a span of its own, linked to the requests' spans."""
+        """Wrap the transaction of a batch in a span of its own, linked to the requests' spans."""
         yield
 
     def replied(self, delivery: Delivery) -> None:
@@ -44,7 +44,7 @@ class Traces:
         """End a delivery's span, and that of its reply."""
 
     def lost(self) -> None:
-        """End what is open: the session is over, and the requests come again."""
+        """End all open spans. The session is over, and its requests are delivered again."""
 
     def close(self) -> None:
         """Send what is not sent yet."""

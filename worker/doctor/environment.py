@@ -1,0 +1,13 @@
+"""What ``doctor`` says of the environment: variables that are named like a setting and are none."""
+
+from collections.abc import AsyncIterator
+
+from worker.doctor.finding import Finding, Verdict
+from worker.settings import unknown_settings
+
+
+async def examine_environment() -> AsyncIterator[Finding]:
+    """Look at the environment and at ``.env``."""
+    for name, nearest in unknown_settings():
+        advice = f"Did you mean {nearest}?" if nearest else "deploy/docs/settings.md lists the settings."
+        yield Finding("settings", Verdict.warning, f"{name} is no setting, and does nothing", advice)
