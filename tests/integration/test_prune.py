@@ -139,7 +139,7 @@ async def test_requests_for_keys_that_are_being_deleted_make_one_run_each(
     old = [run(f"key-{number}", "COMPLETED", OLD) for number in range(400)]
     await filled(database_url, old)
     start_worker(database_url)
-    pruning = asyncio.create_task(prune(database_url, "--batch", "7"))
+    pruning = asyncio.create_task(prune(database_url, "--batch", "7", "--pause", "0"))
     statuses: list[int] = []
     while not pruning.done() or len(statuses) < 400:
         sent = [
