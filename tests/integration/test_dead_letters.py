@@ -143,14 +143,17 @@ async def test_what_becomes_of_those_that_are_sent_again_is_told(
 ) -> None:
     large = {"flow_id": FLOW_ID, "idempotency_key": "large", "parameters": {"x": "x" * 300}}
     await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, large, {"flow_id": 2})
-    idle = await dead_letters("replay", "--status", "413", "--wait")
+    idle = await dead_letters("replay", "--error", "flow_id", "--wait")
     assert idle.code == 1
     assert "Nobody consumes" in idle.err
     start_worker(sqlite_url)
+    await all_back(producer, 3)
+    done = await dead_letters("replay", "--status", "413", "--wait")
+    assert (done.code, "1 served, 0 refused again." in done.out) == (0, True)
     done = await dead_letters("replay", "--all", "--wait")
     assert done.code == 1
     assert "2 sent again." in done.out
-    assert "0 served, 2 refused again" in done.out
+    assert "0 served, 2 refused again." in done.out
     await all_back(producer, 2)
     assert {run["idempotency_key"] for run in await fetch_runs(sqlite_url)} == {"large"}
 

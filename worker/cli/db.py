@@ -110,7 +110,8 @@ def db_prune(
     if found is None:
         _interrupted("Interrupted; nothing was deleted.")
     total = sum(each.count for each in found if each.chosen)
-    out.print(f"{redact(settings.database_url)}, before {before:%Y-%m-%d %H:%M} UTC:", highlight=False)
+    where = f"{redact(settings.database_url)}, before {before:%Y-%m-%d %H:%M} UTC:"
+    out.print(where, highlight=False, soft_wrap=True)
     _tell(found, total)
     if dry_run or not total:
         return

@@ -160,12 +160,13 @@ def replay(
 
     count = _with_progress(settings, "sending again", send)
     if wait:
-        out.print(
-            f"{count - len(refused)} served, {len(refused)} refused again "
-            f"(as seen when the request queue had been empty for {REFUSED_WITHIN:g} s).",
-            highlight=False,
-            soft_wrap=True,
-        )
+        served = count - len(refused)
+        out.print(f"{served} served, {len(refused)} refused again.", highlight=False)
+        if served:
+            out.print(
+                f"(Served: not refused again within {REFUSED_WITHIN:g} s after the request queue was empty.)",
+                highlight=False,
+            )
         for letter in refused:
             _show_in_two_lines(letter)
     if refused:
