@@ -21,9 +21,12 @@ from worker.broker.consumer import delivery_of
 from worker.broker.delivery import Delivery
 from worker.broker.properties import in_order, join, join_table, split, split_table
 from worker.broker.publication import (
+    APP_ID,
     DELIVERY_MODE_HEADER,
+    EVENT_TYPE,
     RAW_PROPERTIES_HEADER,
     Publication,
+    events_message,
 )
 from worker.broker.publisher import Fate, Publisher
 from worker.broker.topology import Topology
@@ -222,7 +225,7 @@ class DeadLetters:
 
     async def _send_again(self, letter: Letter) -> None:
         try:
-            publication = sent_again(letter.delivery.message, self._topology.queue)
+            publication = self._publication_of(letter.delivery.message)
         except ValueError as error:
             raise DeadLettersFailed(f"{letter.id}: {error}, so it can't be sent again; purge it") from error
         await self._publish(letter, publication)
@@ -256,6 +259,12 @@ class DeadLetters:
                 break
             await asyncio.sleep(0.1)
         return refused
+
+    def _publication_of(self, message: Message) -> Publication:
+        """A request is for the request queue; an event that Prefect refused, for the outbox."""
+        if (message.app_id, message.type) == (APP_ID, EVENT_TYPE):
+            return events_message(self._topology.events_queue, [message.body])
+        return sent_again(message, self._topology.queue)
 
     async def _publish(self, letter: Letter, publication: Publication) -> None:
         confirmation = await self._publisher.publish([publication])

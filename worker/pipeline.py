@@ -25,6 +25,7 @@ from worker.contract.errors import Fault, Refusal, ReplyToRefused, Unprocessable
 from worker.contract.message import DIRECT_REPLY_TO
 from worker.contract.record import encode_record
 from worker.creation import Requested, UnresolvedRun, requested_run
+from worker.events.outbox import Found, Outbox
 from worker.mailbox import Mailbox
 from worker.observability import metrics
 from worker.observability.stored import StoredLog
@@ -74,11 +75,12 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What became of a delivery; ``size`` as above."""
+    """What became of a delivery; ``size`` as above, ``recorded`` as in :class:`Answer`."""
 
     delivery: Delivery
     outcome: Outcome
     size: int
+    recorded: "asyncio.Future[None] | None" = None
 
 
 class Pipeline:
@@ -100,6 +102,8 @@ class Pipeline:
         self._requests: Mailbox[_Request] = Mailbox(lambda request: request.size)
         self._done: Mailbox[_Done] = Mailbox(lambda done: done.size)
         self._stored_log = StoredLog()
+        # Where there are events.
+        self._outbox: Outbox | None = None
 
     async def run(self) -> None:
         """Consume and serve until the session's deliveries end and all that were taken are
@@ -111,6 +115,9 @@ class Pipeline:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
+                if self._session.topology.events:
+                    self._outbox = Outbox(self._session, self._store, tasks)
+                    tasks.create_task(self._outbox.run())
                 tasks.create_task(self._session.consumer.consume(self._settings.prefetch))
                 tasks.create_task(self._decode())
                 tasks.create_task(self._create())
@@ -153,7 +160,8 @@ class Pipeline:
         return requested_run(request, datetime.now(UTC), traceparent=traceparent or request.traceparent)
 
     def _may_reply_to(self, queue: str) -> bool:
-        if queue in (self._session.topology.queue, self._session.topology.dead_letter_queue):
+        topology = self._session.topology
+        if queue in (topology.queue, topology.dead_letter_queue, topology.events_queue):
             return False
         pattern = self._settings.reply_to_pattern
         return (
@@ -179,8 +187,9 @@ class Pipeline:
             seconds = monotonic() - started
             # Records are written by the next stage: the database waits for nothing but the next
             # batch.
+            recorded = None if self._outbox is None else _record(self._outbox, requests, outcomes)
             for request, outcome in zip(requests, outcomes, strict=True):
-                self._pass_on(request, outcome)
+                self._pass_on(request, outcome, recorded)
             metrics.batch(len(requests), seconds)
             created, existing, refused = (
                 sum(isinstance(outcome, kind) for outcome in outcomes)
@@ -193,8 +202,10 @@ class Pipeline:
             del requests, outcomes  # not held while others are waited for
             await self._done.room(self._max_decoded)
         self._done.close()
+        if self._outbox is not None:
+            self._outbox.close()
 
-    def _pass_on(self, request: _Request, outcome: Outcome) -> None:
+    def _pass_on(self, request: _Request, outcome: Outcome, recorded: "asyncio.Future[None] | None") -> None:
         delivery = request.delivery
         if isinstance(outcome, Refusal):
             self._refuse(delivery, outcome, request.size)
@@ -212,7 +223,7 @@ class Pipeline:
         size = request.size
         if isinstance(request.new, UnresolvedRun):
             size += len(dumps(outcome.run.parameters))  # the deployment's as well
-        self._done.put(_Done(delivery, outcome, size))
+        self._done.put(_Done(delivery, outcome, size, recorded))
 
     async def _stored(self, runs: Sequence[Requested]) -> list[Outcome]:
         """Store the runs. A fault of the database is waited out, with their deliveries held."""
@@ -246,13 +257,14 @@ class Pipeline:
     async def _settle(self, settlement: Settlement) -> None:
         while done := await self._done.take(self._settings.batch_max, max_size=self._max_settled):
             now = datetime.now(UTC)
-            answers = [self._answer(each.delivery, each.outcome, now) for each in done]
+            answers = [self._answer(each, now) for each in done]
             del done  # its records are written
             await settlement.settle(answers)
         await settlement.finish()
         self._session.consumer.acknowledger.close()
 
-    def _answer(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Answer:
+    def _answer(self, done: _Done, now: datetime) -> Answer:
+        delivery, outcome = done.delivery, done.outcome
         if isinstance(outcome, Refusal):
             limit = min(self._session.size_limit.max_size, 2 * delivery.size + ERROR_BODY_ROOM)
             return Answer(
@@ -263,4 +275,21 @@ class Pipeline:
                 replied=not isinstance(outcome, ReplyToRefused),
             )
         status = 201 if isinstance(outcome, Created) else 200
-        return Answer(delivery, status, encode_record(outcome.run, now), run_id=outcome.run.id)
+        body = encode_record(outcome.run, now)
+        return Answer(delivery, status, body, run_id=outcome.run.id, recorded=done.recorded)
+
+
+def _record(
+    outbox: Outbox, requests: Sequence[_Request], outcomes: Sequence[Outcome]
+) -> "asyncio.Future[None] | None":
+    """Have the events of a batch recorded. All its deliveries wait for them, those without an event
+    as well: it is a matter of milliseconds.
+    """
+    return outbox.record(
+        (outcome.run for outcome in outcomes if isinstance(outcome, Created)),
+        (
+            Found(outcome.run, request.delivery.redelivered)
+            for request, outcome in zip(requests, outcomes, strict=True)
+            if isinstance(outcome, Existing)
+        ),
+    )

@@ -13,10 +13,11 @@ from worker import __version__
 from worker.backoff import Backoff
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost
 from worker.broker.session import Session
-from worker.broker.topology import Topology, TopologyMismatch
+from worker.broker.topology import TopologyMismatch
 from worker.collector import relieve_collector
 from worker.contract.errors import Fault
 from worker.creation import Requested
+from worker.events.emitter import Emitter
 from worker.observability import metrics
 from worker.observability.http import side_port
 from worker.observability.traces import open_traces
@@ -62,7 +63,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._topology = Topology.from_queue_name(settings.queue)
+        self._topology = settings.topology
         self._stopping = asyncio.Event()
         self._store: Store | None = None
         self._traces = open_traces(settings.queue)
@@ -82,12 +83,23 @@ class Service:
             self._store = await self._open_store()
             if self._store is None:
                 return
+            emitting = self._emit_events()
             try:
                 await self._stay_at_broker(self._store)
             finally:
+                if emitting is not None:
+                    await emitting.stop()
                 await self._store.close()
                 await asyncio.to_thread(self._traces.close)
                 log.info("stopped")
+
+    def _emit_events(self) -> Emitter | None:
+        """Begin to hand events over, beside all else; None where there are none."""
+        if self._settings.prefect_api_url is None:
+            return None
+        emitter = Emitter(self._settings, self._topology)
+        emitter.start()
+        return emitter
 
     async def _ping(self) -> None:
         if self._store is not None:

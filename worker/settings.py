@@ -5,14 +5,23 @@ options.
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from worker.broker.in_flight import PREFETCH_SIZE
+from worker.broker.topology import EVENTS_SUFFIX, Topology
 from worker.broker.urls import ENCODE, check_urls, split_urls
 from worker.contract.message import MAX_MESSAGE_SIZE
 from worker.contract.request import MAX_PARAMETER_SIZE
@@ -64,6 +73,22 @@ def _queue(name: str) -> str:
     if not _QUEUE_NAME.fullmatch(name):
         raise ValueError("may have letters of ASCII, digits, blanks and - _ . : @ # , / + alone")
     return name
+
+
+def _api_url(url: str | None) -> str | None:
+    if url is None:
+        return None
+    _visible(url)
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("must be http://HOST:PORT/api or https://HOST/api")
+    if parts.username or parts.password:
+        raise ValueError("must have no password: set WORKER_PREFECT_API_AUTH_STRING to user:password")
+    return url.rstrip("/")
 
 
 def _pattern(pattern: str | None) -> str | None:
@@ -136,6 +161,27 @@ class Settings(BaseSettings):
         "standalone: only one of the worker's own. any: a Prefect server's if its tables are there at "
         "the start, else one of the worker's own.",
     )
+    prefect_api_url: Annotated[str | None, AfterValidator(_api_url)] = Field(
+        None,
+        description="The API of the Prefect server on whose database the worker is, such as "
+        "http://prefect:4200/api. With it each new run has the event that the server would emit; it "
+        "demands database_kind prefect.",
+    )
+    prefect_api_auth_string: str | None = Field(
+        None, repr=False, description="The server's PREFECT_SERVER_API_AUTH_STRING, if it has one."
+    )
+    prefect_api_cafile: str | None = Field(
+        None,
+        description="A file with the certificates by which that of the API is verified, for https; the "
+        "system's otherwise.",
+    )
+    # What a server on two cores takes in without falling behind; see the page of measurements.
+    prefect_events_per_second: float = Field(
+        100.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="How many events are handed to the API in a second at the most, by all workers together.",
+    )
     migrate: bool = Field(
         False, description="Bring a PostgreSQL schema up to date at the start (SQLite's always is)."
     )
@@ -160,6 +206,25 @@ class Settings(BaseSettings):
         30.0, ge=0, allow_inf_nan=False, description="Seconds to finish what is in flight after SIGTERM."
     )
 
+    @property
+    def topology(self) -> Topology:
+        """What must stand at the broker."""
+        return Topology.from_queue_name(self.queue, events=self.prefect_api_url is not None)
+
+    @model_validator(mode="after")
+    def _events_are_of_a_prefect_server(self) -> Self:
+        """A database of our own has no server that could have an event of its runs."""
+        if self.prefect_api_url is not None:
+            if self.database_kind == "standalone":
+                raise ValueError(
+                    "WORKER_PREFECT_API_URL: needs a Prefect server's database, "
+                    "and WORKER_DATABASE_KIND demands one of the worker's own"
+                )
+            self.database_kind = "prefect"
+            if len(f"{self.queue}{EVENTS_SUFFIX}".encode()) > 255:
+                raise ValueError("WORKER_QUEUE: must have 1 to 248 bytes with WORKER_PREFECT_API_URL")
+        return self
+
     @field_validator("*", mode="before")
     @classmethod
     def _stripped(cls, value: Any) -> Any:
@@ -176,14 +241,17 @@ def load_settings(**options: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
-        lines = (
-            f"{PREFIX}{'.'.join(str(part) for part in each['loc']).upper()}: "
-            f"{each['msg'].removeprefix('Value error, ')}"
-            for each in error.errors(include_url=False, include_input=False)
-        )
+        lines = (_told(each) for each in error.errors(include_url=False, include_input=False))
         raise SettingsError("\n".join(lines)) from None
     except (UnicodeDecodeError, OSError) as error:
         raise SettingsError(f".env can't be read: {error}") from None
+
+
+def _told(error: Any) -> str:
+    """What is wrong with a setting, or with several together, which are named in the message."""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    name = ".".join(str(part) for part in error["loc"]).upper()
+    return f"{PREFIX}{name}: {message}" if name else message
 
 
 def unknown_settings() -> Iterator[tuple[str, str | None]]:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
+from functools import partial
 from time import monotonic
 from uuid import UUID
 
@@ -59,6 +60,7 @@ class Answer:
         refused: why the request is refused, in a line; its whole message then goes to the dead
             letters as well. None where it is not.
         replied: whether a reply may be sent to where the request wants it.
+        recorded: done once the run's event is in the outbox; None where there is none to wait for.
     """
 
     delivery: Delivery
@@ -67,6 +69,7 @@ class Answer:
     run_id: UUID | None = None
     refused: str | None = None
     replied: bool = True
+    recorded: "asyncio.Future[None] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ class Settlement:
         self._more_again = asyncio.Event()
         self._publishing_again = False
         self._aside = SetAside()
+        self._records_events = session.topology.events
         # Queues whose replies were given up, until when.
         self._given_up: dict[str, float] = {}
 
@@ -363,9 +367,27 @@ class Settlement:
 
     def _settle_all(self, settled: Sequence[_Due]) -> None:
         if answers := [each.answer for each in settled if not each.rejected]:
-            self._settle(answers)
+            self._settle_recorded(answers)
         if answers := [each.answer for each in settled if each.rejected]:
             self._settle(answers, rejected=True)
+
+    def _settle_recorded(self, settled: Sequence[Answer]) -> None:
+        """Settle each once its event is in the outbox: the reply was not to wait for it."""
+        if not self._records_events:
+            self._settle(settled)
+            return
+        waiting: dict[asyncio.Future[None] | None, list[Answer]] = {}
+        for answer in settled:
+            recorded = answer.recorded
+            waiting.setdefault(None if recorded is None or recorded.done() else recorded, []).append(answer)
+        for recorded, answers in waiting.items():
+            if recorded is None:
+                self._settle(answers)
+            else:
+                recorded.add_done_callback(partial(self._settle_when_recorded, answers))
+
+    def _settle_when_recorded(self, answers: Sequence[Answer], _: "asyncio.Future[None]") -> None:
+        self._settle(answers)
 
     def _settle(self, settled: Sequence[Answer], *, rejected: bool = False) -> None:
         """Have deliveries acknowledged; or rejected, so that the broker dead-letters them."""

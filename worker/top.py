@@ -62,6 +62,8 @@ class WorkerView:
         paused: nothing more is read, because too many bytes are held.
         blocked: whether the broker takes no publications, by an alarm.
         dead_letters_held: those that their queue does not take.
+        events_age: of the oldest event that waits for Prefect's API; 0 in a worker that hands none
+            over.
         create, reply: the 50th and the 99th percentile of a batch's time in that stage,
             interpolated within the buckets of its histogram; None if there was no batch.
     """
@@ -80,6 +82,7 @@ class WorkerView:
     paused: bool = False
     blocked: bool = False
     dead_letters_held: int = 0
+    events_age: float = 0.0
     batch: float | None = None
     create: tuple[float, float] | None = None
     reply: tuple[float, float] | None = None
@@ -117,6 +120,7 @@ class WorkerView:
             paused=now.total("flow_run_worker_reading_paused") == 1,
             blocked=now.total("flow_run_worker_broker_blocked") == 1,
             dead_letters_held=int(now.total("flow_run_worker_dead_letters_held")),
+            events_age=now.total("flow_run_worker_events_outbox_age_seconds"),
             batch=grown("flow_run_worker_batch_size_sum") / batches if batches else None,
             create=_percentiles(before, now, "create"),
             reply=_percentiles(before, now, "reply"),
@@ -164,12 +168,17 @@ def quantile(buckets: Sequence[tuple[float, float]], q: float) -> float:
 
 @dataclass(frozen=True)
 class QueueView:
-    """The queues at one moment, or why they can't be seen."""
+    """The queues at one moment, or why they can't be seen.
+
+    Attributes:
+        events: messages that are ready in the outbox; None where there is none.
+    """
 
     at: float
     ready: int = 0
     consumers: int = 0
     dead_letters: int = 0
+    events: int | None = None
     error: str | None = None
 
 
@@ -253,15 +262,18 @@ class Top:
                         self._amqp_url, name="flow-run-worker top", connection_class=aio_pika.Connection
                     )
                 self._channel = await self._connection.channel()
-            requests, dead = [
-                (await self._channel.get_queue(name)).declaration_result
-                for name in (self._topology.queue, self._topology.dead_letter_queue)
-            ]
+            counts = {
+                name: (await self._channel.get_queue(name)).declaration_result
+                for name in self._topology.queues
+            }
         except (BrokerUnavailable, BrokerRefused, AMQPError, OSError) as error:
             return QueueView(time.monotonic(), error=str(error))
+        requests, dead = counts[self._topology.queue], counts[self._topology.dead_letter_queue]
+        outbox = counts.get(self._topology.events_queue)
         return QueueView(
             time.monotonic(),
             requests.message_count or 0,
             requests.consumer_count or 0,
             dead.message_count or 0,
+            None if outbox is None else outbox.message_count or 0,
         )

@@ -1,7 +1,6 @@
 """A Prefect server and a worker beside it, for the whole session."""
 
 import json
-import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ import pytest
 
 from tests.conformance.cases import written_for
 from tests.conformance.comparison import comparable
-from tests.conformance.prefect_server import PrefectMissing, PrefectServer
+from tests.conformance.prefect_server import PrefectServer, prefect_server
 from tests.conformance.shared import Shared, as_worker
 from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
@@ -26,15 +25,7 @@ OTHER_LIMIT = 300_000
 
 @pytest.fixture(scope="session")
 def prefect(postgresql: PostgreSQL) -> Iterator[PrefectServer]:
-    try:
-        server = PrefectServer(postgresql.create_database())
-    except PrefectMissing as missing:
-        if os.environ.get("WORKER_TEST_WITHOUT_PREFECT"):
-            pytest.skip(f"Prefect cannot be installed here: {missing}")
-        pytest.fail(
-            f"Prefect cannot be installed here; to do without set WORKER_TEST_WITHOUT_PREFECT=1.\n{missing}"
-        )
-    with server:
+    with prefect_server(postgresql.create_database()) as server:
         yield server
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 import httpx
+import pytest
 
 from tests.support.processes import ServerProcess, free_ports
 
@@ -59,6 +60,20 @@ def install(version: str) -> Path:
     return folder / "bin"
 
 
+def prefect_server(database_url: str) -> "PrefectServer":
+    """A server of the reference version, not started; the test is skipped or fails where it can't
+    be installed.
+    """
+    try:
+        return PrefectServer(database_url)
+    except PrefectMissing as missing:
+        if os.environ.get("WORKER_TEST_WITHOUT_PREFECT"):
+            pytest.skip(f"Prefect cannot be installed here: {missing}")
+        pytest.fail(
+            f"Prefect cannot be installed here; to do without set WORKER_TEST_WITHOUT_PREFECT=1.\n{missing}"
+        )
+
+
 class PrefectServer:
     """An unmodified Prefect server on a database, by HTTP at :attr:`api`; its pages at :attr:`url`,
     if it is to have them.
@@ -88,6 +103,15 @@ class PrefectServer:
         self._process: ServerProcess | None = None
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def start(self) -> None:
+        """Start it, and wait until it is healthy."""
         command = [
             str(self._bin / "prefect"),
             "server",
@@ -100,12 +124,12 @@ class PrefectServer:
         ]
         self._process = ServerProcess(command, self._folder / "output", env=self.environment)
         self._process.wait_until(self._healthy, 120)
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Stop it; the database stays, and it can be started again."""
         if self._process is not None:
             self._process.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+            self._process = None
 
     def _healthy(self) -> bool:
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from worker.broker.acknowledger import Acknowledger
 from worker.cli import app
+from worker.events.outbox import Outbox
 from worker.pipeline import Pipeline
 from worker.store import Store
 
@@ -22,11 +23,15 @@ SEAMS: dict[str, tuple[Any, str, str]] = {
     "after reply, before acknowledgement": (Acknowledger, "_acknowledge_new", "before"),
     "while decoding": (Pipeline, "_stored", "before"),
 }
+# Of a worker with events.
+EVENT_SEAMS: dict[str, tuple[Any, str, str]] = {
+    "after commit, before event": (Outbox, "_publications", "before"),
+}
 
 
 def main() -> None:
     seam, marker = sys.argv[1], Path(sys.argv[2])
-    owner, name, when = SEAMS[seam]
+    owner, name, when = {**SEAMS, **EVENT_SEAMS}[seam]
     original = getattr(owner, name)
 
     def die() -> None:

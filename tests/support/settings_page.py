@@ -27,8 +27,9 @@ option goes before the environment, and the environment before `.env`.
 """
 
 TAIL = """
-**Passwords** stand in the two URLs. In a user name, a password or a virtual host, write / ? # @ :
-as `%2F %3F %23 %40 %3A`. [Rights and security](rights-and-security.md) has the rest.
+**Passwords** stand in the two URLs and in the auth string. In a URL's user name, password or
+virtual host, write / ? # @ : as `%2F %3F %23 %40 %3A`. [Rights and
+security](rights-and-security.md) has the rest.
 
 **Queue names.** From `WORKER_QUEUE` follow the dead-letter queue (NAME`.dead`) and, if the name has
 a dot, the exchange (what stands before the last dot) and the routing key (what stands after it).

@@ -139,6 +139,11 @@ def test_log_level_is_read_in_any_case() -> None:
         ("http_port", "-1", "greater than or equal to 0"),
         ("database_kind", "mine", "'any', 'prefect' or 'standalone'"),
         ("max_parameter_size", "-1", "greater than or equal to 0"),
+        ("prefect_api_url", "prefect:4200/api", "http://HOST:PORT/api"),
+        ("prefect_api_url", "http://:4200/api", "http://HOST:PORT/api"),
+        ("prefect_api_url", "http://host:port/api", "http://HOST:PORT/api"),
+        ("prefect_api_url", "http://admin:hunter2@host/api", "WORKER_PREFECT_API_AUTH_STRING"),
+        ("prefect_events_per_second", "0", "greater than 0"),
         ("log_format", "xml", "'console' or 'json'"),
         ("log_level", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("shutdown_timeout", "inf", "finite"),
@@ -152,6 +157,18 @@ def test_wrong_setting_is_told_by_its_name_without_its_password(name: str, value
     assert line.startswith(f"WORKER_{name.upper()}: ")
     assert told in line
     assert "hunter" not in line
+
+
+def test_events_need_a_prefect_servers_database() -> None:
+    api = "http://prefect:4200/api"
+    assert load_settings(prefect_api_url=f"{api}/").prefect_api_url == api
+    assert load_settings(prefect_api_url=api).database_kind == "prefect"
+    assert load_settings(prefect_api_url=api).topology.events
+    assert not load_settings().topology.events
+    with pytest.raises(SettingsError, match=r"^WORKER_PREFECT_API_URL: .*WORKER_DATABASE_KIND"):
+        load_settings(prefect_api_url=api, database_kind="standalone")
+    with pytest.raises(SettingsError, match=r"^WORKER_QUEUE: .*248 bytes"):
+        load_settings(prefect_api_url=api, queue="q" * 249)
 
 
 def test_every_wrong_setting_has_its_line() -> None:

@@ -36,3 +36,14 @@ def test_the_arguments_are_those_of_the_contract() -> None:
         "x-overflow": "reject-publish",
     }
     assert topology.dead_letter_queue_arguments == {"x-queue-type": "quorum"}
+
+
+def test_the_outbox_stands_only_where_there_are_events() -> None:
+    assert set(Topology.from_queue_name("q.create").queues) == {"q.create", "q.create.dead"}
+    topology = Topology.from_queue_name("q.create", events=True)
+    assert topology.queues["q.create.events"] == {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 2**31 - 1,
+        "x-single-active-consumer": True,
+        "x-overflow": "reject-publish",
+    }

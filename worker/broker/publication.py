@@ -3,7 +3,8 @@ sockets.
 """
 
 import struct
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -44,6 +45,10 @@ _PERSISTENT_OCTET = bytes((PERSISTENT,))
 _JSON = props.short_string("application/json")
 _APP_ID = props.short_string(APP_ID)
 _TYPES = {kind: props.short_string(kind) for kind in ("flow_run", "error")}
+# Of a dead letter that is no request, and goes back to the outbox when it is sent again.
+EVENT_TYPE = "prefect_event"
+# How many events a message of the outbox has.
+EVENTS_HEADER = "events"
 # Method, two reserved octets, and the default exchange, whose name is empty.
 _PUBLISH = struct.pack(">IHB", (CONTENT_CLASS << 16) + 40, 0, 0)
 # What a frame takes besides its payload.
@@ -229,6 +234,39 @@ def dead_letter_copy(
         reason |= {HEADERS_DROPPED_HEADER: str(failure), ERROR_HEADER: error[:MAX_SHORT_ERROR]}
         publication = copy([], reason)
     return publication
+
+
+def events_message(queue: str, events: Sequence[bytes]) -> Publication:
+    """Events, each as JSON, as one message of the outbox: the list that Prefect's API takes."""
+    values = {
+        "content_type": _JSON,
+        "headers": _table({EVENTS_HEADER: len(events)}),
+        "delivery_mode": _PERSISTENT_OCTET,
+        "timestamp": _SECONDS.pack(int(time.time())),
+        "app_id": _APP_ID,
+    }
+    return Publication(queue, props.join(values), b"[%b]" % b",".join(events))
+
+
+def refused_event(event: bytes, *, queue: str, status: int, error: str, now: datetime) -> Publication:
+    """An event that Prefect's API refuses, as a dead letter; its reason stands in the headers of
+    any other.
+    """
+    reason = {
+        ERROR_STATUS_HEADER: status,
+        ERROR_HEADER: error[:MAX_ERROR_LINE],
+        FAILED_AT_HEADER: now.isoformat(),
+    }
+    values = {
+        "content_type": _JSON,
+        "headers": _table(reason),
+        "delivery_mode": _PERSISTENT_OCTET,
+        "message_id": props.short_string(new_message_id()),
+        "timestamp": _SECONDS.pack(int(now.timestamp())),
+        "type": props.short_string(EVENT_TYPE),
+        "app_id": _APP_ID,
+    }
+    return Publication(queue, props.join(values), event)
 
 
 def _original(name: str) -> str:

@@ -12,7 +12,11 @@ from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 Declared = TypeVar("Declared")
 
 DEAD_LETTER_SUFFIX = ".dead"
+EVENTS_SUFFIX = ".events"
 DELIVERY_LIMIT = 20
+# RabbitMQ 4 has 20 unless it is told otherwise. -1 is none there, but RabbitMQ 3.10 takes it for a
+# limit that the first return exceeds, and drops the message. So it is a number that none reaches.
+NO_DELIVERY_LIMIT = 2**31 - 1
 
 
 class TopologyMismatch(Exception):
@@ -30,17 +34,22 @@ class Topology:
         dead_letter_queue: where refused requests are kept (durable quorum queue).
         exchange: the direct exchange for producers, or None where the queue's name has no dot.
         routing_key: the key that leads from ``exchange`` to ``queue``.
+        events: whether the outbox for events (durable quorum queue) stands as well.
     """
 
     queue: str
     dead_letter_queue: str
     exchange: str | None
     routing_key: str | None
+    events: bool = False
 
     @classmethod
-    def from_queue_name(cls, queue: str) -> "Topology":
+    def from_queue_name(cls, queue: str, *, events: bool = False) -> "Topology":
         """Derive the names: ``flow-runs.create`` gives the exchange ``flow-runs`` and the routing
         key ``create``.
+
+        Args:
+            events: with the outbox.
         """
         exchange, dot, routing_key = queue.rpartition(".")
         named = bool(dot and exchange and routing_key)
@@ -49,7 +58,19 @@ class Topology:
             dead_letter_queue=queue + DEAD_LETTER_SUFFIX,
             exchange=exchange if named else None,
             routing_key=routing_key if named else None,
+            events=events,
         )
+
+    @property
+    def events_queue(self) -> str:
+        """The name of the outbox, whether it stands or not."""
+        return self.queue + EVENTS_SUFFIX
+
+    @property
+    def queues(self) -> dict[str, Mapping[str, Any]]:
+        """The arguments of each queue by its name."""
+        queues = {self.queue: self.queue_arguments, self.dead_letter_queue: self.dead_letter_queue_arguments}
+        return {**queues, self.events_queue: self.events_queue_arguments} if self.events else queues
 
     @property
     def queue_arguments(self) -> Mapping[str, Any]:
@@ -69,6 +90,18 @@ class Topology:
     def dead_letter_queue_arguments(self) -> Mapping[str, Any]:
         return {"x-queue-type": "quorum"}
 
+    @property
+    def events_queue_arguments(self) -> Mapping[str, Any]:
+        """The outbox's arguments: one consumer at a time, and an event waits for Prefect's API as
+        long as it takes.
+        """
+        return {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": NO_DELIVERY_LIMIT,
+            "x-single-active-consumer": True,
+            "x-overflow": "reject-publish",
+        }
+
     async def declare(self, channel: AbstractChannel) -> None:
         """Declare everything; what already stands as it should is left as it is.
 
@@ -76,19 +109,19 @@ class Topology:
             TopologyMismatch: something stands there with other properties (the broker closes the
                 channel over it).
         """
-        await self.declare_queue(channel, self.dead_letter_queue)
-        queue = await self.declare_queue(channel, self.queue)
+        # That to which another leads comes first.
+        declared = {name: await self.declare_queue(channel, name) for name in reversed(self.queues)}
         if self.exchange is not None:
             exchange = await _declare(
                 f"exchange '{self.exchange}'", channel.declare_exchange(self.exchange, durable=True)
             )
-            await queue.bind(exchange, self.routing_key)
+            await declared[self.queue].bind(exchange, self.routing_key)
 
     async def declare_queue(self, channel: AbstractChannel, name: str) -> AbstractQueue:
-        """Declare one of the two queues; raises as :meth:`declare` does."""
-        arguments = self.queue_arguments if name == self.queue else self.dead_letter_queue_arguments
+        """Declare one of the queues; raises as :meth:`declare` does."""
+        arguments = dict(self.queues[name])
         return await _declare(
-            f"queue '{name}'", channel.declare_queue(name, durable=True, arguments=dict(arguments))
+            f"queue '{name}'", channel.declare_queue(name, durable=True, arguments=arguments)
         )
 
     async def check(self, channel: AbstractChannel, refused: Exception) -> None:
@@ -102,8 +135,8 @@ class Topology:
             TopologyMismatch: something is missing.
         """
         try:
-            await channel.get_queue(self.dead_letter_queue)
-            await channel.get_queue(self.queue)
+            for name in self.queues:
+                await channel.get_queue(name)
             if self.exchange is not None:
                 await channel.get_exchange(self.exchange)
         except ChannelNotFoundEntity as error:

@@ -1,4 +1,4 @@
-"""``doctor``: looks at the broker and the database, and says what to do about what it finds."""
+"""``doctor``: looks at broker, database and Prefect's API, and says what to do about them."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,19 +25,30 @@ def doctor(
     database_url: DatabaseUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Check settings, broker, queues and database. Changes nothing. The exit code is 1 if a worker
-    could not serve.
+    """Check settings, broker, queues, database and Prefect's API. Changes nothing. The exit code is
+    1 if a worker could not serve, or hand no events over.
     """
     import orjson
 
-    from worker.doctor import Verdict, examine_broker, examine_database, examine_environment
+    from worker.doctor import (
+        Verdict,
+        examine_broker,
+        examine_database,
+        examine_environment,
+        examine_prefect_api,
+    )
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, database_url=database_url, queue=queue)
 
     async def examine() -> list["Finding"]:
         findings = []
-        examinations = (examine_environment(), examine_broker(settings), examine_database(settings))
+        examinations = (
+            examine_environment(),
+            examine_broker(settings),
+            examine_database(settings),
+            examine_prefect_api(settings),
+        )
         for examination in examinations:
             async for finding in examination:
                 findings.append(finding)

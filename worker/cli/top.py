@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # The columns of a terminal that has room for a worker in a line.
 WIDE = 140
 
+# When an event that waits is worth a colour, in seconds; the alert waits longer.
+EVENTS_LATE = 60.0
+
 
 def top(
     urls: Annotated[
@@ -46,10 +49,9 @@ async def _watch(settings: "Settings", urls: list[str], interval: float, once: b
     """The view, if one is enough; else whoever watches ends it."""
     from rich.live import Live
 
-    from worker.broker.topology import Topology
     from worker.top import Top
 
-    async with Top(urls, settings.amqp_url, Topology.from_queue_name(settings.queue)) as look:
+    async with Top(urls, settings.amqp_url, settings.topology) as look:
         await asyncio.sleep(interval)
         if once:
             view = await look.view()
@@ -71,7 +73,8 @@ def _draw(view: "View", name: str) -> RenderableType:
         dead = f"[yellow]{queue.dead_letters}[/]" if queue.dead_letters else "0"
         about = (
             f"[bold]{escape(name)}[/]  ready [bold]{queue.ready}[/]  consumers {queue.consumers}  "
-            f"dead letters {dead}   in [bold]{view.incoming:,.0f}/s[/]  out [bold]{view.outgoing:,.0f}/s[/]"
+            f"dead letters {dead}{_events(view)}   "
+            f"in [bold]{view.incoming:,.0f}/s[/]  out [bold]{view.outgoing:,.0f}/s[/]"
         )
     if out.width >= WIDE:
         return Group(about, _table(view))
@@ -117,6 +120,15 @@ def _table(view: "View") -> RenderableType:
     for worker in view.workers:
         table.add_row(*_row(worker))
     return table
+
+
+def _events(view: "View") -> str:
+    """How old the oldest event is that waits for Prefect's API, and the messages behind it."""
+    if view.queue.events is None:
+        return ""
+    age = max((worker.events_age for worker in view.workers), default=0.0)
+    waiting = f"events {age:,.0f} s late, {view.queue.events} messages"
+    return f"  [yellow]{waiting}[/]" if age > EVENTS_LATE else f"  {waiting}"
 
 
 def _row(worker: "WorkerView") -> list[str]:

@@ -17,11 +17,10 @@ topology_app = typer.Typer(help="The queues and the exchange at the broker.", no
 def topology_declare(amqp_url: AmqpUrl = None, queue: Queue = None) -> None:
     """Declare the queues, the exchange and the binding. Changes nothing that exists."""
     from worker.broker.session import Session
-    from worker.broker.topology import Topology
     from worker.settings import load_settings, redact
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
-    topology = Topology.from_queue_name(settings.queue)
+    topology = settings.topology
 
     async def declare() -> None:
         session = await Session.open(settings.amqp_url, topology, name="flow-run-worker topology")
@@ -35,18 +34,17 @@ def topology_declare(amqp_url: AmqpUrl = None, queue: Queue = None) -> None:
 @topology_app.command("show")
 def topology_show(queue: Queue = None) -> None:
     """Show what the worker declares, without asking a broker."""
-    from worker.broker.topology import Topology
     from worker.settings import load_settings
 
-    _print_topology(Topology.from_queue_name(load_settings(queue=queue).queue))
+    _print_topology(load_settings(queue=queue).topology)
 
 
 def _print_topology(topology: "Topology") -> None:
     from rich.table import Table
 
     table = Table("what", "name", "properties")
-    table.add_row("queue", topology.queue, _properties(topology.queue_arguments))
-    table.add_row("queue", topology.dead_letter_queue, _properties(topology.dead_letter_queue_arguments))
+    for name, arguments in topology.queues.items():
+        table.add_row("queue", name, _properties(arguments))
     if topology.exchange is not None:
         table.add_row("exchange", topology.exchange, "direct, durable")
         table.add_row("binding", topology.routing_key, f"{topology.exchange} -> {topology.queue}")

@@ -6,5 +6,13 @@ from worker.doctor.broker import examine_broker
 from worker.doctor.database import examine_database
 from worker.doctor.environment import examine_environment
 from worker.doctor.finding import Finding, Verdict
+from worker.doctor.prefect_api import examine_prefect_api
 
-__all__ = ["Finding", "Verdict", "examine_broker", "examine_database", "examine_environment"]
+__all__ = [
+    "Finding",
+    "Verdict",
+    "examine_broker",
+    "examine_database",
+    "examine_environment",
+    "examine_prefect_api",
+]

@@ -7,6 +7,7 @@ from time import monotonic
 from uuid import uuid4
 
 import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
@@ -43,13 +44,16 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
         return
     try:
         yield _version(connection, settings, (monotonic() - started) * 1000)
-        topology = Topology.from_queue_name(settings.queue)
+        topology = settings.topology
         waiting: int | None = None
-        for queue in (topology.queue, topology.dead_letter_queue):
+        outbox_stands = False
+        for queue in topology.queues:
             finding, count = await _queue(connection, topology, queue)
             if queue == topology.queue:
                 waiting = count
-            elif count and finding.verdict is Verdict.ok:
+            elif queue == topology.events_queue:
+                outbox_stands = count is not None
+            elif queue == topology.dead_letter_queue and count and finding.verdict is Verdict.ok:
                 finding = Finding(
                     finding.what,
                     Verdict.warning,
@@ -61,6 +65,8 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
             yield await _exchange(connection, topology.exchange)
         if waiting is not None:
             yield await _read_permission(connection, topology.queue, waiting)
+        if topology.events and outbox_stands:
+            yield await _outbox_permission(connection, topology.events_queue)
         yield await _write_permission(connection)
     finally:
         await close_quietly(connection)
@@ -136,6 +142,25 @@ async def _read_permission(connection: aio_pika.Connection, queue: str, waiting:
         )
     await channel.close()
     return Finding("read permission", Verdict.ok, f"may consume from {queue}")
+
+
+async def _outbox_permission(connection: aio_pika.Connection, queue: str) -> Finding:
+    """Consume from the outbox, behind who does by now; what comes goes back. ``basic.get`` is not
+    for a queue with a single active consumer.
+    """
+    channel = await connection.channel()
+    await channel.set_qos(1)
+    try:
+        outbox = await channel.get_queue(queue, ensure=False)
+        await outbox.cancel(await outbox.consume(_give_back))
+    except ChannelAccessRefused as error:
+        return Finding("outbox", Verdict.problem, str(error), f"Grant the worker's user read on '{queue}'.")
+    await channel.close()
+    return Finding("outbox", Verdict.ok, f"may consume from {queue}")
+
+
+async def _give_back(message: AbstractIncomingMessage) -> None:
+    await message.nack(requeue=True)
 
 
 async def _write_permission(connection: aio_pika.Connection) -> Finding:

@@ -96,6 +96,8 @@ async def _state(ping: Ping) -> dict[str, Any]:
     # They do not make a worker unready: good requests are served.
     if readiness.dead_letters is not None:
         state["dead_letters"] = readiness.dead_letters
+    if readiness.events is not None:
+        state["events"] = readiness.events
     return state
 
 

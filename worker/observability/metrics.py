@@ -33,6 +33,19 @@ broker_blocked = Gauge(
     "flow_run_worker_broker_blocked",
     "1 while the broker takes no publications because of an alarm, else 0.",
 )
+events_total = Counter("flow_run_worker_events", "Events of new runs, by what became of them.", ["outcome"])
+_delivered, _refused, _left_out = (
+    events_total.labels(outcome) for outcome in ("delivered", "refused", "left_out")
+)
+outbox_age = Gauge(
+    "flow_run_worker_events_outbox_age_seconds",
+    "Age of the oldest event that waits for Prefect's API; 0 where none does, and in workers that hand none "
+    "over.",
+)
+outbox_messages = Gauge(
+    "flow_run_worker_events_outbox_messages",
+    "Messages in the outbox, each with 1 to 200 events; 0 in workers that hand none over.",
+)
 in_flight = Gauge("flow_run_worker_in_flight", "Deliveries taken and not yet acknowledged.")
 in_flight_bytes = Gauge(
     "flow_run_worker_in_flight_bytes", "Size of the deliveries taken and not yet acknowledged."
@@ -71,6 +84,7 @@ class Readiness:
         self.broker: str | None = "not connected yet"
         self.database: str | None = "not connected yet"
         self.dead_letters: str | None = None
+        self.events: str | None = None
 
 
 readiness = Readiness()
@@ -156,3 +170,23 @@ def dead_letters_waiting(count: int) -> None:
     """Note how many dead letters their queue does not take."""
     readiness.dead_letters = f"{count} are not taken by their queue: is it full?" if count else None
     dead_letters_held.set(count)
+
+
+def events_delivered(count: int) -> None:
+    """Count events that Prefect's API took."""
+    _delivered.inc(count)
+
+
+def event_refused() -> None:
+    """Count an event that Prefect's API refused."""
+    _refused.inc()
+
+
+def events_left_out(count: int) -> None:
+    """Count events that never came to be, or that the API would drop."""
+    _left_out.inc(count)
+
+
+def events_held(reason: str | None) -> None:
+    """Note why events wait, or that they don't (None)."""
+    readiness.events = reason

@@ -12,7 +12,9 @@ import structlog
 
 from worker.contract.decode import DeploymentRequest
 from worker.contract.errors import Fault, Refusal
-from worker.contract.flow_run import FlowRun
+from worker.contract.flow_run import FlowRun, FlowRunState
+from worker.contract.related import References as EventReferences
+from worker.contract.related import RelatedRows
 from worker.creation import NewRun, Requested, UnresolvedRun
 from worker.store import migrations
 from worker.store.deployments import refuse_runs_of_deployments, resolve_deployments
@@ -22,6 +24,7 @@ from worker.store.insertion import Insertion
 from worker.store.opening import parse_url
 from worker.store.outcome import Created, Existing, Outcome
 from worker.store.prefect import References, Row, resolve
+from worker.store.related import read_first_states, read_related
 from worker.store.statements import Statements, given, run_of
 from worker.store.unserved import UnservedWarning
 from worker.store.work_queues import fill_work_queues
@@ -217,6 +220,14 @@ class Store:
             *await self._query(self._statements.deployments_by_name, list(names)),
         ]
         return [dict(row._mapping) for row in found]
+
+    async def related(self, wanted: EventReferences) -> RelatedRows:
+        """The rows that some runs refer to, of a Prefect server's database; raises Fault."""
+        return await read_related(self._query, self._statements, wanted)
+
+    async def first_states(self, run_ids: Iterable[UUID]) -> dict[UUID, FlowRunState]:
+        """The states that some runs began with, by the runs' ids; raises Fault."""
+        return await read_first_states(self._query, self._statements, run_ids)
 
     async def _query(self, query: sa.Select[Any], wanted: Sequence[Sequence[Any]]) -> Sequence[Any]:
         if not wanted:

@@ -1,0 +1,57 @@
+"""The part of Prefect's API: does it answer, is the login right, does it take what a worker sends,
+and is it the server of this database.
+"""
+
+from collections.abc import AsyncIterator
+
+import sqlalchemy as sa
+
+from worker.contract.errors import Fault
+from worker.doctor.finding import Finding, Verdict
+from worker.events.api import APIAway, EventsRefused, PrefectAPI
+from worker.settings import Settings
+from worker.store import StoreError, migrations
+from worker.store.opening import parse_url
+from worker.store.prefect import MARKS, flow
+
+_EVENTS_WAIT = "Runs are made all the same, and their events wait in the outbox."
+
+
+async def examine_prefect_api(settings: Settings) -> AsyncIterator[Finding]:
+    """Look at the API, if there is one; hands over no event."""
+    if settings.prefect_api_url is None:
+        return
+    async with PrefectAPI(settings) as api:
+        try:
+            version = await api.version()
+            # The list is empty: it is checked as any other, the login and the CSRF token with it.
+            await api.post_events(b"[]")
+        except (APIAway, EventsRefused) as error:
+            yield Finding("Prefect's API", Verdict.problem, str(error), _EVENTS_WAIT)
+            return
+        yield Finding("Prefect's API", Verdict.ok, f"Prefect {version} at {settings.prefect_api_url}")
+        try:
+            yield await _server_of_this_database(api, settings)
+        except (APIAway, StoreError, Fault) as error:
+            yield Finding("Prefect's database", Verdict.warning, f"can't be compared: {error}")
+
+
+async def _server_of_this_database(api: PrefectAPI, settings: Settings) -> Finding:
+    what = "Prefect's database"
+    flow_id = await migrations.with_connection(parse_url(settings.database_url), _any_flow)
+    if flow_id is None:
+        return Finding(what, Verdict.ok, "has no flow yet by which the server's could be told from another")
+    if await api.has(f"/flows/{flow_id}"):
+        return Finding(what, Verdict.ok, "the API has a flow of this database: it is its server")
+    return Finding(
+        what,
+        Verdict.problem,
+        f"the API does not know the flow {flow_id} of this database: it is another server's",
+        "Point WORKER_PREFECT_API_URL and WORKER_DATABASE_URL at one server and its database.",
+    )
+
+
+def _any_flow(connection: sa.Connection) -> object:
+    if not set(sa.inspect(connection).get_table_names()) >= MARKS:
+        return None
+    return connection.execute(sa.select(flow.c.id).limit(1)).scalar()

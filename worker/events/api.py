@@ -1,0 +1,169 @@
+"""Prefect's API, as far as the emitter and ``doctor`` use it; knows no broker and no database."""
+
+import asyncio
+import base64
+import ssl
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import aiohttp
+import orjson
+
+from worker.settings import Settings, redact
+
+# For one request, from the connection to the end of the answer; seconds. 200 events take a server
+# a tenth of one.
+TIMEOUT = 30.0
+# How much of an error's body is read; it quotes the request. Bytes.
+ERROR_BYTES = 4 * 1024 * 1024
+# And of its text in a line.
+ERROR_LINE = 300
+
+
+class APIAway(Exception):
+    """The API does not take events now; waiting may mend it, or the operator. The message says
+    why.
+    """
+
+
+class EventsRefused(Exception):
+    """The API refuses these events, be it one of them or all: to send them again is in vain."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"Prefect's API answers {status}: {reason}")
+        self.status = status
+
+
+class PrefectAPI:
+    """Requests to Prefect's API, with its login, its CSRF token and its certificate.
+
+    Use as an async context manager.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.prefect_api_url is not None
+        self._url = settings.prefect_api_url
+        self._cafile = settings.prefect_api_cafile
+        self._headers = {"Content-Type": "application/json"}
+        if settings.prefect_api_auth_string:
+            login = base64.b64encode(settings.prefect_api_auth_string.encode()).decode()
+            self._headers["Authorization"] = f"Basic {login}"
+        # As Prefect's own client: the token is this client's.
+        self._client = str(uuid4())
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._http is not None:
+            await self._http.close()
+
+    async def post_events(self, body: bytes) -> None:
+        """Hand events over.
+
+        Args:
+            body: a JSON list of them.
+
+        Raises:
+            APIAway: none of them is taken now, or nobody knows; the same may be sent again.
+            EventsRefused: one of them, or all, will never be.
+        """
+        status, answer = await self._request("POST", "/events", body)
+        if status == 403 and await self._take_csrf_token():
+            status, answer = await self._request("POST", "/events", body)
+        if status == 204:
+            return
+        if status in (413, 422):
+            raise EventsRefused(status, _reason(answer))
+        raise self._unexpected("/events", status, answer)
+
+    async def has(self, path: str) -> bool:
+        """Whether something is there, such as ``/flows/ID``.
+
+        Raises:
+            APIAway: it can't be said.
+        """
+        status, answer = await self._request("GET", path)
+        if status in (200, 404):
+            return status == 200
+        raise self._unexpected(path, status, answer)
+
+    async def version(self) -> str:
+        """The server's version.
+
+        Raises:
+            APIAway: nobody answers, or not as Prefect does.
+        """
+        status, answer = await self._request("GET", "/admin/version")
+        version = _json(answer)
+        if status == 200 and isinstance(version, str):
+            return version
+        raise self._unexpected("/admin/version", status, answer)
+
+    def _unexpected(self, path: str, status: int, answer: bytes) -> APIAway:
+        return APIAway(f"{self._url}{path} answers {status}{_ADVICE.get(status, '')}: {_reason(answer)}")
+
+    async def _take_csrf_token(self) -> bool:
+        """Get a token for what follows; false where the server has none to give."""
+        self._headers.pop("Prefect-Csrf-Token", None)
+        status, answer = await self._request("GET", f"/csrf-token?client={self._client}")
+        token = _json(answer)
+        if status != 200 or not isinstance(token, dict) or not isinstance(token.get("token"), str):
+            return False
+        self._headers |= {"Prefect-Csrf-Token": token["token"], "Prefect-Csrf-Client": self._client}
+        return True
+
+    async def _request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        try:
+            http = self._session()
+            # A proxy's redirect would make a GET of it.
+            async with http.request(
+                method, self._url + path, data=body, headers=self._headers, allow_redirects=False
+            ) as response:
+                return response.status, await response.content.read(ERROR_BYTES)
+        except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
+            reason = str(error) or type(error).__name__
+            raise APIAway(f"No answer from {redact(self._url)}: {reason}") from error
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            # Read now: a file that is not there yet may come.
+            context = ssl.create_default_context(cafile=self._cafile) if self._cafile else True
+            self._http = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(TIMEOUT), connector=aiohttp.TCPConnector(ssl=context, limit=1)
+            )
+        return self._http
+
+
+_ADVICE = {
+    401: " (check WORKER_PREFECT_API_AUTH_STRING)",
+    403: " (check WORKER_PREFECT_API_AUTH_STRING)",
+    404: " (does WORKER_PREFECT_API_URL end with /api?)",
+    405: " (does WORKER_PREFECT_API_URL end with /api?)",
+    200: " and not 204 (does WORKER_PREFECT_API_URL end with /api?)",
+}
+
+
+def _json(answer: bytes) -> Any:
+    try:
+        return orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _reason(answer: bytes) -> str:
+    """An answer's reason in a line."""
+    found = _json(answer)
+    if isinstance(found, dict):
+        details = found.get("exception_detail")
+        if isinstance(details, list) and details and isinstance(details[0], dict):
+            where = ".".join(str(part) for part in details[0].get("loc", ()))
+            return f"{where}: {details[0].get('msg')}"[:ERROR_LINE]
+        reason = found.get("detail") or found.get("exception_message")
+        if reason:
+            return str(reason)[:ERROR_LINE]
+    return " ".join(answer.decode(errors="replace").split())[:ERROR_LINE] or "no reason given"

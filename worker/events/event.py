@@ -1,0 +1,202 @@
+"""What the event of a new run says: from the run, its first state and the rows that it refers to,
+as Prefect's ``models/events.py`` has it. Pure; sends nothing and reads nothing.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from worker.contract.flow_run import FlowRun, FlowRunState
+from worker.contract.related import References, Related, RelatedRows
+from worker.contract.state import StateType
+
+# Prefect's limit of a state's message in an event (``TRUNCATE_STATE_MESSAGES_AT``); characters.
+MAX_STATE_MESSAGE = 100_000
+# What its API takes in an event, by default (``server.events.maximum_related_resources``,
+# ``maximum_event_name_length`` and ``maximum_size_bytes``). Beyond the first two its own endpoint
+# makes no run. What is larger than the last it drops.
+MAX_RELATED = 100
+MAX_EVENT_NAME = 1024
+MAX_EVENT_BYTES = 1_500_000
+# Room within the last for what the server adds: when it received the event.
+RECEIVED_BYTES = 100
+
+_CREATORS = {"DEPLOYMENT": "deployment", "AUTOMATION": "automation"}
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A run as it began, as far as its event says it: without what may be large and is not in it.
+
+    Attributes:
+        run_count: by then, as the state says it.
+        message: the state's, cut as Prefect cuts it.
+        pause_reschedule: of a PAUSED state.
+    """
+
+    id: UUID
+    name: str
+    run_count: int
+    tags: Sequence[str]
+    created_by: dict[str, Any] | None
+    flow_id: UUID
+    deployment_id: UUID | None
+    work_queue_id: UUID | None
+    parent_task_run_id: UUID | None
+    state_id: UUID
+    state_type: str
+    state_name: str
+    message: str
+    timestamp: datetime
+    pause_reschedule: bool
+
+    @classmethod
+    def of_new(cls, run: FlowRun) -> "Beginning | None":
+        """Of a run that was created just now; None if it has no state, and so no event."""
+        return None if run.state is None else cls._of(run, run.state, run.run_count)
+
+    @classmethod
+    def of_found(cls, run: FlowRun, first: FlowRunState) -> "Beginning":
+        """Of a run that may have moved on.
+
+        Args:
+            first: the state that it began with.
+        """
+        return cls._of(run, first, int(first.type == StateType.RUNNING))
+
+    @classmethod
+    def _of(cls, run: FlowRun, state: FlowRunState, run_count: int) -> "Beginning":
+        return cls(
+            id=run.id,
+            name=run.name,
+            run_count=run_count,
+            tags=run.tags or (),
+            created_by=run.created_by,
+            flow_id=run.flow_id,
+            deployment_id=run.deployment_id,
+            work_queue_id=run.work_queue_id,
+            parent_task_run_id=run.parent_task_run_id,
+            state_id=state.id,
+            state_type=state.type,
+            state_name=state.name,
+            # Prefect cuts it when the state is taken over, and again for the event.
+            message=shortened(shortened(state.message)),
+            timestamp=state.timestamp.astimezone(UTC),
+            pause_reschedule=bool(state.state_details.get("pause_reschedule")),
+        )
+
+
+def references(runs: Iterable[Beginning]) -> References:
+    """The rows that the events of these runs name."""
+    runs = list(runs)
+    return References(
+        flows=frozenset(run.flow_id for run in runs),
+        deployments=frozenset(run.deployment_id for run in runs if run.deployment_id),
+        work_queues=frozenset(run.work_queue_id for run in runs if run.work_queue_id),
+        task_runs=frozenset(run.parent_task_run_id for run in runs if run.parent_task_run_id),
+    )
+
+
+def event(run: Beginning, rows: RelatedRows) -> dict[str, Any]:
+    """The event that Prefect emits for a run's first state (``flow_run_state_change_event``), as
+    ``POST /api/events`` takes it.
+
+    Two things are cut to what the API takes, where Prefect itself would make no run: the event's
+    name, and the related resources, of which tags are left out.
+    """
+    return {
+        "occurred": run.timestamp,
+        "event": f"prefect.flow-run.{run.state_name}"[:MAX_EVENT_NAME],
+        "resource": {
+            "prefect.resource.id": f"prefect.flow-run.{run.id}",
+            "prefect.resource.name": run.name,
+            "prefect.run-count": str(run.run_count),
+            "prefect.state-message": run.message,
+            "prefect.state-name": run.state_name,
+            "prefect.state-timestamp": run.timestamp.isoformat(),
+            "prefect.state-type": run.state_type,
+        },
+        "related": _related(run, rows),
+        "payload": {
+            "intended": {"from": None, "to": run.state_type},
+            "initial_state": None,
+            "validated_state": _state(run),
+        },
+        # The state's id, so that the next state's event can say that it follows this one.
+        "id": run.state_id,
+        "follows": None,
+    }
+
+
+def shortened(message: str | None) -> str:
+    """A message of at most about ``MAX_STATE_MESSAGE`` characters: its two ends, and how much was
+    between them (``truncated_to``).
+    """
+    if not message or len(message) <= MAX_STATE_MESSAGE:
+        return message or ""
+    half = MAX_STATE_MESSAGE // 2
+    cut = f"{message[:half]}...{len(message) - 2 * half} additional characters...{message[-half:]}"
+    return cut if len(cut) < len(message) else message
+
+
+def _state(run: Beginning) -> dict[str, str]:
+    """``state_payload``."""
+    payload = {"type": run.state_type}
+    if run.state_name:
+        payload["name"] = run.state_name
+    if run.message:
+        payload["message"] = run.message
+    if run.state_type == StateType.PAUSED:
+        payload["pause_reschedule"] = str(run.pause_reschedule).lower()
+    return payload
+
+
+def _related(run: Beginning, rows: RelatedRows) -> list[dict[str, str]]:
+    """``_flow_run_related_resources_from_orm``: in its order."""
+    named: list[dict[str, str]] = []
+    tags = set(run.tags)
+    for kind, row in _rows(run, rows):
+        resource = {
+            "prefect.resource.id": f"prefect.{kind}.{row.id}",
+            "prefect.resource.role": kind,
+            "prefect.resource.name": row.name,
+        }
+        if kind == "work-pool":
+            resource["prefect.work-pool.type"] = row.type
+        named.append(resource)
+        tags.update(row.tags)
+    creator = list(_creator(run.created_by))
+    room = MAX_RELATED - len(named) - len(creator)
+    tagged = [
+        {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
+        for tag in sorted(tags)[:room]
+    ]
+    return [*named, *tagged, *creator]
+
+
+def _rows(run: Beginning, rows: RelatedRows) -> Iterator[tuple[str, Related]]:
+    queue = rows.work_queues.get(run.work_queue_id) if run.work_queue_id else None
+    found = (
+        ("flow", rows.flows.get(run.flow_id)),
+        ("deployment", rows.deployments.get(run.deployment_id) if run.deployment_id else None),
+        ("work-queue", queue),
+        ("work-pool", rows.work_pools.get(queue.work_pool_id) if queue and queue.work_pool_id else None),
+        ("task-run", rows.task_runs.get(run.parent_task_run_id) if run.parent_task_run_id else None),
+    )
+    return ((kind, row) for kind, row in found if row is not None)
+
+
+def _creator(created_by: dict[str, Any] | None) -> Iterator[dict[str, str]]:
+    """``_provenance_as_related_resources``."""
+    kind = _CREATORS.get((created_by or {}).get("type", ""))
+    if created_by is None or kind is None:
+        return
+    creator = {
+        "prefect.resource.id": f"prefect.{kind}.{created_by['id']}",
+        "prefect.resource.role": "creator",
+    }
+    if created_by.get("display_value"):
+        creator["prefect.resource.name"] = created_by["display_value"]
+    yield creator

@@ -1,0 +1,223 @@
+"""The outbox: the events of stored runs, in a queue from which the emitter takes them; knows
+neither Prefect's API nor SQL.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+import structlog
+
+from worker.backoff import Backoff
+from worker.broker.connection import ChannelLost
+from worker.broker.publication import Publication, events_message
+from worker.broker.publisher import Confirmation, Fate
+from worker.broker.session import Session
+from worker.broker.topology import TopologyMismatch
+from worker.contract.encoding import dumps
+from worker.contract.errors import Fault
+from worker.contract.flow_run import FlowRun, FlowRunState
+from worker.contract.related import References, RelatedRows
+from worker.events.event import MAX_EVENT_BYTES, RECEIVED_BYTES, Beginning, event, references
+from worker.mailbox import Mailbox
+from worker.observability import metrics
+
+log = structlog.get_logger(__name__)
+
+# Of one message, and so of one request to the API: its persister takes 20 events at a time, and
+# its memory broker holds 10,000 a subscription.
+CHUNK_MAX = 200
+CHUNK_BYTES = 512 * 1024
+# Events that the broker has not confirmed take so many bytes of memory at the most; what comes
+# after them waits as runs.
+UNCONFIRMED_BYTES = 8 * 1024 * 1024
+# A run that is found by a request that was never delivered before has its event from the request
+# that made it, which is acknowledged only after it. Where that one was lost with its queue, its
+# producer asks again soon. Prefect's automations pass over an event that they saw in the last
+# fifteen minutes (``PRECEDING_EVENT_LOOKBACK``), so that doubles of this age do no harm.
+YOUNG = timedelta(minutes=10)
+# How often the rows of a batch are looked up again after an error that is not the database's. A
+# guess, as the pipeline's.
+UNFORESEEN_TRIES = 3
+
+
+class Lookup(Protocol):
+    """What the database is asked."""
+
+    async def related(self, wanted: References) -> RelatedRows:
+        """The rows that runs refer to; raises Fault."""
+
+    async def first_states(self, run_ids: Iterable[UUID]) -> dict[UUID, FlowRunState]:
+        """The states that runs began with, by the runs' ids; raises Fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A run that stood there when it was asked for.
+
+    Attributes:
+        redelivered: whether the request that asked was delivered before, and so may have made it.
+    """
+
+    run: FlowRun
+    redelivered: bool
+
+    def needs_event(self, now: datetime) -> bool:
+        """Whether its event may be missing."""
+        return self.run.state_id is not None and (self.redelivered or now - self.run.created < YOUNG)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    new: Sequence[Beginning]
+    found: Sequence[FlowRun]
+    recorded: "asyncio.Future[None]"
+
+
+class Outbox:
+    """Writes the events of stored runs into the outbox queue.
+
+    Args:
+        session: where the queue is.
+        lookup: where the runs are.
+        tasks: what waits for confirms runs in here, so that its end is everything's end.
+    """
+
+    def __init__(self, session: Session, lookup: Lookup, tasks: asyncio.TaskGroup) -> None:
+        self._session = session
+        self._lookup = lookup
+        self._tasks = tasks
+        self._queue = session.topology.events_queue
+        self._batches: Mailbox[_Batch] = Mailbox()
+        self._unconfirmed = 0
+        self._room = asyncio.Event()
+
+    def record(self, new: Iterable[FlowRun], found: Iterable[Found]) -> "asyncio.Future[None] | None":
+        """Have the events of runs recorded; waits for nothing.
+
+        Returns:
+            Done once the broker has confirmed all of them; None if there are none.
+        """
+        beginnings = {run.id: each for run in new if (each := Beginning.of_new(run)) is not None}
+        now = datetime.now(UTC)
+        again = {
+            each.run.id: each.run for each in found if each.run.id not in beginnings and each.needs_event(now)
+        }
+        if not (beginnings or again):
+            return None
+        recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._batches.put(_Batch(list(beginnings.values()), list(again.values()), recorded))
+        return recorded
+
+    def close(self) -> None:
+        """Say that nothing more comes: :meth:`run` then ends with the last batch."""
+        self._batches.close()
+
+    async def run(self) -> None:
+        """Record what is given, until :meth:`close`.
+
+        Raises:
+            ChannelLost: the session ended; the requests of what was not recorded come again.
+        """
+        while batches := await self._batches.take(1):
+            (batch,) = batches
+            publications = await self._publications(batch)
+            size = sum(each.size for each in publications)
+            while self._unconfirmed and self._unconfirmed + size > UNCONFIRMED_BYTES:
+                self._room.clear()
+                await self._room.wait()
+            self._unconfirmed += size
+            confirmation = await self._session.publisher.publish(publications)
+            self._tasks.create_task(self._confirmed(confirmation, batch.recorded, size))
+
+    async def _publications(self, batch: _Batch) -> list[Publication]:
+        """A batch's events as messages. What can't be looked up for a reason that no rule foresees
+        is left out: the runs are there, and their requests must not wait for ever.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                runs = list(batch.new)
+                if batch.found:
+                    first = await self._lookup.first_states(run.id for run in batch.found)
+                    runs += [Beginning.of_found(run, first[run.id]) for run in batch.found if run.id in first]
+                rows = await self._lookup.related(references(runs))
+            except Fault as fault:
+                log.warning("events_wait_for_database", error=str(fault), tries=backoff.tries + 1)
+            except Exception:  # the edge, as in the pipeline
+                log.exception("events_look_up_failed")
+                if backoff.tries >= UNFORESEEN_TRIES:
+                    metrics.events_left_out(len(batch.new) + len(batch.found))
+                    return []
+            else:
+                return [each async for each in self._messages(runs, rows)]
+            await backoff.sleep()
+
+    async def _messages(self, runs: Iterable[Beginning], rows: RelatedRows) -> AsyncIterator[Publication]:
+        """The events in messages, each a JSON list that the broker takes."""
+        takes = self._session.size_limit.takes
+        most = CHUNK_BYTES if await takes(CHUNK_BYTES) else self._session.size_limit.max_size
+        chunk: list[bytes] = []
+        size = 0
+        for run in runs:
+            written = _written(run, rows)
+            if written is None or (len(written) > most - 2 and not await takes(len(written) + 2)):
+                log.warning("event_left_out", flow_run_id=str(run.id), bytes=len(written or b""))
+                metrics.events_left_out(1)
+                continue
+            if chunk and (len(chunk) == CHUNK_MAX or size + len(written) > most):
+                yield events_message(self._queue, chunk)
+                chunk, size = [], 0
+            chunk.append(written)
+            size += len(written) + len(",]")
+        if chunk:
+            yield events_message(self._queue, chunk)
+
+    async def _confirmed(
+        self, confirmation: Confirmation, recorded: "asyncio.Future[None]", size: int
+    ) -> None:
+        """Wait until the broker has taken all of it; publish again what it does not take, for as
+        long as it doesn't.
+        """
+        await confirmation.done
+        backoff = Backoff()
+        while not confirmation.flawless:
+            left = [
+                each
+                for each, fate in zip(confirmation.publications, confirmation.fates, strict=True)
+                if fate is not Fate.CONFIRMED
+            ]
+            log.warning("events_not_taken", queue=self._queue, messages=len(left), tries=backoff.tries + 1)
+            await backoff.sleep()
+            confirmation = await self._publish_apart(left) or confirmation
+        self._unconfirmed -= size
+        self._room.set()
+        recorded.set_result(None)
+
+    async def _publish_apart(self, left: Sequence[Publication]) -> Confirmation | None:
+        """Publish on a new channel, as the settlement does; None if that one was closed over it."""
+        try:
+            await self._session.redeclare()
+        except TopologyMismatch as error:
+            log.error("events_queue_missing", error=str(error))
+        try:
+            async with self._session.another_publisher() as publisher:
+                confirmation = await publisher.publish(left)
+                await confirmation.done
+                return confirmation
+        except ChannelLost as lost:
+            self._session.raise_if_lost(lost)
+            return None
+
+
+def _written(run: Beginning, rows: RelatedRows) -> bytes | None:
+    """An event as JSON; None if there can be none, or Prefect would drop it."""
+    try:
+        written = dumps(event(run, rows))
+    except Exception:  # the edge: a run that breaks us harms no other
+        log.exception("event_not_written", flow_run_id=str(run.id))
+        return None
+    return written if len(written) + RECEIVED_BYTES <= MAX_EVENT_BYTES else None
