@@ -69,13 +69,10 @@ def url(broker: RabbitMQ, user: str) -> str:
 
 @pytest.mark.parametrize("queue", [setting("prefect-worker", "WORKER_QUEUE"), "flow-runs.create"])
 def test_definitions_declare_what_the_worker_declares(queue: str) -> None:
-    topology = Topology.from_queue_name(queue)
+    topology = Topology.from_queue_name(queue, events=queue.startswith("prefect-"))
     declared = definitions()
     queues = {each["name"]: each for each in declared["queues"]}
-    for name, arguments in (
-        (topology.queue, topology.queue_arguments),
-        (topology.dead_letter_queue, topology.dead_letter_queue_arguments),
-    ):
+    for name, arguments in topology.queues.items():
         assert queues[name]["arguments"] == arguments
         assert queues[name]["durable"] is True
         assert queues[name]["auto_delete"] is False
@@ -89,7 +86,8 @@ async def test_admin_may_declare_over_the_definitions(broker: RabbitMQ) -> None:
     """The broker itself finds that they are the same: another argument would be refused."""
     connection = await aio_pika.connect(url(broker, "admin"))
     for queue in ("flow-runs.create", "prefect-flow-runs.create"):
-        await Topology.from_queue_name(queue).declare(await connection.channel())
+        topology = Topology.from_queue_name(queue, events=queue.startswith("prefect-"))
+        await topology.declare(await connection.channel())
     await connection.close()
 
 
@@ -153,6 +151,8 @@ REFUSED = [
     ("worker", "queue_purge", "flow-runs.create.dead"),
     ("worker", "queue_delete", "flow-runs.create"),
     ("prefect-worker", "basic_get", "flow-runs.create"),
+    ("worker", "basic_consume", "prefect-flow-runs.create.events"),
+    ("prefect-worker", "queue_purge", "prefect-flow-runs.create.dead"),
     ("monitoring", "basic_get", "flow-runs.create"),
 ]
 

@@ -73,6 +73,14 @@ def test_workers_on_prefects_database_make_no_tables() -> None:
     assert "Job" not in {each["kind"] for each in manifests}
 
 
+def test_workers_on_prefects_database_hand_events_over() -> None:
+    manifests = build("overlays/prefect")
+    assert the("ConfigMap", manifests)["data"]["WORKER_PREFECT_API_URL"] == "http://prefect-server:4200/api"
+    (container,) = the("Deployment", manifests)["spec"]["template"]["spec"]["containers"]
+    (login,) = [each for each in container["env"] if each["name"] == "WORKER_PREFECT_API_AUTH_STRING"]
+    assert login["valueFrom"]["secretKeyRef"]["optional"] is True
+
+
 @pytest.mark.parametrize("kustomization", ["base", "overlays/prefect"])
 def test_settings_are_the_workers(kustomization: str) -> None:
     manifests = build(kustomization)
