@@ -55,6 +55,11 @@ class Supervisor:
         self._expected.add(worker.process.pid)
         worker.process.kill()
 
+    async def kill_serving(self, index: int) -> None:
+        """SIGKILL, once it serves; another is started."""
+        await self._serving(index % len(self._workers))
+        self.kill(index)
+
     async def restart(self, index: int) -> int:
         """SIGTERM, and another in its place; returns the exit code."""
         worker = await self._serving(index % len(self._workers))
