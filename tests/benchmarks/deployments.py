@@ -1,12 +1,13 @@
 """``python -m tests.benchmarks.deployments``: requests for runs of a deployment beside requests for
-runs of its flow, in turn on one worker and the database of a Prefect server, with the ratio of each
-round. ``--rounds``, ``--requests``.
+runs of its flow, in turn on one worker and the database of a Prefect server, with the ratios of
+each round. ``--rounds``, ``--requests``.
 
 The deployment has a process pool, a parameter schema that is enforced, and job variables. The runs
 of its flow are SCHEDULED for the same pool, so that both are picked up by its workers.
 """
 
 import argparse
+import resource
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -81,16 +82,28 @@ def _set_up(server: PrefectServer) -> tuple[str, str, str]:
         return flow, f"{name}/{name}", name
 
 
-async def _rate(broker: str, database: str, requests: int, body: Callable[[int], bytes], type_: str) -> float:
-    """Requests served a second by one worker whose queue was filled before it started."""
+async def _measure(
+    broker: str, database: str, requests: int, body: Callable[[int], bytes], type_: str
+) -> tuple[float, float]:
+    """Requests served a second by one worker whose queue was filled before it started; and its CPU
+    for each, its start included, in microseconds.
+    """
     topology = Topology.from_queue_name(f"flow-runs-bench-{uuid4().hex[:8]}.create")
+    before = _cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
         async with open_load(broker, topology, body, type_) as load:
             await load.fill(requests)
             async with Fleet(broker, database, topology.queue, Path(folder)).running() as running:
                 served = await running.watch(load.all_at_once(requests))
+    cpu = (_cpu_seconds() - before) / requests * 1e6
     await tidy(database)
-    return served.replies / served.seconds
+    return served.replies / served.seconds, cpu
+
+
+def _cpu_seconds() -> float:
+    """Of all child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 async def compare(broker: str, database: str, made: tuple[str, str, str], rounds: int, requests: int) -> None:
@@ -130,17 +143,22 @@ async def compare(broker: str, database: str, made: tuple[str, str, str], rounds
         "of a deployment, with job variables": (with_job_variables, FROM_DEPLOYMENT),
     }
     ratios: dict[str, list[float]] = {name: [] for name in kinds}
+    cpu_ratios: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(rounds):
-        rates: dict[str, float] = {}
+        found: dict[str, tuple[float, float]] = {}
         for name, (body, type_) in kinds.items():
             key = uuid4().hex
-            rates[name] = await _rate(broker, database, requests, body, type_)
-            ratios[name].append(rates[name] / rates["of a flow"])
-        print(f"round {number + 1}: " + "; ".join(f"{name} {rate:,.0f}/s" for name, rate in rates.items()))
-    for name, each in ratios.items():
-        print(
-            f"{name}: {statistics.median(each):.2f} of a run of a flow ({min(each):.2f} to {max(each):.2f})"
-        )
+            found[name] = await _measure(broker, database, requests, body, type_)
+            ratios[name].append(found[name][0] / found["of a flow"][0])
+            cpu_ratios[name].append(found[name][1] / found["of a flow"][1])
+        each = (f"{name} {rate:,.0f}/s, {cpu:.0f} us of CPU" for name, (rate, cpu) in found.items())
+        print(f"round {number + 1}: {'; '.join(each)}", flush=True)
+    for what, by_name in (("requests a second", ratios), ("CPU a request", cpu_ratios)):
+        for name, several in by_name.items():
+            print(
+                f"{what}, {name}: {statistics.median(several):.2f} of a run of a flow "
+                f"({min(several):.2f} to {max(several):.2f})"
+            )
 
 
 def main() -> None:
