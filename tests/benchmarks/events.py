@@ -11,6 +11,7 @@ import asyncio
 import json
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -39,8 +40,20 @@ CHUNK = 200
 AWAY = "http://127.0.0.1:9/api"
 
 
-async def serve(broker: RabbitMQ, database_url: str, folder: Path, flow: str, count: int, api: str) -> float:
-    """Requests a second, from the first run to the last acknowledgement."""
+@dataclass(frozen=True)
+class Served:
+    """Requests a second, and the worker's CPU seconds for each."""
+
+    rate: float
+    cpu: float
+
+
+def _cpu(worker: WorkerProcess) -> float:
+    return worker.metric("process_cpu_seconds_total") or 0.0
+
+
+async def serve(broker: RabbitMQ, database_url: str, folder: Path, flow: str, count: int, api: str) -> Served:
+    """A worker's time for so many requests, from the first run to the last acknowledgement."""
     topology = Topology.from_queue_name(f"events-{uuid4().hex[:8]}.create", events=bool(api))
     connection = await aio_pika.connect(broker.url)
     async with connection:
@@ -70,16 +83,17 @@ async def serve(broker: RabbitMQ, database_url: str, folder: Path, flow: str, co
         }
         worker = WorkerProcess(folder / f"{topology.queue}.log", environment)
         try:
-            first = 0.0
+            first = cpu = 0.0
             while True:
                 await asyncio.sleep(0.02)
                 if "serving" not in worker.output:
                     continue
                 served = worker.metric("flow_run_worker_requests_total", outcome="created") or 0
                 if served and not first:
-                    first, before = time.monotonic(), served
+                    first, before, cpu = time.monotonic(), served, _cpu(worker)
                 if served >= count:
-                    return float((count - before) / (time.monotonic() - first))
+                    done = count - before
+                    return Served(done / (time.monotonic() - first), (_cpu(worker) - cpu) / done)
         finally:
             worker.terminate()
 
@@ -127,15 +141,18 @@ async def measure(count: int, rounds: int, taken_in: int) -> None:
     ):
         flow = httpx.post(f"{server.api}/flows/", json={"name": "flow"}, timeout=60).json()["id"]
         server.stop()
-        found: dict[str, list[float]] = {"": [], AWAY: []}
-        for _ in range(rounds):
-            for api, rates in found.items():
+        found: dict[str, list[Served]] = {"": [], AWAY: []}
+        for number in range(rounds):
+            for api in ("", AWAY) if number % 2 else (AWAY, ""):
                 await tidy(server.database_url)
-                rates.append(await serve(broker, server.database_url, Path(folder), flow, count, api))
-        table = Table("worker", "requests a second", "each")
-        for api, rates in found.items():
+                found[api].append(await serve(broker, server.database_url, Path(folder), flow, count, api))
+        table = Table("worker", "requests a second", "each", "CPU a request, µs")
+        for api, served in found.items():
             name = "with events" if api else "without events"
-            table.add_row(name, f"{median(rates):,.0f}", ", ".join(f"{rate:,.0f}" for rate in rates))
+            rates = [each.rate for each in served]
+            each = ", ".join(f"{rate:,.0f}" for rate in rates)
+            cpu = median(each.cpu for each in served) * 1e6
+            table.add_row(name, f"{median(rates):,.0f}", each, f"{cpu:.0f}")
         console.print(table)
         server.start()
         flow = httpx.post(f"{server.api}/flows/", json={"name": "other"}, timeout=60).json()["id"]

@@ -41,8 +41,9 @@ log = structlog.get_logger(__name__)
 # Messages that are held at once. Each has one batch's events, and those of quiet times have one:
 # so that many go together when the API comes back.
 PREFETCH = 20
-# And so many bytes of them go in one request, unless one message alone has more.
-POST_BYTES = 1024 * 1024
+# And so many bytes of them go in one request, unless one message alone has more: nginx, which may
+# stand before the API, takes a megabyte by default.
+POST_BYTES = 512 * 1024
 # Messages that the API does not take for so long go back to the outbox, before the broker's
 # consumer timeout (30 minutes by default) closes the channel over them. Another worker may reach
 # it. Seconds.

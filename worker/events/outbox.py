@@ -168,11 +168,11 @@ class Outbox:
                 log.warning("event_left_out", flow_run_id=str(run.id), bytes=len(written or b""))
                 metrics.events_left_out(1)
                 continue
-            if chunk and (len(chunk) == CHUNK_MAX or size + len(written) > most):
+            if chunk and (len(chunk) == CHUNK_MAX or size + len(written) + len("[]") > most):
                 yield events_message(self._queue, chunk)
                 chunk, size = [], 0
             chunk.append(written)
-            size += len(written) + len(",]")
+            size += len(written) + len(",")
         if chunk:
             yield events_message(self._queue, chunk)
 
