@@ -38,6 +38,8 @@ Measure = Callable[[], Awaitable[float]]
 
 OURS = "worker, PostgreSQL"
 API = "Prefect's HTTP API, PostgreSQL"
+# As the API emits them, this is what to compare it with.
+EVENTS = "worker, a Prefect server's database, with events"
 API_ALONE = "Prefect's HTTP API, one at a time"
 API_HALF = "Prefect's HTTP API, at half of its load"
 # Of the most that the worker serves.
@@ -150,6 +152,11 @@ class Comparison:
                     "worker, a Prefect server's database": lambda: self._rate(
                         self._prefect, flow_id=prefect.flow_id
                     ),
+                    EVENTS: lambda: self._rate(
+                        self._prefect,
+                        flow_id=prefect.flow_id,
+                        settings={"WORKER_PREFECT_API_URL": server.api},
+                    ),
                     "worker, SQLite": lambda: self._rate(None),
                     "first worker, SQLite": lambda: self._rate(None, "first_worker", 0.1),
                 }
@@ -202,11 +209,21 @@ class Comparison:
         return done
 
     async def _rate(
-        self, database: str | None, program: str = "", share: float = 1.0, flow_id: UUID | None = None
+        self,
+        database: str | None,
+        program: str = "",
+        share: float = 1.0,
+        flow_id: UUID | None = None,
+        settings: dict[str, str] | None = None,
     ) -> float:
-        command = [sys.executable, "-m", f"tests.benchmarks.{program}"] if program else []
-        requests = int(self._requests * share)
-        done = await measure(self._broker.url, database, requests=requests, command=command, flow_id=flow_id)
+        done = await measure(
+            self._broker.url,
+            database,
+            requests=int(self._requests * share),
+            command=[sys.executable, "-m", f"tests.benchmarks.{program}"] if program else [],
+            flow_id=flow_id,
+            settings=settings,
+        )
         if database is not None:
             await tidy(database)
         return done.throughput
@@ -236,6 +253,10 @@ def show(comparison: Comparison) -> None:
     for name, rates in comparison.rates.items():
         table.add_row(name, _spread(rates, 0), _spread(_ratios(ours, rates), 1))
     console.print(table)
+    events = _ratios(comparison.rates[EVENTS], comparison.rates[API])
+    console.print(
+        f"With events, as the API has them, the worker is {_spread(events, 0)} times Prefect's HTTP API."
+    )
     sqlite = _ratios(comparison.rates["worker, SQLite"], comparison.rates["first worker, SQLite"])
     console.print(f"On SQLite the worker is {_spread(sqlite, 1)} times the first worker.")
     latencies, made = comparison.latencies, comparison.measurements

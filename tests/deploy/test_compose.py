@@ -311,7 +311,7 @@ def test_rights_on_prefects_tables(cluster: Cluster) -> None:
     """On tables of the same names; ``tests/conformance`` has a worker with these rights on a
     Prefect server's own.
     """
-    tables = ("flow_run", "flow_run_state", "task_run_state", "task_run", "block_document")
+    tables = ("flow_run", "flow_run_state", "task_run_state", "task_run", "work_queue", "block_document")
     for table in tables:
         assert cluster.psql("prefect", "prefect", "-c", f"CREATE TABLE {table} (id int)").returncode == 0
     granted = cluster.psql("prefect", "prefect", "-f", str(ROOT / "deploy/postgresql/prefect-rights.sql"))
@@ -323,7 +323,7 @@ def test_rights_on_prefects_tables(cluster: Cluster) -> None:
     printed = cluster.psql("postgres", "prefect", "-At", "-F", " ", "-c", query).stdout
     assert {tuple(line.split()) for line in printed.splitlines()} == {
         *((table, "SELECT") for table in tables),
-        *((table, "INSERT") for table in ("flow_run", "flow_run_state", "task_run_state")),
+        *((table, "INSERT") for table in ("flow_run", "flow_run_state", "task_run_state", "work_queue")),
         ("task_run", "UPDATE"),
     }
 
