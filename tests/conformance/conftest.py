@@ -23,20 +23,20 @@ from tests.support.worker_process import WorkerProcess
 OTHER_LIMIT = 300_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prefect(postgresql: PostgreSQL) -> Iterator[PrefectServer]:
     with prefect_server(postgresql.create_database()) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def flow_id(prefect: PrefectServer, worker_queue: str) -> str:
     """A flow of each worker's own, so that the keys of the cases are new to both sides."""
     response = httpx.post(f"{prefect.api}/flows/", json={"name": f"conformance of {worker_queue}"})
     return str(response.json()["id"])
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgresql", "prefect"])
+@pytest.fixture(scope="package", params=["sqlite", "postgresql", "prefect"])
 def worker_queue(
     request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
@@ -131,7 +131,7 @@ async def both(
         yield Both(http, producer, share=share)
 
 
-@pytest.fixture(scope="session", params=["postgresql", "sqlite"])
+@pytest.fixture(scope="package", params=["postgresql", "sqlite"])
 def shared(
     request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shared]:

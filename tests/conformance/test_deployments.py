@@ -398,7 +398,7 @@ async def test_a_message_finds_its_run_whatever_has_become_of_the_deployment(
     assert (await deployments.request(request, message_id=uuid4().hex)).status == 404
 
 
-@pytest.mark.parametrize("shared", ["postgresql"], indirect=True, scope="session")
+@pytest.mark.parametrize("shared", ["postgresql"], indirect=True, scope="package")
 async def test_without_the_right_to_make_a_queue_that_request_alone_is_refused(
     deployments: Deployments, amqp_url: str
 ) -> None:

@@ -212,7 +212,7 @@ async def test_prefects_own_queries_find_it(both: Both) -> None:
 
 
 # A copy of the file is enough to see how a database is checked.
-on_a_file = pytest.mark.parametrize("shared", ["sqlite"], indirect=True, scope="session")
+on_a_file = pytest.mark.parametrize("shared", ["sqlite"], indirect=True, scope="package")
 
 
 @pytest.fixture
