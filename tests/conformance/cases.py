@@ -160,7 +160,7 @@ def _fields() -> Iterator[Case]:
             "flow_id": "x",
             "tags": 1,
             "state": {"type": "x"},
-            "colour": "red",
+            "no_such_field": "red",
             "empirical_policy": {"retries": "x"},
         },
     )

@@ -208,7 +208,7 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("a label beyond 64 bits", raw_request(b'"labels": {"a": -9223372036854775809}'), 201),
     # Objects
     Hostile("the same key again and again", filled(b'{"flow_id": 1, ', b'"name": 1, ', b'"name": "a", "flow_id": "%s"}' % FLOW_ID.encode()), 201),
-    Hostile("an unknown field", request(colour="red"), 422),
+    Hostile("an unknown field", request(no_such_field="red"), 422),
     Hostile("names that mean something elsewhere", request(parameters={"__proto__": 1, "$ref": "#", "__class__": {}}), 201),
     Hostile("SQL in every text", request(name="'; DROP TABLE flow_run; --", tags=["$1", "%s", ":a", "?"], idempotency_key='<id>"\\\''), 201),
     Hostile("text that steers a terminal", request(name="\x1b[2J\u202e\r\n\x07", tags=["\x7f\u2028"]), 201),

@@ -163,7 +163,7 @@ class Load:
         identity: str | None = None
         message_id = None
         if chance < 0.05:
-            body["colour"] = "red"
+            body["no_such_field"] = "red"
         elif chance < 0.2:
             # Known again by its message id; the name is for us to find the run.
             identity = message_id = body["name"] = f"message-{correlation_id}"

@@ -121,7 +121,7 @@ async def one_by_one(url: str, queue: str, workers: Workers) -> None:
         )
 
         try:
-            await client.request({"flow_id": "not-a-uuid", "colour": "red"})
+            await client.request({"flow_id": "not-a-uuid", "no_such_field": "red"})
         except FlowRunRefused as refused:
             console.print(
                 f"[yellow]{refused.status}[/] a request that is refused: {refused.errors[0]['msg']}"
@@ -157,7 +157,7 @@ async def many(url: str, queue: str) -> Table:
                 "parameters": {"number": number},
             }
             if number % MALFORMED == MALFORMED // 2:
-                body["colour"] = "red"
+                body["no_such_field"] = "red"
             sent[number] = time.perf_counter()
             yield body
 

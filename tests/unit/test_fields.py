@@ -4,8 +4,12 @@ to the request's model alone fails here, each test for the place where it is mis
 
 import dataclasses
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
 
 import typer
 
@@ -19,7 +23,7 @@ from worker.contract.deployment_request import CreateFlowRunFromDeployment
 from worker.contract.flow_run import FlowRun
 from worker.contract.record import FlowRunRecord, encode_record
 from worker.contract.request import CreateFlowRun
-from worker.store import tables
+from worker.store import migrations, tables
 
 FIELDS = CreateFlowRun.model_fields.keys()
 OF_A_DEPLOYMENT = CreateFlowRunFromDeployment.model_fields.keys()
@@ -57,8 +61,17 @@ def test_record_is_written_as_its_model_says() -> None:
 
 
 def test_table_has_every_column_of_a_row() -> None:
-    columns = {field.name for field in dataclasses.fields(FlowRun)} - FROM_OTHER_TABLES
-    assert {column.name for column in tables.flow_run.columns} == columns
+    """In the row's order: a row that is read becomes a ``FlowRun`` by place."""
+    columns = [each.name for each in dataclasses.fields(FlowRun) if each.name not in FROM_OTHER_TABLES]
+    assert [column.name for column in tables.flow_run.columns] == columns
+
+
+async def test_migrations_make_every_column(tmp_path: Path) -> None:
+    file = tmp_path / "runs.db"
+    await migrations.upgrade(f"sqlite+aiosqlite:///{file}")
+    with closing(sqlite3.connect(file)) as connection:
+        made = {row[1] for row in connection.execute("PRAGMA table_info(flow_run)")}
+    assert made == {column.name for column in tables.flow_run.columns}
 
 
 def test_client_takes_every_field() -> None:
@@ -77,6 +90,12 @@ def test_schema_describes_every_field() -> None:
     for schema, fields in (("create-flow-run", FIELDS), ("create-flow-run-from-deployment", OF_A_DEPLOYMENT)):
         properties = schemas()[schema]["properties"]
         assert {name for name in properties if "description" in properties[name]} == fields
+
+
+def test_schemas_that_are_delivered_are_those_of_the_models() -> None:
+    folder = resources.files("worker.contract") / "schemas"
+    for name, schema in schemas().items():
+        assert json.loads((folder / f"{name}.schema.json").read_text()) == schema
 
 
 def test_every_field_is_compared_with_prefect() -> None:
