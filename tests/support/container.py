@@ -326,7 +326,10 @@ class Container:
 
     def _mounts(self, mounts: Sequence[Mount], rights: Rights) -> str:
         """The part of the set-up that is this container's own, as shell commands."""
+        # First, as what is mounted next may be in one of them: this checkout may be below /tmp.
         lines = []
+        for target in rights.tmpfs:
+            lines += [f'mkdir -p "$root{target}"', f'mount -t tmpfs -o mode=1777 tmpfs "$root{target}"']
         for path in self._image.shared:
             lines += [f'mkdir -p "$root{path}"', f'mount --rbind {shlex.quote(str(path))} "$root{path}"']
             # Who may not look into root's home is to find what is shared from there.
@@ -345,8 +348,6 @@ class Container:
             lines.append(f'mount --bind {source} "$target"')
             if mount.read_only:
                 lines.append('mount -o remount,bind,ro "$target"')
-        for target in rights.tmpfs:
-            lines += [f'mkdir -p "$root{target}"', f'mount -t tmpfs -o mode=1777 tmpfs "$root{target}"']
         return "\n".join(lines) + "\n"
 
     def _confined(self, user: str, environment: Mapping[str, str], rights: Rights) -> list[str]:
