@@ -114,13 +114,6 @@ class Load:
         """How many requests have no reply yet."""
         return len(self.requests) - sum(1 for each in self.requests if each in self.replies)
 
-    async def served(self, seconds: float = 300.0) -> None:
-        """Wait until one more request is answered."""
-        before = len(self.replies)
-        async with asyncio.timeout(seconds):
-            while len(self.replies) == before:
-                await asyncio.sleep(0.05)
-
     async def settled(self, seconds: float = 300.0) -> None:
         """Wait until each request has a reply; raises TimeoutError."""
         async with asyncio.timeout(seconds):

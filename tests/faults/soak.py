@@ -51,7 +51,7 @@ async def soak(
         started = time.monotonic()
         if fault.seen:
             # A worker that is still on its way back from the last one would not notice this one.
-            await scene.load.served()
+            await scene.workers.all_serve()
         seen = scene.workers.logged(fault.seen) if fault.seen else 0
         happening = asyncio.create_task(fault.happens(scene))
         try:

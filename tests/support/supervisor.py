@@ -98,6 +98,12 @@ class Supervisor:
         """In how many lines of all logs this stands."""
         return sum(log.read_text().count(event) for log in self._folder.glob("worker-*.log"))
 
+    async def all_serve(self) -> None:
+        """Wait until each worker has a session."""
+        async with asyncio.timeout(300):
+            while not all(_serves(worker.output) for worker in self._workers):
+                await asyncio.sleep(0.1)
+
     def last_lines(self, count: int = 15) -> str:
         """The ends of all logs, the newest worker's last."""
         logs = sorted(self._folder.glob("worker-*.log"), key=lambda log: log.stat().st_ctime)
@@ -139,6 +145,13 @@ def _refused_at_start(worker: WorkerProcess) -> bool:
         worker.process.returncode == 1
         and "refuses" in worker.output[-2000:]
         and not any(event in worker.output for event in ("session_lost", "broker_away", "stored"))
+    )
+
+
+def _serves(log: str) -> bool:
+    """Whether a worker's last word of its session is that it serves."""
+    return log.rfind("serving") > max(
+        map(log.rfind, ("session_lost", "broker_away", "deliveries_handed_back"))
     )
 
 
