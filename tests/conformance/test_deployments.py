@@ -398,6 +398,26 @@ async def test_a_message_finds_its_run_whatever_has_become_of_the_deployment(
     assert (await deployments.request(request, message_id=uuid4().hex)).status == 404
 
 
+async def test_a_pattern_without_end_stops_nobody_else(deployments: Deployments) -> None:
+    """A small request and a large one that would be checked for ever, in one batch with others."""
+    schema = {"type": "object", "properties": {"x": {"pattern": "^(a+)+$"}}}
+    setup = Setup({"enforce_parameter_schema": True}, schema=schema)
+    endless = await deployments.new(setup, f"endless-{uuid4().hex[:8]}")
+    bare, _ = await deployments.twins("bare")
+    endless_text, fitting = "a" * 60 + "!", "a" * 60
+    bodies: list[dict[str, Any]] = [
+        {"deployment_id": bare.id},
+        {"deployment_id": endless.id, "parameters": {"x": endless_text}},
+        {"deployment_id": endless.id, "parameters": {"x": endless_text, "y": "z" * 20_000}},
+        {"deployment_id": endless.id, "parameters": {"x": fitting, "y": "z" * 20_000}},
+        {"deployment_id": bare.id},
+    ]
+    sent = [await deployments.both.producer.publish(body, type=TYPE) for body in bodies]
+    replies = await deployments.both.producer.replies_to(sent)
+    assert [reply.status for reply in replies] == [201, 409, 409, 201, 201]
+    assert "it takes more than 1.0 seconds" in replies[1].headers["x-error"]
+
+
 @pytest.mark.parametrize("shared", ["postgresql"], indirect=True, scope="package")
 async def test_without_the_right_to_make_a_queue_that_request_alone_is_refused(
     deployments: Deployments, amqp_url: str

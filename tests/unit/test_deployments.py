@@ -304,3 +304,24 @@ def test_a_template_that_is_no_schema_is_told_each_time() -> None:
 )
 def test_a_new_queue_has_the_first_free_priority(taken: list[int], free: int) -> None:
     assert free_priority(taken) == free
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        # Each character more takes twice the time: these 60 would take thousands of years.
+        ({"properties": {"x": {"pattern": "^(a+)+$"}}}, "a" * 60 + "!"),
+        # 5,000 objects that can't be sorted are compared with each other.
+        ({"properties": {"x": {"uniqueItems": True}}}, [{"a": number} for number in range(5000)]),
+    ],
+)
+def test_a_check_without_end_is_ended_and_the_next_is_made(schema: dict[str, Any], value: Any) -> None:
+    ready = Schema(schema)
+    with pytest.raises(Invalid, match=r"it takes more than 1\.0 seconds"):
+        ready.check({"x": value})
+    ready.check({"x": "aaa"})
+
+
+def test_a_large_request_is_checked_for_longer() -> None:
+    with pytest.raises(Invalid, match=r"more than 2\.0 seconds"):
+        Schema({"pattern": "^(a+)+$"}).check("a" * 60 + "!", size=50_000)

@@ -49,13 +49,14 @@ def run_of_deployment(
     """
     request = unresolved.request
     body = request.body
+    size = request.size + deployment.size
     parameters = hydrate(merged_parameters(unresolved, deployment), variables)
     enforced = body.enforce_parameter_schema
     if deployment.enforce_parameter_schema if enforced is None else enforced:
-        _check_parameters(parameters, deployment.parameter_schema)
+        _check_parameters(parameters, deployment.parameter_schema, size)
     if deployment.job_template is not None:
         job_template(deployment.job_template).check_blocks(blocks)
-        check_job_variables(deployment.job_template, deployment.job_variables, body.job_variables)
+        check_job_variables(deployment.job_template, deployment.job_variables, body.job_variables, size)
     if body.work_queue_name and deployment.queue is None:
         raise NoWorkPool(body.work_queue_name, deployment.id)
     run = run_row(
@@ -87,11 +88,11 @@ def run_of_deployment(
     return NewRun(request, run, added=deployment.size)
 
 
-def _check_parameters(parameters: dict[str, Any], schema: str | None) -> None:
+def _check_parameters(parameters: dict[str, Any], schema: str | None, size: int) -> None:
     if schema is None:
         raise ParametersRefused(_NO_SCHEMA)
     try:
-        _schema(schema).check(parameters)
+        _schema(schema).check(parameters, size)
     except Invalid as wrong:
         raise ParametersRefused(f"Error creating flow run: {wrong}") from None
     except Unusable as wrong:

@@ -66,8 +66,11 @@ class JobTemplate:
                 all_fit = False
         return Schema(variables, none_for_default=True, required=all_fit, given=self._references)
 
-    def check(self, *variables: Any) -> None:
+    def check(self, *variables: Any, size: int = 0) -> None:
         """Check variables, each over the one before it and all over the defaults.
+
+        Args:
+            size: as of :meth:`Schema.check`.
 
         Raises:
             JobVariablesRefused: they don't fit.
@@ -81,7 +84,7 @@ class JobTemplate:
                 for each in variables:
                     if isinstance(each, dict):
                         together |= each
-                self._schema.check(together)
+                self._schema.check(together, size)
         except Invalid as wrong:
             raise JobVariablesRefused(f"Error creating flow run: {wrong}") from None
         except Unusable as wrong:
@@ -100,18 +103,21 @@ def job_template(text: str) -> JobTemplate:
     return JobTemplate(text)
 
 
-def check_job_variables(template: str, of_deployment: str | None, of_request: dict[str, Any] | None) -> None:
+def check_job_variables(
+    template: str, of_deployment: str | None, of_request: dict[str, Any] | None, size: int = 0
+) -> None:
     """Check the job variables of a run.
 
     Args:
         template: JSON; a pool's base job template.
         of_deployment: JSON; the deployment's job variables.
+        size: of the request, as for :meth:`Schema.check`.
 
     Raises:
         JobVariablesRefused, SchemaRefused: as :meth:`JobTemplate.check` does.
     """
     if of_request or not _fits_alone(template, of_deployment):
-        job_template(template).check(_read(of_deployment), of_request)
+        job_template(template).check(_read(of_deployment), of_request, size=size)
 
 
 @lru_cache(maxsize=DEPLOYMENTS_MAX)

@@ -11,6 +11,8 @@ from jsonschema.exceptions import best_match
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from worker.deployments.time_limit import TimeIsUp, within
+
 
 class Invalid(Exception):
     """What is checked does not fit, in Prefect's words."""
@@ -21,6 +23,13 @@ class Unusable(Exception):
 
 
 CIRCULAR = "Invalid schema: Unable to validate schema with circular references."
+
+# CPU seconds that a check may take: a pattern may take for ever with a text that nearly matches,
+# and uniqueItems with many objects. Meanwhile the worker does nothing else.
+CHECK_SECONDS = 1.0
+# And so many more for each byte of what is checked: the library goes through small values at some
+# 10 us each, and the smallest have two bytes. Four times that, for a slower machine.
+CHECK_SECONDS_PER_BYTE = 20e-6
 
 # What a schema that is none leads to, in the library and in the mending: it is not written for it.
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError)
@@ -69,14 +78,24 @@ class Schema:
             schema, format_checker=Draft202012Validator.FORMAT_CHECKER, **arguments
         )
 
-    def check(self, value: Any) -> None:
+    def check(self, value: Any, size: int = 0) -> None:
         """Check a value. Formats, such as that of a date, are not looked at.
 
+        Args:
+            size: of the value as JSON, in bytes, where it may be large: so long it may take.
+
         Raises:
-            Invalid: it does not fit; the most telling reason.
+            Invalid: it does not fit; the most telling reason. Or this takes too long to say.
             Unusable: the schema refers to itself without end.
         """
-        error = self._first(self._validator, value)
+        seconds = CHECK_SECONDS + size * CHECK_SECONDS_PER_BYTE
+        try:
+            error = within(seconds, lambda: self._first(self._validator, value))
+        except TimeIsUp:
+            raise Invalid(
+                f"Validation failed. Failure reason: it takes more than {seconds:.1f} seconds; "
+                "a pattern in the schema may, or uniqueItems"
+            ) from None
         if error is not None:
             path = error.json_path
             field = "" if path == "$" else f" for field {path.replace('$.', '')!r}"

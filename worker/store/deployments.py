@@ -3,7 +3,9 @@ turns these requests into runs.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -22,8 +24,11 @@ from worker.store.prefect import Row, block_document
 # A request of more bytes is checked in a thread, since that may take seconds: jsonschema goes
 # through 500 KB of small values at some 10 us each.
 LARGE = 16 * 1024
-# Checking holds the event loop; so many requests at a time keep it to a few milliseconds.
-AT_A_TIME = 50
+# Checking holds the event loop; so many seconds at a time.
+HELD_SECONDS = 0.005
+# What may take for ever in a schema. It is checked in the main thread, which alone can be
+# interrupted (``within``).
+_ENDLESS = re.compile('"(?:pattern(?:Properties)?|uniqueItems)"')
 
 
 class DeploymentLookup(Protocol):
@@ -66,14 +71,25 @@ async def resolve_deployments(
             return refusal.with_traceback(None)
 
     runs: list[NewRun | Refusal] = []
+    since = monotonic()
     for each in requested:
-        if isinstance(each, UnresolvedRun) and each.request.size > LARGE:
+        if _takes_a_thread(each, deployments):
             runs.append(await asyncio.to_thread(resolved, each))
             continue
         runs.append(resolved(each))
-        if len(runs) % AT_A_TIME == 0:
+        if monotonic() - since > HELD_SECONDS:
             await asyncio.sleep(0)
+            since = monotonic()
     return runs
+
+
+def _takes_a_thread(requested: Requested, deployments: Mapping[UUID | tuple[str, str], Deployment]) -> bool:
+    if not isinstance(requested, UnresolvedRun) or requested.request.size <= LARGE:
+        return False
+    deployment = deployments.get(_which(requested))
+    return deployment is not None and not any(
+        _ENDLESS.search(text) for text in (deployment.parameter_schema, deployment.job_template) if text
+    )
 
 
 def _which(unresolved: UnresolvedRun) -> UUID | tuple[str, str]:
