@@ -334,7 +334,7 @@ async def test_a_deployment_that_is_not_there_is_named(deployments: Deployments)
 
 
 async def test_a_batch_of_both_kinds_makes_each_run_once(deployments: Deployments, shared: Shared) -> None:
-    """Duplicates by key and by message, refusals, and a new queue, of many deployments at once."""
+    """Duplicates by key and by message, refusals, and new queues, of many deployments at once."""
     both = deployments.both
     twins = [*(await deployments.twins("bare")), *(await deployments.twins("full"))]
     of_flow = {"flow_id": twins[0].flow_id, "idempotency_key": "shared"}
@@ -351,7 +351,7 @@ async def test_a_batch_of_both_kinds_makes_each_run_once(deployments: Deployment
             (of_flow, {}) if number % 2 else (of_deployment, {"type": TYPE}),
             ({"deployment_id": str(uuid4())}, {"type": TYPE}),
             ({"flow_id": str(uuid4())}, {}),
-            ({"deployment_id": twins[2].id, "work_queue_name": queue}, {"type": TYPE}),
+            ({"deployment_id": twins[2].id, "work_queue_name": f"{queue}-{number % 3}"}, {"type": TYPE}),
         ]
     # Of the same bytes and properties but for the reply, which goes by the correlation id.
     sent = [
@@ -376,7 +376,8 @@ async def test_a_batch_of_both_kinds_makes_each_run_once(deployments: Deployment
     ]
     assert all(sorted(statuses)[-1] == 201 and statuses.count(201) == 1 for statuses in runs.values())
     queues = (await both.prefect("POST", f"/work_pools/{twins[2].pool}/queues/filter", json={})).json()
-    assert [each["name"] for each in queues].count(queue) == 1
+    made = [each["name"] for each in queues if each["name"].startswith(queue)]
+    assert sorted(made) == [f"{queue}-{number}" for number in range(3)]
     assert len({each["priority"] for each in queues}) == len(queues)
 
 

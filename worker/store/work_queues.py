@@ -2,6 +2,7 @@
 there, as Prefect's endpoint does.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
@@ -38,12 +39,17 @@ async def fill_work_queues(lookup: Lookup, database: Database, runs: Sequence[Ne
     rows = await lookup.rows(work_queue.c.work_pool_id, {run.work_pool_id for run in lacking})
     queues: dict[tuple[UUID | None, str | None], UUID | Refusal]
     queues = {(row["work_pool_id"], row["name"]): row["id"] for row in rows}
+    priorities: dict[UUID | None, list[int]] = defaultdict(list)
+    for row in rows:
+        priorities[row["work_pool_id"]].append(row["priority"])
     refused: dict[UUID, Refusal] = {}
     for run in lacking:
         key = run.work_pool_id, run.work_queue_name
         if key not in queues:
-            priorities = [row["priority"] for row in rows if row["work_pool_id"] == run.work_pool_id]
-            queues[key] = await _make(database, run, free_priority(priorities))
+            taken = priorities[run.work_pool_id]
+            priority = free_priority(taken)
+            queues[key] = await _make(database, run, priority)
+            taken.append(priority)  # a batch may want several
         queue = queues[key]
         if isinstance(queue, Refusal):
             refused[run.id] = queue
