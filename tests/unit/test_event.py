@@ -8,9 +8,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from tests.support.requests import FLOW_ID, request
+from worker.contract.encoding import dumps
 from worker.contract.flow_run import FlowRun
 from worker.contract.related import Related, RelatedRows
-from worker.events.event import MAX_STATE_MESSAGE, Beginning, event, references, shortened
+from worker.events.event import MAX_STATE_MESSAGE, Beginning, event, lightened, references, shortened
 from worker.events.outbox import YOUNG, Found
 
 FLOW = UUID(FLOW_ID)
@@ -94,6 +95,20 @@ def test_of_a_run_that_moved_on_the_first_state_is_told() -> None:
     assert found["id"] == first.id
     assert found["resource"]["prefect.run-count"] == "0"
     assert found["payload"]["validated_state"] == {"type": "PENDING", "name": "Pending", "message": "first"}
+
+
+def test_a_run_waits_small_and_its_event_is_the_same() -> None:
+    large = {f"{number}": [{}] for number in range(10_000)}
+    fields = {"parameters": large, "context": large, "tags": [f"{number}" for number in range(10_000)]}
+    run = replace(new(**fields), labels=large, job_variables=large)
+    assert run.state is not None
+    light = lightened(run)
+    assert len(dumps(light)) < 5000
+    beginning = Beginning.of_found(light, run.state)
+    assert event(beginning, ROWS) == event(Beginning.of_found(run, run.state), ROWS) == said(run)
+    tags = [each for each in said(run)["related"] if each["prefect.resource.role"] == "tag"]
+    assert tags[0]["prefect.resource.id"] == "prefect.tag.0"
+    assert len(dumps(beginning)) < 5000
 
 
 @pytest.mark.parametrize(

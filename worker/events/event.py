@@ -3,7 +3,7 @@ as Prefect's ``models/events.py`` has it. Pure; sends nothing and reads nothing.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -72,7 +72,7 @@ class Beginning:
             id=run.id,
             name=run.name,
             run_count=run_count,
-            tags=run.tags or (),
+            tags=_first_tags(run),
             created_by=run.created_by,
             flow_id=run.flow_id,
             deployment_id=run.deployment_id,
@@ -86,6 +86,20 @@ class Beginning:
             timestamp=state.timestamp.astimezone(UTC),
             pause_reschedule=bool(state.state_details.get("pause_reschedule")),
         )
+
+
+def lightened(run: FlowRun) -> FlowRun:
+    """A run that :meth:`Beginning.of_found` makes the same of, without what may be large."""
+    return replace(
+        run,
+        parameters={},
+        context={},
+        empirical_policy={},
+        tags=_first_tags(run),
+        labels=None,
+        job_variables=None,
+        state=None,
+    )
 
 
 def references(runs: Iterable[Beginning]) -> References:
@@ -174,6 +188,11 @@ def _related(run: Beginning, rows: RelatedRows) -> list[dict[str, str]]:
         for tag in sorted(tags)[:room]
     ]
     return [*named, *tagged, *creator]
+
+
+def _first_tags(run: FlowRun) -> list[str]:
+    """Those that can be in the event: it has the first ones of all that its rows have."""
+    return sorted(set(run.tags or ()))[:MAX_RELATED]
 
 
 def _rows(run: Beginning, rows: RelatedRows) -> Iterator[tuple[str, Related]]:

@@ -21,7 +21,7 @@ from worker.contract.encoding import dumps
 from worker.contract.errors import Fault
 from worker.contract.flow_run import FlowRun, FlowRunState
 from worker.contract.related import References, RelatedRows
-from worker.events.event import MAX_EVENT_BYTES, RECEIVED_BYTES, Beginning, event, references
+from worker.events.event import MAX_EVENT_BYTES, RECEIVED_BYTES, Beginning, event, lightened, references
 from worker.mailbox import Mailbox
 from worker.observability import metrics
 
@@ -72,6 +72,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
+    """Waits for as long as the database or the outbox does, beside its deliveries: it is small."""
+
     new: Sequence[Beginning]
     found: Sequence[FlowRun]
     recorded: "asyncio.Future[None]"
@@ -104,7 +106,9 @@ class Outbox:
         beginnings = {run.id: each for run in new if (each := Beginning.of_new(run)) is not None}
         now = datetime.now(UTC)
         again = {
-            each.run.id: each.run for each in found if each.run.id not in beginnings and each.needs_event(now)
+            each.run.id: lightened(each.run)
+            for each in found
+            if each.run.id not in beginnings and each.needs_event(now)
         }
         if not (beginnings or again):
             return None
