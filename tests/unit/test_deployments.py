@@ -195,6 +195,20 @@ def test_why_a_kind_has_no_value_is_told(value: Any, reason: str) -> None:
     assert reason in str(refused.value)
 
 
+def test_what_variables_add_to_a_run_is_counted() -> None:
+    """So that a statement is bounded: 1,000 references are 60 KB, and what they stand for 5 MB."""
+    unresolved = requested_run(
+        decoded(
+            deployment_name="flow/name",
+            parameters={"x": [kind("workspace_variable", variable_name="v")] * 1000},
+        ),
+        NOW,
+    )
+    assert isinstance(unresolved, UnresolvedRun)
+    made = run_of_deployment(unresolved, DEPLOYMENT, variables={"v": "a" * 5000}, blocks={})
+    assert made.added > 5_000_000
+
+
 def test_parameters_without_a_kind_are_not_copied() -> None:
     parameters = {"a": [[{}]] * 3}
     assert hydrate(parameters, {}) is parameters

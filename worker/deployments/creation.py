@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic_core import from_json
 
+from worker.contract.encoding import dumps
 from worker.contract.errors import NoWorkPool, ParametersRefused, SchemaRefused
 from worker.contract.state import StateCreate, StateType
 from worker.creation import NewRun, UnresolvedRun, run_row
@@ -50,7 +51,8 @@ def run_of_deployment(
     request = unresolved.request
     body = request.body
     size = request.size + deployment.size
-    parameters = hydrate(merged_parameters(unresolved, deployment), variables)
+    merged = merged_parameters(unresolved, deployment)
+    parameters = hydrate(merged, variables)
     enforced = body.enforce_parameter_schema
     if deployment.enforce_parameter_schema if enforced is None else enforced:
         _check_parameters(parameters, deployment.parameter_schema, size)
@@ -85,7 +87,9 @@ def run_of_deployment(
         run.work_pool_id, run.work_pool_name = queue.pool_id, queue.pool_name
         if body.work_queue_name in (None, "", queue.name):
             run.work_queue_id, run.pool_queue_name = queue.id, queue.name
-    return NewRun(request, run, added=deployment.size)
+    # A variable of some kilobytes may stand for each few bytes of the request.
+    added = deployment.size if parameters is merged else len(dumps(parameters))
+    return NewRun(request, run, added)
 
 
 def _check_parameters(parameters: dict[str, Any], schema: str | None, size: int) -> None:
