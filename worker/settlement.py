@@ -363,7 +363,7 @@ class Settlement:
             (each,) = left
             reason = "the broker closes the channel over it"
             self._unroutable(each.answer, each.answer.delivery.message.reply_to, reason)
-            self._settle([each.answer], rejected=each.answer.refused is not None)
+            self._settle_all([replace(each, rejected=each.answer.refused is not None)])
 
     def _settle_all(self, settled: Sequence[_Due]) -> None:
         if answers := [each.answer for each in settled if not each.rejected]:

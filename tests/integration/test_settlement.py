@@ -14,6 +14,8 @@ from tests.support.rabbitmq import RabbitMQ
 from worker import settlement
 from worker.broker.delivery import Delivery
 from worker.broker.session import Session
+from worker.broker.topology import Topology
+from worker.observability import metrics
 from worker.observability.traces import Traces
 from worker.settlement import Answer, Settlement
 
@@ -108,6 +110,41 @@ async def test_a_reply_that_nobody_takes_is_given_up_and_the_dead_letter_is_not(
     assert (await producer.replies_to([good]))[0].status == 201
     assert len(await producer.dead_letters(3)) == 3
     assert await left(session, producer) == 0
+
+
+async def test_a_reply_over_which_the_broker_closes_the_channel_is_given_up_and_the_event_is_not(
+    amqp_url: str, queue: str, fast_path: bool, producer: Producer, rabbitmq: RabbitMQ
+) -> None:
+    """Its queue is full, so that it goes out on a channel of its own; by then it is too large."""
+    full = await producer.channel.declare_queue(
+        f"{queue}.full", exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
+    )
+    topology = Topology.from_queue_name(queue, events=True)
+    session = await Session.open(amqp_url, topology, name="test", fast_path=fast_path)
+    await producer.publish({}, reply_to=full.name)
+    # RabbitMQ 3.10's place, and 4's.
+    limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
+    try:
+        (delivery,) = await taken(session, 1)
+        recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answer = Answer(delivery, 201, b"x" * 20_000, run_id=uuid4(), recorded=recorded)
+        async with asyncio.timeout(180), asyncio.TaskGroup() as tasks:
+            tasks.create_task(session.consumer.acknowledger.run())
+            settling = Settlement(session, tasks, Traces())
+            given_up = metrics.replies_unroutable._value.get()
+            await settling.settle([answer])
+            rabbitmq.ctl("eval", limit.format(8000))  # before the confirm is read
+            while metrics.replies_unroutable._value.get() == given_up:
+                await asyncio.sleep(0.05)
+            assert session.consumer.in_flight.bytes > 0
+            recorded.set_result(None)
+            await settling.finish()
+            session.consumer.acknowledger.close()
+        assert session.consumer.in_flight.bytes == 0
+    finally:
+        rabbitmq.ctl("eval", limit.format(134217728))
+        await session.close()
+        await producer.channel.queue_delete(topology.events_queue)
 
 
 async def test_one_answer_that_hangs_holds_up_no_other_acknowledgement(
