@@ -514,6 +514,7 @@ async def test_the_clients_and_the_command_line_start_a_deployment(
     assert "flow_id" in both_kinds.err
 
 
+@pytest.mark.parametrize("shared", ["postgresql"], indirect=True, scope="package")
 @pytest.mark.skipif(not shutil.which("npm"), reason="no Node.js here")
 async def test_a_deployment_that_node_starts_by_its_name_is_executed(
     both: Both, shared: Shared, amqp_url: str, tmp_path: Path

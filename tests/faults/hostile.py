@@ -37,7 +37,7 @@ from worker.store import Store
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 LIMIT = 1_048_576
-BATCH = 8
+BATCH = 4
 # So many messages are published in one transaction with the broker.
 COMMIT_EVERY = 100
 # In a property: the name of the request queue.
@@ -384,10 +384,10 @@ def _unchecked(given: dict[str, Any]) -> spec.Basic.Properties:
 
 
 def messages(corpus: Sequence[Hostile], queue: str, reply_to: str) -> Iterator[Sent]:
-    """A good one, then of each hostile one eight groups in which it stands at one place after the
+    """A good one, then of each hostile one four groups in which it stands at one place after the
     other.
 
-    Each group has eight that reach the database, so that each is one batch.
+    Each group has four that reach the database, so that each is one batch.
     """
     yield Sent("first", None, "", frames("first", GOOD, None, queue, reply_to))
     for number, hostile in enumerate(corpus):
@@ -488,7 +488,7 @@ async def serve(
     """Publish the corpus among good requests to a worker, and see what becomes of each.
 
     The database is locked until all of them are decoded, so that every batch after the first is one
-    of eight, in the order of the queue; the worker's log shows that they were.
+    of four, in the order of the queue; the worker's log shows that they were.
     """
     await prepare(database_url)
     rows = [Row(hostile) for hostile in corpus]
