@@ -4,6 +4,7 @@ bounded.
 
 import asyncio
 import random
+from contextlib import suppress
 
 LONGEST = 10.0  # seconds
 
@@ -26,10 +27,20 @@ class Backoff:
         self.tries += 1
         return random.uniform(ceiling / 2, ceiling)
 
-    async def sleep(self) -> None:
-        """Wait for the next delay."""
-        await asyncio.sleep(self.next_delay())
+    async def sleep(self, until: asyncio.Event | None = None) -> None:
+        """Wait for the next delay, or until an event is set."""
+        if until is None:
+            await asyncio.sleep(self.next_delay())
+        else:
+            await pause(self.next_delay(), until)
 
     def reset(self) -> None:
         """Start again from the first delay."""
         self.tries = 0
+
+
+async def pause(seconds: float, until: asyncio.Event) -> None:
+    """Wait for so many seconds, or until an event is set."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await until.wait()

@@ -119,7 +119,7 @@ class Service:
             except Fault as fault:
                 metrics.database_away(str(fault))
                 log.warning("database_away", error=str(fault), tries=backoff.tries + 1)
-                await self._pause(backoff)
+                await backoff.sleep(self._stopping)
             else:
                 metrics.database_here()
                 return store
@@ -151,7 +151,7 @@ class Service:
                 self._traces.lost()
             if session.consumer.consumed:
                 backoff = Backoff(first=REOPEN_SECONDS)
-            await self._pause(backoff)
+            await backoff.sleep(self._stopping)
             await self._until_database_answers(store, pipeline.failing)
 
     async def _open_session(self, backoff: Backoff) -> Session | None:
@@ -174,7 +174,7 @@ class Service:
             # Once it let us in: a limit of connections, a right or a password for a moment.
             metrics.broker_away(str(error))
             log.warning("broker_away", error=str(error), tries=backoff.tries + 1)
-            await self._pause(backoff)
+            await backoff.sleep(self._stopping)
             return None
 
     async def _serve(self, session: Session, store: Store, pipeline: Pipeline) -> None:
@@ -238,7 +238,7 @@ class Service:
                 await (store.ping() if trial is None else store.try_writing(trial))
             except Fault as fault:
                 metrics.database_away(str(fault))
-                await self._pause(backoff)
+                await backoff.sleep(self._stopping)
             else:
                 metrics.database_here()
                 return
@@ -256,13 +256,6 @@ class Service:
             return None
         finally:
             stopping.cancel()
-
-    async def _pause(self, backoff: Backoff) -> None:
-        try:
-            async with asyncio.timeout(backoff.next_delay()):
-                await self._stopping.wait()
-        except TimeoutError:
-            pass
 
 
 def _note_blocked(reason: str | None) -> None:

@@ -21,6 +21,7 @@ import uvloop
 
 from tests.benchmarks.database import tidy
 from tests.conformance.prefect_server import PrefectServer
+from tests.conformance.shared import PROCESS_TEMPLATE
 from tests.support.postgresql import PostgreSQL
 from tests.support.rabbitmq import RabbitMQ
 from worker.bench.fleet import Fleet
@@ -38,21 +39,6 @@ SCHEMA = {
     },
     "required": ["number"],
 }
-# As `prefect work-pool create --type process` makes it, as far as a worker checks it.
-TEMPLATE = {
-    "job_configuration": {"command": "{{ command }}", "env": "{{ env }}", "working_dir": "{{ working_dir }}"},
-    "variables": {
-        "type": "object",
-        "properties": {
-            "command": {"type": "string"},
-            "env": {"type": "object", "additionalProperties": {"type": "string"}},
-            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
-            "name": {"type": "string"},
-            "stream_output": {"type": "boolean", "default": True},
-            "working_dir": {"type": "string"},
-        },
-    },
-}
 
 
 def _set_up(server: PrefectServer) -> tuple[str, str, str]:
@@ -66,7 +52,7 @@ def _set_up(server: PrefectServer) -> tuple[str, str, str]:
 
         name = f"bench-{uuid4().hex[:8]}"
         flow = post("/flows/", {"name": name})["id"]
-        post("/work_pools/", {"name": name, "type": "process", "base_job_template": TEMPLATE})
+        post("/work_pools/", {"name": name, "type": "process", "base_job_template": PROCESS_TEMPLATE})
         fields = {
             "name": name,
             "flow_id": flow,

@@ -1,4 +1,4 @@
-"""A Prefect server and a worker beside it, for the whole session."""
+"""A Prefect server and a worker beside it, for all tests of this folder."""
 
 import json
 from collections.abc import AsyncIterator, Iterator

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,6 +59,16 @@ class Both:
     def __init__(self, http: httpx.AsyncClient, producer: Producer) -> None:
         self.http = http
         self.producer = producer
+
+    @classmethod
+    @asynccontextmanager
+    async def of(cls, shared: "Shared", amqp_url: str) -> "AsyncIterator[Both]":
+        """Both ways to a server and its worker."""
+        async with (
+            httpx.AsyncClient(base_url=shared.server.api, timeout=60) as http,
+            Producer(amqp_url, shared.queue) as producer,
+        ):
+            yield cls(http, producer)
 
     async def prefect(self, method: str, path: str, **request: Any) -> httpx.Response:
         """A request to Prefect's API, as often as it takes.

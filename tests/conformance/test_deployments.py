@@ -37,8 +37,7 @@ from tests.conformance.test_conformance import (
 from tests.support.command import command
 from tests.support.database import execute
 from tests.support.node import NodeProducer
-from tests.support.producer import Producer, Reply
-from tests.support.rabbitmq import RabbitMQ
+from tests.support.producer import Reply
 from worker.client import FlowRunClient, InvalidFlowRun, NotFound
 from worker.client.sync import FlowRunClient as SyncClient
 from worker.contract.deployment_request import CreateFlowRunFromDeployment
@@ -172,12 +171,9 @@ def _make_comparable(body: Any) -> None:
 
 
 @pytest.fixture
-async def both(shared: Shared, rabbitmq: RabbitMQ) -> AsyncIterator[Both]:
-    async with (
-        httpx.AsyncClient(base_url=shared.server.api, timeout=60) as http,
-        Producer(rabbitmq.url, shared.queue) as producer,
-    ):
-        yield Both(http, producer)
+async def both(shared: Shared, amqp_url: str) -> AsyncIterator[Both]:
+    async with Both.of(shared, amqp_url) as both:
+        yield both
 
 
 @pytest.fixture

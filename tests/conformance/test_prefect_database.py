@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
 
 from tests.conformance.cases import CASES
@@ -21,19 +20,14 @@ from tests.conformance.comparison import comparable, differences
 from tests.conformance.prefect_server import VERSION
 from tests.conformance.shared import PROCESS_TEMPLATE, Both, Shared, assert_served, start_process_worker
 from tests.support.command import command
-from tests.support.producer import Producer
-from tests.support.rabbitmq import RabbitMQ
 from worker.contract.errors import Fault
 from worker.store import Store, StoreError, migrations
 
 
 @pytest.fixture
-async def both(shared: Shared, rabbitmq: RabbitMQ) -> AsyncIterator[Both]:
-    async with (
-        httpx.AsyncClient(base_url=shared.server.api, timeout=60) as http,
-        Producer(rabbitmq.url, shared.queue) as producer,
-    ):
-        yield Both(http, producer)
+async def both(shared: Shared, amqp_url: str) -> AsyncIterator[Both]:
+    async with Both.of(shared, amqp_url) as both:
+        yield both
 
 
 async def test_prefect_answers_the_same_and_serves_what_the_reply_said(both: Both) -> None:

@@ -8,15 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
 from sqlalchemy.engine import make_url
 
 from tests.conformance.shared import Both, Shared
 from tests.support.command import command
 from tests.support.database import execute, fetch
-from tests.support.producer import Producer
-from tests.support.rabbitmq import RabbitMQ
 
 # A role that may delete old runs, with the rights that deploy/docs/rights-and-security.md lists.
 PRUNER = (
@@ -27,12 +24,9 @@ PRUNER = (
 
 
 @pytest.fixture
-async def both(shared: Shared, rabbitmq: RabbitMQ) -> AsyncIterator[Both]:
-    async with (
-        httpx.AsyncClient(base_url=shared.server.api, timeout=60) as http,
-        Producer(rabbitmq.url, shared.queue) as producer,
-    ):
-        yield Both(http, producer)
+async def both(shared: Shared, amqp_url: str) -> AsyncIterator[Both]:
+    async with Both.of(shared, amqp_url) as both:
+        yield both
 
 
 async def test_old_runs_go_with_all_that_is_theirs(both: Both, shared: Shared) -> None:

@@ -203,11 +203,7 @@ def dead_letter_copy(
         moved[_original("expiration")] = message.expiration
     if message.user_id not in (None, login) and values.pop("user_id", b""):
         moved[_original("user_id")] = message.user_id
-    reason: dict[str, Any] = {
-        ERROR_STATUS_HEADER: status,
-        ERROR_HEADER: error,
-        FAILED_AT_HEADER: now.isoformat(),
-    }
+    reason = _reason(status, error, now)
     if table := values.get("headers"):
         try:
             kept = props.split_table(table)
@@ -252,14 +248,9 @@ def refused_event(event: bytes, *, queue: str, status: int, error: str, now: dat
     """An event that Prefect's API refuses, as a dead letter; its reason stands in the headers of
     any other.
     """
-    reason = {
-        ERROR_STATUS_HEADER: status,
-        ERROR_HEADER: error[:MAX_ERROR_LINE],
-        FAILED_AT_HEADER: now.isoformat(),
-    }
     values = {
         "content_type": _JSON,
-        "headers": _table(reason),
+        "headers": _table(_reason(status, error[:MAX_ERROR_LINE], now)),
         "delivery_mode": _PERSISTENT_OCTET,
         "message_id": props.short_string(new_message_id()),
         "timestamp": _SECONDS.pack(int(now.timestamp())),
@@ -267,6 +258,11 @@ def refused_event(event: bytes, *, queue: str, status: int, error: str, now: dat
         "app_id": _APP_ID,
     }
     return Publication(queue, props.join(values), event)
+
+
+def _reason(status: int, error: str, now: datetime) -> dict[str, Any]:
+    """The headers by which a dead letter says why it is one."""
+    return {ERROR_STATUS_HEADER: status, ERROR_HEADER: error, FAILED_AT_HEADER: now.isoformat()}
 
 
 def _original(name: str) -> str:

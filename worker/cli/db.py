@@ -196,6 +196,8 @@ async def _delete(
     opened: AbstractAsyncContextManager["Pruning"], total: int, batch: int, pause: float
 ) -> bool:
     """Whether all are deleted; False if that was interrupted."""
+    from worker.backoff import pause as wait
+
     deleted, started = 0, monotonic()
     async with _stop_signals() as stopping, opened as pruning:
         with progress_bar() as progress:
@@ -206,18 +208,10 @@ async def _delete(
                     # Subflows come on top, once their parents are gone.
                     progress.update(bar, completed=deleted, total=max(total, deleted))
                     if pause:
-                        await _wait(stopping, pause)
+                        await wait(pause, stopping)
                     if stopping.is_set():
                         break
             finally:
                 progress.stop()
                 out.print(f"{deleted:,} deleted, in {monotonic() - started:,.1f} s.", highlight=False)
         return not stopping.is_set()
-
-
-async def _wait(stopping: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stopping.wait()
-    except TimeoutError:
-        pass

@@ -102,16 +102,11 @@ class Emitter:
                 except Exception as error:  # the edge: requests are served whatever is wrong here
                     log.exception("emitter_failed")
                     metrics.events_held(repr(error))
-                await self._pause(backoff)
+                await backoff.sleep(self._stopping)
 
     def _wait_for_broker(self, error: Exception) -> None:
         log.warning("events_wait_for_broker", queue=self._topology.events_queue, error=str(error))
         metrics.events_held(f"the broker does not hand them out: {error}")
-
-    async def _pause(self, backoff: Backoff) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(backoff.next_delay()):
-                await self._stopping.wait()
 
     async def _stay(self, api: PrefectAPI, backoff: Backoff) -> None:
         """Consume the outbox and hand over what comes, until the connection ends or we are to
@@ -190,7 +185,7 @@ class Emitter:
                 log.warning("events_held", error=str(away), tries=self._backoff.tries + 1, events=count)
                 if time.monotonic() - since > HOLD_SECONDS:
                     raise _HandedBack from away
-                await self._pause(self._backoff)
+                await self._backoff.sleep(self._stopping)
                 if stay.messages_are_lost or self._stopping.is_set():
                     raise stay.lost from away
             else:
