@@ -2,45 +2,28 @@
 are read or written.
 """
 
+from functools import partial
+
 import sqlalchemy as sa
 
-from worker.store.tables import Json, Text, Timestamp, Uuid
+from worker.store.tables import Json, Text, Timestamp, Uuid, part_of
 
 metadata = sa.MetaData()
+_table = partial(part_of, metadata)
 
-flow = sa.Table("flow", metadata, sa.Column("id", Uuid), sa.Column("name", Text))
-deployment = sa.Table(
+flow = _table("flow", {Uuid: "id", Text: "name"})
+deployment = _table(
     "deployment",
-    metadata,
-    sa.Column("id", Uuid),
-    sa.Column("name", Text),
-    sa.Column("flow_id", Uuid),
-    sa.Column("version", Text),
-    sa.Column("tags", Json),
-    sa.Column("labels", Json),
-    sa.Column("parameters", Json),
-    sa.Column("parameter_openapi_schema", Json),
-    sa.Column("enforce_parameter_schema", sa.Boolean),
-    sa.Column("infra_overrides", Json),
-    sa.Column("infrastructure_document_id", Uuid),
-    sa.Column("work_queue_id", Uuid),
-    sa.Column("work_queue_name", Text),
+    {
+        Uuid: "id flow_id infrastructure_document_id work_queue_id",
+        Text: "name version work_queue_name",
+        Json: "tags labels parameters parameter_openapi_schema infra_overrides",
+        sa.Boolean: "enforce_parameter_schema",
+    },
 )
-work_queue = sa.Table(
+work_queue = _table(
     "work_queue",
-    metadata,
-    sa.Column("id", Uuid),
-    sa.Column("created", Timestamp),
-    sa.Column("updated", Timestamp),
-    sa.Column("name", Text),
-    sa.Column("work_pool_id", Uuid),
-    sa.Column("priority", sa.Integer),
+    {Uuid: "id work_pool_id", Timestamp: "created updated", Text: "name", sa.Integer: "priority"},
 )
-work_pool = sa.Table(
-    "work_pool",
-    metadata,
-    sa.Column("id", Uuid),
-    sa.Column("name", Text),
-    sa.Column("base_job_template", Json),
-)
-variable = sa.Table("variable", metadata, sa.Column("name", Text), sa.Column("value", Json))
+work_pool = _table("work_pool", {Uuid: "id", Text: "name", Json: "base_job_template"})
+variable = _table("variable", {Text: "name", Json: "value"})

@@ -7,6 +7,7 @@ Knows the rules (each named after the one in Prefect), not how a database is ask
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 from warnings import catch_warnings, simplefilter
@@ -20,19 +21,20 @@ from worker.contract.request import CreateFlowRun
 from worker.contract.state import TERMINAL_TYPES, StateType
 from worker.creation import NewRun, uuid7
 from worker.store import deployment_tables
-from worker.store.tables import UNIQUE_INDEX, Json, State, Text, Timestamp, Uuid, flow_run, flow_run_state
+from worker.store.tables import (
+    UNIQUE_INDEX,
+    Json,
+    State,
+    Text,
+    Timestamp,
+    Uuid,
+    flow_run,
+    flow_run_state,
+    part_of,
+)
 
 metadata = sa.MetaData()
-
-
-def _table(name: str, columns: Mapping[Any, str]) -> sa.Table:
-    """A table by its columns' names, a type after the other."""
-    return sa.Table(
-        name,
-        metadata,
-        *(sa.Column(each, type_) for type_, names in columns.items() for each in names.split()),
-    )
-
+_table = partial(part_of, metadata)
 
 # The columns that are read or written, of the tables that are; all are checked before anything is.
 flow = _table("flow", {Uuid: "id", Json: "labels"})

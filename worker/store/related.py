@@ -3,6 +3,7 @@ kind once for all of them, and the state that each began with.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -11,20 +12,17 @@ import sqlalchemy as sa
 from worker.contract.flow_run import FlowRunState
 from worker.contract.related import References, Related, RelatedRows
 from worker.store.statements import Statements
-from worker.store.tables import Json, Text, Uuid, flow_run_state
+from worker.store.tables import Json, Text, Uuid, flow_run_state, part_of
 
 metadata = sa.MetaData()
+_table = partial(part_of, metadata)
 
-
-def _table(name: str, *columns: sa.Column[Any]) -> sa.Table:
-    return sa.Table(name, metadata, sa.Column("id", Uuid), sa.Column("name", Text), *columns)
-
-
-flow = _table("flow", sa.Column("tags", Json))
-deployment = _table("deployment", sa.Column("tags", Json))
-task_run = _table("task_run", sa.Column("tags", Json))
-work_queue = _table("work_queue", sa.Column("work_pool_id", Uuid))
-work_pool = _table("work_pool", sa.Column("type", Text))
+# No more columns than an event says: a look-up reads all of them.
+flow = _table("flow", {Uuid: "id", Text: "name", Json: "tags"})
+deployment = _table("deployment", {Uuid: "id", Text: "name", Json: "tags"})
+task_run = _table("task_run", {Uuid: "id", Text: "name", Json: "tags"})
+work_queue = _table("work_queue", {Uuid: "id work_pool_id", Text: "name"})
+work_pool = _table("work_pool", {Uuid: "id", Text: "name type"})
 
 # Asks the database for the rows of a query with these values.
 Query = Callable[[sa.Select[Any], Sequence[Sequence[Any]]], Awaitable[Sequence[Any]]]

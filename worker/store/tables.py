@@ -5,6 +5,7 @@ One definition serves both databases, the migrations of a database of our own, a
 Prefect server's.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -51,6 +52,16 @@ Timestamp = sa.TIMESTAMP(timezone=True).with_variant(NaiveUtc(), "sqlite")
 Json = postgresql.JSONB(none_as_null=True).with_variant(sqlite.JSON(none_as_null=True), "sqlite")
 State = sa.Enum(*(state.value for state in StateType), name=STATE_TYPE)
 Text = sa.String()
+
+
+def part_of(metadata: sa.MetaData, name: str, columns: Mapping[Any, str]) -> sa.Table:
+    """A table of Prefect's, as far as it is read or written: its columns' names by their types."""
+    return sa.Table(
+        name,
+        metadata,
+        *(sa.Column(each, type_) for type_, names in columns.items() for each in names.split()),
+    )
+
 
 flow_run = sa.Table(
     "flow_run",
