@@ -62,7 +62,7 @@ class Both:
 
     @classmethod
     @asynccontextmanager
-    async def of(cls, shared: "Shared", amqp_url: str) -> "AsyncIterator[Both]":
+    async def at(cls, shared: "Shared", amqp_url: str) -> "AsyncIterator[Both]":
         """Both ways to a server and its worker."""
         async with (
             httpx.AsyncClient(base_url=shared.server.api, timeout=60) as http,

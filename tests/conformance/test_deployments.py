@@ -172,7 +172,7 @@ def _make_comparable(body: Any) -> None:
 
 @pytest.fixture
 async def both(shared: Shared, amqp_url: str) -> AsyncIterator[Both]:
-    async with Both.of(shared, amqp_url) as both:
+    async with Both.at(shared, amqp_url) as both:
         yield both
 
 

@@ -26,7 +26,7 @@ from worker.store import Store, StoreError, migrations
 
 @pytest.fixture
 async def both(shared: Shared, amqp_url: str) -> AsyncIterator[Both]:
-    async with Both.of(shared, amqp_url) as both:
+    async with Both.at(shared, amqp_url) as both:
         yield both
 
 

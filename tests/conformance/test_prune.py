@@ -25,7 +25,7 @@ PRUNER = (
 
 @pytest.fixture
 async def both(shared: Shared, amqp_url: str) -> AsyncIterator[Both]:
-    async with Both.of(shared, amqp_url) as both:
+    async with Both.at(shared, amqp_url) as both:
         yield both
 
 
