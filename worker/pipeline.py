@@ -121,7 +121,8 @@ class Pipeline:
                 tasks.create_task(self._session.consumer.consume(self._settings.prefetch))
                 tasks.create_task(self._decode())
                 tasks.create_task(self._create())
-                tasks.create_task(self._settle(Settlement(self._session, tasks, self._traces)))
+                settlement = Settlement(self._session, tasks, self._traces, prefetch=self._settings.prefetch)
+                tasks.create_task(self._settle(settlement))
                 tasks.create_task(self._session.consumer.acknowledger.run())
         finally:
             self._stored_log.close()

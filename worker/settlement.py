@@ -47,6 +47,9 @@ HANGING_SECONDS = 2.0
 GIVEN_UP_SECONDS = 60.0
 # A reply queue that takes nothing holds so many replies at the most; what is beyond is tried once.
 SHARE_OF_PREFETCH = 0.1
+# With a small prefetch it is the share of this one, as far as their sizes allow. What is set aside
+# takes nobody's place.
+LEAST_PREFETCH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +108,14 @@ class Settlement:
         session: where they came from, and where all of this goes.
         tasks: what waits for confirms runs in here, so that its end is everything's end.
         traces: is told when replies go out and when they are settled.
+        prefetch: how many deliveries are to be let in, once the session is on its way.
     """
 
-    def __init__(self, session: Session, tasks: asyncio.TaskGroup, traces: Traces) -> None:
+    def __init__(self, session: Session, tasks: asyncio.TaskGroup, traces: Traces, *, prefetch: int) -> None:
         self._session = session
         self._tasks = tasks
         self._traces = traces
+        self._prefetch = prefetch
         self._dead_letter_queue = session.topology.dead_letter_queue
         self._open = 0
         self._all_settled = asyncio.Event()
@@ -294,7 +299,9 @@ class Settlement:
         if fate is Fate.RETURNED:
             return "no such queue"
         if fate is Fate.REFUSED:
-            share = SHARE_OF_PREFETCH * self._session.consumer.prefetch
+            # Not of the prefetch of now: a session begins with one, and ends with none.
+            fitting = self._session.consumer.in_flight.fitting(max(self._prefetch, LEAST_PREFETCH))
+            share = SHARE_OF_PREFETCH * fitting
             others = self._aside.waiting_for(queue) - (due.answer.delivery.tag in self._aside)
             if waited > REPLY_SECONDS:
                 self._given_up[queue] = monotonic() + GIVEN_UP_SECONDS

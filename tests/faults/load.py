@@ -116,9 +116,13 @@ class Load:
 
     async def settled(self, seconds: float = 300.0) -> None:
         """Wait until each request has a reply; raises TimeoutError."""
-        async with asyncio.timeout(seconds):
-            while self.unanswered:
-                await asyncio.sleep(0.2)
+        try:
+            async with asyncio.timeout(seconds):
+                while self.unanswered:
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            missing = [each for each in self.requests if each not in self.replies]
+            raise TimeoutError(f"{len(missing)} of {len(self.requests)} unanswered, {missing[:5]}") from None
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:

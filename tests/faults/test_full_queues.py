@@ -149,6 +149,34 @@ async def test_leaving_while_dead_letters_wait_gives_their_requests_back(
     assert await timed.depth() == 0
 
 
+async def test_a_reply_queue_that_is_full_for_a_moment_gets_all(
+    start_worker: StartWorker, timed: Timed, sqlite_url: str
+) -> None:
+    """Though one delivery is let in at a time, as at the beginning of each session."""
+    worker = await asyncio.to_thread(start_worker, sqlite_url, prefetch=1)
+    refusing = await timed.channel.declare_queue(
+        f"{timed.queue}.full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+    )
+    try:
+        ids = {await timed.publish({"flow_id": FLOW_ID}, reply_to=refusing.name) for _ in range(5)}
+
+        # The first one's reply is in it.
+        def all_wait() -> bool:
+            return worker.metric("flow_run_worker_in_flight") == len(ids) - 1
+
+        await asyncio.to_thread(wait_until, all_wait, "all wait", 60)
+        came: set[str | None] = set()
+        async with asyncio.timeout(60), refusing.iterator(no_ack=True) as replies:
+            async for reply in replies:
+                came.add(reply.correlation_id)
+                if came == ids:
+                    break
+    finally:
+        await refusing.delete(if_unused=False, if_empty=False)
+    assert "reply_unroutable" not in worker.output
+    assert await asyncio.to_thread(worker.terminate) == 0
+
+
 async def test_a_full_reply_queue_holds_up_nobody_else(
     start_worker: StartWorker, timed: Timed, sqlite_url: str
 ) -> None:

@@ -50,7 +50,7 @@ async def settle(session: Session, *batches: list[Answer]) -> None:
     """Settle batches one after the other, and wait until all of it is done and acknowledged."""
     async with asyncio.timeout(180), asyncio.TaskGroup() as tasks:
         tasks.create_task(session.consumer.acknowledger.run())
-        settling = Settlement(session, tasks, Traces())
+        settling = Settlement(session, tasks, Traces(), prefetch=1000)
         for batch in batches:
             await settling.settle(batch)
         await settling.finish()
@@ -130,7 +130,7 @@ async def test_a_reply_over_which_the_broker_closes_the_channel_is_given_up_and_
         answer = Answer(delivery, 201, b"x" * 20_000, run_id=uuid4(), recorded=recorded)
         async with asyncio.timeout(180), asyncio.TaskGroup() as tasks:
             tasks.create_task(session.consumer.acknowledger.run())
-            settling = Settlement(session, tasks, Traces())
+            settling = Settlement(session, tasks, Traces(), prefetch=1000)
             given_up = metrics.replies_unroutable._value.get()
             await settling.settle([answer])
             rabbitmq.ctl("eval", limit.format(8000))  # before the confirm is read
@@ -156,7 +156,7 @@ async def test_one_answer_that_hangs_holds_up_no_other_acknowledgement(
     deliveries = await taken(session, 20)
     async with asyncio.timeout(180), asyncio.TaskGroup() as tasks:
         tasks.create_task(session.consumer.acknowledger.run())
-        settling = Settlement(session, tasks, Traces())
+        settling = Settlement(session, tasks, Traces(), prefetch=1000)
         with rabbitmq.full(dead, 1):
             for _ in range(100):  # it takes a few more than that
                 with suppress(DeliveryError):

@@ -3,8 +3,8 @@ neither Prefect's API nor SQL.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
@@ -78,6 +78,14 @@ class _Batch:
     found: Sequence[FlowRun]
     recorded: "asyncio.Future[None]"
 
+    def __len__(self) -> int:
+        return len(self.new) + len(self.found)
+
+    def apart(self) -> "Iterator[_Batch]":
+        """Each run by itself."""
+        yield from (replace(self, new=[run], found=[]) for run in self.new)
+        yield from (replace(self, new=[], found=[run]) for run in self.found)
+
 
 class Outbox:
     """Writes the events of stored runs into the outbox queue.
@@ -137,9 +145,12 @@ class Outbox:
             confirmation = await self._session.publisher.publish(publications)
             self._tasks.create_task(self._confirmed(confirmation, batch.recorded, size))
 
-    async def _publications(self, batch: _Batch) -> list[Publication]:
-        """A batch's events as messages. What can't be looked up for a reason that no rule foresees
-        is left out: the runs are there, and their requests must not wait for ever.
+    async def _publications(self, batch: _Batch, tries: int = UNFORESEEN_TRIES) -> list[Publication]:
+        """A batch's events as messages.
+
+        Where rows can't be looked up for a reason that no rule foresees, each run is tried by
+        itself after so many tries. One for which that fails as well is left out: it is there, and
+        its request must not wait for ever.
         """
         backoff = Backoff()
         while True:
@@ -152,10 +163,12 @@ class Outbox:
             except Fault as fault:
                 log.warning("events_wait_for_database", error=str(fault), tries=backoff.tries + 1)
             except Exception:  # the edge, as in the pipeline
-                log.exception("events_look_up_failed")
-                if backoff.tries >= UNFORESEEN_TRIES:
-                    metrics.events_left_out(len(batch.new) + len(batch.found))
-                    return []
+                log.exception("events_look_up_failed", runs=len(batch))
+                if backoff.tries >= tries:
+                    if len(batch) == 1:
+                        metrics.events_left_out(1)
+                        return []
+                    return [each for run in batch.apart() for each in await self._publications(run, tries=0)]
             else:
                 return [each async for each in self._messages(runs, rows)]
             await backoff.sleep()
