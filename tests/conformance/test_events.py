@@ -6,9 +6,10 @@ import asyncio
 import base64
 import json
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,23 @@ async def test_a_redelivered_request_has_the_event_of_the_first_state(
     assert (pending["event"], running["event"]) == ("prefect.flow-run.Pending", "prefect.flow-run.Running")
     assert pending["resource"]["prefect.run-count"] == "0"
     assert pending["occurred"] < running["occurred"]
+
+
+@pytest.mark.parametrize("scene", ["sqlite"], indirect=True, scope="module")
+async def test_a_row_that_cannot_be_read_costs_the_events_of_its_own_runs_alone(
+    events: Events, scene: Scene
+) -> None:
+    unreadable, good = [(await events.post("/flows/", {"name": f"flow-{uuid4()}"}))["id"] for _ in range(2)]
+    with closing(sqlite3.connect(scene.server.database_url.partition(":///")[2], timeout=60)) as file:
+        file.execute("UPDATE flow SET tags = '[' WHERE id = ?", (unreadable,))
+        file.commit()
+        flows = [good, good, unreadable, good]
+        sent = await asyncio.gather(*(events.producer.publish({"flow_id": each}) for each in flows))
+        replies = await events.producer.replies_to(sent)
+        assert {reply.status for reply in replies} == {201}
+        await events.of([reply.body for reply in replies if reply.body["flow_id"] == good])
+        file.execute("UPDATE flow SET tags = '[]' WHERE id = ?", (unreadable,))
+        file.commit()
 
 
 async def test_the_reply_does_not_wait_for_the_outbox_and_the_acknowledgement_does(
