@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import StartWorker
 from tests.faults.faults import TERMINATE
 from tests.integration.conftest import BOTH_WAYS
-from tests.support.database import execute, fetch_runs, locked
+from tests.support.database import alter_system, execute, fetch_runs, locked
 from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
@@ -45,25 +45,29 @@ def rabbitmq() -> Iterator[RabbitMQ]:
 async def read_only(url: str) -> AsyncIterator[None]:
     name = url.rpartition("/")[2]
     await execute(url, f"ALTER DATABASE {name} SET default_transaction_read_only = on", TERMINATE)
-    yield
-    await execute(url, f"ALTER DATABASE {name} RESET default_transaction_read_only", TERMINATE)
+    try:
+        yield
+    finally:
+        await execute(url, f"ALTER DATABASE {name} RESET default_transaction_read_only", TERMINATE)
 
 
 @asynccontextmanager
 async def without_rights(url: str) -> AsyncIterator[None]:
     """Its owner may take its own rights away."""
     await execute(url, "REVOKE INSERT ON flow_run, flow_run_state FROM worker")
-    yield
-    await execute(url, "GRANT INSERT ON flow_run, flow_run_state TO worker")
+    try:
+        yield
+    finally:
+        await execute(url, "GRANT INSERT ON flow_run, flow_run_state TO worker")
 
 
 @asynccontextmanager
 async def no_standby(url: str) -> AsyncIterator[None]:
-    local = "SET synchronous_commit = local"
-    reload = "SELECT pg_reload_conf()"
-    await execute(url, local, "ALTER SYSTEM SET synchronous_standby_names = 'away'", reload)
-    yield
-    await execute(url, local, "ALTER SYSTEM RESET synchronous_standby_names", reload)
+    await alter_system(url, "SET synchronous_standby_names = 'away'")
+    try:
+        yield
+    finally:
+        await alter_system(url, "RESET synchronous_standby_names")
 
 
 WAYS = {"read-only": read_only, "locked": locked, "without rights": without_rights, "no standby": no_standby}

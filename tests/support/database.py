@@ -1,5 +1,6 @@
 """Looks into a database of either kind, and changes one, by its own driver."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -38,6 +39,16 @@ async def execute(url: str, *statements: str) -> None:
             await connection.execute(statement)
     finally:
         await connection.close()
+
+
+async def alter_system(url: str, change: str) -> None:
+    """``ALTER SYSTEM`` of PostgreSQL; returns once all its sessions have been told."""
+    loaded = await fetch(url, "SELECT pg_conf_load_time()")
+    local = "SET synchronous_commit = local"
+    await execute(url, local, f"ALTER SYSTEM {change}", "SELECT pg_reload_conf()")
+    async with asyncio.timeout(60):
+        while await fetch(url, "SELECT pg_conf_load_time()") == loaded:
+            await asyncio.sleep(0.05)
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from tests.support.command import command
-from tests.support.database import execute, fetch_runs
+from tests.support.database import alter_system, execute, fetch_runs
 from tests.support.postgresql import PostgreSQL
 from tests.support.proxy import Proxy
 from tests.support.requests import keyed, request, request_of_deployment
@@ -50,18 +50,14 @@ async def create_at_last(store: Store, runs: Sequence[NewRun], seconds: float = 
                 await asyncio.sleep(0.2)
 
 
-READ_ONLY = {
-    "role": ("ALTER ROLE postgres {}",),
-    "database": ("ALTER DATABASE {database} {}",),
-    "server": ("ALTER SYSTEM {}", "SELECT pg_reload_conf()"),
-}
-
-
-@pytest.mark.parametrize("whose", READ_ONLY)
+@pytest.mark.parametrize("whose", ["ROLE", "DATABASE", "SYSTEM"])
 async def test_connections_that_stayed_read_only_after_a_failover_are_replaced(url: str, whose: str) -> None:
     async def alter(change: str) -> None:
-        database = url.rpartition("/")[2]
-        await execute(url, *(each.format(change, database=database) for each in READ_ONLY[whose]))
+        if whose == "SYSTEM":
+            await alter_system(url, change)
+        else:
+            name = "postgres" if whose == "ROLE" else url.rpartition("/")[2]
+            await execute(url, f"ALTER {whose} {name} {change}")
 
     store = await Store.open(url, migrate=True)
     await store.close()

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.database import execute, fetch, fetch_runs
+from tests.support.database import alter_system, execute, fetch, fetch_runs
 from tests.support.postgresql import PostgreSQL
 from tests.support.requests import keyed, request
 from worker.contract.errors import Fault
@@ -22,24 +22,12 @@ class Standby:
     def __init__(self, url: str) -> None:
         self._url = url
 
-    async def _set(self, statement: str) -> None:
-        await execute(self._url, "SET synchronous_commit = local", statement, "SELECT pg_reload_conf()")
-
     async def go(self) -> None:
-        await self._set("ALTER SYSTEM SET synchronous_standby_names = 'away'")
-        await self._until("away")
+        await alter_system(self._url, "SET synchronous_standby_names = 'away'")
 
     async def come(self) -> None:
         """Nobody waits for it any more: as if it had said that it has all."""
-        await self._set("ALTER SYSTEM RESET synchronous_standby_names")
-        await self._until("")
-
-    async def _until(self, names: str) -> None:
-        async with asyncio.timeout(60):
-            while (await fetch(self._url, "SHOW synchronous_standby_names"))[0] != {
-                "synchronous_standby_names": names
-            }:
-                await asyncio.sleep(0.05)
+        await alter_system(self._url, "RESET synchronous_standby_names")
 
     async def waiting(self) -> list[int]:
         """The processes whose commits wait for it."""
