@@ -13,7 +13,7 @@ from tests.conformance.cases import BROKEN_AT_PREFECT, CASES, FLOW, STATES, Case
 from tests.conformance.comparison import differences
 from tests.conformance.conftest import Answers, Both
 
-GENERATED = int(os.environ.get("WORKER_TEST_GENERATED", "300"))
+GENERATED = int(os.environ.get("WORKER_TEST_GENERATED", "200"))
 
 
 def assert_equal(answers: Answers, body: bytes) -> None:

@@ -318,7 +318,9 @@ def hello(name: str = "nobody") -> str:
 """
 
 
+@pytest.mark.parametrize("shared", ["sqlite"], indirect=True, scope="package")
 async def test_it_executes(both: Both, shared: Shared, tmp_path: Path) -> None:
+    """On PostgreSQL one that Node asks for is executed, in test_deployments.py."""
     (tmp_path / "flows.py").write_text(FLOW)
     pool = f"pool-{uuid4()}"
     await both.post("/work_pools/", {"name": pool, "type": "process", "base_job_template": PROCESS_TEMPLATE})

@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import cycle
 from uuid import uuid4
 
 import pytest
 
 from tests.conftest import StartWorker
 from tests.faults.faults import TERMINATE
-from tests.integration.conftest import BOTH_WAYS
 from tests.support.database import alter_system, execute, fetch_runs, locked
 from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
@@ -25,11 +25,6 @@ REQUESTS = 50
 TIMEOUT = 1000
 # How long the database takes no writes, in seconds: several of those timeouts.
 AWAY = 6.0
-
-
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +81,7 @@ async def worker(url: str, start_worker: StartWorker) -> WorkerProcess:
     return await asyncio.to_thread(start_worker, url.replace("postgres@", "worker@"))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("fast_path", "way"), zip(cycle([True, False]), WAYS, strict=False))
 async def test_each_request_is_delivered_at_most_twice(
     worker: WorkerProcess, rabbitmq: RabbitMQ, queue: str, url: str, way: str
 ) -> None:

@@ -177,6 +177,7 @@ async def test_a_reply_queue_that_is_full_for_a_moment_gets_all(
     assert await asyncio.to_thread(worker.terminate) == 0
 
 
+@pytest.mark.parametrize("fast_path", [True], indirect=True, ids=["fast path"])
 async def test_a_full_reply_queue_holds_up_nobody_else(
     start_worker: StartWorker, timed: Timed, sqlite_url: str
 ) -> None:

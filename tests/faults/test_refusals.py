@@ -18,7 +18,7 @@ from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
 
 # How long a refusal lasts; the worker's pauses are of up to ten seconds.
-SECONDS = 6.0
+SECONDS = 4.0
 PASSWORD = "secret"
 
 
