@@ -31,7 +31,7 @@ _PENDING = StateCreate(type=StateType.PENDING)
 _ZERO = timedelta(0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewRun:
     """A run that is to be created, unless one with its key exists.
 
@@ -46,7 +46,7 @@ class NewRun:
     added: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class UnresolvedRun:
     """A run of a deployment that nobody has looked up yet. What does not depend on the deployment
     is settled, so that each try to create it asks for the same run.

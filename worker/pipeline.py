@@ -64,7 +64,7 @@ class DatabaseAway(Exception):
     """The database stayed away for longer than deliveries can be held."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Request:
     """A delivery that was decoded; ``size`` is what it takes in memory, estimated in bytes."""
 
@@ -73,7 +73,7 @@ class _Request:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Done:
     """What became of a delivery; ``size`` as above, ``recorded`` as in :class:`Answer`."""
 
@@ -192,33 +192,37 @@ class Pipeline:
             for request, outcome in zip(requests, outcomes, strict=True):
                 self._pass_on(request, outcome, recorded)
             metrics.batch(len(requests), seconds)
-            created, existing, refused = (
-                sum(isinstance(outcome, kind) for outcome in outcomes)
-                for kind in (Created, Existing, Refusal)
-            )
-            log.debug(
-                "batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1)
-            )
-            self._stored_log.add(created=created, existing=existing, refused=refused, seconds=seconds)
+            self._log(requests, outcomes, seconds)
             del requests, outcomes  # not held while others are waited for
             await self._done.room(self._max_decoded)
         self._done.close()
         if self._outbox is not None:
             self._outbox.close()
 
+    def _log(self, requests: Sequence[_Request], outcomes: Sequence[Outcome], seconds: float) -> None:
+        created, existing, refused = (
+            sum(isinstance(outcome, kind) for outcome in outcomes) for kind in (Created, Existing, Refusal)
+        )
+        self._stored_log.add(created=created, existing=existing, refused=refused, seconds=seconds)
+        # Asked once a batch: to ask takes as long as to make a record.
+        if not log.is_enabled_for(logging.DEBUG):
+            return
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if not isinstance(outcome, Refusal):
+                log.debug(
+                    "created" if isinstance(outcome, Created) else "existing",
+                    flow_run_id=str(outcome.run.id),
+                    name=outcome.run.name,
+                    idempotency_key=outcome.run.idempotency_key,
+                    message_id=request.delivery.message.message_id,
+                )
+        log.debug("batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1))
+
     def _pass_on(self, request: _Request, outcome: Outcome, recorded: "asyncio.Future[None] | None") -> None:
         delivery = request.delivery
         if isinstance(outcome, Refusal):
             self._refuse(delivery, outcome, request.size)
             return
-        if log.is_enabled_for(logging.DEBUG):
-            log.debug(
-                "created" if isinstance(outcome, Created) else "existing",
-                flow_run_id=str(outcome.run.id),
-                name=outcome.run.name,
-                idempotency_key=outcome.run.idempotency_key,
-                message_id=delivery.message.message_id,
-            )
         if delivery.size > LARGE_BODY:
             delivery = delivery.without_body()
         size = request.size

@@ -52,7 +52,7 @@ SHARE_OF_PREFETCH = 0.1
 LEAST_PREFETCH = 100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """What is to be said to one delivery: a flow run record, or why it is refused.
 
@@ -75,7 +75,7 @@ class Answer:
     recorded: "asyncio.Future[None] | None" = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Due:
     """An answer, and what of it the broker has not confirmed.
 
@@ -217,7 +217,8 @@ class Settlement:
             publications.append(copy)
         size = sum(each.size for each in publications if each.body is not message.body)
         self._session.consumer.in_flight.resize(answer.delivery.tag, len(message.body) + size)
-        return _Due(replace(answer, body=b""), tuple(publications), since=monotonic())
+        answer.body = b""  # a publication has it
+        return _Due(answer, tuple(publications), since=monotonic())
 
     def _reply(self, answer: Answer, now: datetime, size: int | None = None) -> Publication:
         """The reply, or the reason alone where the broker can't carry the whole.

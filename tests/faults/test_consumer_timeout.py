@@ -81,7 +81,7 @@ async def worker(url: str, start_worker: StartWorker) -> WorkerProcess:
     return await asyncio.to_thread(start_worker, url.replace("postgres@", "worker@"))
 
 
-@pytest.mark.parametrize(("fast_path", "way"), zip(cycle([True, False]), WAYS, strict=False))
+@pytest.mark.parametrize(("fast_path", "way"), list(zip(cycle([True, False]), WAYS, strict=False)))
 async def test_each_request_is_delivered_at_most_twice(
     worker: WorkerProcess, rabbitmq: RabbitMQ, queue: str, url: str, way: str
 ) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from worker.contract.message import DELIVERY_COUNT_HEADER, Message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Delivery:
     """One delivery on one channel.
 

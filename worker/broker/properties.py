@@ -3,11 +3,12 @@
 
 Each is read by itself, so that one that can't be read costs no other. And they can be written again
 as they came: a dead letter, and what is sent again from there, has the bytes that its producer
-    sent.
+sent.
 """
 
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import pamqp.decode
@@ -186,6 +187,12 @@ def table_value(value: Any) -> bytes:
     return pamqp.encode.encode_table_value(value)
 
 
+@lru_cache(maxsize=256)
+def _present(flags: int) -> tuple[tuple[str, Callable[[bytes], Any]], ...]:
+    """Names and readers of the properties that are there. One producer's messages have the same."""
+    return tuple((name, read) for flag, name, read in _FIELDS if flags & flag)
+
+
 def _spans(raw: bytes) -> Iterable[tuple[str, Callable[[bytes], Any], int, int]]:
     """Of each property that is there: name, reader, where its value begins and where it ends."""
     try:
@@ -194,9 +201,7 @@ def _spans(raw: bytes) -> Iterable[tuple[str, Callable[[bytes], Any], int, int]]
         while more & _MORE_FLAGS:
             (more,) = _FLAGS.unpack_from(raw, at)
             at += _FLAGS.size
-        for flag, name, read in _FIELDS:
-            if not flags & flag:
-                continue
+        for name, read in _present(flags):
             if read is _short_string:
                 end = at + 1 + raw[at]
             elif read is _table:

@@ -63,7 +63,7 @@ def new_message_id() -> str:
     return f"{_process}.{next(_numbers)}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Publication:
     """One message to publish to a queue by its name.
 

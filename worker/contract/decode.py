@@ -64,7 +64,7 @@ _USED_PROPERTIES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CreateRequest:
     """A request for a run of a flow that has been understood.
 
@@ -84,7 +84,7 @@ class CreateRequest:
     traceparent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DeploymentRequest:
     """A request for a run of a deployment that has been understood.
 

@@ -77,7 +77,7 @@ _WRITTEN_ANEW = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """A message with its AMQP 0-9-1 properties, each None where the producer set none.
 

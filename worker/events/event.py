@@ -26,7 +26,7 @@ RECEIVED_BYTES = 100
 _CREATORS = {"DEPLOYMENT": "deployment", "AUTOMATION": "automation"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Beginning:
     """A run as it began, as far as its event says it: without what may be large and is not in it.
 

@@ -54,7 +54,7 @@ class Lookup(Protocol):
         """The states that runs began with, by the runs' ids; raises Fault."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
     """A run that stood there when it was asked for.
 

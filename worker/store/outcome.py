@@ -6,14 +6,14 @@ from worker.contract.errors import Refusal
 from worker.contract.flow_run import FlowRun
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Created:
     """The run is new."""
 
     run: FlowRun
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Existing:
     """A run of this key exists, and this is how it is now."""
 
