@@ -134,10 +134,11 @@ class Pipeline:
             await self._requests.room(self._max_decoded)
             await self._done.room(self._max_decoded)
             started = monotonic()
+            now = datetime.now(UTC)  # of all that were taken together: a database reads and writes it once
             for delivery in deliveries:
                 size = decoded_size(delivery.message.body)
                 try:
-                    self._requests.put(_Request(delivery, self._new_run(delivery), size))
+                    self._requests.put(_Request(delivery, self._new_run(delivery, now), size))
                 except Refusal as refusal:
                     self._refuse(delivery, refusal, size)
                 except Exception:  # the edge: a message that breaks us harms no other
@@ -148,7 +149,7 @@ class Pipeline:
                 await asyncio.sleep(0)
         self._requests.close()
 
-    def _new_run(self, delivery: Delivery) -> Requested:
+    def _new_run(self, delivery: Delivery, now: datetime) -> Requested:
         message = delivery.message
         traceparent = self._traces.taken(delivery)
         if message.reply_to and not self._may_reply_to(message.reply_to):
@@ -158,7 +159,7 @@ class Pipeline:
             max_body_bytes=self._settings.max_body_bytes,
             max_parameter_size=self._settings.max_parameter_size,
         )
-        return requested_run(request, datetime.now(UTC), traceparent=traceparent or request.traceparent)
+        return requested_run(request, now, traceparent=traceparent or request.traceparent)
 
     def _may_reply_to(self, queue: str) -> bool:
         topology = self._session.topology
