@@ -12,10 +12,10 @@ from worker.pipeline import Pipeline
 original = Pipeline._new_run
 
 
-def deadly(self: Pipeline, delivery: Any) -> Any:
+def deadly(self: Pipeline, delivery: Any, *rest: Any) -> Any:
     if b'"deadly"' in delivery.message.body:
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(self, delivery)
+    return original(self, delivery, *rest)
 
 
 if __name__ == "__main__":
