@@ -51,7 +51,8 @@ def install(version: str) -> Path:
         pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
         for command in (
             [sys.executable, "-m", "venv", "--clear", str(folder)],
-            [*pip, "--no-deps", "--require-hashes", "-r", str(requirements(version))],
+            # Python compiles what is imported.
+            [*pip, "--no-compile", "--no-deps", "--require-hashes", "-r", str(requirements(version))],
         ):
             done = subprocess.run(command, capture_output=True, text=True, timeout=600)
             if done.returncode:

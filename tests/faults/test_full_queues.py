@@ -1,5 +1,6 @@
 """Queues that are full: what they don't take is waited for, or given up, and nobody else waits.
-``-s`` prints how long the others took.
+``-s`` prints how long the others took. (tests/integration/test_settlement.py does without the fast
+path as well.)
 """
 
 import asyncio
@@ -12,7 +13,6 @@ from uuid import uuid4
 import pytest
 
 from tests.conftest import StartWorker
-from tests.integration.conftest import BOTH_WAYS
 from tests.support.database import fetch
 from tests.support.processes import wait_until
 from tests.support.producer import Producer
@@ -22,11 +22,6 @@ from tests.support.worker_process import WorkerProcess
 
 FLOW_ID = str(uuid4())
 BAD, GOOD = 1_300, 20
-
-
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 class Timed(Producer):
@@ -177,7 +172,6 @@ async def test_a_reply_queue_that_is_full_for_a_moment_gets_all(
     assert await asyncio.to_thread(worker.terminate) == 0
 
 
-@pytest.mark.parametrize("fast_path", [True], indirect=True, ids=["fast path"])
 async def test_a_full_reply_queue_holds_up_nobody_else(
     start_worker: StartWorker, timed: Timed, sqlite_url: str
 ) -> None:
