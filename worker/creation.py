@@ -4,7 +4,6 @@ rules. Pure; stores nothing.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -13,6 +12,7 @@ import coolname
 
 from worker.contract.decode import CreateRequest, DeploymentRequest
 from worker.contract.flow_run import FlowRun, FlowRunState
+from worker.contract.immutable import immutable
 from worker.contract.policy import FlowRunPolicy
 from worker.contract.state import TERMINAL_STATES, StateCreate, StateDetails, StateType
 
@@ -31,7 +31,7 @@ _PENDING = StateCreate(type=StateType.PENDING)
 _ZERO = timedelta(0)
 
 
-@dataclass(slots=True)
+@immutable
 class NewRun:
     """A run that is to be created, unless one with its key exists.
 
@@ -46,7 +46,7 @@ class NewRun:
     added: int = 0
 
 
-@dataclass(slots=True)
+@immutable
 class UnresolvedRun:
     """A run of a deployment that nobody has looked up yet. What does not depend on the deployment
     is settled, so that each try to create it asks for the same run.

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 
@@ -22,6 +21,7 @@ from worker.broker.session import Session
 from worker.contract.decode import decode, decoded_size
 from worker.contract.encoding import dumps
 from worker.contract.errors import Fault, Refusal, ReplyToRefused, Unprocessable, encode_error
+from worker.contract.immutable import immutable
 from worker.contract.message import DIRECT_REPLY_TO
 from worker.contract.record import encode_record
 from worker.creation import Requested, UnresolvedRun, requested_run
@@ -64,7 +64,7 @@ class DatabaseAway(Exception):
     """The database stayed away for longer than deliveries can be held."""
 
 
-@dataclass(slots=True)
+@immutable
 class _Request:
     """A delivery that was decoded; ``size`` is what it takes in memory, estimated in bytes."""
 
@@ -73,7 +73,7 @@ class _Request:
     size: int
 
 
-@dataclass(slots=True)
+@immutable
 class _Done:
     """What became of a delivery; ``size`` as above, ``recorded`` as in :class:`Answer`."""
 

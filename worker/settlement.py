@@ -25,6 +25,7 @@ from worker.broker.publisher import Confirmation, Fate
 from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
 from worker.contract.encoding import dumps
+from worker.contract.immutable import immutable
 from worker.observability import metrics
 from worker.observability.traces import Traces
 from worker.set_aside import SetAside
@@ -58,7 +59,7 @@ class Answer:
 
     Attributes:
         status: the HTTP status that Prefect answers.
-        body: the JSON of the record or of the error.
+        body: the JSON of the record or of the error; empty once a publication has it.
         run_id: the run that the record shows; None for a refusal.
         refused: why the request is refused, in a line; its whole message then goes to the dead
             letters as well. None where it is not.
@@ -75,7 +76,7 @@ class Answer:
     recorded: "asyncio.Future[None] | None" = None
 
 
-@dataclass(slots=True)
+@immutable
 class _Due:
     """An answer, and what of it the broker has not confirmed.
 

@@ -2,12 +2,13 @@
 nothing of its content.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from worker.contract.immutable import immutable
 from worker.contract.message import DELIVERY_COUNT_HEADER, Message
 
 
-@dataclass(slots=True)
+@immutable
 class Delivery:
     """One delivery on one channel.
 

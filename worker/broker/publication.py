@@ -5,7 +5,6 @@ sockets.
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from itertools import count
@@ -16,6 +15,7 @@ from pamqp.commands import Basic
 
 from worker.broker import properties as props
 from worker.broker.transport import BODY, CONTENT, CONTENT_CLASS, END, HEAD, HEADER, METHOD
+from worker.contract.immutable import immutable
 from worker.contract.message import (
     DIRECT_REPLY_TO,
     ERROR_HEADER,
@@ -63,7 +63,7 @@ def new_message_id() -> str:
     return f"{_process}.{next(_numbers)}"
 
 
-@dataclass(slots=True)
+@immutable
 class Publication:
     """One message to publish to a queue by its name.
 

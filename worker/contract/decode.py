@@ -5,7 +5,6 @@ exception gets out.
 import base64
 import json
 import re
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
@@ -24,6 +23,7 @@ from .errors import (
     UnsupportedMediaType,
     ValidationRefused,
 )
+from .immutable import immutable
 from .message import FROM_DEPLOYMENT, Message, fingerprint
 from .policy import CreatedBy
 from .request import MAX_PARAMETER_SIZE, CreateFlowRun, limit_to_check
@@ -64,7 +64,7 @@ _USED_PROPERTIES = frozenset(
 )
 
 
-@dataclass(slots=True)
+@immutable
 class CreateRequest:
     """A request for a run of a flow that has been understood.
 
@@ -84,7 +84,7 @@ class CreateRequest:
     traceparent: str | None = None
 
 
-@dataclass(slots=True)
+@immutable
 class DeploymentRequest:
     """A request for a run of a deployment that has been understood.
 

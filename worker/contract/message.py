@@ -5,10 +5,12 @@ broker library.
 import hashlib
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
+
+from .immutable import immutable
 
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 # The type of a message that asks for a run of a deployment. Any other type, or none, says nothing.
@@ -77,7 +79,7 @@ _WRITTEN_ANEW = frozenset(
 )
 
 
-@dataclass(slots=True)
+@immutable
 class Message:
     """A message with its AMQP 0-9-1 properties, each None where the producer set none.
 

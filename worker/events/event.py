@@ -3,12 +3,13 @@ as Prefect's ``models/events.py`` has it. Pure; sends nothing and reads nothing.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from worker.contract.flow_run import FlowRun, FlowRunState
+from worker.contract.immutable import immutable
 from worker.contract.related import References, Related, RelatedRows
 from worker.contract.state import StateType
 
@@ -26,7 +27,7 @@ RECEIVED_BYTES = 100
 _CREATORS = {"DEPLOYMENT": "deployment", "AUTOMATION": "automation"}
 
 
-@dataclass(slots=True)
+@immutable
 class Beginning:
     """A run as it began, as far as its event says it: without what may be large and is not in it.
 

@@ -20,6 +20,7 @@ from worker.broker.topology import TopologyMismatch
 from worker.contract.encoding import dumps
 from worker.contract.errors import Fault
 from worker.contract.flow_run import FlowRun, FlowRunState
+from worker.contract.immutable import immutable
 from worker.contract.related import References, RelatedRows
 from worker.events.event import MAX_EVENT_BYTES, RECEIVED_BYTES, Beginning, event, lightened, references
 from worker.mailbox import Mailbox
@@ -54,7 +55,7 @@ class Lookup(Protocol):
         """The states that runs began with, by the runs' ids; raises Fault."""
 
 
-@dataclass(slots=True)
+@immutable
 class Found:
     """A run that stood there when it was asked for.
 

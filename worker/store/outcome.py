@@ -1,19 +1,18 @@
 """What became of a run that was to be created."""
 
-from dataclasses import dataclass
-
 from worker.contract.errors import Refusal
 from worker.contract.flow_run import FlowRun
+from worker.contract.immutable import immutable
 
 
-@dataclass(slots=True)
+@immutable
 class Created:
     """The run is new."""
 
     run: FlowRun
 
 
-@dataclass(slots=True)
+@immutable
 class Existing:
     """A run of this key exists, and this is how it is now."""
 
