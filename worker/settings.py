@@ -146,7 +146,7 @@ class Settings(BaseSettings):
     max_parameter_size: int = Field(
         MAX_PARAMETER_SIZE,
         ge=0,
-        description="Larger parameters are refused with 422; 0 for no limit but max_body_bytes. As "
+        description="Larger parameters are refused with 422; 0 for no limit but WORKER_MAX_BODY_BYTES. As "
         "PREFECT_SERVER_API_MAX_PARAMETER_SIZE of the Prefect server; bytes.",
     )
     max_message_size: int = Field(
@@ -165,7 +165,7 @@ class Settings(BaseSettings):
         None,
         description="The API of the Prefect server on whose database the worker is, such as "
         "http://prefect:4200/api. With it each new run has the event that the server would emit; it "
-        "demands database_kind prefect.",
+        "demands WORKER_DATABASE_KIND=prefect.",
     )
     prefect_api_auth_string: str | None = Field(
         None, repr=False, description="The server's PREFECT_SERVER_API_AUTH_STRING, if it has one."

@@ -24,7 +24,7 @@ def comparable(answer: Any, now: datetime) -> Any:
     if answer["state"] is not None:
         assert answer["state"]["state_details"]["flow_run_id"] == answer["id"]
         timestamp = _instant(answer["state"]["timestamp"])
-        assert timestamp <= _instant(answer["created"]) <= _instant(answer["updated"]) + timedelta(seconds=1)
+        assert timestamp <= _instant(answer["created"]) <= _instant(answer["updated"]) + _NOW
     replaced = _replaced(answer, now, ())
     expected = answer["expected_start_time"]
     if (

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.support.processes import Server, ServerFailed, ServerProcess, answers, free_ports, wait_until
 
+ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 SERVER = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
 
 
@@ -107,6 +108,9 @@ class RabbitMQ(Server):
             "RABBITMQ_ENABLED_PLUGINS_FILE": self._write("enabled_plugins", f"[{','.join(plugins)}].\n"),
             "RABBITMQ_PID_FILE": str(self._folder / "pid"),
             "RABBITMQ_DIST_PORT": str(self._distribution),
+            # The node's and rabbitmqctl's own port, which would be open to other machines.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ON_LOOPBACK,
+            "RABBITMQ_CTL_ERL_ARGS": ON_LOOPBACK,
             "ERL_EPMD_PORT": str(self._port_mapper_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }

@@ -4,7 +4,7 @@
 
 from typing import Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
 
 from worker.settings import PREFIX, Settings
@@ -68,9 +68,12 @@ def _values(field: FieldInfo) -> str:
         return "`true`, `false`"
     if annotation not in (int, float):
         return "text"
+    above = next((each.gt for each in field.metadata if isinstance(each, Gt)), None)
     low = next((each.ge for each in field.metadata if isinstance(each, Ge)), None)
     high = next((each.le for each in field.metadata if isinstance(each, Le)), None)
     kind = "whole number" if annotation is int else "number"
+    if above is not None:
+        return f"{kind}, above {above}"
     return f"{kind}, {low} to {high}" if high is not None else f"{kind}, from {low}"
 
 
