@@ -185,8 +185,10 @@ class Publisher:
             )
         except DeliveryError:
             confirmation.answer(index, Fate.REFUSED)
-        except CONNECTION_EXCEPTIONS:
-            pass  # the channel's end is told to all of them
+        except Exception as error:
+            # The channel's end is told to all of them; aiormq has a bare Exception for it as well.
+            if not isinstance(error, CONNECTION_EXCEPTIONS) and not self._channel.is_closed:
+                raise
         else:
             # One that came back was told before, by its basic.return.
             confirmation.answer(index, Fate.CONFIRMED)
