@@ -89,6 +89,8 @@ class PrefectServer:
         self.url = f"http://127.0.0.1:{port}"
         self.api = f"{self.url}/api"
         self.environment = {
+            # Runs that are overdue would get another state while they are compared.
+            "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
             "PATH": f"{self._bin}:{os.environ.get('PATH', '')}",
             "HOME": str(self._folder),
             "PREFECT_HOME": str(self._folder),
