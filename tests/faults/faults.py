@@ -328,9 +328,15 @@ async def table_locked(scene: Scene) -> None:
 @fault("statement timeout", seen="statement timeout", only="postgresql")
 async def statement_timeout(scene: Scene) -> None:
     name = scene.database_url.rpartition("/")[2]
+    before = scene.workers.logged("statement timeout")
     await scene.sql(f"ALTER DATABASE {name} SET statement_timeout = 1", TERMINATE, database="postgres")
     async with _table_locked(scene):
         await asyncio.sleep(1.5)
+        # On a busy machine workers take their time to come to it.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(60):
+                while scene.workers.logged("statement timeout") == before:
+                    await asyncio.sleep(0.2)
     await scene.sql(f"ALTER DATABASE {name} RESET statement_timeout", TERMINATE, database="postgres")
 
 
