@@ -89,14 +89,14 @@ class PrefectServer:
         self.url = f"http://127.0.0.1:{port}"
         self.api = f"{self.url}/api"
         self.environment = {
-            # Runs that are overdue would get another state while they are compared.
-            "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
             "PATH": f"{self._bin}:{os.environ.get('PATH', '')}",
             "HOME": str(self._folder),
             "PREFECT_HOME": str(self._folder),
             "PREFECT_API_URL": self.api,
             "PREFECT_API_DATABASE_CONNECTION_URL": database_url,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # Runs that are overdue would get another state while they are compared.
+            "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
             # Longer than any test waits: a connection that is closed while a request is under way
             # to it is an error.
             "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "600",

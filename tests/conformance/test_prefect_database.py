@@ -318,7 +318,7 @@ def hello(name: str = "nobody") -> str:
 """
 
 
-@pytest.mark.parametrize("shared", ["sqlite"], indirect=True, scope="package")
+@on_a_file
 async def test_it_executes(both: Both, shared: Shared, tmp_path: Path) -> None:
     """On PostgreSQL one that Node asks for is executed, in test_deployments.py."""
     (tmp_path / "flows.py").write_text(FLOW)

@@ -75,9 +75,6 @@ async def test_a_request_that_ends_the_process_ends_in_the_dead_letters_and_the_
 ) -> None:
     """The requests around it lose few of their deliveries, since a suspect is served alone."""
     await _declare(rabbitmq.url, queue)
-    # The lower of two limits counts.
-    policy = ("set_policy", "fewer", f"^{queue}$", f'{{"delivery-limit":{LIMIT}}}', "--apply-to", "queues")
-    await asyncio.to_thread(rabbitmq.ctl, *policy)
     good = [await producer.publish({"flow_id": FLOW_ID, "name": f"good-{number}"}) for number in range(30)]
     await producer.publish({"flow_id": FLOW_ID, "name": "deadly"})
     good += [
@@ -91,26 +88,28 @@ async def test_a_request_that_ends_the_process_ends_in_the_dead_letters_and_the_
     }
     deaths = 0
     dead_letters = 0
-    async with asyncio.timeout(300):
-        while not dead_letters:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "tests.faults.deadly_worker"),
-                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-                cwd=tmp_path,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-            try:
-                while process.returncode is None and not dead_letters:
-                    await asyncio.sleep(0.05)
-                    dead_letters = await producer.depth(f"{queue}.dead")
-                if dead_letters:
-                    replies = await producer.replies_to(good)
-            finally:
-                if process.returncode is None:
-                    process.terminate()
-                code = await process.wait()
-            if code == -signal.SIGKILL:
-                deaths += 1
+    # The lower of two limits counts.
+    with rabbitmq.policy(queue, delivery_limit=LIMIT):
+        async with asyncio.timeout(300):
+            while not dead_letters:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "tests.faults.deadly_worker"),
+                    env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                    cwd=tmp_path,
+                    stderr=asyncio.subprocess.DEVNULL,
+                )
+                try:
+                    while process.returncode is None and not dead_letters:
+                        await asyncio.sleep(0.05)
+                        dead_letters = await producer.depth(f"{queue}.dead")
+                    if dead_letters:
+                        replies = await producer.replies_to(good)
+                finally:
+                    if process.returncode is None:
+                        process.terminate()
+                    code = await process.wait()
+                if code == -signal.SIGKILL:
+                    deaths += 1
     assert LIMIT <= deaths <= LIMIT + 1
     assert {reply.status for reply in replies} <= {200, 201}
     (letter,) = await producer.dead_letters(1)
@@ -119,7 +118,6 @@ async def test_a_request_that_ends_the_process_ends_in_the_dead_letters_and_the_
     assert await producer.depth() == 0
     assert await producer.depth(f"{queue}.dead") == 0
     assert len(await fetch_runs(sqlite_url)) == len(good)
-    await asyncio.to_thread(rabbitmq.ctl, "clear_policy", "fewer")
 
 
 async def _declare(url: str, queue: str) -> None:

@@ -2,13 +2,14 @@
 what else runs here.
 """
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,15 +170,19 @@ class RabbitMQ(Server):
         return done.stdout
 
     @contextmanager
-    def full(self, queue: str, length: int) -> Iterator[None]:
-        """A queue takes no more than about so many messages within, by a policy."""
-        limit = f'{{"max-length":{length},"overflow":"reject-publish"}}'
-        policy = f"full-{queue}"
-        self.ctl("set_policy", policy, f"^{re.escape(queue)}$", limit, "--apply-to", "queues")
+    def policy(self, queue: str, **definition: int | str) -> Iterator[None]:
+        """A queue has a policy within; ``_`` stands for ``-`` in the names of its definition."""
+        name = f"policy-{queue}"
+        text = json.dumps({key.replace("_", "-"): value for key, value in definition.items()})
+        self.ctl("set_policy", name, f"^{re.escape(queue)}$", text, "--apply-to", "queues")
         try:
             yield
         finally:
-            self.ctl("clear_policy", policy)
+            self.ctl("clear_policy", name)
+
+    def full(self, queue: str, length: int) -> AbstractContextManager[None]:
+        """A queue takes no more than about so many messages within."""
+        return self.policy(queue, max_length=length, overflow="reject-publish")
 
     def close(self) -> None:
         """End the node and its port mapper, and remove the folder."""

@@ -15,7 +15,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
 
-from worker.broker.connection import ChannelLost
+from worker.broker.connection import ChannelLost, lost_with
 from worker.broker.properties import join
 from worker.broker.publication import Publication, WrittenProperties
 from worker.broker.transport import Connection
@@ -180,15 +180,14 @@ class Publisher:
     async def _publish(self, confirmation: Confirmation, index: int, publication: Publication) -> None:
         message = _Written(publication)
         try:
-            await self._channel.default_exchange.publish(
-                message, routing_key=publication.queue, mandatory=publication.mandatory
-            )
-        except DeliveryError:
-            confirmation.answer(index, Fate.REFUSED)
-        except Exception as error:
-            # The channel's end is told to all of them; aiormq has a bare Exception for it as well.
-            if not isinstance(error, CONNECTION_EXCEPTIONS) and not self._channel.is_closed:
-                raise
+            with lost_with(self._channel):
+                await self._channel.default_exchange.publish(
+                    message, routing_key=publication.queue, mandatory=publication.mandatory
+                )
+        except ChannelLost as lost:
+            if isinstance(lost.__cause__, DeliveryError):
+                confirmation.answer(index, Fate.REFUSED)
+            # else: the channel's end is told to all of them
         else:
             # One that came back was told before, by its basic.return.
             confirmation.answer(index, Fate.CONFIRMED)
