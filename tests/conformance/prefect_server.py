@@ -5,8 +5,6 @@ is given.
 import fcntl
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Self
 import httpx
 import pytest
 
+from tests.support import packages
 from tests.support.processes import ServerProcess, free_ports
 
 # The reference. To move it: this line, then `make reference`.
@@ -37,7 +36,7 @@ def install(version: str) -> Path:
     """The folder of its programs; made at the first call, and when its requirements have changed.
 
     Raises:
-        PrefectMissing: pip fails.
+        PrefectMissing: it fails.
     """
     folder = ROOT / ".cache" / f"prefect-{version}"
     digest = sha256(requirements(version).read_bytes()).hexdigest()
@@ -48,15 +47,11 @@ def install(version: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if installed.exists() and installed.read_text() == digest:
             return folder / "bin"
-        pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
-        for command in (
-            [sys.executable, "-m", "venv", "--clear", str(folder)],
-            # Python compiles what is imported.
-            [*pip, "--no-compile", "--no-deps", "--require-hashes", "-r", str(requirements(version))],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            if done.returncode:
-                raise PrefectMissing(f"{' '.join(command)}:\n{done.stderr[-2000:]}")
+        packages.make_environment(folder)
+        try:
+            packages.install(requirements(version), python=folder / "bin" / "python")
+        except packages.InstallFailed as failed:
+            raise PrefectMissing(str(failed)) from failed
         installed.write_text(digest)
     return folder / "bin"
 

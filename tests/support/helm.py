@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from tests.support import packages
 from tests.support.worker_process import ROOT
 
 CHART = ROOT / "deploy/helm/flow-run-worker"
@@ -41,7 +42,7 @@ def install() -> Path:
     """The folder of the library; made at the first call, and when its version has changed.
 
     Raises:
-        HelmMissing: pip fails.
+        HelmMissing: it fails.
     """
     folder = ROOT / ".cache/helm"
     installed = folder / "installed"
@@ -52,13 +53,10 @@ def install() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if installed.exists() and installed.read_text() == digest:
             return folder
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]
-        options = ["--target", str(folder), "--no-deps", "--require-hashes", "--only-binary", ":all:"]
-        done = subprocess.run(
-            [*pip, *options, "-r", str(REQUIREMENTS)], capture_output=True, text=True, timeout=600
-        )
-        if done.returncode:
-            raise HelmMissing(done.stderr[-2000:])
+        try:
+            packages.install(REQUIREMENTS, "--target", str(folder), "--upgrade", "--only-binary", ":all:")
+        except packages.InstallFailed as failed:
+            raise HelmMissing(str(failed)) from failed
         installed.write_text(digest)
     return folder
 
