@@ -26,31 +26,16 @@ from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
 from worker.contract.encoding import dumps
 from worker.contract.immutable import immutable
+from worker.giving_up import LEAST_PREFETCH, GivingUp
 from worker.observability import metrics
 from worker.observability.traces import Traces
 from worker.set_aside import SetAside
 
 log = structlog.get_logger(__name__)
 
-# For how long, in seconds, a reply is published again that the broker refuses, before the requester
-# is given up as one whose queue is gone: a replicated reply queue whose node died has another
-# leader by then, also on a machine that is busy (tests/faults/test_cluster.py needed more than 10).
-# And as long is waited for a confirm while the broker confirms later ones: not the broker is slow,
-# but this queue has no majority.
-REPLY_SECONDS = 25.0
-# And this long where nothing went out later: before the broker closes the channel over a delivery
-# that is held (30 minutes).
-LONE_REPLY_SECONDS = 600.0
 # Confirms mostly come within milliseconds. One that hangs (a reply queue without a majority) must
 # not hold up the acknowledgement of its neighbours for longer than this many seconds.
 HANGING_SECONDS = 2.0
-# Once replies to a queue were given up, the next ones are tried once, for so many seconds.
-GIVEN_UP_SECONDS = 60.0
-# A reply queue that takes nothing holds so many replies at the most; what is beyond is tried once.
-SHARE_OF_PREFETCH = 0.1
-# With a small prefetch it is the share of this one, as far as their sizes allow. What is set aside
-# takes nobody's place.
-LEAST_PREFETCH = 100
 
 
 @dataclass(slots=True)
@@ -125,8 +110,7 @@ class Settlement:
         self._publishing_again = False
         self._aside = SetAside()
         self._records_events = session.topology.events
-        # Queues whose replies were given up, until when.
-        self._given_up: dict[str, float] = {}
+        self._giving_up = GivingUp()
 
     async def settle(self, answers: Sequence[Answer]) -> None:
         """Publish what the answers need; tasks of their own then wait for the confirms.
@@ -296,23 +280,15 @@ class Settlement:
         return verdicts
 
     def _reason_to_give_up(self, due: _Due, queue: str, confirmation: Confirmation, index: int) -> str | None:
-        waited = monotonic() - due.since
-        fate = confirmation.fates[index]
-        if fate is Fate.RETURNED:
-            return "no such queue"
-        if fate is Fate.REFUSED:
-            # Not of the prefetch of now: a session begins with one, and ends with none.
-            fitting = self._session.consumer.in_flight.fitting(max(self._prefetch, LEAST_PREFETCH))
-            share = SHARE_OF_PREFETCH * fitting
-            others = self._aside.waiting_for(queue) - (due.answer.delivery.tag in self._aside)
-            if waited > REPLY_SECONDS:
-                self._given_up[queue] = monotonic() + GIVEN_UP_SECONDS
-            elif self._given_up.get(queue, 0.0) < monotonic() and others < share:
-                return None
-            return "the broker does not take it"
-        if waited > LONE_REPLY_SECONDS or (waited > REPLY_SECONDS and confirmation.overtaken(index)):
-            return "the broker does not confirm it"
-        return None
+        in_flight = self._session.consumer.in_flight
+        return self._giving_up.reason(
+            queue,
+            confirmation.fates[index],
+            waited=monotonic() - due.since,
+            overtaken=confirmation.overtaken(index),
+            others=self._aside.waiting_for(queue) - (due.answer.delivery.tag in self._aside),
+            prefetch=in_flight.fitting(max(self._prefetch, LEAST_PREFETCH)),
+        )
 
     def _publish_later(self, due: _Due, verdicts: Sequence[_Verdict]) -> None:
         missing = tuple(

@@ -11,7 +11,7 @@ from aio_pika.exceptions import DeliveryError
 from tests.integration.conftest import BOTH_WAYS
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
-from worker import settlement
+from worker import giving_up
 from worker.broker.delivery import Delivery
 from worker.broker.session import Session
 from worker.broker.topology import Topology
@@ -105,7 +105,7 @@ async def test_a_reply_that_nobody_takes_is_given_up_and_the_dead_letter_is_not(
     good = await producer.publish({})
     deliveries = await taken(session, 4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settlement, "REPLY_SECONDS", 1.0)
+        patch.setattr(giving_up, "REPLY_SECONDS", 1.0)
         await settle(session, [*map(refused, deliveries[:3]), created(deliveries[3])])
     assert (await producer.replies_to([good]))[0].status == 201
     assert len(await producer.dead_letters(3)) == 3
