@@ -235,6 +235,59 @@ async def test_a_bad_event_is_set_aside_alone_and_can_be_sent_again(
     await empty(producer, settings)
 
 
+@pytest.mark.parametrize("status", [400, 403, 500, 0.6])
+async def test_an_event_over_which_the_api_fails_while_it_takes_others_is_set_aside(
+    api: API,
+    settings: Settings,
+    put: Outbox,
+    producer: Producer,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int | float,
+) -> None:
+    """Alone in the outbox it waits: nothing tells whose fault it is."""
+    monkeypatch.setattr("worker.events.api.TIMEOUT", 0.3)
+    monkeypatch.setattr("worker.events.hand_over.TRIES_TOGETHER", 2)
+    monkeypatch.setattr("worker.backoff.LONGEST", 0.1)
+    api.answer = lambda events, request: status if any("bad" in each for each in events) else 204
+    bad = await put(1, bad=True)
+    async with api.serve(), emitting(settings):
+        await refused()
+        async with asyncio.timeout(120):
+            while api.requests < 5:
+                await asyncio.sleep(0.02)
+        assert await producer.depth(settings.topology.dead_letter_queue) == 0
+        good = await put(3)
+        bad += await put(1, bad=True)
+        good += await put(4)
+        letters = await producer.dead_letters(2)
+        await api.has_taken(good)
+    assert sorted(letter.body["id"] for letter in letters) == sorted(bad)
+    for letter in letters:
+        assert letter.headers["x-error-status"] == (status if isinstance(status, int) else 504)
+        assert letter.headers["x-error"].endswith("(and it takes others)")
+    assert set(api.taken) == set(good)
+    await empty(producer, settings)
+
+
+async def test_an_api_that_fails_over_every_event_is_waited_for_and_none_is_set_aside(
+    api: API, settings: Settings, put: Outbox, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while they are tried in parts; and if it fails again in the midst of that."""
+    monkeypatch.setattr("worker.events.hand_over.TRIES_TOGETHER", 2)
+    monkeypatch.setattr("worker.backoff.LONGEST", 0.1)
+    # By the number of the request.
+    fails = {*range(1, 12), *range(13, 40), 41, 43}
+    api.answer = lambda events, request: 500 if api.requests in fails else 204
+    ids = [each for count in (1, 2, 5) for each in await put(count)]
+    async with api.serve(), emitting(settings):
+        await api.has_taken(ids)
+        ids += await put(2)
+        await api.has_taken(ids)
+    assert set(api.taken) == set(ids)
+    assert await producer.depth(settings.topology.dead_letter_queue) == 0
+    await empty(producer, settings)
+
+
 async def test_what_is_no_list_becomes_a_dead_letter_and_harms_no_other(
     api: API, settings: Settings, put: Outbox, producer: Producer
 ) -> None:

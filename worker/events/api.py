@@ -24,7 +24,14 @@ ERROR_LINE = 300
 class APIAway(Exception):
     """The API does not take events now; waiting may mend it, or the operator. The message says
     why.
+
+    Attributes:
+        status: what it answers; 504 where it does not.
     """
+
+    def __init__(self, reason: str, status: int = 504) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class EventsRefused(Exception):
@@ -105,7 +112,8 @@ class PrefectAPI:
         raise self._unexpected("/admin/version", status, answer)
 
     def _unexpected(self, path: str, status: int, answer: bytes) -> APIAway:
-        return APIAway(f"{self._url}{path} answers {status}{_ADVICE.get(status, '')}: {_reason(answer)}")
+        advice = _ADVICE.get(status, "")
+        return APIAway(f"{self._url}{path} answers {status}{advice}: {_reason(answer)}", status)
 
     async def _take_csrf_token(self) -> bool:
         """Get a token for what follows; false where the server has none to give."""

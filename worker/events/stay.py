@@ -1,0 +1,109 @@
+"""One stay at the outbox: takes its messages, one worker at a time; knows no API."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+
+from worker.broker.connection import ChannelLost, lost_with
+from worker.broker.consumer import delivery_of
+from worker.broker.publisher import Publisher
+from worker.broker.transport import Connection
+from worker.mailbox import Mailbox
+
+# Messages that are held at once. Each has one batch's events, and those of quiet times have one:
+# so that many go together when the API comes back.
+PREFETCH = 20
+# How often the outbox is counted; seconds.
+COUNT_SECONDS = 5.0
+
+
+class Stay:
+    """One stay at the outbox.
+
+    Attributes:
+        messages: what came in, until consuming has ended.
+        publisher: for dead letters.
+        lost: why the channel ended.
+        count: messages in the outbox, with those that are held.
+    """
+
+    def __init__(
+        self, connection: Connection, channel: AbstractChannel, queue: AbstractQueue, publisher: Publisher
+    ) -> None:
+        self.messages: Mailbox[AbstractIncomingMessage] = Mailbox(lambda message: len(message.body))
+        self.publisher = publisher
+        self.lost = ChannelLost("closed by the worker")
+        self.messages_are_lost = False
+        self.count = 0
+        self._connection = connection
+        self._channel = channel
+        self._queue = queue
+        # When each that is held was published, in seconds since 1970, by its tag.
+        self._held: dict[int, float] = {}
+        self._tag: str | None = None
+
+    @classmethod
+    async def begin(cls, connection: Connection, queue: str) -> "Stay":
+        """Consume.
+
+        Raises:
+            ChannelLost: the broker does not let us.
+        """
+        channel = await connection.channel(publisher_confirms=False)
+        with lost_with(channel):
+            outbox = await channel.get_queue(queue, ensure=False)
+        stay = cls(connection, channel, outbox, Publisher(connection, await connection.channel()))
+        channel.close_callbacks.add(stay._closed)
+        underlay = await channel.get_underlay_channel()
+        underlay.on_consumer_cancel_callbacks.add(stay._cancelled)
+        with lost_with(channel):
+            await channel.set_qos(PREFETCH)
+            stay._tag = await outbox.consume(stay._came)
+        return stay
+
+    def age(self) -> float:
+        """The age of the oldest event that waits, in seconds; 0 if none does."""
+        return max(0.0, time.time() - next(iter(self._held.values()))) if self._held else 0.0
+
+    async def keep_count(self) -> None:
+        """Count what is in the outbox, every few seconds."""
+        while True:
+            with suppress(ChannelLost):
+                with lost_with(self._channel):
+                    declared = (await self._channel.get_queue(self._queue.name)).declaration_result
+                self.count = (declared.message_count or 0) + len(self._held)
+            await asyncio.sleep(COUNT_SECONDS)
+
+    async def acknowledge(self, messages: Sequence[AbstractIncomingMessage]) -> None:
+        """Take messages out of the outbox: all that came up to the last of these."""
+        with lost_with(self._channel):
+            await messages[-1].ack(multiple=True)
+        for message in messages:
+            self._held.pop(message.delivery_tag or 0, None)
+
+    async def cancel(self) -> None:
+        """Consume no more."""
+        with suppress(ChannelLost), lost_with(self._channel):
+            if self._tag is not None:
+                await self._queue.cancel(self._tag)
+        self.messages.close()
+
+    async def _came(self, incoming: AbstractIncomingMessage) -> None:
+        delivery_of(incoming, self._connection.frames, self._channel)  # its properties are not kept
+        published = incoming.timestamp
+        self._held[incoming.delivery_tag or 0] = published.timestamp() if published else time.time()
+        self.messages.put(incoming)
+
+    async def _closed(self, _: object, error: BaseException | None) -> None:
+        self._end(ChannelLost(error))
+
+    def _cancelled(self, _: object) -> None:
+        self._end(ChannelLost("the broker cancelled the consumer: its queue was deleted or moved"))
+
+    def _end(self, reason: ChannelLost) -> None:
+        self.lost = reason
+        self.messages_are_lost = True
+        self.messages.close()
