@@ -158,7 +158,7 @@ class HandOver:
             EventsRefused: it is in vain.
             ChannelLost, HandedBack: as :meth:`serve` does.
         """
-        for left in reversed(range(tries)):
+        for more_tries in reversed(range(tries)):
             await asyncio.sleep(self._next_at - time.monotonic())
             self._next_at = max(self._next_at, time.monotonic()) + count * self._seconds_per_event
             try:
@@ -171,7 +171,7 @@ class HandOver:
                 await self._backoff.sleep(self._stopping)
                 if stay.messages_are_lost or self._stopping.is_set():
                     raise stay.lost from away
-                if not left:
+                if not more_tries:
                     raise
             else:
                 if self._backoff.tries:
