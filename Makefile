@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(PIP) $(1)
 
+PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
+
 # Each of the many processes would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -40,10 +42,10 @@ check: $(VENV)/installed-test lint   ## Check style and types, and run the quick
 	$(BIN)/python -m pytest --quiet tests/unit
 
 test: $(VENV)/installed-test servers lint   ## Run all tests, against a real RabbitMQ, PostgreSQL and SQLite
-	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-rabbitmq4: $(VENV)/installed-test servers   ## Run the tests of the worker and its users against RabbitMQ 4 (Debian, as root, with debootstrap)
-	server=$$(tests/support/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(BIN)/python -m pytest tests/integration tests/deploy/test_compose.py
+	server=$$(tests/support/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(PYTEST) tests/integration tests/deploy/test_compose.py
 
 image: $(VENV)/installed-test servers   ## Build deploy/Dockerfile without an engine, say what takes the space, run the image (Debian, as root)
 	@$(BIN)/python -m tests.support.image
