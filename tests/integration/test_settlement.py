@@ -133,7 +133,9 @@ async def test_a_reply_over_which_the_broker_closes_the_channel_is_given_up_and_
             settling = Settlement(session, tasks, Traces(), prefetch=1000)
             given_up = metrics.replies_unroutable._value.get()
             await settling.settle([answer])
-            rabbitmq.ctl("eval", limit.format(8000))  # before the confirm is read
+            while not settling._aside:
+                await asyncio.sleep(0.001)
+            rabbitmq.ctl("eval", limit.format(8000))  # nothing else runs here until it is set
             while metrics.replies_unroutable._value.get() == given_up:
                 await asyncio.sleep(0.05)
             assert session.consumer.in_flight.bytes > 0
