@@ -14,6 +14,8 @@ from rich.console import Console
 from tests.faults.faults import FAULTS, Fault, Scene, faults_for
 from tests.faults.soak import WORKERS, soak
 
+# Between two requests of a producer, in seconds: `make soak` publishes twice as much.
+PAUSE = 0.015
 ROLLS = int(os.environ.get("WORKER_TEST_ROLLS", "2"))
 # On SQLite: what is about the database, and about the process that has the file open.
 ON_SQLITE = (
@@ -52,7 +54,7 @@ async def test_all_faults_mixed(scene: Scene) -> None:
     faults = [FAULTS[name] for name in ON_SQLITE] if sqlite else faults_for(scene.database_url)
     faults = [fault for fault in faults if fault.name != "disk full" or scene.disk]
     await scene.workers.start(WORKERS)
-    scene.load.start()
+    scene.load.start(pause=PAUSE)
     injected, _ = await soak(scene, faults, Console())
     assert all(injected[fault.name] == 1 for fault in faults)
     await check(scene)
@@ -72,7 +74,7 @@ async def test_nothing_lost_nothing_twice(scene: Scene, fault: Fault) -> None:
     if fault.name == "disk full" and scene.disk is None:
         pytest.skip("a file system of our own can't be mounted here")
     await scene.workers.start(2)
-    scene.load.start()
+    scene.load.start(pause=PAUSE)
     await asyncio.sleep(0.5)
     happening = asyncio.create_task(fault.happens(scene))
     try:
@@ -90,7 +92,7 @@ async def test_rolling_restarts(scene: Scene) -> None:
     finished.
     """
     await scene.workers.start(3)
-    scene.load.start()
+    scene.load.start(pause=PAUSE)
     for index in range(3 * ROLLS):
         assert await scene.workers.restart(index) == 0
         await asyncio.sleep(0.3)
