@@ -58,16 +58,8 @@ def resolve(version: str) -> str:
         wanted, instead = Path(folder, "wanted"), Path(folder, "instead")
         wanted.write_text(f"prefect=={version}\n")
         instead.write_text(INSTEAD.get(version, ""))
-        compile_ = [
-            sys.executable,
-            "-m",
-            "uv",
-            "pip",
-            "compile",
-            "--quiet",
-            "--universal",
-            "--generate-hashes",
-        ]
+        compile_ = [sys.executable, "-m", "uv", "pip", "compile"]
+        compile_ += ["--quiet", "--universal", "--generate-hashes"]
         compile_ += ["--no-header", "--no-annotate", "--python-version", PYTHON]
         done = subprocess.run(
             [*compile_, "--override", str(instead), str(wanted)],

@@ -2,11 +2,9 @@
 is given.
 """
 
-import fcntl
 import os
 import shutil
 import tempfile
-from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
@@ -39,20 +37,10 @@ def install(version: str) -> Path:
         PrefectMissing: it fails.
     """
     folder = ROOT / ".cache" / f"prefect-{version}"
-    digest = sha256(requirements(version).read_bytes()).hexdigest()
-    installed = folder / "installed"
-    folder.parent.mkdir(exist_ok=True)
-    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
-        # Several processes may run tests.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if installed.exists() and installed.read_text() == digest:
-            return folder / "bin"
-        packages.make_environment(folder)
-        try:
-            packages.install(requirements(version), python=folder / "bin" / "python")
-        except packages.InstallFailed as failed:
-            raise PrefectMissing(str(failed)) from failed
-        installed.write_text(digest)
+    try:
+        packages.install_once(folder, requirements(version), environment=True)
+    except packages.InstallFailed as failed:
+        raise PrefectMissing(str(failed)) from failed
     return folder / "bin"
 
 

@@ -2,12 +2,10 @@
 cluster.
 """
 
-import fcntl
 import json
 import os
 import subprocess
 import sys
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +43,10 @@ def install() -> Path:
         HelmMissing: it fails.
     """
     folder = ROOT / ".cache/helm"
-    installed = folder / "installed"
-    digest = sha256(REQUIREMENTS.read_bytes()).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        # Several processes may run tests.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if installed.exists() and installed.read_text() == digest:
-            return folder
-        try:
-            packages.install(REQUIREMENTS, "--target", str(folder), "--upgrade", "--only-binary", ":all:")
-        except packages.InstallFailed as failed:
-            raise HelmMissing(str(failed)) from failed
-        installed.write_text(digest)
+    try:
+        packages.install_once(folder, REQUIREMENTS, "--only-binary", ":all:")
+    except packages.InstallFailed as failed:
+        raise HelmMissing(str(failed)) from failed
     return folder
 
 

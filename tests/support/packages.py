@@ -2,8 +2,10 @@
 with an index that only pip is told of.
 """
 
+import fcntl
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 
@@ -11,9 +13,30 @@ class InstallFailed(Exception):
     """It can't be installed here; the message is pip's."""
 
 
-def make_environment(folder: Path) -> None:
-    """Make an environment with pip, in the place of what is there."""
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, timeout=120)
+def install_once(folder: Path, requirements: Path, *options: str, environment: bool = False) -> None:
+    """Install into a folder what a file says: at the first call, and when the file has changed.
+    Several processes may call it.
+
+    Args:
+        environment: the folder is an environment of its own, and made anew.
+
+    Raises:
+        InstallFailed: it can't be installed.
+    """
+    digest = sha256(requirements.read_bytes()).hexdigest()
+    installed = folder / "installed"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if installed.exists() and installed.read_text() == digest:
+            return
+        if environment:
+            make = [sys.executable, "-m", "venv", "--clear", str(folder)]
+            subprocess.run(make, check=True, timeout=120)
+            install(requirements, *options, python=folder / "bin" / "python")
+        else:
+            install(requirements, *options, "--target", str(folder), "--upgrade")
+        installed.write_text(digest)
 
 
 def install(requirements: Path, *options: str, python: Path | None = None) -> None:
