@@ -24,6 +24,7 @@ from worker.client import (
     NoReply,
     NotRoutable,
     NotSerializable,
+    NotTaken,
 )
 from worker.client import client as client_module
 from worker.client import connection as connection_module
@@ -209,6 +210,21 @@ async def test_message_over_the_brokers_limit_fails_by_itself(
             assert outcome.created, outcome
     records = [each.record.id for each in outcomes.values() if each.record]
     assert len(set(records)) == 54
+
+
+async def test_full_queue_is_tried_again_and_then_told(producer: Producer, amqp_url: str, queue: str) -> None:
+    limits = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    declared = await producer.channel.declare_queue(queue, auto_delete=True, arguments=limits)
+    async with FlowRunClient(amqp_url, queue=queue, timeout=20) as client:
+        first = await client.publish({"flow_id": FLOW_ID})
+        for call in (client.publish({"flow_id": FLOW_ID}), client.create_flow_run(FLOW_ID)):
+            with pytest.raises(NotTaken, match=f"the queue '{queue}' is full"):
+                await call
+        waiting = asyncio.create_task(client.publish({"flow_id": FLOW_ID}))
+        await asyncio.sleep(0.1)
+        assert (await declared.get(no_ack=True)).message_id == first
+        second = await waiting
+    assert (await declared.get(no_ack=True)).message_id == second
 
 
 # -- many requests

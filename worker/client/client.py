@@ -16,13 +16,14 @@ from ..broker.urls import check_urls
 from ..contract.message import DIRECT_REPLY_TO, FROM_DEPLOYMENT
 from ..contract.record import FlowRunRecord
 from . import errors
-from .connection import PublicationRefused
 from .message import Headers, Request, build_message
 from .reconnector import Reconnector
 from .replies import Reply
 
 DEFAULT_QUEUE = "flow-runs.create"
 DEFAULT_TIMEOUT = 30.0
+# How often a full queue is tried, over some 2 seconds.
+PUBLISH_TRIES = 5
 
 CLOSED = "The client is closed."
 
@@ -327,7 +328,7 @@ class FlowRunClient:
         was being published is tried again by itself, on another connection. The broker refuses the
         one that closes that connection's channel too.
         """
-        alone = False
+        alone, refusals = False, Backoff()
         while True:
             try:
                 if alone:
@@ -338,10 +339,14 @@ class FlowRunClient:
                 return await reply if reply else None
             except ChannelLost:
                 alone = False
-            except PublicationRefused as refused:
+            except errors.MessageRefused:
                 if alone:
-                    raise errors.MessageRefused(f"The broker refuses the message: {refused}") from refused
+                    raise
                 alone = True
+            except errors.NotTaken:
+                if refusals.tries >= PUBLISH_TRIES:
+                    raise
+                await refusals.sleep()
 
 
 def _checked(fields: Any, known: type[Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from aiormq.exceptions import (
     ConnectionSyntaxError,
 )
 
-from ..backoff import Backoff
 from ..broker.connection import (
     CONNECT_TIMEOUT,
     BrokerUnavailable,
@@ -24,16 +23,9 @@ from ..broker.connection import (
     lost_with,
 )
 from ..contract.message import DIRECT_REPLY_TO
-from .errors import AccessRefused, NotRoutable, NotTaken
+from .errors import AccessRefused, ClientError, MessageRefused, NotRoutable, NotTaken
 from .library_logs import of_the_client
 from .replies import PendingReplies, Reply
-
-# How often a full queue is tried, over some 2 seconds.
-PUBLISH_TRIES = 5
-
-
-class PublicationRefused(Exception):
-    """The broker ended the channel, or the connection, over something that was being published."""
 
 
 class ClientConnection:
@@ -98,27 +90,15 @@ class ClientConnection:
         message wants one.
 
         Raises:
-            NotRoutable, NotTaken, AccessRefused: trying again would not help.
-            PublicationRefused: the broker ended the connection over this message, or over another
-                that was published at the same time.
+            NotRoutable, AccessRefused: trying again would not help.
+            NotTaken: the broker refused the message this time.
+            MessageRefused: the broker ended the connection over this message, or over another that
+                was published at the same time.
             ChannelLost: the connection ended for another reason.
         """
         if message.reply_to and self._no_replies:
             raise AccessRefused(self._no_replies)
         reply = self._replies.expect(message.message_id or "") if message.reply_to else None
-        backoff = Backoff()
-        try:
-            while not await self._is_taken(queue, message):
-                if backoff.tries >= PUBLISH_TRIES:
-                    raise NotTaken(f"The broker does not take the message: the queue '{queue}' is full.")
-                await backoff.sleep()
-        except BaseException:
-            if reply:
-                reply.cancel()
-            raise
-        return reply
-
-    async def _is_taken(self, queue: str, message: aio_pika.Message) -> bool:
         try:
             with lost_with(self._channel):
                 channel = await self._channel.get_underlay_channel()
@@ -130,22 +110,32 @@ class ClientConnection:
                     mandatory=True,
                     wait=False,  # for the socket, in turn with others; the confirm is waited for
                 )
-        except ChannelLost as lost:
-            match lost.__cause__:
-                case PublishError():
-                    raise NotRoutable(f"There is no queue '{queue}': has a worker declared it?") from None
-                case DeliveryError():
-                    return False
-                case ChannelAccessRefused() as error:
-                    # The user lacks a right to the exchange, whatever the message is. So all that
-                    # were being published end with this.
-                    raise AccessRefused(f"The broker refuses to let this user publish: {error}") from error
-                case AMQPChannelError() | ConnectionFrameError() | ConnectionSyntaxError() as error:
-                    raise PublicationRefused(str(error)) from error
+        except BaseException as error:
+            if reply:
+                reply.cancel()
+            if isinstance(error, (TypeError, ValueError)):
+                raise NotRoutable(f"No queue can have the name '{queue}': {error}") from error
+            if refusal := _refusal(error.__cause__, queue):
+                raise refusal from error
             raise
-        except (TypeError, ValueError) as error:
-            raise NotRoutable(f"No queue can have the name '{queue}': {error}") from error
-        return True
+        return reply
 
     def _on_channel_closed(self, *_: object) -> None:
         self._replies.fail(ChannelLost("the connection to the broker is gone"))
+
+
+def _refusal(cause: BaseException | None, queue: str) -> ClientError | None:
+    """What the broker's answer to a publication means; None if the connection was lost."""
+    match cause:
+        case PublishError():
+            return NotRoutable(f"There is no queue '{queue}': has a worker declared it?")
+        case DeliveryError():
+            return NotTaken(f"The broker does not take the message: the queue '{queue}' is full.")
+        case ChannelAccessRefused():
+            # The user lacks a right to the exchange, whatever the message is. So all that were
+            # being published end with this.
+            return AccessRefused(f"The broker refuses to let this user publish: {cause}")
+        case AMQPChannelError() | ConnectionFrameError() | ConnectionSyntaxError():
+            return MessageRefused(f"The broker refuses the message: {cause}")
+        case _:
+            return None

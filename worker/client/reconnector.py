@@ -6,7 +6,7 @@ import aio_pika
 
 from ..backoff import Backoff
 from ..broker.connection import BrokerRefused, BrokerUnavailable
-from .connection import ClientConnection, PublicationRefused
+from .connection import ClientConnection
 from .errors import BrokerGone, ClientError
 from .replies import Reply
 
@@ -39,7 +39,7 @@ class Reconnector:
         connection = await self._connection()
         try:
             reply = await connection.publish(queue, message)
-        except (ClientError, PublicationRefused):
+        except ClientError:
             self._pauses.reset()
             raise
         self._pauses.reset()
