@@ -16,8 +16,8 @@ from ..broker.urls import check_urls
 from ..contract.message import DIRECT_REPLY_TO, FROM_DEPLOYMENT
 from ..contract.record import FlowRunRecord
 from . import errors
+from .connection import Reconnector
 from .message import Headers, Request, build_message
-from .reconnector import Reconnector
 from .replies import Reply
 
 DEFAULT_QUEUE = "flow-runs.create"

@@ -1,5 +1,5 @@
-"""One connection to the broker with one channel. It publishes requests and consumes their replies
-on that channel, as direct reply-to demands.
+"""Publishes requests and consumes their replies, on a connection that is opened for the first
+message, and again after a loss.
 """
 
 import asyncio
@@ -14,8 +14,10 @@ from aiormq.exceptions import (
     ConnectionSyntaxError,
 )
 
+from ..backoff import Backoff
 from ..broker.connection import (
     CONNECT_TIMEOUT,
+    BrokerRefused,
     BrokerUnavailable,
     ChannelLost,
     close_quietly,
@@ -23,85 +25,52 @@ from ..broker.connection import (
     lost_with,
 )
 from ..contract.message import DIRECT_REPLY_TO
-from .errors import AccessRefused, ClientError, MessageRefused, NotRoutable, NotTaken
+from .errors import AccessRefused, BrokerGone, ClientError, MessageRefused, NotRoutable, NotTaken
 from .library_logs import of_the_client
 from .replies import PendingReplies, Reply
 
+# How often a broker that can't be reached is tried, over some 3 seconds.
+CONNECT_TRIES = 5
 
-class ClientConnection:
-    """A connection that is given up, for a new one, once its channel has closed.
 
-    Many tasks may use it at once. It publishes and consumes by aiormq's channel, below aio-pika's.
-    Of 316 us of CPU a request, that saves 40, since aio-pika makes a message and two tasks for each
-    reply, and 38, since its publishers wait for the socket in turn.
+class Reconnector:
+    """Holds one connection at a time, for any number of tasks.
+
+    It publishes and consumes by aiormq's channel, below aio-pika's. Of 316 us of CPU a request,
+    that saves 40, since aio-pika makes a message and two tasks for each reply, and 38, since its
+    publishers wait for the socket in turn.
+
+    Args:
+        urls: as :func:`worker.broker.connection.connect` takes them.
+        pauses: waits between a lost connection and the next. They start anew once the broker has
+            answered.
     """
 
-    def __init__(self, connection: aio_pika.Connection) -> None:
-        self._connection = connection
-        self._channel = connection.channel(on_return_raises=True)
-        self._replies = PendingReplies()
-        self._no_replies = ""  # why there are none
-
-    @classmethod
-    async def open(cls, urls: str) -> "ClientConnection":
-        """Connect, and consume replies. A user without the right to consume them can still publish
-        requests that want no reply.
-
-        Raises:
-            BrokerUnavailable, BrokerRefused: as :func:`worker.broker.connection.connect`.
-            AccessRefused: the user may have no channel.
-        """
-        with of_the_client():
-            opened = cls(await connect(urls, name="flow-run-client", connection_class=aio_pika.Connection))
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT):
-                    with lost_with(opened._channel):
-                        await opened._open_channel()
-            except BaseException as error:
-                await opened.close()
-                if isinstance(error.__cause__, ConnectionNotAllowed):
-                    raise AccessRefused(f"The broker refuses a channel: {error}") from error
-                if isinstance(error, (ChannelLost, TimeoutError)):
-                    told = f"The broker does not let a channel be opened: {error}"
-                    raise BrokerUnavailable(told) from error
-                raise
-        return opened
-
-    async def _open_channel(self) -> None:
-        await self._channel
-        try:
-            channel = await self._channel.get_underlay_channel()
-            await channel.basic_consume(DIRECT_REPLY_TO, self._replies.on_message, no_ack=True)
-        except ChannelAccessRefused as error:
-            self._no_replies = f"The broker refuses to let this user consume replies: {error}"
-            self._channel = await self._connection.channel(on_return_raises=True)
-        self._channel.close_callbacks.add(self._on_channel_closed)
-
-    @property
-    def lost(self) -> bool:
-        return self._channel.is_closed
-
-    async def close(self) -> None:
-        """Close it. Whoever publishes or waits for a reply on it gets :class:`ChannelLost`."""
-        await close_quietly(self._connection)
+    def __init__(self, urls: str, pauses: Backoff) -> None:
+        self._urls = urls
+        self._pauses = pauses
+        self._opening = asyncio.Lock()
+        self._closed = False
+        self.current: ClientConnection | None = None
 
     async def publish(self, queue: str, message: aio_pika.Message) -> "asyncio.Future[Reply] | None":
         """Publish, and wait for the broker's confirm. Returns the future of the reply, if the
         message wants one.
 
         Raises:
-            NotRoutable, AccessRefused: trying again would not help.
+            BrokerGone, NotRoutable, AccessRefused: trying again would not help.
             NotTaken: the broker refused the message this time.
             MessageRefused: the broker ended the connection over this message, or over another that
                 was published at the same time.
             ChannelLost: the connection ended for another reason.
         """
-        if message.reply_to and self._no_replies:
-            raise AccessRefused(self._no_replies)
-        reply = self._replies.expect(message.message_id or "") if message.reply_to else None
+        connection = await self._connection()
+        if message.reply_to and connection.no_replies:
+            raise AccessRefused(connection.no_replies)
+        reply = connection.replies.expect(message.message_id or "") if message.reply_to else None
         try:
-            with lost_with(self._channel):
-                channel = await self._channel.get_underlay_channel()
+            with lost_with(connection.channel):
+                channel = await connection.channel.get_underlay_channel()
                 assert isinstance(channel, aiormq.Channel)  # it is; the abstract one lacks "wait"
                 await channel.basic_publish(
                     message.body,
@@ -116,12 +85,93 @@ class ClientConnection:
             if isinstance(error, (TypeError, ValueError)):
                 raise NotRoutable(f"No queue can have the name '{queue}': {error}") from error
             if refusal := _refusal(error.__cause__, queue):
+                self._pauses.reset()
                 raise refusal from error
             raise
+        self._pauses.reset()
         return reply
 
-    def _on_channel_closed(self, *_: object) -> None:
-        self._replies.fail(ChannelLost("the connection to the broker is gone"))
+    async def close(self) -> None:
+        """Close it. Whoever publishes or waits for a reply on it gets :class:`ChannelLost`."""
+        self._closed = True
+        if self.current is not None:
+            await self.current.close()
+
+    async def _connection(self) -> "ClientConnection":
+        async with self._opening:
+            if self.current is not None and self.current.lost:
+                await self.current.close()
+                self.current = None
+                await self._pauses.sleep()
+            failures = Backoff()
+            while self.current is None:
+                try:
+                    self.current = await ClientConnection.open(self._urls)
+                except (BrokerUnavailable, BrokerRefused) as error:
+                    if isinstance(error, BrokerRefused) or failures.tries >= CONNECT_TRIES:
+                        raise BrokerGone(str(error)) from error
+                    await failures.sleep()
+            if self._closed:  # in the meantime
+                await self.current.close()
+            return self.current
+
+
+class ClientConnection:
+    """A connection with one channel, as direct reply-to demands. It is given up, for a new one,
+    once its channel has closed.
+
+    Attributes:
+        no_replies: why none can be consumed, if so.
+    """
+
+    def __init__(self, connection: aio_pika.Connection) -> None:
+        self._connection = connection
+        self.channel = connection.channel(on_return_raises=True)
+        self.replies = PendingReplies()
+        self.no_replies = ""
+
+    @classmethod
+    async def open(cls, urls: str) -> "ClientConnection":
+        """Connect, and consume replies. A user without the right to consume them can still publish
+        requests that want no reply.
+
+        Raises:
+            BrokerUnavailable, BrokerRefused: as :func:`worker.broker.connection.connect`.
+            AccessRefused: the user may have no channel.
+        """
+        with of_the_client():
+            opened = cls(await connect(urls, name="flow-run-client", connection_class=aio_pika.Connection))
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    with lost_with(opened.channel):
+                        await opened._open_channel()
+            except BaseException as error:
+                await opened.close()
+                if isinstance(error.__cause__, ConnectionNotAllowed):
+                    raise AccessRefused(f"The broker refuses a channel: {error}") from error
+                if isinstance(error, (ChannelLost, TimeoutError)):
+                    told = f"The broker does not let a channel be opened: {error}"
+                    raise BrokerUnavailable(told) from error
+                raise
+        return opened
+
+    async def _open_channel(self) -> None:
+        await self.channel
+        try:
+            channel = await self.channel.get_underlay_channel()
+            await channel.basic_consume(DIRECT_REPLY_TO, self.replies.on_message, no_ack=True)
+        except ChannelAccessRefused as error:
+            self.no_replies = f"The broker refuses to let this user consume replies: {error}"
+            self.channel = await self._connection.channel(on_return_raises=True)
+        self.channel.close_callbacks.add(lambda *_: self.replies.fail(ChannelLost(None)))
+
+    @property
+    def lost(self) -> bool:
+        return self.channel.is_closed
+
+    async def close(self) -> None:
+        """Close it. Whoever publishes or waits for a reply on it gets :class:`ChannelLost`."""
+        await close_quietly(self._connection)
 
 
 def _refusal(cause: BaseException | None, queue: str) -> ClientError | None:
