@@ -54,13 +54,7 @@ class PendingReplies:
     def expect(self, correlation_id: str) -> "asyncio.Future[Reply]":
         """The future of a reply. Cancel it when nobody waits for it any more."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-
-        def forget(_: object) -> None:
-            self._futures.pop(correlation_id, None)
-            if not future.cancelled():
-                future.exception()  # so that asyncio does not complain of one that nobody waits for
-
-        future.add_done_callback(forget)
+        future.add_done_callback(lambda _: self._futures.pop(correlation_id, None))
         self._futures[correlation_id] = future
         return future
 
@@ -81,9 +75,10 @@ class PendingReplies:
 
     def fail(self, error: Exception) -> None:
         """No reply comes any more."""
-        for future in list(self._futures.values()):
+        for future in self._futures.values():
             if not future.done():
                 future.set_exception(error)
+                future.exception()  # so that asyncio does not complain of one that nobody waits for
 
 
 def _record(body: bytes) -> FlowRunRecord:
