@@ -28,47 +28,38 @@ PUBLISH_TRIES = 5
 CLOSED = "The client is closed."
 
 
-class FlowRunFields(TypedDict, total=False):
+class _FieldsOfBoth(TypedDict, total=False):
+    name: str
+    state: Mapping[str, Any] | str
+    parameters: Mapping[str, Any]
+    context: Mapping[str, Any]
+    parent_task_run_id: UUID | str
+    infrastructure_document_id: UUID | str
+    empirical_policy: Mapping[str, Any]
+    tags: list[str]
+    labels: Mapping[str, bool | int | float | str]
+    idempotency_key: str
+    work_queue_name: str
+    job_variables: Mapping[str, Any]
+
+
+class FlowRunFields(_FieldsOfBoth, total=False):
     """The optional fields of a request; :class:`worker.contract.request.CreateFlowRun` says what
     each means. A state may be its type alone, such as ``"SCHEDULED"``, in any request of the
     client.
     """
 
-    name: str
-    state: Mapping[str, Any] | str
     flow_version: str
-    parameters: Mapping[str, Any]
-    context: Mapping[str, Any]
-    parent_task_run_id: UUID | str
-    infrastructure_document_id: UUID | str
-    empirical_policy: Mapping[str, Any]
-    tags: list[str]
-    labels: Mapping[str, bool | int | float | str]
-    idempotency_key: str
     work_pool_name: str
-    work_queue_name: str
-    job_variables: Mapping[str, Any]
     deployment_id: UUID | str
 
 
-class DeploymentRunFields(TypedDict, total=False):
+class DeploymentRunFields(_FieldsOfBoth, total=False):
     """The optional fields of a request for a run of a deployment, which
     :class:`worker.contract.deployment_request.CreateFlowRunFromDeployment` explains; as above.
     """
 
-    name: str
-    state: Mapping[str, Any] | str
-    parameters: Mapping[str, Any]
     enforce_parameter_schema: bool
-    context: Mapping[str, Any]
-    infrastructure_document_id: UUID | str
-    empirical_policy: Mapping[str, Any]
-    tags: list[str]
-    idempotency_key: str
-    labels: Mapping[str, bool | int | float | str]
-    parent_task_run_id: UUID | str
-    work_queue_name: str
-    job_variables: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,10 +288,9 @@ class FlowRunClient:
         """As :meth:`request`, but an error is in the outcome."""
         try:
             return replace(await self.request(request, headers=headers, timeout=timeout), index=index)
-        except (errors.FlowRunRefused, errors.UnreadableReply) as answer:
-            return CreateOutcome(index, answer.status or 0, error=answer)
         except errors.ClientError as error:
-            return CreateOutcome(index, 0, error=error)
+            status: int | None = getattr(error, "status", None)  # of those that are answers
+            return CreateOutcome(index, status or 0, error=error)
 
     async def _send(self, message: aio_pika.Message, timeout: float | None) -> Reply | None:
         if self._closed:
