@@ -19,16 +19,15 @@ from .message import Headers, Request
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Method = Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]
 
 
-def _blocking(
-    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate["FlowRunClient", P], T]:
+def _blocking(method: Method[P, T]) -> Callable[Concatenate["FlowRunClient", P], T]:
     """The blocking method for one of the asynchronous client, with the same signature."""
 
     @wraps(method)
     def call(self: "FlowRunClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        future = self._here().start(lambda client: method(client, *args, **kwargs))
+        future = self._here().start(method, *args, **kwargs)
         try:
             return future.result()
         finally:
@@ -48,12 +47,11 @@ class FlowRunClient:
 
     def __init__(self, url: str, *, queue: str = DEFAULT_QUEUE, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._make = partial(AsyncClient, url, queue=queue, timeout=timeout)
-        self._make()  # raises InvalidURL now, and not at the first call
         self._closed = False
         # By process id. A forked process keeps its parent's loop here, and never touches it: the
         # loop's thread is not there, and closing or collecting it would disturb the parent's
         # sockets.
-        self._loops: dict[int, _ClientLoop] = {}
+        self._loops = {os.getpid(): _ClientLoop(self._make())}
 
     def __enter__(self) -> Self:
         return self
@@ -98,14 +96,11 @@ class FlowRunClient:
             running.discard(future)
             return future.result()
 
-        def start(index: int, request: Request) -> None:
-            future = loop.start(lambda client: client.outcome(index, request, headers, timeout))
-            running.add(future)
-            future.add_done_callback(ended.put)
-
         try:
             for index, request in enumerate(requests):
-                start(index, request)
+                future = loop.start(AsyncClient.outcome, index, request, headers, timeout)
+                running.add(future)
+                future.add_done_callback(ended.put)
                 while len(running) >= concurrency or not ended.empty():
                     yield end()
             while running:
@@ -134,7 +129,7 @@ class _ClientLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
-    def start(self, call: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> "Future[T]":
+    def start(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
         with self._lock:
             if self._closed:
                 raise BrokerGone(CLOSED)
@@ -144,7 +139,7 @@ class _ClientLoop:
                     target=self._loop.run_forever, name="flow-run-client", daemon=True
                 )
                 self._thread.start()
-            return asyncio.run_coroutine_threadsafe(call(self._client), self._loop)
+            return asyncio.run_coroutine_threadsafe(method(self._client, *args, **kwargs), self._loop)
 
     def close(self) -> None:
         with self._lock:
