@@ -20,10 +20,9 @@ def asyncapi(
     """Print the wire contract as an AsyncAPI 3 document (JSON)."""
     from worker.asyncapi import asyncapi as document
     from worker.asyncapi import schemas
-    from worker.broker.topology import Topology
     from worker.settings import load_settings
 
-    topology = Topology.from_queue_name(load_settings(queue=queue).queue)
+    topology = load_settings(queue=queue).topology
     if folder is None:
         print(_json(document(topology)), end="")
         return

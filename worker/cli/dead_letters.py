@@ -206,10 +206,9 @@ def purge(
 
 
 def _open(settings: "Settings") -> AbstractAsyncContextManager["DeadLetters"]:
-    from worker.broker.topology import Topology
     from worker.dead_letters import open_dead_letters
 
-    return open_dead_letters(settings.amqp_url, Topology.from_queue_name(settings.queue))
+    return open_dead_letters(settings.amqp_url, settings.topology)
 
 
 def _match(ids: list[str] | None, every: bool, status: int | None, error: str | None) -> "Match":
