@@ -426,10 +426,10 @@ async def test_connections_that_are_lost_again_and_again_are_not_opened_without_
         losses = 0
         until = time.monotonic() + 1
         while time.monotonic() < until:
-            if client._reconnector.current is not None and not client._reconnector.current.lost:
+            if client._reconnector.current is not None and not client._reconnector.current.channel.is_closed:
                 network.cut()
                 losses += 1
-                while not client._reconnector.current.lost:
+                while not client._reconnector.current.channel.is_closed:
                     await asyncio.sleep(0)
             await asyncio.sleep(0)
         call.cancel()
@@ -476,7 +476,7 @@ async def test_missed_heartbeats_are_a_loss_and_no_cancellation(
         calls = [asyncio.create_task(client.request({"flow_id": FLOW_ID})) for _ in range(3)]
         link = client._reconnector.current
         assert link is not None
-        while not link.lost:
+        while not link.channel.is_closed:
             await asyncio.sleep(0.05)
         network.speak()
         outcomes = await asyncio.gather(*calls, return_exceptions=True)

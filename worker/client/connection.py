@@ -99,7 +99,7 @@ class Reconnector:
 
     async def _connection(self) -> "ClientConnection":
         async with self._opening:
-            if self.current is not None and self.current.lost:
+            if self.current is not None and self.current.channel.is_closed:
                 await self.current.close()
                 self.current = None
                 await self._pauses.sleep()
@@ -165,12 +165,7 @@ class ClientConnection:
             self.channel = await self._connection.channel(on_return_raises=True)
         self.channel.close_callbacks.add(lambda *_: self.replies.fail(ChannelLost(None)))
 
-    @property
-    def lost(self) -> bool:
-        return self.channel.is_closed
-
     async def close(self) -> None:
-        """Close it. Whoever publishes or waits for a reply on it gets :class:`ChannelLost`."""
         await close_quietly(self._connection)
 
 
