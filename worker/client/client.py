@@ -261,9 +261,10 @@ class FlowRunClient:
             return task
 
         async def take() -> None:
+            source = requests if isinstance(requests, AsyncIterable) else _one_by_one(requests)
             index = 0
             await room.acquire()
-            async for request in _one_by_one(requests):
+            async for request in source:
                 start(self.outcome(index, request, headers, timeout))
                 index += 1
                 await room.acquire()
@@ -356,10 +357,6 @@ def named_deployment(deployment: UUID | str) -> dict[str, Any]:
         return {"deployment_name": deployment}
 
 
-async def _one_by_one(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Request]:
-    if isinstance(requests, AsyncIterable):
-        async for request in requests:
-            yield request
-    else:
-        for request in requests:
-            yield request
+async def _one_by_one(requests: Iterable[Request]) -> AsyncIterator[Request]:
+    for request in requests:
+        yield request
