@@ -1,10 +1,12 @@
 """What the client says to a call before anything is sent."""
 
 import asyncio
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from worker.client import BrokerGone, ClientError, FlowRunClient, InvalidURL
+from worker.client import BrokerGone, ClientError, FlowRunClient, InvalidURL, NoReply
 from worker.client.sync import FlowRunClient as SyncClient
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
@@ -46,6 +48,26 @@ async def test_unknown_field_is_refused_with_the_nearest_one() -> None:
 def test_blocking_client_refuses_an_unknown_field() -> None:
     with SyncClient(NOWHERE) as client, pytest.raises(TypeError, match="is it 'parameters'"):
         client.create_flow_run(FLOW_ID, parameter={})  # type: ignore[call-arg]  # the typo
+
+
+@pytest.mark.parametrize("concurrency", [0, -1])
+async def test_no_room_for_any_request_is_refused(concurrency: int) -> None:
+    async with FlowRunClient(NOWHERE) as client:
+        with pytest.raises(ValueError, match=f"concurrency is {concurrency}, and has to be at least 1"):
+            await anext(client.create_many([{"flow_id": FLOW_ID}], concurrency=concurrency))
+    with SyncClient(NOWHERE) as blocking, pytest.raises(ValueError, match="at least 1"):
+        next(blocking.create_many([{"flow_id": FLOW_ID}], concurrency=concurrency))
+
+
+async def test_run_of_a_deployment_has_a_state_or_a_scheduled_time() -> None:
+    later = datetime(2030, 1, 1, tzinfo=UTC)
+    async with FlowRunClient(NOWHERE, timeout=0.1) as client:
+        with pytest.raises(TypeError, match="a state or a scheduled time, not both"):
+            await client.run_deployment("flow/deployment", scheduled_time=later, state="PENDING")
+        # None is no state, as from a caller who passes an argument on: this one is sent.
+        fields: Any = {"state": None}
+        with pytest.raises(NoReply):
+            await client.run_deployment("flow/deployment", scheduled_time=later, **fields)
 
 
 async def test_closed_client_says_so() -> None:

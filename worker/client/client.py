@@ -185,7 +185,7 @@ class FlowRunClient:
         request: dict[str, Any] = _checked(fields, DeploymentRunFields)
         request |= named_deployment(deployment)
         if scheduled_time is not None:
-            if "state" in fields:
+            if fields.get("state") is not None:
                 raise TypeError("A run has a state or a scheduled time, not both")
             details = {"scheduled_time": scheduled_time}
             request["state"] = {"type": "SCHEDULED", "state_details": details}
@@ -249,7 +249,11 @@ class FlowRunClient:
             concurrency: how many requests are under way at once, at the most. A request is under
                 way until its outcome is taken.
             timeout: seconds for each request.
+
+        Raises:
+            ValueError: ``concurrency`` is not at least 1.
         """
+        check_concurrency(concurrency)
         room = asyncio.Semaphore(concurrency)
         running: set[asyncio.Task[Any]] = set()
         ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
@@ -347,6 +351,12 @@ def _checked(fields: Any, known: type[Any]) -> dict[str, Any]:
         near = get_close_matches(name, names, n=1)
         raise TypeError(f"A flow run has no field '{name}'" + "".join(f"; is it '{each}'?" for each in near))
     return dict(fields)
+
+
+def check_concurrency(concurrency: int) -> None:
+    """Raise ValueError unless there is room for one request: without it none would ever be sent."""
+    if concurrency < 1:
+        raise ValueError(f"concurrency is {concurrency}, and has to be at least 1")
 
 
 def named_deployment(deployment: UUID | str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ..broker.connection import CLOSE_TIMEOUT
-from .client import CLOSED, DEFAULT_QUEUE, DEFAULT_TIMEOUT, CreateOutcome
+from .client import CLOSED, DEFAULT_QUEUE, DEFAULT_TIMEOUT, CreateOutcome, check_concurrency
 from .client import FlowRunClient as AsyncClient
 from .errors import BrokerGone
 from .message import Headers, Request
@@ -85,6 +85,7 @@ class FlowRunClient:
         The iterable runs in the caller's thread. Outcomes that have come meanwhile are given before
         the next request is taken.
         """
+        check_concurrency(concurrency)
         loop, pid = self._here(), os.getpid()
         running: set[Future[CreateOutcome]] = set()
         ended: SimpleQueue[Future[CreateOutcome]] = SimpleQueue()
