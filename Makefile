@@ -44,7 +44,7 @@ check: $(VENV)/installed-test lint   ## Check style and types, and run the quick
 test: $(VENV)/installed-test servers lint   ## Run all tests, against a real RabbitMQ, PostgreSQL and SQLite
 	$(PYTEST)
 
-test-rabbitmq4: $(VENV)/installed-test servers   ## Run the tests of the worker and its users against RabbitMQ 4 (Debian, as root, with debootstrap)
+test-rabbitmq4: $(VENV)/installed-test servers   ## Run the tests of the worker and its users against RabbitMQ 4 (Debian, as root, with mmdebstrap)
 	server=$$(tests/support/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(PYTEST) tests/integration tests/deploy/test_compose.py
 
 image: $(VENV)/installed-test servers   ## Build deploy/Dockerfile without an engine, say what takes the space, run the image (Debian, as root)

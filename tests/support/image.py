@@ -27,7 +27,6 @@ NAME = "localhost/flow-run-worker"
 PACKAGES = "python3,python3-pip,python3-venv,ca-certificates,tzdata,netbase"
 # In the base's folder, to be as in Python's image: its programs, and a pip that installs.
 _AS_PYTHONS_IMAGE = """
-rm -rf var/cache/apt/archives/*.deb var/lib/apt/lists/* var/log/*
 rm usr/lib/python3.*/EXTERNALLY-MANAGED
 ln -s python3 usr/bin/python
 """
@@ -71,7 +70,7 @@ class Builder:
 
     def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
         self._say = say
-        servers = [str(ROOT / "tests/support/servers.sh"), "buildah", "debootstrap"]
+        servers = [str(ROOT / "tests/support/servers.sh"), "buildah", "mmdebstrap"]
         done = subprocess.run(servers, capture_output=True, text=True)
         if done.returncode or os.getuid():
             raise BuildFailed(done.stderr or "only root can build the image without an engine")
@@ -137,7 +136,7 @@ class Builder:
         with tempfile.TemporaryDirectory(prefix="base-image-") as folder:
             # In a process namespace of its own, as Debian's scripts end processes by their names.
             alone = ["unshare", "--pid", "--fork", "--mount", "--mount-proc"]
-            make = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", folder]
+            make = ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", folder]
             self._say(f"$ {shlex.join(make)}")
             _checked(subprocess.run([*alone, *make], capture_output=True, text=True))
             _checked(
@@ -146,7 +145,7 @@ class Builder:
             container = self._buildah("from", "scratch").strip()
             self._buildah("add", "--quiet", container, folder, "/")
             path = "PATH=/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin"
-            self._buildah("config", "--env", path, "--created-by", "debootstrap", container)
+            self._buildah("config", "--env", path, "--created-by", "mmdebstrap", container)
             self._buildah("commit", "--quiet", "--rm", "--format", "docker", container, BASE)
 
     def _build(self, context: Path, dockerfile: str) -> None:

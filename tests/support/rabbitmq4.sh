@@ -1,5 +1,5 @@
 #!/bin/sh
-# Puts Debian 13's RabbitMQ 4 beside whatever is installed (Debian, as root, with debootstrap), and prints the path for RABBITMQ_SERVER.
+# Puts Debian 13's RabbitMQ 4 beside whatever is installed (Debian, as root, with mmdebstrap), and prints the path for RABBITMQ_SERVER.
 # Nothing outside the given folder changes: its own file tree, and mounts that only its own processes see.
 # Usage: rabbitmq4.sh FOLDER
 set -eu
@@ -12,7 +12,7 @@ if [ ! -e "$folder/installed" ]; then
     # In a process namespace of its own, as Debian's scripts end processes by their names.
     rm -rf "$tree"
     unshare --pid --fork --mount --mount-proc \
-        debootstrap --variant=minbase --include=rabbitmq-server trixie "$tree" >"$folder/log" 2>&1 || { tail "$folder/log" >&2; exit 1; }
+        mmdebstrap --variant=minbase --include=rabbitmq-server trixie "$tree" >"$folder/log" 2>&1 || { tail "$folder/log" >&2; exit 1; }
     for program in rabbitmq-server rabbitmqctl; do
         cat >"$folder/$program" <<END
 #!/bin/sh

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sees to it that the programs of RabbitMQ, PostgreSQL, PgBouncer and others are on the machine; starts none.
-# Usage: servers.sh [rabbitmq] [postgresql] [pgbouncer] [buildah] [debootstrap] [dnsmasq] [socat] [wget]
+# Usage: servers.sh [rabbitmq] [postgresql] [pgbouncer] [buildah] [mmdebstrap] [dnsmasq] [socat] [wget]
 set -eu
 
 have_rabbitmq() {
@@ -13,7 +13,7 @@ have_pgbouncer() {
     [ -x /usr/sbin/pgbouncer ] || command -v pgbouncer >/dev/null 2>&1
 }
 have_buildah() { command -v buildah >/dev/null 2>&1; }
-have_debootstrap() { command -v debootstrap >/dev/null 2>&1 || [ -x /usr/sbin/debootstrap ]; }
+have_mmdebstrap() { command -v mmdebstrap >/dev/null 2>&1; }
 have_dnsmasq() { command -v dnsmasq >/dev/null 2>&1 || [ -x /usr/sbin/dnsmasq ]; }
 have_socat() { command -v socat >/dev/null 2>&1; }
 have_wget() { command -v wget >/dev/null 2>&1; }
