@@ -15,7 +15,7 @@ from weakref import WeakSet
 import asyncpg
 from pydantic_core import from_json
 from sqlalchemy import event
-from sqlalchemy.engine import URL, Connection
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -72,21 +72,25 @@ _NUMBERS: dict[str, type[int] | type[float]] = {
 
 @dataclass(frozen=True)
 class Database:
-    """The engines for one database, with one pool of connections.
+    """An engine for one database, each of whose statements commits by itself.
 
     Attributes:
         url: where it is.
-        statements: each statement commits by itself.
-        transactions: begins, commits and rolls back as this database needs it.
+        begin: the statements that begin a transaction as this database needs it.
         pooler: sessions are lent to us for a transaction at a time, as by PgBouncer.
         knock: connects anew; None where that tells nothing.
     """
 
     url: URL
-    statements: AsyncEngine
-    transactions: AsyncEngine
+    engine: AsyncEngine
+    begin: str
     pooler: bool = False
     knock: Callable[[], Awaitable[Any]] | None = None
+
+    @property
+    def sqlite(self) -> bool:
+        """Whether it is a file of SQLite; else it is a PostgreSQL server's."""
+        return self.engine.dialect.name == "sqlite"
 
     @asynccontextmanager
     async def connect(self, *, transaction: bool = False) -> AsyncIterator[AsyncConnection]:
@@ -100,43 +104,45 @@ class Database:
                 have.
         """
         transaction = transaction or self.pooler
-        engine = self.transactions if transaction else self.statements
         async with _unless_silent(self.knock):
-            connection = await engine.connect()
+            connection = await self.engine.connect()
+            server, serves = driver(connection), False
+            _local_only.discard(server)
             try:
-                if self.knock is not None:
-                    _local_only.discard(driver(connection))
-                if not transaction:
-                    yield connection
-                else:
-                    async with connection.begin():
-                        yield connection
-                if self.knock is not None and driver(connection) in _local_only:
-                    raise Fault("PostgreSQL: a commit did not wait for its synchronous standby")
-            except BaseException as error:
-                # What was cancelled may get a lock yet, for which it was waiting.
-                given_up = not isinstance(error, Exception) or blame(error) is Blame.connection
-                if given_up and not connection.invalidated:
-                    await connection.invalidate()
+                if transaction:
+                    await (server.executescript if self.sqlite else server.execute)(self.begin)
+                yield connection
+                if transaction:
+                    await server.execute("COMMIT")
+                serves = True
+            except Exception as error:
+                if blame(error) is not Blame.connection:
+                    if transaction:
+                        # SQLite has rolled back by itself, after some errors.
+                        await (server.rollback() if self.sqlite else server.execute("ROLLBACK"))
+                    serves = True
                 raise
             finally:
+                if not serves:  # What was cancelled may get a lock yet, for which it was waiting.
+                    await connection.invalidate()
                 await connection.close()
+            if server in _local_only:
+                raise Fault("PostgreSQL: a commit did not wait for its synchronous standby")
 
     async def close(self) -> None:
         """Close the connections, by force where they don't close by themselves in time."""
         for _ in range(POOL_SIZE):
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.statements.dispose(), CLOSE_TIMEOUT)
+                await asyncio.wait_for(self.engine.dispose(), CLOSE_TIMEOUT)
                 return
 
 
-def driver(connection: AsyncConnection | Connection) -> Any:
+def driver(connection: AsyncConnection) -> Any:
     """The driver's own connection, asyncpg's or aiosqlite's. What goes there directly takes a third
     of the time.
     """
-    sync = connection.sync_connection if isinstance(connection, AsyncConnection) else connection
-    assert sync is not None
-    return sync.connection.driver_connection
+    assert connection.sync_connection is not None
+    return connection.sync_connection.connection.driver_connection
 
 
 @asynccontextmanager
@@ -190,7 +196,7 @@ async def open_database(url: URL) -> Database:
     with opening(url):
         database = _sqlite(url) if url.get_backend_name() == "sqlite" else await _postgresql(url)
         try:
-            async with database.statements.connect():
+            async with database.engine.connect():
                 return database
         except BaseException:
             await database.close()
@@ -212,24 +218,6 @@ def _engine(url: URL | str, pool_size: int, **connect_args: Any) -> AsyncEngine:
         pool_use_lifo=True,  # one connection stays warm, with its statements prepared
         pool_reset_on_return=None,  # what is begun is ended in Database.connect
     )
-
-
-def _transactions(engine: AsyncEngine, begin: str, commit: str = "", rollback: str = "") -> AsyncEngine:
-    """The engine, with transactions that these statements begin and end, or else the driver."""
-    engine = engine.execution_options()
-    for moment, statements in (("begin", begin), ("commit", commit), ("rollback", rollback)):
-        if statements:
-            event.listen(engine.sync_engine, moment, _executes(statements))
-    return engine
-
-
-def _executes(statements: str) -> Callable[[Connection], None]:
-    def execute(connection: Connection) -> None:
-        if not connection.invalidated:
-            adapted: Any = connection.connection.dbapi_connection
-            adapted.run_async(lambda driver: driver.execute(statements))
-
-    return execute
 
 
 # PostgreSQL
@@ -322,7 +310,7 @@ async def _postgresql(url: URL) -> Database:
         "postgresql+asyncpg://", POOL_SIZE, async_creator_fn=connect, prepared_statement_cache_size=cache_size
     )
     event.listen(engine.sync_engine, "checkout", _only_if_open)
-    return Database(url, engine, _transactions(engine, begin, "COMMIT", "ROLLBACK"), pooler, connect)
+    return Database(url, engine, begin, pooler, connect)
 
 
 def _only_if_open(connection: Any, *_: object) -> None:
@@ -356,8 +344,9 @@ def _sqlite(url: URL) -> Database:
     engine = _engine(url, 1, timeout=BUSY_TIMEOUT, isolation_level=None)
     event.listen(engine.sync_engine, "connect", _set_pragmas)
     # IMMEDIATE: another writer's lock is waited for here, where waiting works; an upgrade from a
-    # read lock fails at once.
-    return Database(url, engine, _transactions(engine, "BEGIN IMMEDIATE"))
+    # read lock fails at once. In Prefect's tables a run refers to its state and the state to its
+    # run: checked once both are there.
+    return Database(url, engine, "BEGIN IMMEDIATE; PRAGMA defer_foreign_keys = ON")
 
 
 def _set_pragmas(connection: Any, _: object) -> None:
@@ -369,18 +358,14 @@ def _set_pragmas(connection: Any, _: object) -> None:
     connection.run_async(set_them)
 
 
-async def prepare_to_write(database: Database, *, prefect: bool) -> None:
+async def prepare_to_write(database: Database) -> None:
     """What an SQLite file needs once it is known to be ours to write to.
 
     Raises:
         StoreError, Fault: as :func:`open_database` does.
     """
-    if database.url.get_backend_name() != "sqlite":
+    if not database.sqlite:
         return
-    if prefect:
-        # A run refers to its state and the state to its run: checked once both are there.
-        defer = _executes("PRAGMA defer_foreign_keys = ON")
-        event.listen(database.transactions.sync_engine, "begin", defer)
     with opening(database.url):
         async with asyncio.timeout(BUSY_TIMEOUT), database.connect() as connection:
             while True:

@@ -177,7 +177,8 @@ class Insertion:
                     await connection.exec_driver_sql(f"PRAGMA user_version = {version:d}")
                 else:
                     await self._execute(connection, [new])
-                    await connection.rollback()
+                    # It is taken back, and an empty transaction is what will be committed.
+                    await driver(connection).execute("ROLLBACK AND CHAIN")
         except Exception as error:
             if blame(error) is not Blame.row:
                 raise fault(error) from error

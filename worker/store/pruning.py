@@ -90,7 +90,7 @@ class Pruning:
 
         async def ask() -> Sequence[Any]:
             async with self._database.connect(transaction=True) as connection:
-                if connection.dialect.name == "postgresql":
+                if not self._database.sqlite:
                     # The engine has it off, for what a worker asks. This reads the whole table.
                     await connection.execute(sa.text("SET LOCAL enable_seqscan = on"))
                 return list(await connection.execute(query))

@@ -49,12 +49,11 @@ class Store:
 
     def __init__(self, database: Database, *, prefect: bool) -> None:
         self._database = database
-        self._statements = Statements(database.statements.dialect, prefect=prefect)
+        self._statements = Statements(database.engine.dialect, prefect=prefect)
         self._unserved_warning = UnservedWarning()
         self._insertion = Insertion(database, self._statements, prefect=prefect)
         self.kind: Literal["standalone", "prefect"] = "prefect" if prefect else "standalone"
-        sqlite = database.url.get_backend_name() == "sqlite"
-        self.dialect: Literal["postgresql", "sqlite"] = "sqlite" if sqlite else "postgresql"
+        self.dialect = database.engine.dialect.name
         self.description = database.url.render_as_string(hide_password=True)
 
     @classmethod
@@ -77,7 +76,7 @@ class Store:
         database = await open_database(parsed)
         try:
             found = await migrations.ensure(database, upgrade=upgrade, kind=kind)
-            await prepare_to_write(database, prefect=found.prefect)
+            await prepare_to_write(database)
         except BaseException:
             await database.close()
             raise

@@ -83,7 +83,7 @@ async def _make(database: Database, run: FlowRun, priority: int) -> UUID | Refus
         "work_pool_id": pool_id,
         "priority": priority,
     }
-    insert = sqlite.insert if database.url.get_backend_name() == "sqlite" else postgresql.insert
+    insert = sqlite.insert if database.sqlite else postgresql.insert
     its = sa.and_(work_queue.c.work_pool_id == pool_id, work_queue.c.name == name)
     try:
         async with database.connect() as connection:

@@ -286,10 +286,8 @@ async def with_connection(where: URL | Database, work: Callable[[Connection], T]
             return await with_connection(database, work)
         finally:
             await database.close()
-    postgresql = where.url.get_backend_name() == "postgresql"
     with opening(where.url):
-        async with where.connect(transaction=postgresql) as connection:
+        async with where.connect(transaction=not where.sqlite) as connection:
             result = await connection.run_sync(work)
-            if not postgresql:
-                await connection.commit()
+            await connection.commit()
             return result
