@@ -1,6 +1,6 @@
 """Rows of other tables that a run refers to, as far as its event names them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -16,7 +16,7 @@ class Related:
 
     id: UUID
     name: str
-    tags: tuple[str, ...] = ()
+    tags: Sequence[str] = ()
     work_pool_id: UUID | None = None
     type: str = ""
 

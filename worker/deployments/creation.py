@@ -2,7 +2,7 @@
 request's, and whether they fit each other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -34,7 +34,7 @@ def merged_parameters(unresolved: UnresolvedRun, deployment: Deployment) -> dict
 
 
 def run_of_deployment(
-    unresolved: UnresolvedRun, deployment: Deployment, *, variables: Variables, blocks: Mapping[UUID, Any]
+    unresolved: UnresolvedRun, deployment: Deployment, *, variables: Variables, blocks: Collection[UUID]
 ) -> NewRun:
     """Make the rows for a request (``create_flow_run_from_deployment``).
 
@@ -43,7 +43,7 @@ def run_of_deployment(
 
     Args:
         variables: workspace variables by name, as far as the parameters need them.
-        blocks: by id, the block documents of the pool's template that are there.
+        blocks: the block documents of the pool's template that are there.
 
     Raises:
         Refusal: what Prefect's endpoint answers, in the order of its checks.

@@ -3,7 +3,7 @@ deployment's and the request's, each over the one before it
 (``validate_job_variables_for_deployment_flow_run``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from copy import deepcopy
 from functools import lru_cache
 from typing import Any
@@ -90,7 +90,7 @@ class JobTemplate:
         except Unusable as wrong:
             raise SchemaRefused(str(wrong)) from None
 
-    def check_blocks(self, there: Mapping[UUID, Any]) -> None:
+    def check_blocks(self, there: Collection[UUID]) -> None:
         """Raise BlockNotFound unless all :attr:`blocks` are among these."""
         for block in self._references.values():
             if block not in there:

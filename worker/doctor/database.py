@@ -15,11 +15,17 @@ from worker.contract.errors import Fault
 from worker.doctor.finding import Finding, Verdict
 from worker.doctor.prefect_versions import Dialect, version_at, versions
 from worker.settings import Settings
-from worker.store import StoreError, deployment_tables, migrations
+from worker.store import StoreError, migrations
 from worker.store.engine import Database, open_database
 from worker.store.opening import parse_url
-from worker.store.prefect import task_run, task_run_state, work_queue
-from worker.store.tables import flow_run, flow_run_state
+from worker.store.tables import (
+    flow_run,
+    flow_run_state,
+    prefect_metadata,
+    task_run,
+    task_run_state,
+    work_queue,
+)
 
 # If the clocks differ by more seconds than this, the times in a run's record look out of order.
 CLOCK_SECONDS = 1.0
@@ -179,8 +185,8 @@ def _postgresql(connection: sa.Connection, *, prefect: bool) -> list[Finding]:
         )
     needed = {flow_run.name: "SELECT, INSERT", flow_run_state.name: "SELECT, INSERT"}
     if prefect:
+        needed |= dict.fromkeys(prefect_metadata.tables, "SELECT")
         needed |= {task_run.name: "SELECT, UPDATE", task_run_state.name: "SELECT, INSERT"}
-        needed |= dict.fromkeys(deployment_tables.metadata.tables, "SELECT")
     for table, privileges in needed.items():
         if ask("SELECT to_regclass(:table) IS NOT NULL", table=table):
             lacking = [

@@ -12,7 +12,8 @@ from worker.events.api import APIAway, EventsRefused, PrefectAPI
 from worker.settings import Settings
 from worker.store import StoreError, migrations
 from worker.store.opening import parse_url
-from worker.store.prefect import MARKS, flow
+from worker.store.prefect import MARKS
+from worker.store.tables import flow
 
 _EVENTS_WAIT = "Runs are made all the same, and their events wait in the outbox."
 

@@ -4,12 +4,11 @@ turns these requests into runs.
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
-import sqlalchemy as sa
 from pydantic_core import from_json
 
 from worker.contract.errors import DeploymentNotFound, Refusal
@@ -18,8 +17,8 @@ from worker.deployments.creation import merged_parameters, run_of_deployment
 from worker.deployments.deployment import Deployment, WorkQueue
 from worker.deployments.hydration import variable_names
 from worker.deployments.job_variables import job_template
-from worker.store.deployment_tables import variable
-from worker.store.prefect import Row, block_document
+from worker.store.reading import Reader, Row
+from worker.store.tables import block_document, variable
 
 # A request of more bytes is checked in a thread, since that may take seconds: jsonschema goes
 # through 500 KB of small values at some 10 us each.
@@ -31,33 +30,21 @@ HELD_SECONDS = 0.005
 _ENDLESS = re.compile('"(?:pattern(?:Properties)?|uniqueItems)"')
 
 
-class DeploymentLookup(Protocol):
-    """Asks the database."""
-
-    async def rows(self, column: sa.Column[Any], values: Iterable[Any]) -> list[Row]:
-        """See :class:`worker.store.prefect.Lookup`."""
-
-    async def deployments(self, ids: Iterable[UUID], names: Iterable[tuple[str, str]]) -> list[Row]:
-        """The deployments of these ids, and of these names of flows and deployments."""
-
-
 def refuse_runs_of_deployments(requested: Sequence[Requested]) -> list[NewRun | Refusal]:
     """What a database without deployments answers."""
     reason = "A database of the worker's own has no deployments."
     return [DeploymentNotFound(reason) if isinstance(each, UnresolvedRun) else each for each in requested]
 
 
-async def resolve_deployments(
-    lookup: DeploymentLookup, requested: Sequence[Requested]
-) -> list[NewRun | Refusal]:
+async def resolve_deployments(reader: Reader, requested: Sequence[Requested]) -> list[NewRun | Refusal]:
     """Turn requests for runs of deployments into runs, or into their refusals; others stay."""
     unresolved = [each for each in requested if isinstance(each, UnresolvedRun)]
-    deployments = await _deployments(lookup, unresolved)
+    deployments = await _deployments(reader, unresolved)
     found = [(each, deployments[_which(each)]) for each in unresolved if _which(each) in deployments]
-    variables = await _variables(lookup, [merged_parameters(*each) for each in found])
+    variables = await _variables(reader, [merged_parameters(*each) for each in found])
     templates = {each.job_template for each in deployments.values() if each.job_template is not None}
     blocks = {block for each in templates for block in job_template(each).blocks}
-    there = {row["id"]: row for row in await lookup.rows(block_document.c.id, blocks)}
+    there = {row.id for row in await reader.rows(block_document.c.id, blocks, block_document.c.id)}
 
     def resolved(each: Requested) -> NewRun | Refusal:
         if isinstance(each, NewRun):
@@ -107,40 +94,40 @@ def _shown(which: UUID | tuple[str, str]) -> str:
 
 
 async def _deployments(
-    lookup: DeploymentLookup, unresolved: Sequence[UnresolvedRun]
+    reader: Reader, unresolved: Sequence[UnresolvedRun]
 ) -> dict[UUID | tuple[str, str], Deployment]:
     asked = {_which(each) for each in unresolved}
-    rows = await lookup.deployments(
-        [each for each in asked if isinstance(each, UUID)],
-        [each for each in asked if isinstance(each, tuple)],
-    )
+    ids = [(each,) for each in asked if isinstance(each, UUID)]
+    names = [each for each in asked if isinstance(each, tuple)]
     found: dict[UUID | tuple[str, str], Deployment] = {}
-    for row in rows:
-        key = (row["of_flow_name"], row["name"]) if "of_flow_name" in row else row["id"]
-        found[key] = _deployment(row)
+    for row in (
+        *await reader.query(reader.statements.deployments_by_id, ids),
+        *await reader.query(reader.statements.deployments_by_name, names),
+    ):
+        found[row.id] = found[row.flow_name, row.name] = _deployment(row)
     return found
 
 
 def _deployment(row: Row) -> Deployment:
     queue = None
-    if row["pool_id"] is not None:
-        queue = WorkQueue(row["work_queue_id"], row["queue_name"], row["pool_id"], row["pool_name"])
+    if row.pool_id is not None:
+        queue = WorkQueue(row.work_queue_id, row.queue_name, row.pool_id, row.pool_name)
     return Deployment(
-        id=row["id"],
-        flow_id=row["flow_id"],
-        version=row["version"],
-        tags=row["tags"] or [],
-        labels=row["labels"],
-        parameters=from_json(row["parameters"]) or {},
-        size=len(row["parameters"]),
-        parameter_schema=_text(row["parameter_openapi_schema"]),
-        enforce_parameter_schema=row["enforce_parameter_schema"],
-        job_variables=_text(row["infra_overrides"]),
-        infrastructure_document_id=row["infrastructure_document_id"],
-        work_queue_id=row["work_queue_id"],
-        work_queue_name=row["work_queue_name"],
+        id=row.id,
+        flow_id=row.flow_id,
+        version=row.version,
+        tags=row.tags or [],
+        labels=row.labels,
+        parameters=from_json(row.parameters) or {},
+        size=len(row.parameters),
+        parameter_schema=_text(row.parameter_openapi_schema),
+        enforce_parameter_schema=row.enforce_parameter_schema,
+        job_variables=_text(row.infra_overrides),
+        infrastructure_document_id=row.infrastructure_document_id,
+        work_queue_id=row.work_queue_id,
+        work_queue_name=row.work_queue_name,
         queue=queue,
-        job_template=_text(row["base_job_template"]),
+        job_template=_text(row.base_job_template),
     )
 
 
@@ -149,11 +136,12 @@ def _text(json: str | None) -> str | None:
     return None if json == "null" else json
 
 
-async def _variables(lookup: DeploymentLookup, parameters: Sequence[dict[str, Any]]) -> dict[str, Any]:
+async def _variables(reader: Reader, parameters: Sequence[dict[str, Any]]) -> dict[str, Any]:
     known: dict[str, Any] = {}
     asked: set[str] = set()
     # The name of one may be in another: that takes another round.
     while names := variable_names(parameters, known) - asked:
         asked |= names
-        known |= {row["name"]: row["value"] for row in await lookup.rows(variable.c.name, names)}
+        found = await reader.rows(variable.c.name, names, variable.c.name, variable.c.value)
+        known |= {row.name: row.value for row in found}
     return known

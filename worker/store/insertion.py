@@ -15,10 +15,12 @@ from worker.contract.encoding import dumps
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
 from worker.creation import NewRun
-from worker.store.engine import Database, driver
+from worker.store.engine import driver
 from worker.store.errors import Blame, blame, fault, refusal
-from worker.store.prefect import follow, task_run, task_run_state
+from worker.store.prefect import follow
+from worker.store.reading import Reader
 from worker.store.statements import Statements, bound, given
+from worker.store.tables import task_run, task_run_state
 
 log = structlog.get_logger(__name__)
 
@@ -41,10 +43,8 @@ Stored = dict[UUID, FlowRun | Refusal]
 class Insertion:
     """Inserts runs with their states. Its methods may be called from several tasks."""
 
-    def __init__(self, database: Database, statements: Statements, *, prefect: bool) -> None:
-        self._database = database
-        self._statements = statements
-        self._prefect = prefect
+    def __init__(self, reader: Reader) -> None:
+        self._database, self._statements = reader.database, reader.statements
         self._limit = 0
         self._limited_until = 0.0
 
@@ -113,7 +113,9 @@ class Insertion:
 
     async def _insert_together(self, runs: Sequence[NewRun]) -> set[UUID]:
         """Insert runs, all or none; returns the ids of those that are new."""
-        subflows = [new for new in runs if self._prefect and new.run.parent_task_run_id is not None]
+        subflows = [
+            new for new in runs if self._statements.prefect and new.run.parent_task_run_id is not None
+        ]
         # On PostgreSQL one statement is all there is to it, and commits by itself.
         several = bool(subflows or self._statements.create_states)
         async with self._database.connect(transaction=several) as connection:
@@ -192,7 +194,11 @@ async def _let_parents_follow(
     now = datetime.now(UTC)
     ids = {new.run.parent_task_run_id for new in subflows}
     # One order in all workers, so that no two of them wait for each other's rows.
-    query = statements.lookup(task_run.c.id).order_by(task_run.c.id).with_for_update(of=task_run)
+    query = (
+        statements.lookup(task_run.c.id, *task_run.columns)
+        .order_by(task_run.c.id)
+        .with_for_update(of=task_run)
+    )
     rows = await connection.execute(query, given([each] for each in ids))
     parents: dict[UUID, dict[str, Any]] = {row.id: dict(row._mapping) for row in rows}
     for new in subflows:

@@ -7,8 +7,7 @@ Knows the rules (each named after the one in Prefect), not how a database is ask
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 from warnings import catch_warnings, simplefilter
 
@@ -20,72 +19,24 @@ from worker.contract.flow_run import FlowRun
 from worker.contract.request import CreateFlowRun
 from worker.contract.state import TERMINAL_TYPES, StateType
 from worker.creation import NewRun, uuid7
-from worker.store import deployment_tables
+from worker.store.reading import Reader, Row
 from worker.store.tables import (
     UNIQUE_INDEX,
-    Json,
-    State,
-    Text,
-    Timestamp,
-    Uuid,
+    block_document,
+    deployment,
+    flow,
     flow_run,
-    flow_run_state,
-    part_of,
-)
-
-metadata = sa.MetaData()
-_table = partial(part_of, metadata)
-
-# The columns that are read or written, of the tables that are; all are checked before anything is.
-flow = _table("flow", {Uuid: "id", Json: "labels"})
-deployment = _table("deployment", {Uuid: "id flow_id", Json: "labels"})
-block_document = _table("block_document", {Uuid: "id"})
-work_pool = _table("work_pool", {Uuid: "id default_queue_id", Text: "name"})
-work_queue = _table("work_queue", {Uuid: "id work_pool_id", Text: "name"})
-artifact = _table("artifact", {Uuid: "id", sa.JSON: "data"})
-_TIMES = "expected_start_time next_scheduled_start_time start_time end_time"
-task_run = _table(
-    "task_run",
-    {
-        Uuid: "id flow_run_id state_id",
-        Timestamp: f"updated state_timestamp {_TIMES}",
-        State: "state_type",
-        Text: "state_name",
-        sa.Integer: "run_count",
-        sa.Interval: "total_run_time",
-    },
-)
-task_run_state = _table(
-    "task_run_state",
-    {
-        Uuid: "id task_run_id",
-        Timestamp: "created updated timestamp",
-        State: "type",
-        Text: "name message",
-        Json: "state_details data",
-    },
+    metadata,
+    prefect_metadata,
+    task_run,
+    work_pool,
+    work_queue,
 )
 
 # Tables by which a Prefect server's database is known.
 MARKS = frozenset({"alembic_version", "flow", "flow_run", "deployment", "work_pool"})
-CHECKED = (
-    *(flow_run, flow_run_state),
-    *metadata.tables.values(),
-    *deployment_tables.metadata.tables.values(),
-)
 
 _SCHEDULED, _RUNNING = StateType.SCHEDULED.value, StateType.RUNNING.value
-
-Row = Mapping[str, Any]
-
-
-class Lookup(Protocol):
-    """Asks the database."""
-
-    async def rows(self, column: sa.Column[Any], values: Iterable[Any]) -> list[Row]:
-        """The rows of a table in which a column has one of these values, with the columns of the
-        table's definition.
-        """
 
 
 @dataclass(slots=True)
@@ -101,22 +52,31 @@ class References:
     refused: dict[UUID, Refusal] = field(default_factory=dict)
 
 
-async def resolve(lookup: Lookup, runs: Sequence[NewRun]) -> References:
+async def resolve(reader: Reader, runs: Sequence[NewRun]) -> References:
     """Look up what the runs refer to, each kind once for all of them, and fill in what follows from
     it.
     """
     references = References()
     # Runs of deployments have their labels and queues from these.
     requests = [(new.run, new.request.body) for new in runs if isinstance(new.request, CreateRequest)]
-    pools = await _by(lookup, work_pool.c.name, (body.work_pool_name for _, body in requests))
-    queues = await lookup.rows(work_queue.c.work_pool_id, [pool["id"] for pool in pools.values()])
+    pool, queue = work_pool.c, work_queue.c
+    names = (body.work_pool_name for _, body in requests)
+    pools = await _by(reader, pool.name, names, pool.id, pool.default_queue_id)
+    pool_ids = [each.id for each in pools.values()]
+    queues = await reader.rows(queue.work_pool_id, pool_ids, queue.work_pool_id, queue.id, queue.name)
     for run, body in requests:
         if refusal := _fill_work_queue(run, body, pools, queues):
             references.refused[run.id] = refusal
-    flows = await _by(lookup, flow.c.id, (new.run.flow_id for new in runs))
-    deployments = await _by(lookup, deployment.c.id, (body.deployment_id for _, body in requests))
-    tasks = await _by(lookup, task_run.c.id, (new.run.parent_task_run_id for new in runs))
-    documents = await _by(lookup, block_document.c.id, (new.run.infrastructure_document_id for new in runs))
+    flows = await _by(reader, flow.c.id, (new.run.flow_id for new in runs), flow.c.labels)
+    deployments = await _by(
+        reader,
+        deployment.c.id,
+        (body.deployment_id for _, body in requests),
+        deployment.c.flow_id,
+        deployment.c.labels,
+    )
+    tasks = await _by(reader, task_run.c.id, (new.run.parent_task_run_id for new in runs))
+    documents = await _by(reader, block_document.c.id, (new.run.infrastructure_document_id for new in runs))
     for run, body in requests:
         run.labels = _labels(run, body, flows.get(run.flow_id), deployments.get(run.deployment_id))
     for new in runs:
@@ -131,9 +91,11 @@ async def resolve(lookup: Lookup, runs: Sequence[NewRun]) -> References:
     return references
 
 
-async def _by(lookup: Lookup, column: sa.Column[Any], values: Iterable[Any]) -> dict[Any, Row]:
-    found = await lookup.rows(column, {value for value in values if value})
-    return {row[column.name]: row for row in found}
+async def _by(
+    reader: Reader, key: sa.Column[Any], values: Iterable[Any], *columns: sa.Column[Any]
+) -> dict[Any, Row]:
+    found = await reader.rows(key, {value for value in values if value}, key, *columns)
+    return {row[0]: row for row in found}
 
 
 def _fill_work_queue(
@@ -144,38 +106,36 @@ def _fill_work_queue(
     if not pool_name:
         return None
     pool = pools.get(pool_name)
-    if queue_name:
-        found = [
-            row for row in queues if pool and row["work_pool_id"] == pool["id"] and row["name"] == queue_name
-        ]
-        if not found:
-            return WorkPoolNotFound(f"Work pool queue '{pool_name}/{queue_name}' not found.")
-    elif pool is None:
+    if pool is None and not queue_name:
         return WorkPoolNotFound(f'Work pool "{pool_name}" not found.')
-    else:
-        found = [row for row in queues if row["id"] == pool["default_queue_id"]]
-    if pool is not None and found:
-        run.work_queue_id, run.pool_queue_name = found[0]["id"], found[0]["name"]
-        run.work_pool_id, run.work_pool_name = pool["id"], pool["name"]
-    return None
+    for queue in queues:
+        if pool is not None and (
+            (queue.work_pool_id == pool.id and queue.name == queue_name)
+            if queue_name
+            else queue.id == pool.default_queue_id
+        ):
+            run.work_queue_id, run.pool_queue_name = queue.id, queue.name
+            run.work_pool_id, run.work_pool_name = pool.id, pool.name
+            return None
+    return WorkPoolNotFound(f"Work pool queue '{pool_name}/{queue_name}' not found.") if queue_name else None
 
 
 def _labels(
     run: FlowRun, body: CreateFlowRun, flow_row: Row | None, deployment_row: Row | None
 ) -> dict[str, Any]:
     """``with_system_labels_for_flow_run`` and ``with_system_labels_for_deployment_flow_run``."""
-    own = body.labels or {}
+    of_flow = {"prefect.flow.id": str(run.flow_id)}
+    inherited = flow_row.labels if flow_row else None
     if deployment_row is not None:
-        system = {
-            "prefect.flow.id": str(deployment_row["flow_id"]),
-            "prefect.deployment.id": str(deployment_row["id"]),
+        of_flow = {
+            "prefect.flow.id": str(deployment_row.flow_id),
+            "prefect.deployment.id": str(deployment_row.id),
         }
-        return {**(deployment_row["labels"] or {}), **system, **own}
-    inherited = (flow_row["labels"] if flow_row else None) or {}
-    return {**inherited, "prefect.flow.id": str(run.flow_id), **own}
+        inherited = deployment_row.labels
+    return {**(inherited or {}), **of_flow, **(body.labels or {})}
 
 
-def follow(task: Row, new: NewRun, now: datetime) -> tuple[Row, Row]:
+def follow(task: Mapping[str, Any], new: NewRun, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
     """``UpdateSubflowParentTask``: a subflow's parent task run takes over the subflow's state.
 
     Args:
@@ -238,7 +198,7 @@ def problems(inspector: sa.Inspector) -> list[str]:
     """What a Prefect server's database lacks of what the worker reads and writes; a line each."""
     found: list[str] = []
     tables = set(inspector.get_table_names())
-    for table in CHECKED:
+    for table in (*metadata.tables.values(), *prefect_metadata.tables.values()):
         if table.name not in tables:
             found.append(f"no table {table.name}")
             continue
@@ -254,14 +214,9 @@ def problems(inspector: sa.Inspector) -> list[str]:
         # Prefect's indexes of expressions, which SQLAlchemy passes over on SQLite with a warning
         # each.
         simplefilter("ignore", sa.exc.SAWarning)
-        indexes = (
-            {index["name"] for index in inspector.get_indexes(flow_run.name)}
-            if flow_run.name in tables
-            else {UNIQUE_INDEX}
-        )
-    if UNIQUE_INDEX not in indexes:
-        found.append(f"no unique index {UNIQUE_INDEX}")
-    return list(dict.fromkeys(found))
+        if not inspector.has_index(flow_run.name, UNIQUE_INDEX):
+            found.append(f"no unique index {UNIQUE_INDEX}")
+    return found
 
 
 def _family(type_: sa.types.TypeEngine[Any]) -> str:

@@ -21,7 +21,7 @@ from worker.store import migrations
 from worker.store.engine import Database, open_database
 from worker.store.errors import Blame, blame, driver_error, fault, first_line
 from worker.store.opening import StoreError, parse_url
-from worker.store.tables import Uuid, flow_run
+from worker.store.tables import Text, Uuid, artifact, flow_run, part_of
 
 T = TypeVar("T")
 
@@ -33,13 +33,10 @@ ROWS_MAX = 5_000
 TRIES_MAX = 6
 
 # Tables of Prefect whose rows name a run without a foreign key, so that they would stay behind.
-_log = sa.table("log", sa.column("id", Uuid), sa.column("flow_run_id", Uuid))
-_artifact = sa.table(
-    "artifact", sa.column("id", Uuid), sa.column("flow_run_id", Uuid), sa.column("key", sa.String())
-)
-_artifact_collection = sa.table(
-    "artifact_collection", sa.column("key", sa.String()), sa.column("latest_id", Uuid)
-)
+# (These two are not checked at the start of a worker.)
+_metadata = sa.MetaData()
+_log = part_of("log", {Uuid: "id flow_run_id"}, _metadata)
+_artifact_collection = part_of("artifact_collection", {Text: "key", Uuid: "latest_id"}, _metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +138,9 @@ class Pruning:
         behind. The newest artifact of a key stays, since Prefect shows it by itself.
         """
         shown = sa.exists().where(
-            _artifact_collection.c.key == _artifact.c.key, _artifact_collection.c.latest_id == _artifact.c.id
+            _artifact_collection.c.key == artifact.c.key, _artifact_collection.c.latest_id == artifact.c.id
         )
-        for table, also in ((_log, sa.true()), (_artifact, ~shown)):
+        for table, also in ((_log, sa.true()), (artifact, ~shown)):
             some = sa.select(table.c.id).where(table.c.flow_run_id.in_(ids), also).limit(ROWS_MAX)
             while await self._delete(sa.delete(table).where(table.c.id.in_(some))) == ROWS_MAX:
                 pass

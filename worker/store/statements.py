@@ -16,9 +16,18 @@ from sqlalchemy.dialects import postgresql
 
 from worker.contract.encoding import dumps
 from worker.contract.flow_run import FlowRun, FlowRunState
-from worker.store import deployment_tables
-from worker.store.prefect import artifact, work_pool, work_queue
-from worker.store.tables import Json, Timestamp, Uuid, flow_run, flow_run_state
+from worker.store.tables import (
+    Json,
+    Timestamp,
+    Uuid,
+    artifact,
+    deployment,
+    flow,
+    flow_run,
+    flow_run_state,
+    work_pool,
+    work_queue,
+)
 
 _COLUMNS = (*flow_run.columns, *flow_run_state.columns)
 _RUN, _RUN_AND_STATE = len(flow_run.columns), len(_COLUMNS)
@@ -39,6 +48,8 @@ class Statements:
         prefect: it is a Prefect server's.
 
     Attributes:
+        prefect: as given.
+        sqlite: it is SQLite's; else PostgreSQL's.
         create: inserts runs, each unless it exists, and returns the ids of those that it inserted.
             PostgreSQL's inserts their states as well.
         create_states: SQLite's, for the states of the runs with the ids of its second parameter.
@@ -46,10 +57,12 @@ class Statements:
         read_by_id: the runs of some ids.
         deployments_by_id: the deployments of some ids.
         deployments_by_name: those of some names of flows and deployments.
+        lookup: makes a statement that reads columns (all but the first argument) of the rows in
+            which a column (the first) has one of some values.
     """
 
     def __init__(self, dialect: sa.Dialect, *, prefect: bool) -> None:
-        self._dialect, self._sqlite = dialect, dialect.name == "sqlite"
+        self.prefect, self.sqlite, self._dialect = prefect, dialect.name == "sqlite", dialect
         self._timestamp = _as_text(Timestamp, dialect)
         self._interval = _as_text(flow_run.c.total_run_time.type, dialect) or str
         insert_runs, insert_states = self._insert(flow_run, 0), self._insert(flow_run_state, _RUN)
@@ -57,7 +70,7 @@ class Statements:
         self.create_states = ""
         # No conflict target: the primary key counts as well, for runs whose id is their message's
         # fingerprint.
-        if self._sqlite:
+        if self.sqlite:
             # MATERIALIZED: or else SQLite writes out the array again for each of its columns. WHERE
             # true: or else it takes ON CONFLICT for the beginning of a join's condition.
             new = "WITH new AS MATERIALIZED (SELECT value FROM json_each(?))"
@@ -76,17 +89,11 @@ class Statements:
                 )
                 SELECT id FROM run
             """
-        self.read_by_key = self._read(flow_run.c.flow_id, flow_run.c.idempotency_key, prefect=prefect)
-        self.read_by_id = self._read(flow_run.c.id, prefect=prefect)
+        self.read_by_key = self._read(flow_run.c.flow_id, flow_run.c.idempotency_key)
+        self.read_by_id = self._read(flow_run.c.id)
+        self.deployments_by_id = self._deployments(deployment.c.id)
+        self.deployments_by_name = self._deployments(flow.c.name, deployment.c.name)
         self.lookup = cache(self._lookup)
-        flow, deployment = deployment_tables.flow, deployment_tables.deployment
-        rows, (id_,) = self._given(deployment.c.id)
-        self.deployments_by_id = _deployments(rows.join(deployment, deployment.c.id == id_))
-        rows, (flow_name, name) = self._given(flow.c.name, deployment.c.name)
-        named = sa.and_(deployment.c.flow_id == flow.c.id, deployment.c.name == name)
-        self.deployments_by_name = _deployments(
-            rows.join(flow, flow.c.name == flow_name).join(deployment, named), flow.c.name
-        )
 
     def new_rows(self, runs: Iterable[FlowRun]) -> tuple[Any, ...]:
         """The parameters of :attr:`create`, and the first of :attr:`create_states`.
@@ -106,7 +113,7 @@ class Statements:
             for place in _INTERVALS:
                 row[place] = self._interval(row[place])
             rows.append(dumps(row).decode())
-        return (f"[{','.join(rows)}]",) if self._sqlite else (rows, list(instants))
+        return (f"[{','.join(rows)}]",) if self.sqlite else (rows, list(instants))
 
     def _insert(self, table: sa.Table, first: int) -> str:
         names = ", ".join(f'"{column.name}"' for column in table.columns)
@@ -117,31 +124,35 @@ class Statements:
         """A column's value out of the JSON array of a row."""
         if isinstance(column.type, sa.JSON):
             return f"nullif(new.value -> {place}, 'null')" if column.nullable else f"new.value -> {place}"
-        if self._sqlite:
+        if self.sqlite:
             return f"new.value ->> {place}"
         if isinstance(column.type, sa.DateTime):
             return f"($2::timestamptz[])[(new.value ->> {place})::integer]"
         return f"(new.value ->> {place})::{column.type.compile(dialect=self._dialect)}"
 
-    def _given(self, *columns: sa.Column[Any]) -> tuple[sa.TableValuedAlias, list[sa.ColumnElement[Any]]]:
-        """Rows with values of these columns, which are handed over as the parameter ``given``."""
+    def _given(self, *keys: sa.Column[Any]) -> tuple[sa.FromClause, sa.ColumnElement[bool]]:
+        """Rows that are handed over as the parameter ``given``, and the condition that these
+        columns have their values.
+        """
         given = sa.bindparam("given", type_=sa.String)
         each = sa.func.json_each(given)
-        if not self._sqlite:
+        if not self.sqlite:
             each = sa.func.jsonb_array_elements(sa.cast(given, postgresql.JSONB))
         rows = each.table_valued("value", name="given")
-        places = (rows.c.value.op("->>")(sa.literal_column(str(place))) for place in range(len(columns)))
-        return rows, [sa.cast(place, column.type) for place, column in zip(places, columns, strict=True)]
+        places = (rows.c.value.op("->>")(sa.literal_column(str(place))) for place in range(len(keys)))
+        return rows, sa.and_(
+            *(key == sa.cast(place, key.type) for key, place in zip(keys, places, strict=True))
+        )
 
-    def _read(self, *keys: sa.Column[Any], prefect: bool) -> sa.Select[Any]:
-        rows, wanted = self._given(*keys)
+    def _read(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
+        rows, theirs = self._given(*keys)
         data: Any = flow_run_state.c.data
         pool: tuple[Any, ...] = (sa.null(), sa.null(), sa.null())
-        found = rows.join(flow_run, sa.and_(*(key == value for key, value in zip(keys, wanted, strict=True))))
+        found = rows.join(flow_run, theirs)
         found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
-        if prefect:
+        if self.prefect:
             # ``FlowRunState.data``: older states keep it themselves, newer ones in an artifact.
-            in_artifact: Any = artifact.c.data if self._sqlite else sa.cast(artifact.c.data, Json)
+            in_artifact: Any = artifact.c.data if self.sqlite else sa.cast(artifact.c.data, Json)
             data = sa.func.coalesce(data, in_artifact, type_=Json)
             pool = (work_pool.c.id, work_pool.c.name, work_queue.c.name)
             result: Any = sa.literal_column("flow_run_state.result_artifact_id", Uuid)
@@ -150,35 +161,40 @@ class Statements:
                 .outerjoin(work_queue, work_queue.c.id == flow_run.c.work_queue_id)
                 .outerjoin(work_pool, work_pool.c.id == work_queue.c.work_pool_id)
             )
-        state = [*_shown(flow_run_state)]
+        state = _shown(flow_run_state.columns)
         state[list(flow_run_state.columns).index(flow_run_state.c.data)] = data
-        return sa.select(*_shown(flow_run), *state, *pool).select_from(found)
+        return sa.select(*_shown(flow_run.columns), *state, *pool).select_from(found)
 
-    def _lookup(self, column: sa.Column[Any]) -> sa.Select[Any]:
-        """The rows of a table in which a column has one of the given values."""
-        rows, (value,) = self._given(column)
-        return sa.select(*_shown(column.table)).select_from(rows.join(column.table, column == value))
+    def _lookup(self, key: sa.Column[Any], *columns: sa.Column[Any]) -> sa.Select[Any]:
+        rows, theirs = self._given(key)
+        return sa.select(*_shown(columns)).select_from(rows.join(key.table, theirs))
 
-
-def _deployments(found: sa.FromClause, *besides: sa.Column[Any]) -> sa.Select[Any]:
-    """Deployments with what is asked of their queue and pool. What is checked against is read as
-    text: the same text has been prepared before, mostly. So are parameters, for their size.
-    """
-    of, queue, pool = deployment_tables.deployment, deployment_tables.work_queue, deployment_tables.work_pool
-    checked = (of.c.parameter_openapi_schema, of.c.infra_overrides, pool.c.base_job_template)
-    texts = (of.c.parameters, *checked)
-    return sa.select(
-        *(column for column in of.c if column not in set(texts)),
-        *(sa.cast(column, sa.Text).label(column.name) for column in texts),
-        *(column.label(f"of_{column.table.name}_{column.name}") for column in besides),
-        queue.c.name.label("queue_name"),
-        pool.c.id.label("pool_id"),
-        pool.c.name.label("pool_name"),
-    ).select_from(
-        found.outerjoin(queue, queue.c.id == of.c.work_queue_id).outerjoin(
-            pool, pool.c.id == queue.c.work_pool_id
+    def _deployments(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
+        """Deployments with what is asked of their flow, queue and pool. What is checked against is
+        read as text: the same text has been prepared before, mostly. So are parameters, for their
+        size.
+        """
+        rows, theirs = self._given(*keys)
+        of = deployment.c
+        texts = (
+            of.parameters,
+            of.parameter_openapi_schema,
+            of.infra_overrides,
+            work_pool.c.base_job_template,
         )
-    )
+        return sa.select(
+            *(column for column in of if column not in set(texts)),
+            *(sa.cast(column, sa.Text).label(column.name) for column in texts),
+            flow.c.name.label("flow_name"),
+            work_queue.c.name.label("queue_name"),
+            work_pool.c.id.label("pool_id"),
+            work_pool.c.name.label("pool_name"),
+        ).select_from(
+            rows.join(deployment, sa.true())
+            .join(flow, sa.and_(flow.c.id == of.flow_id, theirs))
+            .outerjoin(work_queue, work_queue.c.id == of.work_queue_id)
+            .outerjoin(work_pool, work_pool.c.id == work_queue.c.work_pool_id)
+        )
 
 
 def given(rows: Iterable[Sequence[Any]]) -> dict[str, str]:
@@ -204,13 +220,13 @@ def bound(table: sa.Table, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shown(table: Any) -> list[Any]:
-    """A table's columns as they are read. A state's type is text: a newer Prefect may have more of
-    them, and asyncpg would set the session to look up what it is.
+def _shown(columns: Iterable[sa.Column[Any]]) -> list[Any]:
+    """Columns as they are read. A state's type is text: a newer Prefect may have more of them, and
+    asyncpg would set the session to look up what it is.
     """
     return [
         sa.cast(column, sa.String).label(column.name) if isinstance(column.type, sa.Enum) else column
-        for column in table.columns
+        for column in columns
     ]
 
 

@@ -4,28 +4,24 @@ no broker.
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID, uuid4
 
-import sqlalchemy as sa
 import structlog
 
 from worker.contract.decode import DeploymentRequest
 from worker.contract.errors import Fault, Refusal
-from worker.contract.flow_run import FlowRun, FlowRunState
-from worker.contract.related import References as EventReferences
-from worker.contract.related import RelatedRows
+from worker.contract.flow_run import FlowRun
 from worker.creation import NewRun, Requested, UnresolvedRun
 from worker.store import migrations
 from worker.store.deployments import refuse_runs_of_deployments, resolve_deployments
 from worker.store.engine import Database, open_database, prepare_to_write
-from worker.store.errors import Blame, blame, fault
 from worker.store.insertion import Insertion
 from worker.store.opening import parse_url
 from worker.store.outcome import Created, Existing, Outcome
-from worker.store.prefect import References, Row, resolve
-from worker.store.related import read_first_states, read_related
-from worker.store.statements import Statements, given, run_of
+from worker.store.prefect import References, resolve
+from worker.store.reading import Reader
+from worker.store.statements import run_of
 from worker.store.unserved import UnservedWarning
 from worker.store.work_queues import fill_work_queues
 
@@ -36,7 +32,7 @@ log = structlog.get_logger(__name__)
 MAX_ROUNDS = 10
 
 
-class Store:
+class Store(Reader):
     """Creates runs, each once per flow and idempotency key, across any number of workers.
 
     Its methods may be called from several tasks. Open it with :meth:`open`.
@@ -48,10 +44,9 @@ class Store:
     """
 
     def __init__(self, database: Database, *, prefect: bool) -> None:
-        self._database = database
-        self._statements = Statements(database.engine.dialect, prefect=prefect)
+        super().__init__(database, prefect=prefect)
         self._unserved_warning = UnservedWarning()
-        self._insertion = Insertion(database, self._statements, prefect=prefect)
+        self._insertion = Insertion(self)
         self.kind: Literal["standalone", "prefect"] = "prefect" if prefect else "standalone"
         self.dialect = database.engine.dialect.name
         self.description = database.url.render_as_string(hide_password=True)
@@ -87,7 +82,7 @@ class Store:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._database.close()
+        await self.database.close()
 
     async def ping(self) -> None:
         """Raise Fault unless the database answers."""
@@ -154,7 +149,7 @@ class Store:
         as in Prefect.
         """
         ids = {each.run_id for each in refused if each.request.run_id is not None}
-        found = await self._query(self._statements.read_by_id, [(each,) for each in ids])
+        found = await self.query(self.statements.read_by_id, [(each,) for each in ids])
         return {run.id: Existing(run) for run in map(run_of, found)}
 
     async def _resolve(self, runs: Sequence[NewRun]) -> References:
@@ -167,7 +162,7 @@ class Store:
             if isinstance(new.request, DeploymentRequest) and new.run.id not in references.missing
         ]
         if of_deployments:
-            references.refused |= await fill_work_queues(self, self._database, of_deployments)
+            references.refused |= await fill_work_queues(self, of_deployments)
         self._unserved_warning.look(
             new
             for new in runs
@@ -203,41 +198,9 @@ class Store:
         keys = [_key(run) for run in runs if run.idempotency_key is not None]
         ids = [(run.id,) for run in runs if run.idempotency_key is None]
         found: list[FlowRun] = []
-        for query, wanted in ((self._statements.read_by_key, keys), (self._statements.read_by_id, ids)):
-            found += [run_of(row) for row in await self._query(query, wanted)]
+        for query, wanted in ((self.statements.read_by_key, keys), (self.statements.read_by_id, ids)):
+            found += [run_of(row) for row in await self.query(query, wanted)]
         return found
-
-    async def rows(self, column: sa.Column[Any], values: Iterable[Any]) -> list[Row]:
-        """See :class:`worker.store.prefect.Lookup`."""
-        found = await self._query(self._statements.lookup(column), [(value,) for value in values])
-        return [dict(row._mapping) for row in found]
-
-    async def deployments(self, ids: Iterable[UUID], names: Iterable[tuple[str, str]]) -> list[Row]:
-        """See :class:`worker.store.deployments.DeploymentLookup`."""
-        found = [
-            *await self._query(self._statements.deployments_by_id, [(each,) for each in ids]),
-            *await self._query(self._statements.deployments_by_name, list(names)),
-        ]
-        return [dict(row._mapping) for row in found]
-
-    async def related(self, wanted: EventReferences) -> RelatedRows:
-        """The rows that some runs refer to, of a Prefect server's database; raises Fault."""
-        return await read_related(self._query, self._statements, wanted)
-
-    async def first_states(self, run_ids: Iterable[UUID]) -> dict[UUID, FlowRunState]:
-        """The states that some runs began with, by the runs' ids; raises Fault."""
-        return await read_first_states(self._query, self._statements, run_ids)
-
-    async def _query(self, query: sa.Select[Any], wanted: Sequence[Sequence[Any]]) -> Sequence[Any]:
-        if not wanted:
-            return []
-        try:
-            async with self._database.connect() as connection:
-                return list(await connection.execute(query, given(wanted)))
-        except Exception as error:
-            if blame(error) in (Blame.row, Blame.unforeseen):
-                raise  # the pipeline finds whose it is
-            raise fault(error) from error
 
 
 class _Batch:

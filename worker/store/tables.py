@@ -1,23 +1,20 @@
-"""Prefect's tables ``flow_run`` and ``flow_run_state``: names, columns, types and storage formats
-as its server makes them.
-
-One definition serves both databases, the migrations of a database of our own, and the check of a
-Prefect server's.
+"""Prefect's tables, as far as they are read or written: names, columns, types and storage formats
+as its server makes them. One definition serves both databases, and the check of a Prefect server's.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import MISSING, fields
+from datetime import UTC, datetime, timedelta
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from worker.contract.flow_run import FlowRun, FlowRunState
 from worker.contract.state import StateType
 
-metadata = sa.MetaData()
-
-STATE_TYPE = "state_type"
 UNIQUE_INDEX = "uq_flow_run__flow_id_idempotency_key"
 
 
@@ -50,71 +47,85 @@ class NaiveUtc(sa.TypeDecorator[datetime]):
 Uuid = sa.Uuid().with_variant(HyphenatedUuid(), "sqlite")
 Timestamp = sa.TIMESTAMP(timezone=True).with_variant(NaiveUtc(), "sqlite")
 Json = postgresql.JSONB(none_as_null=True).with_variant(sqlite.JSON(none_as_null=True), "sqlite")
-State = sa.Enum(*(state.value for state in StateType), name=STATE_TYPE)
+State = sa.Enum(*(state.value for state in StateType), name="state_type")
 Text = sa.String()
 
+# What each kind of value in a row is kept as; all others are JSON.
+_TYPES: dict[type, Any] = {
+    UUID: Uuid,
+    datetime: Timestamp,
+    timedelta: sa.Interval,
+    str: Text,
+    int: sa.Integer,
+    bool: sa.Boolean,
+}
 
-def part_of(metadata: sa.MetaData, name: str, columns: Mapping[Any, str]) -> sa.Table:
-    """A table of Prefect's, as far as it is read or written: its columns' names by their types."""
-    return sa.Table(
-        name,
-        metadata,
-        *(sa.Column(each, type_) for type_, names in columns.items() for each in names.split()),
-    )
+# The tables that a database of our own has as well, and those of a Prefect server's alone.
+metadata, prefect_metadata = sa.MetaData(), sa.MetaData()
 
 
-flow_run = sa.Table(
-    "flow_run",
-    metadata,
-    sa.Column("id", Uuid, primary_key=True),
-    sa.Column("created", Timestamp, nullable=False, server_default=sa.func.now()),
-    sa.Column("updated", Timestamp, nullable=False, server_default=sa.func.now()),
-    sa.Column("name", Text, nullable=False),
-    sa.Column("flow_id", Uuid, nullable=False),
-    sa.Column("state_id", Uuid),
-    sa.Column("state_type", State),
-    sa.Column("state_name", Text),
-    sa.Column("state_timestamp", Timestamp),
-    sa.Column("run_count", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("expected_start_time", Timestamp),
-    sa.Column("next_scheduled_start_time", Timestamp),
-    sa.Column("start_time", Timestamp),
-    sa.Column("end_time", Timestamp),
-    sa.Column("total_run_time", sa.Interval, nullable=False),
-    sa.Column("deployment_id", Uuid),
-    sa.Column("deployment_version", Text),
-    sa.Column("work_queue_id", Uuid),
-    sa.Column("work_queue_name", Text),
-    sa.Column("flow_version", Text),
-    sa.Column("parameters", Json, nullable=False, server_default="{}"),
-    sa.Column("idempotency_key", Text),
-    sa.Column("context", Json, nullable=False, server_default="{}"),
-    sa.Column("empirical_policy", Json, nullable=False, server_default="{}"),
-    sa.Column("tags", Json, nullable=False, server_default="[]"),
-    sa.Column("labels", Json),
-    sa.Column("created_by", Json),
-    sa.Column("infrastructure_pid", Text),
-    sa.Column("infrastructure_document_id", Uuid),
-    sa.Column("parent_task_run_id", Uuid),
-    sa.Column("auto_scheduled", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("job_variables", Json, server_default="{}"),
-    sa.Index(UNIQUE_INDEX, "flow_id", "idempotency_key", unique=True),
+def _of_rows(name: str, row: type) -> sa.Table:
+    """The table of rows of ours: its columns are their fields, but for those with a default, which
+    other tables have.
+    """
+    columns: list[sa.Column[Any]] = []
+    hints = get_type_hints(row)
+    for field in fields(row):
+        hint = hints[field.name]
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        type_ = State if field.name in ("state_type", "type") else _TYPES.get(kinds[0], Json)
+        if field.default is MISSING:
+            columns.append(sa.Column(field.name, type_, nullable=NoneType in kinds or hint is Any))
+    return sa.Table(name, metadata, *columns)
+
+
+def part_of(name: str, columns: Mapping[Any, str], metadata: sa.MetaData = prefect_metadata) -> sa.Table:
+    """A table, as far as it is read or written: its columns' names by their types."""
+    named = (sa.Column(each, type_) for type_, names in columns.items() for each in names.split())
+    return sa.Table(name, metadata, *named)
+
+
+flow_run = _of_rows("flow_run", FlowRun)
+flow_run_state = _of_rows("flow_run_state", FlowRunState)
+
+flow = part_of("flow", {Uuid: "id", Text: "name", Json: "labels tags"})
+deployment = part_of(
+    "deployment",
+    {
+        Uuid: "id flow_id infrastructure_document_id work_queue_id",
+        Text: "name version work_queue_name",
+        Json: "tags labels parameters parameter_openapi_schema infra_overrides",
+        sa.Boolean: "enforce_parameter_schema",
+    },
 )
-
-flow_run_state = sa.Table(
-    "flow_run_state",
-    metadata,
-    sa.Column("id", Uuid, primary_key=True),
-    sa.Column("created", Timestamp, nullable=False, server_default=sa.func.now()),
-    sa.Column("updated", Timestamp, nullable=False, server_default=sa.func.now()),
-    sa.Column("flow_run_id", Uuid, sa.ForeignKey("flow_run.id", ondelete="CASCADE"), nullable=False),
-    sa.Column("type", State, nullable=False),
-    sa.Column("timestamp", Timestamp, nullable=False, server_default=sa.func.now()),
-    sa.Column("name", Text, nullable=False),
-    sa.Column("message", Text),
-    sa.Column("state_details", Json, nullable=False, server_default="{}"),
-    sa.Column("data", Json),
-    sa.Index(
-        "uq_flow_run_state__flow_run_id_timestamp_desc", "flow_run_id", sa.text("timestamp DESC"), unique=True
-    ),
+work_queue = part_of(
+    "work_queue",
+    {Uuid: "id work_pool_id", Timestamp: "created updated", Text: "name", sa.Integer: "priority"},
+)
+work_pool = part_of("work_pool", {Uuid: "id default_queue_id", Text: "name type", Json: "base_job_template"})
+variable = part_of("variable", {Text: "name", Json: "value"})
+block_document = part_of("block_document", {Uuid: "id"})
+artifact = part_of("artifact", {Uuid: "id flow_run_id", Text: "key", sa.JSON: "data"})
+_TIMES = "expected_start_time next_scheduled_start_time start_time end_time"
+task_run = part_of(
+    "task_run",
+    {
+        Uuid: "id flow_run_id state_id",
+        Timestamp: f"updated state_timestamp {_TIMES}",
+        State: "state_type",
+        Text: "name state_name",
+        sa.Integer: "run_count",
+        sa.Interval: "total_run_time",
+        Json: "tags",
+    },
+)
+task_run_state = part_of(
+    "task_run_state",
+    {
+        Uuid: "id task_run_id",
+        Timestamp: "created updated timestamp",
+        State: "type",
+        Text: "name message",
+        Json: "state_details data",
+    },
 )

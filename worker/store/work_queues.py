@@ -15,10 +15,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from worker.contract.errors import Refusal, Unprocessable, WorkPoolNotFound
 from worker.contract.flow_run import FlowRun
 from worker.creation import NewRun, uuid7
-from worker.store.deployment_tables import work_queue
 from worker.store.engine import Database
 from worker.store.errors import Blame, blame, driver_error, fault, refusal
-from worker.store.prefect import Lookup
+from worker.store.reading import Reader
+from worker.store.tables import work_queue
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 BANNED_CHARACTERS = "/%&><"
 
 
-async def fill_work_queues(lookup: Lookup, database: Database, runs: Sequence[NewRun]) -> dict[UUID, Refusal]:
+async def fill_work_queues(reader: Reader, runs: Sequence[NewRun]) -> dict[UUID, Refusal]:
     """Fill in the queues of runs that have a work pool, and a queue's name in place of a queue.
 
     Returns:
@@ -36,19 +36,21 @@ async def fill_work_queues(lookup: Lookup, database: Database, runs: Sequence[Ne
         Fault: the database is away or busy.
     """
     lacking = [new.run for new in runs if new.run.work_pool_id is not None and new.run.work_queue_id is None]
-    rows = await lookup.rows(work_queue.c.work_pool_id, {run.work_pool_id for run in lacking})
+    of = work_queue.c
+    pool_ids = {run.work_pool_id for run in lacking}
+    rows = await reader.rows(of.work_pool_id, pool_ids, of.work_pool_id, of.name, of.id, of.priority)
     queues: dict[tuple[UUID | None, str | None], UUID | Refusal]
-    queues = {(row["work_pool_id"], row["name"]): row["id"] for row in rows}
+    queues = {(row.work_pool_id, row.name): row.id for row in rows}
     priorities: dict[UUID | None, list[int]] = defaultdict(list)
     for row in rows:
-        priorities[row["work_pool_id"]].append(row["priority"])
+        priorities[row.work_pool_id].append(row.priority)
     refused: dict[UUID, Refusal] = {}
     for run in lacking:
         key = run.work_pool_id, run.work_queue_name
         if key not in queues:
             taken = priorities[run.work_pool_id]
             priority = free_priority(taken)
-            queues[key] = await _make(database, run, priority)
+            queues[key] = await _make(reader.database, run, priority)
             taken.append(priority)  # a batch may want several
         queue = queues[key]
         if isinstance(queue, Refusal):

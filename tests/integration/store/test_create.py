@@ -169,7 +169,7 @@ async def test_runs_that_always_vanish_are_a_fault(store: Store, monkeypatch: py
 
 
 async def _delete(store: Store, key: str) -> None:
-    async with store._database.connect(transaction=True) as connection:
+    async with store.database.connect(transaction=True) as connection:
         await connection.execute(sa.delete(flow_run).where(flow_run.c.idempotency_key == key))
 
 

@@ -213,7 +213,7 @@ async def test_who_leaves_a_silent_network_does_not_wait_for_it(cluster: Postgre
 
 async def test_a_connection_is_kept_alive_and_given_up_by_the_network(store: Store) -> None:
     """asyncpg has no setting for it: this is what is used beyond its documented interface."""
-    async with store._database.connect() as connection:
+    async with store.database.connect() as connection:
         sync = connection.sync_connection
         assert sync is not None
         there = sync.connection.driver_connection._transport.get_extra_info("socket")

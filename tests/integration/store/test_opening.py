@@ -196,7 +196,7 @@ async def test_a_lock_of_another_writer_is_waited_for_and_then_a_fault(sqlite_ur
         assert not waiting.done()
         other.execute("ROLLBACK")
         assert [type(outcome).__name__ for outcome in await waiting] == ["Created"]
-        async with store._database.connect() as connection:
+        async with store.database.connect() as connection:
             await connection.exec_driver_sql("PRAGMA busy_timeout = 100")
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Fault):

@@ -114,7 +114,7 @@ async def test_one_that_takes_settings_and_passes_none_on_is_recognised(
     passed_over = "ignore_startup_parameters = enable_seqscan,jit_above_cost"
     with PgBouncer(postgresql.port, settings=passed_over) as pgbouncer:
         store = await Store.open(through(pgbouncer, postgresql, postgresql_url), migrate=True)
-        assert store._database.pooler
+        assert store.database.pooler
         await store.create(keyed(["a"]))
         await store.close()
 

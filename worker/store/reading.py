@@ -1,0 +1,79 @@
+"""Reads rows by what is known of them, many at a time: what runs refer to, and what events say."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from worker.contract.flow_run import FlowRunState
+from worker.contract.related import References, Related, RelatedRows
+from worker.store.engine import Database
+from worker.store.errors import Blame, blame, fault
+from worker.store.statements import Statements, given
+from worker.store.tables import deployment, flow, flow_run_state, task_run, work_pool, work_queue
+
+Row = sa.Row[*tuple[Any, ...]]
+
+# No more than an event says.
+_SAID = {field.name for field in fields(Related)}
+
+
+class Reader:
+    """Asks the database. Its methods may be called from several tasks; all raise Fault."""
+
+    def __init__(self, database: Database, *, prefect: bool) -> None:
+        self.database = database
+        self.statements = Statements(database.engine.dialect, prefect=prefect)
+
+    async def query(self, query: sa.Select[Any], wanted: Sequence[Sequence[Any]]) -> Sequence[Row]:
+        """The rows that a query finds by these values."""
+        if not wanted:
+            return []
+        try:
+            async with self.database.connect() as connection:
+                return list(await connection.execute(query, given(wanted)))
+        except Exception as error:
+            if blame(error) in (Blame.row, Blame.unforeseen):
+                raise  # the pipeline finds whose it is
+            raise fault(error) from error
+
+    async def rows(
+        self, key: sa.Column[Any], values: Iterable[Any], *columns: sa.Column[Any]
+    ) -> Sequence[Row]:
+        """These columns of the rows in which ``key`` has one of these values."""
+        return await self.query(self.statements.lookup(key, *columns), [(value,) for value in values])
+
+    async def related(self, wanted: References) -> RelatedRows:
+        """The rows that some runs refer to, and the work pools of the work queues; of a Prefect
+        server's database.
+        """
+        queues = await self._related(work_queue, wanted.work_queues)
+        pools = {queue.work_pool_id for queue in queues.values() if queue.work_pool_id}
+        return RelatedRows(
+            flows=await self._related(flow, wanted.flows),
+            deployments=await self._related(deployment, wanted.deployments),
+            work_queues=queues,
+            work_pools=await self._related(work_pool, pools),
+            task_runs=await self._related(task_run, wanted.task_runs),
+        )
+
+    async def _related(self, table: sa.Table, ids: Iterable[UUID]) -> dict[UUID, Related]:
+        said = [column for column in table.columns if column.name in _SAID]
+        found = await self.rows(table.c.id, ids, *said)
+        present = ({name: each for name, each in row._mapping.items() if each is not None} for row in found)
+        return {each["id"]: Related(**each) for each in present}
+
+    async def first_states(self, run_ids: Iterable[UUID]) -> dict[UUID, FlowRunState]:
+        """The states that some runs began with, by the runs' ids."""
+        earlier = flow_run_state.alias("earlier")
+        began = (
+            sa.select(sa.func.min(earlier.c.timestamp))
+            .where(earlier.c.flow_run_id == flow_run_state.c.flow_run_id)
+            .scalar_subquery()
+        )
+        lookup = self.statements.lookup(flow_run_state.c.flow_run_id, *flow_run_state.columns)
+        select = lookup.where(flow_run_state.c.timestamp == began)
+        rows = await self.query(select, [(each,) for each in run_ids])
+        return {row.flow_run_id: FlowRunState(*row) for row in rows}
