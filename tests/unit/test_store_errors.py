@@ -9,8 +9,17 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker.contract.errors import Fault, IntegrityConflict, Unprocessable
-from worker.store.errors import CLASSES, SQLITE_CODES, SQLSTATES, Blame, blame, fault, refusal
-from worker.store.opening import StoreError, opening
+from worker.store.errors import (
+    CLASSES,
+    SQLITE_CODES,
+    SQLSTATES,
+    Blame,
+    StoreError,
+    blame,
+    fault,
+    opening,
+    refusal,
+)
 
 URL = make_url("postgresql+asyncpg://user:secret@host/db")
 

@@ -18,8 +18,8 @@ from worker.bench.load import BenchFailed, Body, Load, Progress, Requests, Serve
 from worker.broker.topology import Topology
 from worker.collector import relieve_collector
 from worker.contract.errors import Fault
-from worker.store import migrations
-from worker.store.opening import StoreError, parse_url
+from worker.store import StoreError, migrations
+from worker.store.engine import parse_url
 from worker.store.tables import flow_run
 
 # The figures that latencies are told by.

@@ -16,8 +16,7 @@ from worker.doctor.finding import Finding, Verdict
 from worker.doctor.prefect_versions import Dialect, version_at, versions
 from worker.settings import Settings
 from worker.store import StoreError, migrations
-from worker.store.engine import Database, open_database
-from worker.store.opening import parse_url
+from worker.store.engine import Database, open_database, parse_url
 from worker.store.tables import (
     flow_run,
     flow_run_state,

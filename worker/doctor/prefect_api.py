@@ -11,7 +11,7 @@ from worker.doctor.finding import Finding, Verdict
 from worker.events.api import APIAway, EventsRefused, PrefectAPI
 from worker.settings import Settings
 from worker.store import StoreError, migrations
-from worker.store.opening import parse_url
+from worker.store.engine import parse_url
 from worker.store.prefect import MARKS
 from worker.store.tables import flow
 

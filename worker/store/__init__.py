@@ -1,7 +1,6 @@
 """Where runs are kept: Prefect's own tables, on PostgreSQL or SQLite; knows no broker."""
 
-from worker.store.opening import StoreError
-from worker.store.outcome import Created, Existing, Outcome
-from worker.store.store import Store
+from worker.store.errors import StoreError
+from worker.store.store import Created, Existing, Outcome, Store
 
 __all__ = ["Created", "Existing", "Outcome", "Store", "StoreError"]

@@ -15,14 +15,13 @@ from weakref import WeakSet
 import asyncpg
 from pydantic_core import from_json
 from sqlalchemy import event
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from worker.contract.encoding import dumps
 from worker.contract.errors import Fault
-from worker.store.errors import Blame, blame
-from worker.store.opening import opening, refuses_settings
+from worker.store.errors import Blame, StoreError, blame, opening, refuses_settings
 
 # How long a host may take to let us in; half of it where there are others to try. Seconds.
 CONNECT_TIMEOUT = 10.0
@@ -185,6 +184,29 @@ async def _answers(knock: Callable[[], Awaitable[Any]]) -> bool:
         return False
     connection.terminate()
     return True
+
+
+def parse_url(url: str) -> URL:
+    """Read a database URL.
+
+    Raises:
+        StoreError: it is no URL, or of a database that isn't supported.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise StoreError(f"WORKER_DATABASE_URL is not a database URL: {error}") from None
+    backend = parsed.get_backend_name()
+    if backend in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+asyncpg")
+    if backend != "sqlite":
+        raise StoreError(f"WORKER_DATABASE_URL names '{backend}': PostgreSQL and SQLite are supported.")
+    file = parsed.database or ":memory:"
+    if file == ":memory:" or file.startswith("file:"):
+        raise StoreError(
+            "WORKER_DATABASE_URL names no file: each connection would have a SQLite database of its own."
+        )
+    return parsed.set(drivername="sqlite+aiosqlite")
 
 
 async def open_database(url: URL) -> Database:

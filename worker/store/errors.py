@@ -1,15 +1,24 @@
-"""What an error of a database says: who is to blame for it, and so what is done about it. Knows no
-connection.
+"""What an error of a database says: who is to blame for it, and so what is done about it; and what
+the errors of opening one mean to who runs the worker. Knows no connection.
 """
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker.contract.errors import Fault, IntegrityConflict, Refusal, Unprocessable
+
+
+class StoreError(Exception):
+    """The database is not as it has to be (URL, login, name, schema); waiting won't mend it. Its
+    message says what to do.
+    """
 
 
 class Blame(Enum):
@@ -126,3 +135,38 @@ def driver_error(error: BaseException) -> BaseException:
 def first_line(error: BaseException) -> str:
     """An error in one line."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+@contextmanager
+def opening(url: URL) -> Iterator[None]:
+    """Turn what goes wrong while connecting into a StoreError or, if it may pass, a Fault."""
+    try:
+        yield
+    except (StoreError, Fault):
+        raise
+    except Exception as raised:
+        error = driver_error(raised)
+        where = f"{url.render_as_string(hide_password=True)}: {first_line(error)}"
+        unusable = (ValueError, asyncpg.UndefinedObjectError, ArgumentError)
+        if isinstance(error, sqlite3.Error) and blame(error) is not Blame.moment:
+            advice = "Does the folder exist, and may the worker write there?"
+        elif isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+            advice = "Check the user and the password."
+        elif isinstance(error, asyncpg.InvalidCatalogNameError):
+            advice = f"Create it: CREATE DATABASE {url.database};"
+        elif isinstance(error, asyncpg.InsufficientPrivilegeError):
+            advice = "Grant it to the worker's user."
+        elif isinstance(error, unusable) or refuses_settings(error):
+            advice = "Check what stands behind the '?' of the URL."
+        elif isinstance(error, asyncpg.PostgresError) or blame(error) is not Blame.unforeseen:
+            raise Fault(where) from error
+        else:
+            raise
+        raise StoreError(f"{where}. {advice}") from error
+
+
+def refuses_settings(error: BaseException) -> bool:
+    """Whether who answers takes no setting of a session in the start of a connection: a pooler, as
+    PgBouncer.
+    """
+    return isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error)

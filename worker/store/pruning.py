@@ -18,9 +18,8 @@ from sqlalchemy.engine import URL
 from worker.backoff import Backoff
 from worker.contract.state import TERMINAL_TYPES
 from worker.store import migrations
-from worker.store.engine import Database, open_database
-from worker.store.errors import Blame, blame, driver_error, fault, first_line
-from worker.store.opening import StoreError, parse_url
+from worker.store.engine import Database, open_database, parse_url
+from worker.store.errors import Blame, StoreError, blame, driver_error, fault, first_line
 from worker.store.tables import Text, Uuid, artifact, flow_run, part_of
 
 T = TypeVar("T")

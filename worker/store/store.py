@@ -12,13 +12,12 @@ import structlog
 from worker.contract.decode import DeploymentRequest
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
+from worker.contract.immutable import immutable
 from worker.creation import NewRun, Requested, UnresolvedRun
 from worker.store import migrations
 from worker.store.deployments import refuse_runs_of_deployments, resolve_deployments
-from worker.store.engine import Database, open_database, prepare_to_write
+from worker.store.engine import Database, open_database, parse_url, prepare_to_write
 from worker.store.insertion import Insertion
-from worker.store.opening import parse_url
-from worker.store.outcome import Created, Existing, Outcome
 from worker.store.prefect import References, resolve
 from worker.store.reading import Reader
 from worker.store.statements import run_of
@@ -30,6 +29,23 @@ log = structlog.get_logger(__name__)
 # A run that is deleted between the conflict with it and the look at it: the batch tries again, this
 # often.
 MAX_ROUNDS = 10
+
+
+@immutable
+class Created:
+    """The run is new."""
+
+    run: FlowRun
+
+
+@immutable
+class Existing:
+    """A run of this key exists, and this is how it is now."""
+
+    run: FlowRun
+
+
+Outcome = Created | Existing | Refusal
 
 
 class Store(Reader):
@@ -76,7 +92,7 @@ class Store(Reader):
             await database.close()
             raise
         store = cls(database, prefect=found.prefect)
-        if found.created:
+        if not (found.prefect or found.revision):
             log.info("database_created", database=store.description, kind=store.kind)
         return store
 

@@ -17,8 +17,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import URL, Connection
 
 from worker.contract.errors import Fault
-from worker.store.engine import Database, open_database
-from worker.store.opening import StoreError, opening, parse_url
+from worker.store.engine import Database, open_database, parse_url
+from worker.store.errors import StoreError, opening
 from worker.store.prefect import MARKS, problems
 from worker.store.tables import metadata
 
@@ -29,37 +29,45 @@ VERSION_TABLE = "flow_run_worker_version"
 # "flow-run" in ASCII.
 ADVISORY_LOCK = 0x666C6F772D72756E
 
-
 # Which kind of database is wanted, as the setting of this name says.
 Kind = Literal["any", "prefect", "standalone"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ensured:
-    """A schema that is written to.
+class Schema:
+    """What stands in a database.
 
     Attributes:
         prefect: it is a Prefect server's.
-        created: it is ours, and was made just now.
+        revision: its migration, of its own kind; None where nothing stands yet.
+        head: the newest migration of ours.
+        problems: why it can't be used, a line each; none if it can, or could after an upgrade.
     """
 
-    prefect: bool = False
-    created: bool = False
+    prefect: bool
+    revision: str | None
+    head: str
+    problems: list[str]
 
 
-async def ensure(database: URL | Database, *, upgrade: bool, kind: Kind = "any") -> Ensured:
+async def ensure(where: URL | Database, *, upgrade: bool, kind: Kind = "any") -> Schema:
     """See to it that the schema is one that this version writes to.
 
     Args:
         upgrade: bring it up to date; else it has to be.
         kind: with ``prefect``, nothing is made here.
 
+    Returns:
+        The schema that was found, before an upgrade.
+
     Raises:
         StoreError: it is behind, ahead, missing, of an unknown shape, or of the other kind.
         Fault: the database cannot be reached now; or a Prefect server's is demanded, and is not
             there yet. It may be about to: a server and its workers start together.
     """
-    return await with_connection(database, lambda connection: _ensure(connection, upgrade=upgrade, kind=kind))
+    if isinstance(where, URL):
+        make_no_file(where, kind)
+    return await with_connection(where, lambda connection: _ensure(connection, upgrade=upgrade, kind=kind))
 
 
 def make_no_file(url: URL, kind: Kind) -> None:
@@ -82,34 +90,10 @@ async def upgrade(url: str, kind: Kind = "any") -> tuple[str | None, str]:
     Raises:
         StoreError, Fault: as :func:`ensure` does.
     """
-    parsed = parse_url(url)
-    make_no_file(parsed, kind)
-
-    def run(connection: Connection) -> tuple[str | None, str]:
-        before = _revision(connection)
-        if _ensure(connection, upgrade=True, kind=kind).prefect:
-            prefect = _prefect_at(_prefect_revision(connection))
-            return prefect, prefect
-        return before, _revision(connection) or ""
-
-    return await with_connection(parsed, run)
-
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """What stands in a database.
-
-    Attributes:
-        prefect: it is a Prefect server's.
-        revision: its migration, of its own kind; None where nothing stands yet.
-        head: the newest migration of ours.
-        problems: why it can't be used, a line each; none if it can, or could after an upgrade.
-    """
-
-    prefect: bool
-    revision: str | None
-    head: str
-    problems: list[str]
+    found = await ensure(parse_url(url), upgrade=True, kind=kind)
+    if found.prefect:
+        return _prefect_at(found), _prefect_at(found)
+    return found.revision, found.head
 
 
 async def inspect(where: URL | Database, kind: Kind = "any") -> Schema:
@@ -130,11 +114,11 @@ async def inspect(where: URL | Database, kind: Kind = "any") -> Schema:
 async def current(url: str, kind: Kind = "any") -> str:
     """One line about the schema that is there."""
     schema = await inspect(parse_url(url), kind)
+    unusable = f"not usable: {'; '.join(schema.problems)}" if schema.problems else ""
     if schema.prefect:
-        verdict = f"not usable: {'; '.join(schema.problems)}" if schema.problems else "usable, never altered"
-        return f"{_prefect_at(schema.revision)}; {verdict}"
-    if schema.problems:
-        return f"not usable: {'; '.join(schema.problems)}"
+        return f"{_prefect_at(schema)}; {unusable or 'usable, never altered'}"
+    if unusable:
+        return unusable
     if kind == "prefect":
         return "no tables of a Prefect server yet: start it, or run 'prefect server database upgrade'"
     if schema.revision is None:
@@ -144,73 +128,81 @@ async def current(url: str, kind: Kind = "any") -> str:
 
 
 def _inspect(connection: Connection, kind: Kind) -> Schema:
-    if _is_prefect(connection):
-        return Schema(True, _prefect_revision(connection), _head(), problems(sa.inspect(connection)))
+    inspector = sa.inspect(connection)
+    tables = set(inspector.get_table_names())
+    prefect = tables >= MARKS
+    opts = {} if prefect else {"version_table": VERSION_TABLE}
+    revision = MigrationContext.configure(connection, opts=opts).get_current_revision()
+    ours = sorted(tables & set(metadata.tables))
     found: list[str] = []
-    revision = _revision(connection)
-    try:
-        if kind == "prefect":
-            _refuse_what_prefect_can_not_use(connection)
+    if prefect:
+        found = problems(inspector)
+    elif kind == "prefect":
+        # No Prefect server could start on it, so that waiting for one is in vain.
+        if VERSION_TABLE in tables or (ours and "alembic_version" not in tables):
+            found = [
+                "WORKER_DATABASE_KIND demands a Prefect server's database, and here are tables of the name "
+                "'flow_run' that Prefect did not make, and on which its server can't start. They are left "
+                "untouched. Name the database of the server, or an empty one for it."
+            ]
+    elif revision is None:
+        if ours:
+            found = [
+                f"The database has a table '{ours[0]}' that this worker did not make: it is left untouched. "
+                "Use a database of its own."
+            ]
+    elif revision not in {script.revision for script in _scripts().walk_revisions()}:
+        found = [
+            f"The database schema is at {revision}, which this version does not know: "
+            "a newer worker has upgraded it. Run that version."
+        ]
+    return Schema(prefect, revision, _head(), found)
+
+
+def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Schema:
+    found = _inspect(connection, kind)
+    # Most starts find nothing to do, and wait for nobody.
+    if not found.prefect and kind != "prefect" and found.revision != found.head:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
         else:
-            _refuse_others(connection, revision)
-    except StoreError as error:
-        found.append(str(error))
-    return Schema(False, revision, _head(), found)
-
-
-def _is_prefect(connection: Connection) -> bool:
-    return set(sa.inspect(connection).get_table_names()) >= MARKS
-
-
-def _prefect_revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-def _prefect_at(revision: str | None) -> str:
-    return f"a Prefect server's database, at its migration {revision}"
-
-
-def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Ensured:
-    if _is_prefect(connection):
-        this_is = f"This is {_prefect_at(_prefect_revision(connection))}"
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        found = _inspect(connection, kind)
+    if found.prefect:
+        this_is = f"This is {_prefect_at(found)}"
         if kind == "standalone":
             raise StoreError(
                 f"{this_is}, and WORKER_DATABASE_KIND demands one of the worker's own. It is left untouched."
             )
-        if found := problems(sa.inspect(connection)):
+        if found.problems:
             lacks = (
                 f"{this_is}, and it lacks what the worker writes to: "
-                f"{'; '.join(found)}. It is left untouched."
+                f"{'; '.join(found.problems)}. It is left untouched."
             )
             # A server that makes or upgrades its tables does so step by step.
             if kind == "prefect":
                 raise _awaited(lacks)
             raise StoreError(f"{lacks} Use a Prefect version that deploy/docs/prefect.md names.")
-        return Ensured(prefect=True)
+        return found
+    if found.problems:
+        raise StoreError(found.problems[0])
     if kind == "prefect":
-        _refuse_what_prefect_can_not_use(connection)
         raise _awaited("Prefect has not made its tables in this database yet.")
-    # Most starts find nothing to do, and wait for nobody.
-    head = _head()
-    if _revision(connection) == head:
-        return Ensured()
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
-    else:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    revision = _revision(connection)
-    if revision == head:
-        return Ensured()
-    _refuse_others(connection, revision)
+    if found.revision == found.head:
+        return found
     if not upgrade:
+        state = "missing" if found.revision is None else f"behind (at {found.revision})"
         raise StoreError(
-            f"The database schema is {'missing' if revision is None else f'behind (at {revision})'}: "
-            "run 'flow-run-worker db upgrade', or start with --migrate."
+            f"The database schema is {state}: run 'flow-run-worker db upgrade', or start with --migrate."
         )
-    config = _config()
-    config.attributes["connection"] = connection
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", _scripts().dir)
     command.upgrade(config, "head")
-    return Ensured(created=revision is None)
+    return found
+
+
+def _prefect_at(schema: Schema) -> str:
+    return f"a Prefect server's database, at its migration {schema.revision}"
 
 
 def _awaited(what: str) -> Fault:
@@ -220,58 +212,12 @@ def _awaited(what: str) -> Fault:
     )
 
 
-def _refuse_what_prefect_can_not_use(connection: Connection) -> None:
-    """No Prefect server could start on it, so that waiting for one is in vain."""
-    tables = set(sa.inspect(connection).get_table_names())
-    if VERSION_TABLE in tables or ("alembic_version" not in tables and tables & set(metadata.tables)):
-        raise StoreError(
-            "WORKER_DATABASE_KIND demands a Prefect server's database, and here are tables of the name "
-            "'flow_run' that Prefect did not make, and on which its server can't start. They are left "
-            "untouched. Name the database of the server, or an empty one for it."
-        )
-
-
-def _refuse_others(connection: Connection, revision: str | None) -> None:
-    if revision is None:
-        _refuse_strangers(connection)
-    else:
-        _refuse_newer(revision)
-
-
-def _refuse_strangers(connection: Connection) -> None:
-    present = set(sa.inspect(connection).get_table_names())
-    ours = sorted(present & set(metadata.tables))
-    if ours:
-        raise StoreError(
-            f"The database has a table '{ours[0]}' that this worker did not make: it is left untouched. "
-            "Use a database of its own."
-        )
-
-
-def _refuse_newer(revision: str) -> None:
-    if revision not in {
-        script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()
-    }:
-        raise StoreError(
-            f"The database schema is at {revision}, which this version does not know: "
-            "a newer worker has upgraded it. Run that version."
-        )
-
-
-def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(
-        connection, opts={"version_table": VERSION_TABLE}
-    ).get_current_revision()
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory(str(Path(__file__).parent))
 
 
 def _head() -> str:
-    return ScriptDirectory.from_config(_config()).get_current_head() or ""
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
-    return config
+    return _scripts().get_current_head() or ""
 
 
 async def with_connection(where: URL | Database, work: Callable[[Connection], T]) -> T:
