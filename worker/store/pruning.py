@@ -4,16 +4,15 @@ Each batch is a transaction of its own, so that nobody waits for long, and what 
 on from where it was.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 import sqlalchemy as sa
-from sqlalchemy.engine import URL
 
 from worker.backoff import Backoff
 from worker.contract.state import TERMINAL_TYPES
@@ -21,8 +20,6 @@ from worker.store import migrations
 from worker.store.engine import Database, open_database, parse_url
 from worker.store.errors import Blame, StoreError, blame, driver_error, fault, first_line
 from worker.store.tables import Text, Uuid, artifact, flow_run, part_of
-
-T = TypeVar("T")
 
 # To count the runs of a large table takes longer than any statement of a worker; seconds.
 STATEMENT_TIMEOUT = 3600
@@ -82,20 +79,11 @@ class Pruning:
 
     async def count(self) -> Sequence[OldRuns]:
         """The old runs by their states, also those that stay because of their state."""
-        query = sa.select(self._state, sa.func.count()).where(self._old).group_by(self._state)
-
-        async def ask() -> Sequence[Any]:
-            async with self._database.connect(transaction=True) as connection:
-                if not self._database.sqlite:
-                    # The engine has it off, for what a worker asks. This reads the whole table.
-                    await connection.execute(sa.text("SET LOCAL enable_seqscan = on"))
-                return list(await connection.execute(query))
-
-        found = await self._patiently(ask)
-        return sorted(
-            (OldRuns(state, count, state in self._states) for state, count in found),
-            key=lambda each: each.state,
-        )
+        query = sa.select(self._state, sa.func.count()).where(self._old)
+        # The engine has it off, for what a worker asks. This reads the whole table.
+        planning = () if self._database.sqlite else (sa.text("SET LOCAL enable_seqscan = on"),)
+        found = await self._execute(*planning, query.group_by(self._state).order_by(self._state))
+        return [OldRuns(state, count, state in self._states) for state, count in found]
 
     async def batches(self, size: int) -> AsyncIterator[int]:
         """Delete them, at most ``size`` in one transaction; tells of each how many it deleted.
@@ -105,32 +93,21 @@ class Pruning:
             Fault: the database is away, or a batch can't be deleted. The batches before it are
                 deleted.
         """
+        # By id, so that each pass reads the table once: no index has the age, and dead rows are not
+        # read again.
+        query = sa.select(flow_run.c.id).where(self._doomed).order_by(flow_run.c.id).limit(size)
         while True:
-            deleted = 0
-            after: UUID | None = None
-            # By id, so that each pass reads the table once: no index has the age, and dead rows are
-            # not read again.
-            while ids := await self._next(after, size):
+            deleted, rest = 0, query
+            while ids := (await self._execute(rest)).scalars().all():
                 if self._prefect:
                     await self._clear(ids)
                 count = await self._delete(sa.delete(flow_run).where(flow_run.c.id.in_(ids), self._doomed))
                 deleted += count
-                after = ids[-1]
+                rest = query.where(flow_run.c.id > ids[-1])
                 yield count
             # A subflow has no parent any more once that is deleted, and may stand before it.
             if not (self._prefect and deleted):
                 return
-
-    async def _next(self, after: UUID | None, size: int) -> list[UUID]:
-        query = sa.select(flow_run.c.id).where(self._doomed).order_by(flow_run.c.id).limit(size)
-        if after is not None:
-            query = query.where(flow_run.c.id > after)
-
-        async def ask() -> list[UUID]:
-            async with self._database.connect() as connection:
-                return list((await connection.execute(query)).scalars())
-
-        return await self._patiently(ask)
 
     async def _clear(self, ids: Sequence[UUID]) -> None:
         """Delete logs and artifacts of runs, before the runs: what is interrupted then leaves none
@@ -145,18 +122,20 @@ class Pruning:
                 pass
 
     async def _delete(self, statement: sa.Delete) -> int:
-        async def delete() -> int:
-            async with self._database.connect(transaction=True) as connection:
-                return (await connection.execute(statement)).rowcount
+        return (await self._execute(statement)).rowcount
 
-        return await self._patiently(delete)
-
-    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Try again what a lock or a lost connection kept from being done."""
+    async def _execute(self, *statements: sa.Executable) -> sa.CursorResult[*tuple[Any, ...]]:
+        """What the last of these statements has found, which are one transaction. What a lock or a
+        lost connection kept from being done is tried again.
+        """
+        *first, last = statements
         backoff = Backoff()
         while True:
             try:
-                return await work()
+                async with self._database.connect(transaction=bool(first)) as connection:
+                    for statement in first:
+                        await connection.execute(statement)
+                    return await connection.execute(last)
             except Exception as error:
                 if isinstance(driver_error(error), asyncpg.InsufficientPrivilegeError):
                     raise StoreError(
@@ -192,14 +171,10 @@ async def open_pruning(
         raise StoreError(
             f"{where} is a Prefect server's database. WORKER_DATABASE_KIND demands one of the worker's own."
         )
-    database = await open_database(_patient(parsed))
+    if not (parsed.get_backend_name() == "sqlite" or "command_timeout" in parsed.query):
+        parsed = parsed.update_query_dict({"command_timeout": str(STATEMENT_TIMEOUT)})
+    database = await open_database(parsed)
     try:
         yield Pruning(database, prefect=schema.prefect, before=before, states=states)
     finally:
         await database.close()
-
-
-def _patient(url: URL) -> URL:
-    if url.get_backend_name() == "sqlite" or "command_timeout" in url.query:
-        return url
-    return url.update_query_dict({"command_timeout": str(STATEMENT_TIMEOUT)})
