@@ -1,17 +1,20 @@
 """Looks up what requests for runs of deployments refer to, each kind once for a whole batch, and so
-turns these requests into runs.
+turns these requests into runs; and warns of runs that no work pool's worker sees.
 """
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any
 from uuid import UUID
 
+import structlog
 from pydantic_core import from_json
 
+from worker.contract.decode import CreateRequest
 from worker.contract.errors import DeploymentNotFound, Refusal
+from worker.contract.state import StateType
 from worker.creation import NewRun, Requested, UnresolvedRun
 from worker.deployments.creation import merged_parameters, run_of_deployment
 from worker.deployments.deployment import Deployment, WorkQueue
@@ -19,6 +22,8 @@ from worker.deployments.hydration import variable_names
 from worker.deployments.job_variables import job_template
 from worker.store.reading import Reader, Row
 from worker.store.tables import block_document, variable
+
+log = structlog.get_logger(__name__)
 
 # A request of more bytes is checked in a thread, since that may take seconds: jsonschema goes
 # through 500 KB of small values at some 10 us each.
@@ -29,11 +34,8 @@ HELD_SECONDS = 0.005
 # interrupted (``within``).
 _ENDLESS = re.compile('"(?:pattern(?:Properties)?|uniqueItems)"')
 
-
-def refuse_runs_of_deployments(requested: Sequence[Requested]) -> list[NewRun | Refusal]:
-    """What a database without deployments answers."""
-    reason = "A database of the worker's own has no deployments."
-    return [DeploymentNotFound(reason) if isinstance(each, UnresolvedRun) else each for each in requested]
+# Of so many deployments it is remembered that a warning was given. A guess.
+REMEMBERED = 1000
 
 
 async def resolve_deployments(reader: Reader, requested: Sequence[Requested]) -> list[NewRun | Refusal]:
@@ -46,12 +48,7 @@ async def resolve_deployments(reader: Reader, requested: Sequence[Requested]) ->
     blocks = {block for each in templates for block in job_template(each).blocks}
     there = {row.id for row in await reader.rows(block_document.c.id, blocks, block_document.c.id)}
 
-    def resolved(each: Requested) -> NewRun | Refusal:
-        if isinstance(each, NewRun):
-            return each
-        deployment = deployments.get(_which(each))
-        if deployment is None:
-            return DeploymentNotFound(f"There is no deployment {_shown(_which(each))}.")
+    def resolved(each: UnresolvedRun, deployment: Deployment) -> NewRun | Refusal:
         try:
             return run_of_deployment(each, deployment, variables=variables, blocks=there)
         except Refusal as refusal:
@@ -60,23 +57,22 @@ async def resolve_deployments(reader: Reader, requested: Sequence[Requested]) ->
     runs: list[NewRun | Refusal] = []
     since = monotonic()
     for each in requested:
-        if _takes_a_thread(each, deployments):
-            runs.append(await asyncio.to_thread(resolved, each))
-            continue
-        runs.append(resolved(each))
-        if monotonic() - since > HELD_SECONDS:
-            await asyncio.sleep(0)
-            since = monotonic()
+        if isinstance(each, NewRun):
+            runs.append(each)
+        elif (deployment := deployments.get(_which(each))) is None:
+            body = each.request.body
+            name = body.deployment_id if body.deployment_name is None else f"'{body.deployment_name}'"
+            runs.append(DeploymentNotFound(f"There is no deployment {name}."))
+        elif each.request.size > LARGE and not any(
+            _ENDLESS.search(text) for text in (deployment.parameter_schema, deployment.job_template) if text
+        ):
+            runs.append(await asyncio.to_thread(resolved, each, deployment))
+        else:
+            runs.append(resolved(each, deployment))
+            if monotonic() - since > HELD_SECONDS:
+                await asyncio.sleep(0)
+                since = monotonic()
     return runs
-
-
-def _takes_a_thread(requested: Requested, deployments: Mapping[UUID | tuple[str, str], Deployment]) -> bool:
-    if not isinstance(requested, UnresolvedRun) or requested.request.size <= LARGE:
-        return False
-    deployment = deployments.get(_which(requested))
-    return deployment is not None and not any(
-        _ENDLESS.search(text) for text in (deployment.parameter_schema, deployment.job_template) if text
-    )
 
 
 def _which(unresolved: UnresolvedRun) -> UUID | tuple[str, str]:
@@ -87,10 +83,6 @@ def _which(unresolved: UnresolvedRun) -> UUID | tuple[str, str]:
         return body.deployment_id
     flow_name, _, name = body.deployment_name.partition("/")
     return flow_name, name
-
-
-def _shown(which: UUID | tuple[str, str]) -> str:
-    return f"'{'/'.join(which)}'" if isinstance(which, tuple) else str(which)
 
 
 async def _deployments(
@@ -145,3 +137,38 @@ async def _variables(reader: Reader, parameters: Sequence[dict[str, Any]]) -> di
         found = await reader.rows(variable.c.name, names, variable.c.name, variable.c.value)
         known |= {row.name: row.value for row in found}
     return known
+
+
+def warn_of_unserved(runs: Iterable[NewRun], warned: set[UUID]) -> None:
+    """Warn of a SCHEDULED run of a deployment that has no work queue: one line in the log for each
+    deployment.
+
+    Args:
+        warned: the deployments of which a warning was given.
+    """
+    for new in runs:
+        run = new.run
+        deployment_id = run.deployment_id
+        if (
+            deployment_id is None
+            or run.work_queue_id is not None
+            or run.state_type != StateType.SCHEDULED.value
+            or deployment_id in warned
+        ):
+            continue
+        if len(warned) >= REMEMBERED:
+            warned.clear()
+        warned.add(deployment_id)
+        reason = (
+            "the request names no work_pool_name; with the type create_flow_run_from_deployment the run "
+            "has the deployment's"
+            if isinstance(new.request, CreateRequest)
+            else "the deployment has no work pool"
+        )
+        log.warning(
+            "run_without_work_pool",
+            deployment_id=str(deployment_id),
+            flow_run_id=str(run.id),
+            reason=reason,
+            executed="only by a process that serves the deployment",
+        )

@@ -44,7 +44,7 @@ class Insertion:
     """Inserts runs with their states. Its methods may be called from several tasks."""
 
     def __init__(self, reader: Reader) -> None:
-        self._database, self._statements = reader.database, reader.statements
+        self._reader, self._database, self._statements = reader, reader.database, reader.statements
         self._limit = 0
         self._limited_until = 0.0
 
@@ -75,8 +75,11 @@ class Insertion:
                 raise
             except Exception as error:
                 said = blame(error)
-                if said is not Blame.row and not await self._answers():
-                    raise fault(error) from error
+                if said is not Blame.row:
+                    try:
+                        await self._reader.ping()
+                    except Fault:
+                        raise fault(error) from error
                 if said in (Blame.moment, Blame.connection, Blame.batch):
                     self._narrow(len(piece))
                 if said in (Blame.moment, Blame.connection) or (said is Blame.batch and alone):
@@ -117,7 +120,7 @@ class Insertion:
             new for new in runs if self._statements.prefect and new.run.parent_task_run_id is not None
         ]
         # On PostgreSQL one statement is all there is to it, and commits by itself.
-        several = bool(subflows or self._statements.create_states)
+        several = self._statements.sqlite or bool(subflows)
         async with self._database.connect(transaction=several) as connection:
             ids = await self._execute(connection, runs)
             if subflows:
@@ -127,30 +130,14 @@ class Insertion:
         return ids
 
     async def _execute(self, connection: AsyncConnection, runs: Sequence[NewRun]) -> set[UUID]:
-        rows = self._statements.new_rows(new.run for new in runs)
-        if not self._statements.create_states:
-            return {row[0] for row in await driver(connection).fetch(self._statements.create, *rows)}
-        sqlite = driver(connection)
-        ids = [row[0] for row in await sqlite.execute_fetchall(self._statements.create, rows)]
+        statements, server = self._statements, driver(connection)
+        rows = statements.new_rows(new.run for new in runs)
+        if not statements.sqlite:
+            return {row[0] for row in await server.fetch(statements.create, *rows)}
+        ids = [row[0] for row in await server.execute_fetchall(statements.create, rows)]
         if ids:
-            states = self._statements.create_states
-            await sqlite.execute_fetchall(states, (*rows, dumps(ids).decode()))
+            await server.execute_fetchall(statements.create_states, (*rows, dumps(ids).decode()))
         return {UUID(each) for each in ids}
-
-    async def _answers(self) -> bool:
-        try:
-            await self.ping()
-        except Fault:
-            return False
-        return True
-
-    async def ping(self) -> None:
-        """Raise Fault unless the database answers."""
-        try:
-            async with self._database.connect() as connection:
-                await connection.exec_driver_sql("SELECT 1 FROM flow_run LIMIT 1")
-        except Exception as error:
-            raise fault(error) from error
 
     async def wait_for_standby(self) -> None:
         """Return once a synchronous standby has all that could be read by now.
@@ -161,8 +148,8 @@ class Insertion:
         Raises:
             Fault: no standby has said so yet.
         """
-        if self._statements.create_states:
-            return  # SQLite
+        if self._statements.sqlite:
+            return
         try:
             async with self._database.connect() as connection:
                 await driver(connection).execute(WAIT_FOR_STANDBY)
@@ -173,7 +160,7 @@ class Insertion:
         """Raise Fault unless the database writes; what is wrong with the run is passed over."""
         try:
             async with self._database.connect(transaction=True) as connection:
-                if self._statements.create_states:
+                if self._statements.sqlite:
                     # A run that is taken back would not reach the file. Its version number does.
                     version = (await connection.exec_driver_sql("PRAGMA user_version")).scalar()
                     await connection.exec_driver_sql(f"PRAGMA user_version = {version:d}")

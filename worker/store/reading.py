@@ -45,6 +45,14 @@ class Reader:
         """These columns of the rows in which ``key`` has one of these values."""
         return await self.query(self.statements.lookup(key, *columns), [(value,) for value in values])
 
+    async def ping(self) -> None:
+        """Raise Fault unless the database answers."""
+        try:
+            async with self.database.connect() as connection:
+                await connection.exec_driver_sql("SELECT 1 FROM flow_run LIMIT 1")
+        except Exception as error:
+            raise fault(error) from error
+
     async def related(self, wanted: References) -> RelatedRows:
         """The rows that some runs refer to, and the work pools of the work queues; of a Prefect
         server's database.

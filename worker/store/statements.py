@@ -67,7 +67,6 @@ class Statements:
         self._interval = _as_text(flow_run.c.total_run_time.type, dialect) or str
         insert_runs, insert_states = self._insert(flow_run, 0), self._insert(flow_run_state, _RUN)
         id_of_run = self._taken(flow_run.c.id, 0)
-        self.create_states = ""
         # No conflict target: the primary key counts as well, for runs whose id is their message's
         # fingerprint.
         if self.sqlite:

@@ -2,26 +2,25 @@
 no broker.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import structlog
 
 from worker.contract.decode import DeploymentRequest
-from worker.contract.errors import Fault, Refusal
+from worker.contract.errors import DeploymentNotFound, Fault, Refusal
 from worker.contract.flow_run import FlowRun
 from worker.contract.immutable import immutable
 from worker.creation import NewRun, Requested, UnresolvedRun
 from worker.store import migrations
-from worker.store.deployments import refuse_runs_of_deployments, resolve_deployments
+from worker.store.deployments import resolve_deployments, warn_of_unserved
 from worker.store.engine import Database, open_database, parse_url, prepare_to_write
 from worker.store.insertion import Insertion
 from worker.store.prefect import References, resolve
 from worker.store.reading import Reader
 from worker.store.statements import run_of
-from worker.store.unserved import UnservedWarning
 from worker.store.work_queues import fill_work_queues
 
 log = structlog.get_logger(__name__)
@@ -55,16 +54,14 @@ class Store(Reader):
 
     Attributes:
         kind: a database of our own, or a Prefect server's.
-        dialect: which database.
         description: where it is, without a password.
     """
 
     def __init__(self, database: Database, *, prefect: bool) -> None:
         super().__init__(database, prefect=prefect)
-        self._unserved_warning = UnservedWarning()
+        self._warned: set[UUID] = set()
         self._insertion = Insertion(self)
         self.kind: Literal["standalone", "prefect"] = "prefect" if prefect else "standalone"
-        self.dialect = database.engine.dialect.name
         self.description = database.url.render_as_string(hide_password=True)
 
     @classmethod
@@ -100,20 +97,15 @@ class Store(Reader):
         """Close the connections."""
         await self.database.close()
 
-    async def ping(self) -> None:
-        """Raise Fault unless the database answers."""
-        await self._insertion.ping()
-
     async def try_writing(self, requested: Requested) -> None:
         """Raise Fault unless the database would take a run like this one, which is not stored."""
         new = requested if isinstance(requested, NewRun) else requested.of_a_flow()
-        run, state = new.run, new.run.state
-        state_id = None if state is None else uuid4()
+        assert new.run.state is not None
         # With ids of its own, and no key: where a run conflicts with one that exists, nothing is
         # written.
-        trial = replace(run, id=uuid4(), idempotency_key=None, state_id=state_id)
-        if state is not None and state_id is not None:
-            trial.state = replace(state, id=state_id, flow_run_id=trial.id)
+        run_id, state_id = uuid4(), uuid4()
+        state = replace(new.run.state, id=state_id, flow_run_id=run_id)
+        trial = replace(new.run, id=run_id, idempotency_key=None, state_id=state_id, state=state)
         await self._insertion.try_writing(replace(new, run=trial))
 
     async def create(self, requested: Sequence[Requested]) -> list[Outcome]:
@@ -139,51 +131,36 @@ class Store(Reader):
         raise Fault("runs vanish as soon as they are created")
 
     async def _of_deployments(self, requested: Sequence[Requested]) -> Sequence[NewRun | Outcome]:
-        """Requests for runs of deployments as runs, or as their refusals; others stay.
-
-        A message that made its run before is answered with it, whatever has become of the
-        deployment since.
-        """
+        """Requests for runs of deployments as runs, or as their refusals; others stay."""
         runs = [each for each in requested if isinstance(each, NewRun)]
         if len(runs) == len(requested):
             return runs
         if self.kind == "standalone":
-            return refuse_runs_of_deployments(requested)
+            no = "A database of the worker's own has no deployments."
+            return [each if isinstance(each, NewRun) else DeploymentNotFound(no) for each in requested]
         resolved = await resolve_deployments(self, requested)
-        made_before = await self._made_before(
-            each
+        # A message that made its run before is answered with it, whatever has become of the
+        # deployment since. A request with a key is refused all the same, as in Prefect.
+        refused = {
+            each.run_id
             for each, refusal in zip(requested, resolved, strict=True)
-            if isinstance(each, UnresolvedRun) and isinstance(refusal, Refusal)
-        )
+            if isinstance(refusal, Refusal) and isinstance(each, UnresolvedRun) and each.request.run_id
+        }
+        found = await self.query(self.statements.read_by_id, [(each,) for each in refused])
+        made_before = {run.id: Existing(run) for run in map(run_of, found)}
         return [
             made_before.get(each.run_id, run) if isinstance(each, UnresolvedRun) else run
             for each, run in zip(requested, resolved, strict=True)
         ]
 
-    async def _made_before(self, refused: Iterable[UnresolvedRun]) -> dict[UUID, Existing]:
-        """Runs that these messages have made, by id. A request with a key is refused all the same,
-        as in Prefect.
-        """
-        ids = {each.run_id for each in refused if each.request.run_id is not None}
-        found = await self.query(self.statements.read_by_id, [(each,) for each in ids])
-        return {run.id: Existing(run) for run in map(run_of, found)}
-
     async def _resolve(self, runs: Sequence[NewRun]) -> References:
         if self.kind == "standalone":
             return References()
         references = await resolve(self, runs)
-        of_deployments = [
-            new
-            for new in runs
-            if isinstance(new.request, DeploymentRequest) and new.run.id not in references.missing
-        ]
-        if of_deployments:
-            references.refused |= await fill_work_queues(self, of_deployments)
-        self._unserved_warning.look(
-            new
-            for new in runs
-            if new.run.id not in references.refused and new.run.id not in references.missing
-        )
+        there = [new for new in runs if new.run.id not in references.missing]
+        of_deployments = [new.run for new in there if isinstance(new.request, DeploymentRequest)]
+        references.refused |= await fill_work_queues(self, of_deployments)
+        warn_of_unserved((new for new in there if new.run.id not in references.refused), self._warned)
         return references
 
     async def _insert_or_read(
@@ -211,7 +188,7 @@ class Store(Reader):
 
     async def _read(self, runs: Sequence[FlowRun]) -> list[FlowRun]:
         """The runs that stand where these were to be, as they are now."""
-        keys = [_key(run) for run in runs if run.idempotency_key is not None]
+        keys = [_identity(run) for run in runs if run.idempotency_key is not None]
         ids = [(run.id,) for run in runs if run.idempotency_key is None]
         found: list[FlowRun] = []
         for query, wanted in ((self.statements.read_by_key, keys), (self.statements.read_by_id, ids)):
@@ -225,36 +202,36 @@ class _Batch:
     """
 
     def __init__(self, runs: Sequence[NewRun | Outcome], refused: Mapping[UUID, Refusal]) -> None:
-        self._runs: dict[int, NewRun] = {}
         self._outcomes: dict[int, Outcome] = {}
-        self._waiting: dict[Hashable, list[int]] = {}
+        self._waiting: dict[Hashable, list[tuple[int, NewRun]]] = {}
         for index, new in enumerate(runs):
             if not isinstance(new, NewRun):
                 self._outcomes[index] = new
             elif new.run.id in refused:
                 self._outcomes[index] = refused[new.run.id]
             else:
-                self._runs[index] = new
-                self._waiting.setdefault(_identity(new.run), []).append(index)
+                self._waiting.setdefault(_identity(new.run), []).append((index, new))
 
     def leaders(self) -> list[NewRun]:
         """One request for each run that is asked for and not settled."""
         # One order of keys in all workers, so that no two of them wait for each other's rows.
-        leading = (self._runs[members[0]] for members in self._waiting.values())
-        return sorted(leading, key=lambda new: _order(new.run))
+        return sorted(
+            (members[0][1] for members in self._waiting.values()),
+            key=lambda new: (new.run.flow_id.int, new.run.idempotency_key or "", new.run.id.int),
+        )
 
     def settle(self, found: Mapping[UUID, Outcome]) -> None:
         """Take what became of the leaders, by the ids of their runs."""
-        for identity, (leader, *followers) in list(self._waiting.items()):
-            outcome = found.get(self._runs[leader].run.id)
+        for identity, ((index, leader), *followers) in list(self._waiting.items()):
+            outcome = found.get(leader.run.id)
             if outcome is None:
                 continue
-            self._outcomes[leader] = outcome
+            self._outcomes[index] = outcome
             if isinstance(outcome, Refusal) and followers:
                 self._waiting[identity] = followers
                 continue
             if not isinstance(outcome, Refusal):
-                self._outcomes.update((follower, Existing(outcome.run)) for follower in followers)
+                self._outcomes.update((index, Existing(outcome.run)) for index, _ in followers)
             del self._waiting[identity]
 
     def outcomes(self) -> list[Outcome]:
@@ -262,16 +239,8 @@ class _Batch:
         return [self._outcomes[index] for index in range(len(self._outcomes))]
 
 
-def _key(run: FlowRun) -> tuple[UUID, str]:
-    return run.flow_id, run.idempotency_key or ""
-
-
-def _identity(run: FlowRun) -> Hashable:
+def _identity(run: FlowRun) -> tuple[Any, ...]:
     """What makes two requests ask for the same run: flow and key, or else the id (a message's
     fingerprint).
     """
-    return run.id if run.idempotency_key is None else _key(run)
-
-
-def _order(run: FlowRun) -> tuple[int, str, int]:
-    return run.flow_id.int, run.idempotency_key or "", run.id.int
+    return (run.id,) if run.idempotency_key is None else (run.flow_id, run.idempotency_key)

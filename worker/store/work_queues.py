@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.contract.errors import Refusal, Unprocessable, WorkPoolNotFound
 from worker.contract.flow_run import FlowRun
-from worker.creation import NewRun, uuid7
+from worker.creation import uuid7
 from worker.store.engine import Database
 from worker.store.errors import Blame, blame, driver_error, fault, refusal
 from worker.store.reading import Reader
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 BANNED_CHARACTERS = "/%&><"
 
 
-async def fill_work_queues(reader: Reader, runs: Sequence[NewRun]) -> dict[UUID, Refusal]:
+async def fill_work_queues(reader: Reader, runs: Sequence[FlowRun]) -> dict[UUID, Refusal]:
     """Fill in the queues of runs that have a work pool, and a queue's name in place of a queue.
 
     Returns:
@@ -35,7 +35,7 @@ async def fill_work_queues(reader: Reader, runs: Sequence[NewRun]) -> dict[UUID,
     Raises:
         Fault: the database is away or busy.
     """
-    lacking = [new.run for new in runs if new.run.work_pool_id is not None and new.run.work_queue_id is None]
+    lacking = [run for run in runs if run.work_pool_id is not None and run.work_queue_id is None]
     of = work_queue.c
     pool_ids = {run.work_pool_id for run in lacking}
     rows = await reader.rows(of.work_pool_id, pool_ids, of.work_pool_id, of.name, of.id, of.priority)

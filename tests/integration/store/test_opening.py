@@ -50,14 +50,14 @@ async def test_ten_open_at_once(database_url: str) -> None:
 @pytest.mark.parametrize("form", ["postgresql+asyncpg", "postgresql", "postgres"])
 async def test_forms_of_a_postgresql_url(postgresql_url: str, form: str) -> None:
     store = await Store.open(postgresql_url.replace("postgresql+asyncpg", form), migrate=True)
-    assert (store.kind, store.dialect) == ("standalone", "postgresql")
+    assert (store.kind, store.database.sqlite) == ("standalone", False)
     await store.close()
 
 
 @pytest.mark.parametrize("form", ["sqlite+aiosqlite", "sqlite"])
 async def test_forms_of_a_sqlite_url(sqlite_url: str, form: str) -> None:
     store = await Store.open(sqlite_url.replace("sqlite+aiosqlite", form), migrate=False)
-    assert (store.kind, store.dialect) == ("standalone", "sqlite")
+    assert (store.kind, store.database.sqlite) == ("standalone", True)
     await store.close()
 
 
