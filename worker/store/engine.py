@@ -156,8 +156,11 @@ async def _unless_silent(knock: Callable[[], Awaitable[Any]] | None) -> AsyncIte
     asking: list[asyncio.Task[None]] = []
 
     async def ask() -> None:
-        while await _answers(knock):
-            await asyncio.sleep(SILENCE_TIMEOUT)
+        with suppress(OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            while True:
+                with suppress(asyncpg.PostgresError):  # that there are too many of us is an answer as well
+                    (await asyncio.wait_for(knock(), SILENCE_TIMEOUT)).terminate()
+                await asyncio.sleep(SILENCE_TIMEOUT)
         limit.reschedule(loop.time())
 
     timer = loop.call_later(SILENCE_TIMEOUT, lambda: asking.append(loop.create_task(ask())))
@@ -173,17 +176,6 @@ async def _unless_silent(knock: Callable[[], Awaitable[Any]] | None) -> AsyncIte
         timer.cancel()
         for task in asking:
             task.cancel()
-
-
-async def _answers(knock: Callable[[], Awaitable[Any]]) -> bool:
-    try:
-        connection = await asyncio.wait_for(knock(), SILENCE_TIMEOUT)
-    except asyncpg.PostgresError:
-        return True  # that there are too many of us is an answer as well
-    except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-        return False
-    connection.terminate()
-    return True
 
 
 def parse_url(url: str) -> URL:
@@ -276,13 +268,6 @@ class _Connector:
         assert failed is not None
         raise failed
 
-    def behind_pooler(self) -> "_Connector":
-        """No statement has a name, since the next transaction may be in a session that knows others
-        by it; and what holds of a session holds of a transaction instead.
-        """
-        settings = {name: value for name, value in self.settings.items() if name not in PLANNING}
-        return _Connector(self.hosts, {**self.arguments, "statement_cache_size": 0}, settings)
-
 
 def _note_local_commit(connection: Any, message: Any) -> None:
     """The server says so and nothing else: the statement has succeeded. asyncpg tells of it before
@@ -324,9 +309,13 @@ def _read(url: URL) -> tuple[_Connector, int]:
 async def _postgresql(url: URL) -> Database:
     connect, cache_size = _read(url)
     begin = "BEGIN"
-    pooler = cache_size == 0 or await _is_pooler(connect)
+    unnamed = replace(connect, arguments={**connect.arguments, "statement_cache_size": 0})
+    pooler = cache_size == 0 or await _is_pooler(unnamed)
     if pooler:
-        connect, cache_size = connect.behind_pooler(), 0
+        # No statement has a name, since the next transaction may be in a session that knows others
+        # by it; and what holds of a session holds of a transaction instead.
+        settings = {name: value for name, value in connect.settings.items() if name not in PLANNING}
+        connect, cache_size = replace(unnamed, settings=settings), 0
         begin += "".join(f"; SET LOCAL {name} = {value}" for name, value in PLANNING.items())
     engine = _engine(
         "postgresql+asyncpg://", POOL_SIZE, async_creator_fn=connect, prepared_statement_cache_size=cache_size
@@ -345,9 +334,8 @@ async def _is_pooler(connect: _Connector) -> bool:
     """Whether another than the server answers: it takes no settings, or lends us a session that is
     not the one that was opened for us.
     """
-    unnamed = replace(connect, arguments={**connect.arguments, "statement_cache_size": 0})
     try:
-        connection = await unnamed()
+        connection = await connect()
     except asyncpg.PostgresError as error:
         if refuses_settings(error):
             return True
@@ -372,12 +360,9 @@ def _sqlite(url: URL) -> Database:
 
 
 def _set_pragmas(connection: Any, _: object) -> None:
-    async def set_them(driver: Any) -> None:
-        # FULL: a commit is on the disk before a reply says so; NORMAL can lose the last ones.
-        for pragma in ("synchronous = FULL", "foreign_keys = ON", "cache_size = -65536"):
-            await driver.execute_fetchall(f"PRAGMA {pragma}")
-
-    connection.run_async(set_them)
+    # FULL: a commit is on the disk before a reply says so; NORMAL can lose the last ones.
+    pragmas = "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -65536"
+    connection.run_async(lambda driver: driver.executescript(pragmas))
 
 
 async def prepare_to_write(database: Database) -> None:

@@ -165,15 +165,13 @@ def follow(task: Mapping[str, Any], new: NewRun, now: datetime) -> tuple[dict[st
         "data": state.data,
     }
     was_running = task["state_type"] == _RUNNING and task["state_timestamp"] is not None
-    end_time = (
-        None
-        if task["state_type"] in TERMINAL_TYPES and state.type not in TERMINAL_TYPES
-        else task["end_time"]
-    )
-    start_time = task["start_time"]
-    if start_time is None and (state.type == _RUNNING or (state.type in TERMINAL_TYPES and end_time is None)):
+    ends = state.type in TERMINAL_TYPES
+    start_time, end_time = task["start_time"], task["end_time"]
+    if task["state_type"] in TERMINAL_TYPES and not ends:
+        end_time = None
+    if start_time is None and (state.type == _RUNNING or (ends and end_time is None)):
         start_time = now
-    if state.type in TERMINAL_TYPES and end_time is None:
+    if ends and end_time is None:
         end_time = now
     scheduled_time = new.run.next_scheduled_start_time
     next_scheduled = None if task["state_type"] == _SCHEDULED else task["next_scheduled_start_time"]
@@ -220,18 +218,6 @@ def problems(inspector: sa.Inspector) -> list[str]:
 
 
 def _family(type_: sa.types.TypeEngine[Any]) -> str:
-    families = (
-        (sa.Uuid, "uuid"),
-        (sa.TIMESTAMP, "timestamp"),
-        (sa.JSON, "json"),
-        (sa.Interval, "interval"),
-        (sa.Boolean, "boolean"),
-        (sa.Integer, "integer"),
-        (sa.Enum, "enum"),
-        (sa.String, "text"),
-    )
-    name = type(type_).__name__.lower()
-    return next(
-        (family for kind, family in families if isinstance(type_, kind)),
-        "interval" if name == "interval" else name,
-    )
+    families = ((sa.JSON, "json"), (sa.Integer, "integer"), (sa.Enum, "enum"), (sa.String, "text"))
+    named = type(type_).__name__.lower()
+    return next((family for kind, family in families if isinstance(type_, kind)), named)
