@@ -46,7 +46,7 @@ async def resolve_deployments(reader: Reader, requested: Sequence[Requested]) ->
     variables = await _variables(reader, [merged_parameters(*each) for each in found])
     templates = {each.job_template for each in deployments.values() if each.job_template is not None}
     blocks = {block for each in templates for block in job_template(each).blocks}
-    there = {row.id for row in await reader.rows(block_document.c.id, blocks, block_document.c.id)}
+    there = {row.id for row in await reader.rows(block_document.c.id, blocks)}
 
     def resolved(each: UnresolvedRun, deployment: Deployment) -> NewRun | Refusal:
         try:
@@ -134,7 +134,7 @@ async def _variables(reader: Reader, parameters: Sequence[dict[str, Any]]) -> di
     # The name of one may be in another: that takes another round.
     while names := variable_names(parameters, known) - asked:
         asked |= names
-        found = await reader.rows(variable.c.name, names, variable.c.name, variable.c.value)
+        found = await reader.rows(variable.c.name, names, variable.c.value)
         known |= {row.name: row.value for row in found}
     return known
 

@@ -63,18 +63,13 @@ async def resolve(reader: Reader, runs: Sequence[NewRun]) -> References:
     names = (body.work_pool_name for _, body in requests)
     pools = await _by(reader, pool.name, names, pool.id, pool.default_queue_id)
     pool_ids = [each.id for each in pools.values()]
-    queues = await reader.rows(queue.work_pool_id, pool_ids, queue.work_pool_id, queue.id, queue.name)
+    queues = await reader.rows(queue.work_pool_id, pool_ids, queue.id, queue.name)
     for run, body in requests:
         if refusal := _fill_work_queue(run, body, pools, queues):
             references.refused[run.id] = refusal
     flows = await _by(reader, flow.c.id, (new.run.flow_id for new in runs), flow.c.labels)
-    deployments = await _by(
-        reader,
-        deployment.c.id,
-        (body.deployment_id for _, body in requests),
-        deployment.c.flow_id,
-        deployment.c.labels,
-    )
+    ids, of = (body.deployment_id for _, body in requests), deployment.c
+    deployments = await _by(reader, of.id, ids, of.flow_id, of.labels)
     tasks = await _by(reader, task_run.c.id, (new.run.parent_task_run_id for new in runs))
     documents = await _by(reader, block_document.c.id, (new.run.infrastructure_document_id for new in runs))
     for run, body in requests:
@@ -94,7 +89,7 @@ async def resolve(reader: Reader, runs: Sequence[NewRun]) -> References:
 async def _by(
     reader: Reader, key: sa.Column[Any], values: Iterable[Any], *columns: sa.Column[Any]
 ) -> dict[Any, Row]:
-    found = await reader.rows(key, {value for value in values if value}, key, *columns)
+    found = await reader.rows(key, {value for value in values if value}, *columns)
     return {row[0]: row for row in found}
 
 

@@ -42,7 +42,7 @@ class Reader:
     async def rows(
         self, key: sa.Column[Any], values: Iterable[Any], *columns: sa.Column[Any]
     ) -> Sequence[Row]:
-        """These columns of the rows in which ``key`` has one of these values."""
+        """The rows in which ``key`` has one of these values: this column, and the others."""
         return await self.query(self.statements.lookup(key, *columns), [(value,) for value in values])
 
     async def ping(self) -> None:
@@ -84,4 +84,4 @@ class Reader:
         lookup = self.statements.lookup(flow_run_state.c.flow_run_id, *flow_run_state.columns)
         select = lookup.where(flow_run_state.c.timestamp == began)
         rows = await self.query(select, [(each,) for each in run_ids])
-        return {row.flow_run_id: FlowRunState(*row) for row in rows}
+        return {row.flow_run_id: FlowRunState(**row._mapping) for row in rows}

@@ -57,8 +57,8 @@ class Statements:
         read_by_id: the runs of some ids.
         deployments_by_id: the deployments of some ids.
         deployments_by_name: those of some names of flows and deployments.
-        lookup: makes a statement that reads columns (all but the first argument) of the rows in
-            which a column (the first) has one of some values.
+        lookup: makes a statement that reads columns of the rows in which the first of them has one
+            of some values.
     """
 
     def __init__(self, dialect: sa.Dialect, *, prefect: bool) -> None:
@@ -166,7 +166,8 @@ class Statements:
 
     def _lookup(self, key: sa.Column[Any], *columns: sa.Column[Any]) -> sa.Select[Any]:
         rows, theirs = self._given(key)
-        return sa.select(*_shown(columns)).select_from(rows.join(key.table, theirs))
+        shown = _shown(dict.fromkeys((key, *columns)))
+        return sa.select(*shown).select_from(rows.join(key.table, theirs))
 
     def _deployments(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
         """Deployments with what is asked of their flow, queue and pool. What is checked against is

@@ -38,7 +38,7 @@ async def fill_work_queues(reader: Reader, runs: Sequence[FlowRun]) -> dict[UUID
     lacking = [run for run in runs if run.work_pool_id is not None and run.work_queue_id is None]
     of = work_queue.c
     pool_ids = {run.work_pool_id for run in lacking}
-    rows = await reader.rows(of.work_pool_id, pool_ids, of.work_pool_id, of.name, of.id, of.priority)
+    rows = await reader.rows(of.work_pool_id, pool_ids, of.name, of.id, of.priority)
     queues: dict[tuple[UUID | None, str | None], UUID | Refusal]
     queues = {(row.work_pool_id, row.name): row.id for row in rows}
     priorities: dict[UUID | None, list[int]] = defaultdict(list)
