@@ -14,12 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from worker.contract.encoding import dumps
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
+from worker.contract.immutable import immutable
 from worker.creation import NewRun
 from worker.store.engine import driver
 from worker.store.errors import Blame, blame, fault, refusal
 from worker.store.prefect import follow
 from worker.store.reading import Reader
-from worker.store.statements import Statements, bound, given
+from worker.store.statements import bound, given
 from worker.store.tables import task_run, task_run_state
 
 log = structlog.get_logger(__name__)
@@ -37,7 +38,22 @@ ADDED_MAX = 8 * 1024 * 1024
 # A database that answers, and takes none of so many statements in a row, is left alone for a while.
 FAULTS_MAX = 10
 
-Stored = dict[UUID, FlowRun | Refusal]
+
+@immutable
+class Created:
+    """The run is new."""
+
+    run: FlowRun
+
+
+@immutable
+class Existing:
+    """A run of this key exists, and this is how it is now."""
+
+    run: FlowRun
+
+
+Outcome = Created | Existing | Refusal
 
 
 class Insertion:
@@ -48,7 +64,7 @@ class Insertion:
         self._limit = 0
         self._limited_until = 0.0
 
-    async def insert(self, runs: Sequence[NewRun]) -> Stored:
+    async def insert(self, runs: Sequence[NewRun]) -> dict[UUID, Outcome]:
         """Insert runs; those that conflict with a run that exists are left out.
 
         Where a statement fails and the database still answers, one of its runs may be the cause:
@@ -62,7 +78,7 @@ class Insertion:
         Raises:
             Fault: the database is away or busy. Of each statement nothing was stored, or all of it.
         """
-        stored: Stored = {}
+        stored: dict[UUID, Outcome] = {}
         faults: list[Fault] = []
         again: set[UUID] = set()
         pieces = deque(self._pieces(runs))
@@ -96,7 +112,7 @@ class Insertion:
                     log.warning("run_not_stored", flow_run_id=str(run_id), error=repr(error))
                     stored[run_id] = refusal(error)
             else:
-                stored |= {new.run.id: new.run for new in piece if new.run.id in ids}
+                stored |= {new.run.id: Created(new.run) for new in piece if new.run.id in ids}
         if faults:
             raise faults[0]
         return stored
@@ -124,9 +140,7 @@ class Insertion:
         async with self._database.connect(transaction=several) as connection:
             ids = await self._execute(connection, runs)
             if subflows:
-                await _let_parents_follow(
-                    connection, self._statements, [new for new in subflows if new.run.id in ids]
-                )
+                await self._let_parents_follow(connection, [new for new in subflows if new.run.id in ids])
         return ids
 
     async def _execute(self, connection: AsyncConnection, runs: Sequence[NewRun]) -> set[UUID]:
@@ -138,6 +152,23 @@ class Insertion:
         if ids:
             await server.execute_fetchall(statements.create_states, (*rows, dumps(ids).decode()))
         return {UUID(each) for each in ids}
+
+    async def _let_parents_follow(self, connection: AsyncConnection, subflows: Sequence[NewRun]) -> None:
+        """Let the parent task runs of new subflows follow, in the transaction that made these."""
+        now = datetime.now(UTC)
+        ids = {new.run.parent_task_run_id for new in subflows}
+        # One order in all workers, so that no two of them wait for each other's rows.
+        query = self._statements.lookup(task_run.c.id, *task_run.columns).order_by(task_run.c.id)
+        rows = await connection.execute(query.with_for_update(of=task_run), given((each,) for each in ids))
+        parents: dict[UUID, dict[str, Any]] = {row.id: dict(row._mapping) for row in rows}
+        for new in subflows:
+            assert new.run.parent_task_run_id is not None
+            parent = parents[new.run.parent_task_run_id]
+            state, changes = follow(parent, new, now)
+            await connection.execute(sa.insert(task_run_state).values(bound(task_run_state, state)))
+            its = sa.update(task_run).where(task_run.c.id == parent["id"])
+            await connection.execute(its.values(bound(task_run, changes)))
+            parent |= changes
 
     async def wait_for_standby(self) -> None:
         """Return once a synchronous standby has all that could be read by now.
@@ -172,27 +203,3 @@ class Insertion:
             if blame(error) is not Blame.row:
                 raise fault(error) from error
         await self.wait_for_standby()
-
-
-async def _let_parents_follow(
-    connection: AsyncConnection, statements: Statements, subflows: Sequence[NewRun]
-) -> None:
-    """Let the parent task runs of new subflows follow, in the transaction that made these."""
-    now = datetime.now(UTC)
-    ids = {new.run.parent_task_run_id for new in subflows}
-    # One order in all workers, so that no two of them wait for each other's rows.
-    query = (
-        statements.lookup(task_run.c.id, *task_run.columns)
-        .order_by(task_run.c.id)
-        .with_for_update(of=task_run)
-    )
-    rows = await connection.execute(query, given([each] for each in ids))
-    parents: dict[UUID, dict[str, Any]] = {row.id: dict(row._mapping) for row in rows}
-    for new in subflows:
-        assert new.run.parent_task_run_id is not None
-        parent = parents[new.run.parent_task_run_id]
-        state, changes = follow(parent, new, now)
-        await connection.execute(sa.insert(task_run_state).values(bound(task_run_state, state)))
-        its = sa.update(task_run).where(task_run.c.id == parent["id"])
-        await connection.execute(its.values(bound(task_run, changes)))
-        parent |= changes

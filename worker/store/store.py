@@ -12,12 +12,11 @@ import structlog
 from worker.contract.decode import DeploymentRequest
 from worker.contract.errors import DeploymentNotFound, Fault, Refusal
 from worker.contract.flow_run import FlowRun
-from worker.contract.immutable import immutable
 from worker.creation import NewRun, Requested, UnresolvedRun
 from worker.store import migrations
 from worker.store.deployments import resolve_deployments, warn_of_unserved
 from worker.store.engine import Database, open_database, parse_url, prepare_to_write
-from worker.store.insertion import Insertion
+from worker.store.insertion import Existing, Insertion, Outcome
 from worker.store.prefect import References, resolve
 from worker.store.reading import Reader
 from worker.store.statements import run_of
@@ -28,23 +27,6 @@ log = structlog.get_logger(__name__)
 # A run that is deleted between the conflict with it and the look at it: the batch tries again, this
 # often.
 MAX_ROUNDS = 10
-
-
-@immutable
-class Created:
-    """The run is new."""
-
-    run: FlowRun
-
-
-@immutable
-class Existing:
-    """A run of this key exists, and this is how it is now."""
-
-    run: FlowRun
-
-
-Outcome = Created | Existing | Refusal
 
 
 class Store(Reader):
@@ -169,10 +151,7 @@ class Store(Reader):
         """What became of runs with different keys, by their ids; those that exist no longer are
         left out.
         """
-        stored = await self._insertion.insert([new for new in runs if new.run.id not in missing])
-        outcomes: dict[UUID, Outcome] = {
-            run_id: each if isinstance(each, Refusal) else Created(each) for run_id, each in stored.items()
-        }
+        outcomes = await self._insertion.insert([new for new in runs if new.run.id not in missing])
         if len(outcomes) == len(runs):
             return outcomes
         conflicting = [new.run for new in runs if new.run.id not in outcomes]
