@@ -27,11 +27,6 @@ log = structlog.get_logger(__name__)
 
 # How long statements stay small after one was too large; seconds. A guess.
 SMALL_SECONDS = 60.0
-# Writes something whose commit waits for a synchronous standby, where there has to be one.
-WAIT_FOR_STANDBY = (
-    "SELECT pg_logical_emit_message(true, 'flow-run-worker', '')"
-    " WHERE current_setting('synchronous_standby_names') <> ''"
-)
 # A batch is bounded by the bytes of its requests. So much may come from elsewhere into a statement,
 # such as a deployment's parameters into each of its runs; bytes, of the order of a batch's own.
 ADDED_MAX = 8 * 1024 * 1024
@@ -170,23 +165,6 @@ class Insertion:
             await connection.execute(its.values(bound(task_run, changes)))
             parent |= changes
 
-    async def wait_for_standby(self) -> None:
-        """Return once a synchronous standby has all that could be read by now.
-
-        A commit that waits for a standby waits no longer when it is cancelled, or the server was
-        restarted: it can be read then, and no standby need have it.
-
-        Raises:
-            Fault: no standby has said so yet.
-        """
-        if self._statements.sqlite:
-            return
-        try:
-            async with self._database.connect() as connection:
-                await driver(connection).execute(WAIT_FOR_STANDBY)
-        except Exception as error:
-            raise fault(error) from error
-
     async def try_writing(self, new: NewRun) -> None:
         """Raise Fault unless the database writes; what is wrong with the run is passed over."""
         try:
@@ -202,4 +180,4 @@ class Insertion:
         except Exception as error:
             if blame(error) is not Blame.row:
                 raise fault(error) from error
-        await self.wait_for_standby()
+        await self._reader.wait_for_standby()

@@ -1,4 +1,6 @@
-"""Reads rows by what is known of them, many at a time: what runs refer to, and what events say."""
+"""Asks a database whether it answers, and for rows by what is known of them, many at a time: what
+runs refer to, and what events say.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -9,19 +11,26 @@ import sqlalchemy as sa
 
 from worker.contract.flow_run import FlowRunState
 from worker.contract.related import References, Related, RelatedRows
-from worker.store.engine import Database
+from worker.store.engine import Database, driver
 from worker.store.errors import Blame, blame, fault
 from worker.store.statements import Statements, given
 from worker.store.tables import deployment, flow, flow_run_state, task_run, work_pool, work_queue
 
 Row = sa.Row[*tuple[Any, ...]]
 
+# Writes something whose commit waits for a synchronous standby, where there has to be one.
+WAIT_FOR_STANDBY = (
+    "SELECT pg_logical_emit_message(true, 'flow-run-worker', '')"
+    " WHERE current_setting('synchronous_standby_names') <> ''"
+)
 # No more than an event says.
 _SAID = {field.name for field in fields(Related)}
 
 
 class Reader:
-    """Asks the database. Its methods may be called from several tasks; all raise Fault."""
+    """Asks the database. Its methods may be called from several tasks; all raise Fault if it is
+    away or busy.
+    """
 
     def __init__(self, database: Database, *, prefect: bool) -> None:
         self.database = database
@@ -46,10 +55,23 @@ class Reader:
         return await self.query(self.statements.lookup(key, *columns), [(value,) for value in values])
 
     async def ping(self) -> None:
-        """Raise Fault unless the database answers."""
+        """Return if the database answers."""
+        await self._expect("SELECT 1 FROM flow_run LIMIT 1")
+
+    async def wait_for_standby(self) -> None:
+        """Return once a synchronous standby has all that could be read by now.
+
+        A commit that waits for a standby waits no longer when it is cancelled, or the server was
+        restarted: it can be read then, and no standby need have it.
+        """
+        if not self.database.sqlite:
+            await self._expect(WAIT_FOR_STANDBY)
+
+    async def _expect(self, statement: str) -> None:
         try:
             async with self.database.connect() as connection:
-                await connection.exec_driver_sql("SELECT 1 FROM flow_run LIMIT 1")
+                server = driver(connection)
+                await (server.execute_fetchall if self.database.sqlite else server.execute)(statement)
         except Exception as error:
             raise fault(error) from error
 

@@ -161,7 +161,7 @@ class Store(Reader):
             mine = by_identity.get(_identity(existing), existing.id)
             outcomes[mine] = Existing(existing)
         # Whoever made them may not have waited.
-        await self._insertion.wait_for_standby()
+        await self.wait_for_standby()
         refused = {run.id: missing[run.id] for run in conflicting if run.id in missing}
         return {**refused, **outcomes}
 

@@ -62,11 +62,8 @@ async def fill_work_queues(reader: Reader, runs: Sequence[FlowRun]) -> dict[UUID
 
 def free_priority(taken: Iterable[int]) -> int:
     """The first that is free (``create_work_queue``)."""
-    priorities = sorted(taken)
-    return next(
-        (place for place, priority in enumerate(priorities, start=1) if priority != place),
-        max(priorities, default=0) + 1,
-    )
+    places = enumerate([*sorted(taken), None], start=1)
+    return next(place for place, priority in places if priority != place)
 
 
 async def _make(database: Database, run: FlowRun, priority: int) -> UUID | Refusal:
@@ -86,11 +83,11 @@ async def _make(database: Database, run: FlowRun, priority: int) -> UUID | Refus
         "priority": priority,
     }
     insert = sqlite.insert if database.sqlite else postgresql.insert
-    its = sa.and_(work_queue.c.work_pool_id == pool_id, work_queue.c.name == name)
+    made = sa.select(work_queue.c.id).filter_by(work_pool_id=pool_id, name=name)
     try:
         async with database.connect() as connection:
             await connection.execute(insert(work_queue).values(row).on_conflict_do_nothing())
-            queue_id: UUID = (await connection.execute(sa.select(work_queue.c.id).where(its))).scalar_one()
+            queue_id: UUID = (await connection.execute(made)).scalar_one()
     except Exception as error:
         if isinstance(driver_error(error), InsufficientPrivilegeError):
             return WorkPoolNotFound(
