@@ -1,5 +1,5 @@
-"""SQLAlchemy's engines for a database: how they connect, what holds of each connection, and when
-one is given up. Knows no table.
+"""SQLAlchemy's engine for a database: how it connects, what holds of each connection, and when one
+is given up. Knows no table.
 """
 
 import asyncio

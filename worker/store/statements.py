@@ -145,24 +145,23 @@ class Statements:
 
     def _read(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
         rows, theirs = self._given(*keys)
-        data: Any = flow_run_state.c.data
-        pool: tuple[Any, ...] = (sa.null(), sa.null(), sa.null())
+        run, state = _shown(flow_run.columns), _shown(flow_run_state.columns)
         found = rows.join(flow_run, theirs)
         found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
-        if self.prefect:
-            # ``FlowRunState.data``: older states keep it themselves, newer ones in an artifact.
-            in_artifact: Any = artifact.c.data if self.sqlite else sa.cast(artifact.c.data, Json)
-            data = sa.func.coalesce(data, in_artifact, type_=Json)
-            pool = (work_pool.c.id, work_pool.c.name, work_queue.c.name)
-            result: Any = sa.literal_column("flow_run_state.result_artifact_id", Uuid)
-            found = (
-                found.outerjoin(artifact, artifact.c.id == result)
-                .outerjoin(work_queue, work_queue.c.id == flow_run.c.work_queue_id)
-                .outerjoin(work_pool, work_pool.c.id == work_queue.c.work_pool_id)
-            )
-        state = _shown(flow_run_state.columns)
-        state[list(flow_run_state.columns).index(flow_run_state.c.data)] = data
-        return sa.select(*_shown(flow_run.columns), *state, *pool).select_from(found)
+        if not self.prefect:
+            return sa.select(*run, *state).select_from(found)
+        # ``FlowRunState.data``: older states keep it themselves, newer ones in an artifact.
+        in_artifact: Any = artifact.c.data if self.sqlite else sa.cast(artifact.c.data, Json)
+        data = sa.func.coalesce(flow_run_state.c.data, in_artifact, type_=Json)
+        state = [data if each is flow_run_state.c.data else each for each in state]
+        result: Any = sa.literal_column("flow_run_state.result_artifact_id", Uuid)
+        found = (
+            found.outerjoin(artifact, artifact.c.id == result)
+            .outerjoin(work_queue, work_queue.c.id == flow_run.c.work_queue_id)
+            .outerjoin(work_pool, work_pool.c.id == work_queue.c.work_pool_id)
+        )
+        pool = work_pool.c.id, work_pool.c.name, work_queue.c.name
+        return sa.select(*run, *state, *pool).select_from(found)
 
     def _lookup(self, key: sa.Column[Any], *columns: sa.Column[Any]) -> sa.Select[Any]:
         rows, theirs = self._given(key)
