@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from worker.contract.decode import CreateRequest
 from worker.contract.errors import DeploymentNotFound, Refusal
 from worker.contract.state import StateType
-from worker.creation import NewRun, Requested, UnresolvedRun
+from worker.creation import NewRun, UnresolvedRun
 from worker.deployments.creation import merged_parameters, run_of_deployment
 from worker.deployments.deployment import Deployment, WorkQueue
 from worker.deployments.hydration import variable_names
@@ -38,12 +38,14 @@ _ENDLESS = re.compile('"(?:pattern(?:Properties)?|uniqueItems)"')
 REMEMBERED = 1000
 
 
-async def resolve_deployments(reader: Reader, requested: Sequence[Requested]) -> list[NewRun | Refusal]:
-    """Turn requests for runs of deployments into runs, or into their refusals; others stay."""
-    unresolved = [each for each in requested if isinstance(each, UnresolvedRun)]
+async def resolve_deployments(
+    reader: Reader, unresolved: Sequence[UnresolvedRun]
+) -> Sequence[NewRun | Refusal]:
+    """Turn requests for runs of deployments into runs, or into their refusals."""
     deployments = await _deployments(reader, unresolved)
-    found = [(each, deployments[_which(each)]) for each in unresolved if _which(each) in deployments]
-    variables = await _variables(reader, [merged_parameters(*each) for each in found])
+    asked = [(each, deployments.get(_which(each))) for each in unresolved]
+    merged = [merged_parameters(each, deployment) for each, deployment in asked if deployment is not None]
+    variables = await _variables(reader, merged)
     templates = {each.job_template for each in deployments.values() if each.job_template is not None}
     blocks = {block for each in templates for block in job_template(each).blocks}
     there = {row.id for row in await reader.rows(block_document.c.id, blocks)}
@@ -56,10 +58,8 @@ async def resolve_deployments(reader: Reader, requested: Sequence[Requested]) ->
 
     runs: list[NewRun | Refusal] = []
     since = monotonic()
-    for each in requested:
-        if isinstance(each, NewRun):
-            runs.append(each)
-        elif (deployment := deployments.get(_which(each))) is None:
+    for each, deployment in asked:
+        if deployment is None:
             body = each.request.body
             name = body.deployment_id if body.deployment_name is None else f"'{body.deployment_name}'"
             runs.append(DeploymentNotFound(f"There is no deployment {name}."))

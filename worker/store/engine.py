@@ -366,10 +366,8 @@ def _set_pragmas(connection: Any, _: object) -> None:
 
 
 async def prepare_to_write(database: Database) -> None:
-    """What an SQLite file needs once it is known to be ours to write to.
-
-    Raises:
-        StoreError, Fault: as :func:`open_database` does.
+    """What an SQLite file needs once it is known to be ours to write to. Raises as
+    :func:`open_database` does.
     """
     if not database.sqlite:
         return

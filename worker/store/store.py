@@ -114,26 +114,24 @@ class Store(Reader):
 
     async def _of_deployments(self, requested: Sequence[Requested]) -> Sequence[NewRun | Outcome]:
         """Requests for runs of deployments as runs, or as their refusals; others stay."""
-        runs = [each for each in requested if isinstance(each, NewRun)]
-        if len(runs) == len(requested):
-            return runs
+        unresolved = [each for each in requested if isinstance(each, UnresolvedRun)]
+        if not unresolved:
+            return [each for each in requested if isinstance(each, NewRun)]
         if self.kind == "standalone":
             no = "A database of the worker's own has no deployments."
             return [each if isinstance(each, NewRun) else DeploymentNotFound(no) for each in requested]
-        resolved = await resolve_deployments(self, requested)
+        resolved = await resolve_deployments(self, unresolved)
         # A message that made its run before is answered with it, whatever has become of the
         # deployment since. A request with a key is refused all the same, as in Prefect.
         refused = {
             each.run_id
-            for each, refusal in zip(requested, resolved, strict=True)
-            if isinstance(refusal, Refusal) and isinstance(each, UnresolvedRun) and each.request.run_id
+            for each, refusal in zip(unresolved, resolved, strict=True)
+            if isinstance(refusal, Refusal) and each.request.run_id
         }
         found = await self.query(self.statements.read_by_id, [(each,) for each in refused])
         made_before = {run.id: Existing(run) for run in map(run_of, found)}
-        return [
-            made_before.get(each.run_id, run) if isinstance(each, UnresolvedRun) else run
-            for each, run in zip(requested, resolved, strict=True)
-        ]
+        theirs = (made_before.get(each.run_id, run) for each, run in zip(unresolved, resolved, strict=True))
+        return [each if isinstance(each, NewRun) else next(theirs) for each in requested]
 
     async def _resolve(self, runs: Sequence[NewRun]) -> References:
         if self.kind == "standalone":

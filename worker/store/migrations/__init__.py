@@ -85,10 +85,8 @@ def _is_missing(url: URL) -> bool:
 
 
 async def upgrade(url: str, kind: Kind = "any") -> tuple[str | None, str]:
-    """Bring the schema up to date; returns the revisions before and after.
-
-    Raises:
-        StoreError, Fault: as :func:`ensure` does.
+    """Bring the schema up to date; returns the revisions before and after. Raises as
+    :func:`ensure` does.
     """
     found = await ensure(parse_url(url), upgrade=True, kind=kind)
     if found.prefect:
@@ -97,14 +95,11 @@ async def upgrade(url: str, kind: Kind = "any") -> tuple[str | None, str]:
 
 
 async def inspect(where: URL | Database, kind: Kind = "any") -> Schema:
-    """Look at the schema; changes nothing, and makes no file.
+    """Look at the schema; changes nothing, and makes no file. Raises as :func:`open_database` does.
 
     Args:
         kind: which kind of database is demanded; where a Prefect server's is, and its tables are
             not there, the problems are what keeps its server from making them.
-
-    Raises:
-        StoreError, Fault: as :func:`ensure` does.
     """
     if isinstance(where, URL) and _is_missing(where):
         return Schema(False, None, _head(), [])
@@ -222,9 +217,7 @@ def _head() -> str:
 
 async def with_connection(where: URL | Database, work: Callable[[Connection], T]) -> T:
     """Run a function on a connection, in a transaction of its own; on SQLite in one that it begins.
-
-    Raises:
-        StoreError, Fault: the database can't be connected to.
+    Raises as :func:`open_database` does.
     """
     if isinstance(where, URL):
         database = await open_database(where)
