@@ -4,7 +4,7 @@ turns these requests into runs; and warns of runs that no work pool's worker see
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -75,23 +75,17 @@ async def resolve_deployments(
     return runs
 
 
-def _which(unresolved: UnresolvedRun) -> UUID | tuple[str, str]:
+def _which(unresolved: UnresolvedRun) -> Hashable:
     """The deployment's id, or the names of its flow and its own."""
     body = unresolved.request.body
-    if body.deployment_name is None:
-        assert body.deployment_id is not None
-        return body.deployment_id
-    flow_name, _, name = body.deployment_name.partition("/")
-    return flow_name, name
+    return body.deployment_id if body.deployment_name is None else tuple(body.deployment_name.split("/"))
 
 
-async def _deployments(
-    reader: Reader, unresolved: Sequence[UnresolvedRun]
-) -> dict[UUID | tuple[str, str], Deployment]:
+async def _deployments(reader: Reader, unresolved: Sequence[UnresolvedRun]) -> dict[Hashable, Deployment]:
     asked = {_which(each) for each in unresolved}
     ids = [(each,) for each in asked if isinstance(each, UUID)]
     names = [each for each in asked if isinstance(each, tuple)]
-    found: dict[UUID | tuple[str, str], Deployment] = {}
+    found: dict[Hashable, Deployment] = {}
     for row in (
         *await reader.query(reader.statements.deployments_by_id, ids),
         *await reader.query(reader.statements.deployments_by_name, names),
