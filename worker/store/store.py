@@ -61,11 +61,10 @@ class Store(Reader):
                 there yet.
         """
         parsed = parse_url(url)
-        upgrade = migrate or parsed.get_backend_name() == "sqlite"
         migrations.make_no_file(parsed, kind)
         database = await open_database(parsed)
         try:
-            found = await migrations.ensure(database, upgrade=upgrade, kind=kind)
+            found = await migrations.ensure(database, upgrade=migrate or database.sqlite, kind=kind)
             await prepare_to_write(database)
         except BaseException:
             await database.close()
