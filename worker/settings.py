@@ -209,7 +209,7 @@ class Settings(BaseSettings):
     @property
     def topology(self) -> Topology:
         """What must stand at the broker."""
-        return Topology.from_queue_name(self.queue, events=self.prefect_api_url is not None)
+        return Topology(self.queue, events=self.prefect_api_url is not None)
 
     @model_validator(mode="after")
     def _events_are_of_a_prefect_server(self) -> Self:

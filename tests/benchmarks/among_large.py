@@ -120,7 +120,7 @@ async def open_load(amqp_url: str, topology: Topology) -> AsyncIterator[Load]:
 
 async def measure(amqp_url: str, database_url: str, checkout: Path, options: Options) -> list[Slice]:
     """Have one worker serve it all."""
-    topology = Topology.from_queue_name(f"among-large-{uuid4().hex[:8]}.create")
+    topology = Topology(f"among-large-{uuid4().hex[:8]}.create")
     worker = f"cd {checkout} && exec {sys.executable} -m worker"
     upgrading = await asyncio.create_subprocess_shell(
         f"{worker} db upgrade", env={**os.environ, "WORKER_DATABASE_URL": database_url}

@@ -15,7 +15,7 @@ from worker.client import FlowRunClient
 @asynccontextmanager
 async def client_of_a_worker(amqp_url: str, database_url: str) -> AsyncIterator[FlowRunClient]:
     """The client, while the worker runs."""
-    topology = Topology.from_queue_name(f"flow-runs-bench-{uuid4().hex[:8]}.create")
+    topology = Topology(f"flow-runs-bench-{uuid4().hex[:8]}.create")
     await (await Session.open(amqp_url, topology, name="benchmark")).close()
     with tempfile.TemporaryDirectory() as folder:
         async with (

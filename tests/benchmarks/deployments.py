@@ -74,7 +74,7 @@ async def _measure(
     """Requests served a second by one worker whose queue was filled before it started; and its CPU
     for each, its start included, in microseconds.
     """
-    topology = Topology.from_queue_name(f"flow-runs-bench-{uuid4().hex[:8]}.create")
+    topology = Topology(f"flow-runs-bench-{uuid4().hex[:8]}.create")
     before = _cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
         async with open_load(broker, topology, body, type_) as load:

@@ -54,7 +54,7 @@ def _cpu(worker: WorkerProcess) -> float:
 
 async def serve(broker: RabbitMQ, database_url: str, folder: Path, flow: str, count: int, api: str) -> Served:
     """A worker's time for so many requests, from the first run to the last acknowledgement."""
-    topology = Topology.from_queue_name(f"events-{uuid4().hex[:8]}.create", events=bool(api))
+    topology = Topology(f"events-{uuid4().hex[:8]}.create", events=bool(api))
     connection = await aio_pika.connect(broker.url)
     async with connection:
         channel = await connection.channel()

@@ -149,7 +149,7 @@ async def _create_one(amqp_url: str, url: str, flow_id: UUID) -> None:
 async def million(size: int, rate: float, slices: int = 20) -> None:
     """So many requests through one worker at a rate: its memory and the latency, slice by slice."""
     with RabbitMQ() as broker, PostgreSQL() as cluster, tempfile.TemporaryDirectory() as folder:
-        topology = Topology.from_queue_name(f"flow-runs-bench-{uuid4().hex[:8]}.create")
+        topology = Topology(f"flow-runs-bench-{uuid4().hex[:8]}.create")
         url, part = cluster.create_database(), size // slices
         await migrations.upgrade(url)
         requests, start = Requests("small", uuid4(), "million-"), 0

@@ -140,7 +140,7 @@ async def measure(
     amqp_url: str, database_url: str, row: Row, scale: float, command: Sequence[str]
 ) -> Measured:
     """Fill the queue, have one worker empty it."""
-    topology = Topology.from_queue_name(f"memory-{uuid4().hex[:8]}.create")
+    topology = Topology(f"memory-{uuid4().hex[:8]}.create")
     expected = sum(1 for _ in row.bodies(scale))
     replies = Replies(expected)
     async with await aio_pika.connect(amqp_url) as connection:

@@ -91,7 +91,7 @@ async def main(size: int, rate: float, batch: int, pause: float) -> None:
             await client.create_flow_run(flow_id=uuid4(), idempotency_key="template")
         await age(url)
         await grow(url, size)
-        topology = Topology.from_queue_name(f"flow-runs-bench-{uuid4().hex[:8]}.create")
+        topology = Topology(f"flow-runs-bench-{uuid4().hex[:8]}.create")
         requests = Requests("small", uuid4(), "prune-")
         relieve_collector()
         load = await stack.enter_async_context(

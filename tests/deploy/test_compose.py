@@ -69,7 +69,7 @@ def url(broker: RabbitMQ, user: str) -> str:
 
 @pytest.mark.parametrize("queue", [setting("prefect-worker", "WORKER_QUEUE"), "flow-runs.create"])
 def test_definitions_declare_what_the_worker_declares(queue: str) -> None:
-    topology = Topology.from_queue_name(queue, events=queue.startswith("prefect-"))
+    topology = Topology(queue, events=queue.startswith("prefect-"))
     declared = definitions()
     queues = {each["name"]: each for each in declared["queues"]}
     for name, arguments in topology.queues.items():
@@ -86,7 +86,7 @@ async def test_admin_may_declare_over_the_definitions(broker: RabbitMQ) -> None:
     """The broker itself finds that they are the same: another argument would be refused."""
     connection = await aio_pika.connect(url(broker, "admin"))
     for queue in ("flow-runs.create", "prefect-flow-runs.create"):
-        topology = Topology.from_queue_name(queue, events=queue.startswith("prefect-"))
+        topology = Topology(queue, events=queue.startswith("prefect-"))
         await topology.declare(await connection.channel())
     await connection.close()
 

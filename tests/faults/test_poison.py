@@ -121,5 +121,5 @@ async def test_a_request_that_ends_the_process_ends_in_the_dead_letters_and_the_
 
 
 async def _declare(url: str, queue: str) -> None:
-    session = await Session.open(url, Topology.from_queue_name(queue), name="test")
+    session = await Session.open(url, Topology(queue), name="test")
     await session.close()

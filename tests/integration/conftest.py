@@ -19,7 +19,7 @@ BOTH_WAYS = {"params": [True, False], "ids": ["fast path", "aio-pika alone"]}
 
 @pytest.fixture
 async def session(amqp_url: str, queue: str, fast_path: bool) -> AsyncIterator[Session]:
-    session = await Session.open(amqp_url, Topology.from_queue_name(queue), name="test", fast_path=fast_path)
+    session = await Session.open(amqp_url, Topology(queue), name="test", fast_path=fast_path)
     yield session
     await session.close()
 

@@ -130,7 +130,7 @@ async def test_looking_at_them_often_loses_none(
     seen = set()
     for _ in range(24):
         await all_back(producer, 2)
-        async with open_dead_letters(amqp_url, Topology.from_queue_name(producer.queue)) as letters:
+        async with open_dead_letters(amqp_url, Topology(producer.queue)) as letters:
             seen.add(frozenset([letter.id async for letter in letters.look(10)]))
     assert len(seen) == 1
     letters = await producer.dead_letters(2)
@@ -283,7 +283,7 @@ async def test_those_that_are_served_after_all_are_the_same_messages(
     assert await statuses(1) == {odd: [413] for odd in ODD}
     assert worker.terminate() == 0
     start_worker(sqlite_url)
-    async with open_dead_letters(amqp_url, Topology.from_queue_name(producer.queue)) as letters:
+    async with open_dead_letters(amqp_url, Topology(producer.queue)) as letters:
         assert await letters.replay(lambda letter: letter.status == 413) == len(ODD)
     assert await statuses(2) == {odd: [413, 201] for odd in ODD}
     await send_all()

@@ -181,7 +181,7 @@ async def test_a_worker_with_too_few_rights_says_which_and_ends(
     worker = start_worker(sqlite_url, amqp_url=worker_user, wait=False)
     assert worker.process.wait(180) == 1
     assert "topology declare" in worker.output
-    session = await Session.open(amqp_url, Topology.from_queue_name(queue), name="test")
+    session = await Session.open(amqp_url, Topology(queue), name="test")
     await session.close()
     rabbitmq.ctl("set_permissions", URL(worker_user).user or "", "^$", "^$", "^$")
     worker = start_worker(sqlite_url, amqp_url=worker_user, wait=False)

@@ -24,7 +24,7 @@ def fast_path(request: pytest.FixtureRequest) -> bool:
 async def test_writing_to_a_connection_that_the_broker_closes_is_a_lost_channel(
     rabbitmq: RabbitMQ, queue: str, attempt: int, fast_path: bool
 ) -> None:
-    topology = Topology.from_queue_name(queue)
+    topology = Topology(queue)
     session = await Session.open(rabbitmq.url, topology, name="test", fast_path=fast_path)
 
     async def write() -> None:
@@ -45,7 +45,7 @@ async def test_a_connection_that_is_cut_ends_all_waits(
     rabbitmq: RabbitMQ, queue: str, fast_path: bool
 ) -> None:
     """For confirms, for deliveries, and for what the broker says to a consumer."""
-    topology = Topology.from_queue_name(queue)
+    topology = Topology(queue)
     session = await Session.open(rabbitmq.url, topology, name="test", fast_path=fast_path)
     consuming = asyncio.create_task(session.consumer.consume(10))
     taking = asyncio.create_task(session.consumer.deliveries.take(1))

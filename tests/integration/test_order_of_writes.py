@@ -33,7 +33,7 @@ async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_ta
     that are gone already.
     """
     replies, full = f"replies-{uuid4().hex[:8]}", f"full-{uuid4().hex[:8]}"
-    topology = Topology.from_queue_name(queue)
+    topology = Topology(queue)
     session = await Session.open(amqp_url, topology, name="test", fast_path=fast_path)
     reader = await aiormq.connect(amqp_url)
     channel = await reader.channel()

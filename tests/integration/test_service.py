@@ -86,7 +86,7 @@ async def test_a_broker_that_refuses_at_the_start_ends_it_with_the_reason(
         await wrong.run()
     user = f"user-{queue}"
     rabbitmq.ctl("add_user", user, "secret")
-    await (await Session.open(rabbitmq.url, Topology.from_queue_name(queue), name="test")).close()
+    await (await Session.open(rabbitmq.url, Topology(queue), name="test")).close()
     # It may consume, and may not publish: told before a request is stored that it could not answer.
     rabbitmq.ctl("set_permissions", user, ".*", r"^(?!amq\.default$).*", ".*")
     limited = service(f"amqp://{user}:secret@127.0.0.1:{rabbitmq.port}/", sqlite_url, queue)

@@ -37,7 +37,7 @@ async def opened(amqp_url: str, queue: str, fast_path: bool) -> AsyncIterator[Op
     sessions: list[Session] = []
 
     async def open_session(url: str = amqp_url, **options: Any) -> Session:
-        topology = Topology.from_queue_name(queue)
+        topology = Topology(queue)
         session = await Session.open(url, topology, name="test", fast_path=fast_path, **options)
         sessions.append(session)
         return session
@@ -280,9 +280,7 @@ async def test_an_interrupted_opening_leaves_no_connection(
 ) -> None:
     name = f"interrupted-{uuid4().hex[:8]}"
     for steps in range(0, 60, 7):
-        opening = asyncio.create_task(
-            Session.open(amqp_url, Topology.from_queue_name(queue), name=name, fast_path=fast_path)
-        )
+        opening = asyncio.create_task(Session.open(amqp_url, Topology(queue), name=name, fast_path=fast_path))
         for _ in range(steps):
             await asyncio.sleep(0)
         opening.cancel()

@@ -119,7 +119,7 @@ async def test_a_reply_over_which_the_broker_closes_the_channel_is_given_up_and_
     full = await producer.channel.declare_queue(
         f"{queue}.full", exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
     )
-    topology = Topology.from_queue_name(queue, events=True)
+    topology = Topology(queue, events=True)
     session = await Session.open(amqp_url, topology, name="test", fast_path=fast_path)
     await producer.publish({}, reply_to=full.name)
     # RabbitMQ 3.10's place, and 4's.

@@ -18,7 +18,7 @@ from worker.broker.topology import Topology
 def test_everything_is_named_after_the_queue(
     queue: str, exchange: str | None, routing_key: str | None
 ) -> None:
-    topology = Topology.from_queue_name(queue)
+    topology = Topology(queue)
     assert topology.queue == queue
     assert topology.dead_letter_queue == f"{queue}.dead"
     assert (topology.exchange, topology.routing_key) == (exchange, routing_key)
@@ -26,8 +26,8 @@ def test_everything_is_named_after_the_queue(
 
 def test_the_arguments_are_those_of_the_contract() -> None:
     """Other programs declare the same: any other argument would be refused to one of the two."""
-    topology = Topology.from_queue_name("q.create")
-    assert topology.queue_arguments == {
+    topology = Topology("q.create")
+    assert topology.queues["q.create"] == {
         "x-queue-type": "quorum",
         "x-delivery-limit": 20,
         "x-dead-letter-exchange": "",
@@ -35,12 +35,12 @@ def test_the_arguments_are_those_of_the_contract() -> None:
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
-    assert topology.dead_letter_queue_arguments == {"x-queue-type": "quorum"}
+    assert topology.queues["q.create.dead"] == {"x-queue-type": "quorum"}
 
 
 def test_the_outbox_stands_only_where_there_are_events() -> None:
-    assert set(Topology.from_queue_name("q.create").queues) == {"q.create", "q.create.dead"}
-    topology = Topology.from_queue_name("q.create", events=True)
+    assert set(Topology("q.create").queues) == {"q.create", "q.create.dead"}
+    topology = Topology("q.create", events=True)
     assert topology.queues["q.create.events"] == {
         "x-queue-type": "quorum",
         "x-delivery-limit": 2**31 - 1,

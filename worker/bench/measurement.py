@@ -104,7 +104,7 @@ async def measure(
         StoreError: the database's schema is missing or behind.
     """
     token = uuid4().hex[:8]
-    topology = Topology.from_queue_name(f"flow-runs-bench-{token}.create")
+    topology = Topology(f"flow-runs-bench-{token}.create")
     with tempfile.TemporaryDirectory(prefix="flow-run-bench-") as folder:
         url = parse_url(database_url or f"sqlite+aiosqlite:///{folder}/flow_runs.db")
         schema = await migrations.ensure(url, upgrade=database_url is None)

@@ -12,10 +12,8 @@ from contextlib import asynccontextmanager
 from typing import Literal
 from urllib.parse import unquote
 
-import aio_pika
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
-from aiormq.exceptions import ChannelAccessRefused
 
 from worker.broker.connection import (
     BrokerRefused,
@@ -130,7 +128,7 @@ class Session:
 
     async def _open(self, *, fast_path: bool, prefetch_size: int) -> None:
         consuming = await self._connect(self._name)
-        await ensure(self.topology, consuming)
+        await self.topology.ensure(consuming)
         channel = await consuming.channel(publisher_confirms=False)
         queue = await channel.get_queue(self.topology.queue, ensure=False)
         underlay = await channel.get_underlay_channel()
@@ -191,7 +189,7 @@ class Session:
             TopologyMismatch: it can't be.
         """
         with lost_with(self._channel):
-            await ensure(self.topology, self._connections[0])
+            await self.topology.ensure(self._connections[0])
 
     async def close(self) -> None:
         """Close the connections; the broker requeues what was not acknowledged."""
@@ -219,18 +217,3 @@ class Session:
     def _end(self, reason: ChannelLost) -> None:
         if not self.lost.done():
             self.lost.set_result(reason)
-
-
-async def ensure(topology: Topology, connection: aio_pika.Connection) -> None:
-    """Declare the topology or, as a user who may not, see that it stands.
-
-    Raises:
-        TopologyMismatch: it stands otherwise, or doesn't and may not be declared.
-    """
-    channel = await connection.channel()
-    try:
-        await topology.declare(channel)
-    except ChannelAccessRefused as refused:
-        channel = await connection.channel()
-        await topology.check(channel, refused)
-    await channel.close()

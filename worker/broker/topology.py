@@ -2,16 +2,18 @@
 no messages.
 """
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
+import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused
 
 Declared = TypeVar("Declared")
 
-DEAD_LETTER_SUFFIX = ".dead"
 EVENTS_SUFFIX = ".events"
 DELIVERY_LIMIT = 20
 # RabbitMQ 4 has 20 unless it is told otherwise. -1 is none there, but RabbitMQ 3.10 takes it for a
@@ -25,82 +27,89 @@ class TopologyMismatch(Exception):
     """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Topology:
     """What must stand at the broker before a request can be served.
 
     Attributes:
-        queue: where requests wait (durable quorum queue).
-        dead_letter_queue: where refused requests are kept (durable quorum queue).
-        exchange: the direct exchange for producers, or None where the queue's name has no dot.
-        routing_key: the key that leads from ``exchange`` to ``queue``.
-        events: whether the outbox for events (durable quorum queue) stands as well.
+        queue: where requests wait; all else is named after it.
+        events: whether the outbox for events stands as well.
     """
 
     queue: str
-    dead_letter_queue: str
-    exchange: str | None
-    routing_key: str | None
     events: bool = False
 
-    @classmethod
-    def from_queue_name(cls, queue: str, *, events: bool = False) -> "Topology":
-        """Derive the names: ``flow-runs.create`` gives the exchange ``flow-runs`` and the routing
-        key ``create``.
+    @cached_property
+    def dead_letter_queue(self) -> str:
+        """Where refused requests are kept."""
+        return self.queue + ".dead"
 
-        Args:
-            events: with the outbox.
-        """
-        exchange, dot, routing_key = queue.rpartition(".")
-        named = bool(dot and exchange and routing_key)
-        return cls(
-            queue=queue,
-            dead_letter_queue=queue + DEAD_LETTER_SUFFIX,
-            exchange=exchange if named else None,
-            routing_key=routing_key if named else None,
-            events=events,
-        )
-
-    @property
+    @cached_property
     def events_queue(self) -> str:
         """The name of the outbox, whether it stands or not."""
         return self.queue + EVENTS_SUFFIX
 
     @property
-    def queues(self) -> dict[str, Mapping[str, Any]]:
-        """The arguments of each queue by its name."""
-        queues = {self.queue: self.queue_arguments, self.dead_letter_queue: self.dead_letter_queue_arguments}
-        return {**queues, self.events_queue: self.events_queue_arguments} if self.events else queues
-
-    @property
-    def queue_arguments(self) -> Mapping[str, Any]:
-        """The request queue's arguments: nothing is dropped on overflow, and a poisonous request
-        ends in the dead letters.
+    def exchange(self) -> str | None:
+        """The direct exchange for producers, ``flow-runs`` for ``flow-runs.create``; None where
+        the queue's name has no dot.
         """
-        return {
-            "x-queue-type": "quorum",
-            "x-delivery-limit": DELIVERY_LIMIT,
-            "x-dead-letter-exchange": "",
-            "x-dead-letter-routing-key": self.dead_letter_queue,
-            "x-dead-letter-strategy": "at-least-once",
-            "x-overflow": "reject-publish",
+        exchange, _, routing_key = self.queue.rpartition(".")
+        return exchange if exchange and routing_key else None
+
+    @property
+    def routing_key(self) -> str | None:
+        """The key that leads from :attr:`exchange` to the queue: ``create``."""
+        return self.queue.rpartition(".")[2] if self.exchange else None
+
+    @property
+    def queues(self) -> dict[str, dict[str, Any]]:
+        """The arguments of each queue by its name; all are durable quorum queues."""
+        queues: dict[str, dict[str, Any]] = {
+            # Nothing is dropped on overflow, and a poisonous request ends in the dead letters.
+            self.queue: {
+                "x-queue-type": "quorum",
+                "x-delivery-limit": DELIVERY_LIMIT,
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": self.dead_letter_queue,
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+            },
+            self.dead_letter_queue: {"x-queue-type": "quorum"},
         }
+        if self.events:
+            # One consumer at a time, and an event waits for Prefect's API as long as it takes.
+            queues[self.events_queue] = {
+                "x-queue-type": "quorum",
+                "x-delivery-limit": NO_DELIVERY_LIMIT,
+                "x-single-active-consumer": True,
+                "x-overflow": "reject-publish",
+            }
+        return queues
 
-    @property
-    def dead_letter_queue_arguments(self) -> Mapping[str, Any]:
-        return {"x-queue-type": "quorum"}
+    async def ensure(self, connection: aio_pika.Connection) -> None:
+        """Declare everything or, as a user who may not, see that it stands; with which properties
+        can't be seen so.
 
-    @property
-    def events_queue_arguments(self) -> Mapping[str, Any]:
-        """The outbox's arguments: one consumer at a time, and an event waits for Prefect's API as
-        long as it takes.
+        Raises:
+            TopologyMismatch: it stands otherwise, or doesn't and may not be declared.
         """
-        return {
-            "x-queue-type": "quorum",
-            "x-delivery-limit": NO_DELIVERY_LIMIT,
-            "x-single-active-consumer": True,
-            "x-overflow": "reject-publish",
-        }
+        channel = await connection.channel()
+        try:
+            await self.declare(channel)
+        except ChannelAccessRefused as refused:
+            channel = await connection.channel()
+            try:
+                for name in self.queues:
+                    await channel.get_queue(name)
+                if self.exchange is not None:
+                    await channel.get_exchange(self.exchange)
+            except ChannelNotFoundEntity as error:
+                raise TopologyMismatch(
+                    f"{str(error).removeprefix('NOT_FOUND - ')}, and this user may not declare it "
+                    f"({refused}). Run 'flow-run-worker topology declare' as one who may."
+                ) from error
+        await channel.close()
 
     async def declare(self, channel: AbstractChannel) -> None:
         """Declare everything; what already stands as it should is left as it is.
@@ -119,31 +128,8 @@ class Topology:
 
     async def declare_queue(self, channel: AbstractChannel, name: str) -> AbstractQueue:
         """Declare one of the queues; raises as :meth:`declare` does."""
-        arguments = dict(self.queues[name])
-        return await _declare(
-            f"queue '{name}'", channel.declare_queue(name, durable=True, arguments=arguments)
-        )
-
-    async def check(self, channel: AbstractChannel, refused: Exception) -> None:
-        """See that everything stands, with no right to declare it; with which properties can't be
-        seen so.
-
-        Args:
-            refused: why it can't be declared.
-
-        Raises:
-            TopologyMismatch: something is missing.
-        """
-        try:
-            for name in self.queues:
-                await channel.get_queue(name)
-            if self.exchange is not None:
-                await channel.get_exchange(self.exchange)
-        except ChannelNotFoundEntity as error:
-            raise TopologyMismatch(
-                f"{str(error).removeprefix('NOT_FOUND - ')}, and this user may not declare it ({refused}). "
-                "Run 'flow-run-worker topology declare' as one who may."
-            ) from error
+        declaration = channel.declare_queue(name, durable=True, arguments=self.queues[name])
+        return await _declare(f"queue '{name}'", declaration)
 
 
 async def _declare(what: str, declaration: Awaitable[Declared]) -> Declared:

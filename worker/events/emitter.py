@@ -11,7 +11,6 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from worker.backoff import Backoff
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost, close_quietly, connect
-from worker.broker.session import ensure
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.broker.transport import Connection
 from worker.events.api import PrefectAPI
@@ -83,7 +82,7 @@ class Emitter:
             self._settings.amqp_url, name="flow-run-worker events", connection_class=Connection
         )
         try:
-            await ensure(self._topology, connection)
+            await self._topology.ensure(connection)
             stay = await Stay.begin(connection, self._topology.events_queue)
             metrics.outbox_age.set_function(stay.age)
             metrics.outbox_messages.set_function(lambda: stay.count)
