@@ -3,9 +3,10 @@ nothing else.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from aiormq.abc import AbstractChannel
 
 from worker.broker.connection import ChannelLost
 
@@ -20,16 +21,6 @@ PREFETCH_RATE = 100_000
 LAST_SECONDS = 1.0
 
 
-class AckChannel(Protocol):
-    """What of aiormq's channel is needed here."""
-
-    def basic_ack(self, delivery_tag: int, multiple: bool = False, wait: bool = True) -> Awaitable[None]:
-        """Write a ``basic.ack``."""
-
-    def basic_reject(self, delivery_tag: int, *, requeue: bool = True, wait: bool = True) -> Awaitable[None]:
-        """Write a ``basic.reject``."""
-
-
 class Acknowledger:
     """Acknowledges the deliveries of one channel.
 
@@ -40,9 +31,13 @@ class Acknowledger:
     Args:
         channel: on which they came.
         prefetch: tells how many deliveries may be unacknowledged.
+
+    Attributes:
+        writing: nothing is written while someone else holds it.
     """
 
-    def __init__(self, channel: AckChannel, prefetch: Callable[[], int]) -> None:
+    def __init__(self, channel: AbstractChannel, prefetch: Callable[[], int]) -> None:
+        self.writing = asyncio.Lock()
         self._channel = channel
         self._prefetch = prefetch
         self._new: set[int] = set()
@@ -50,8 +45,6 @@ class Acknowledger:
         self._acknowledged_up_to = 0
         self._ahead: set[int] = set()
         self._wanted = asyncio.Event()
-        self._may_write = asyncio.Event()
-        self._may_write.set()
         self._closed = False
 
     def acknowledge(self, tags: Iterable[int], *, rejected: bool = False) -> None:
@@ -61,15 +54,6 @@ class Acknowledger:
         else:
             self._new.update(tags)
         self._wanted.set()
-
-    @contextmanager
-    def held_back(self) -> Iterator[None]:
-        """Write nothing within."""
-        self._may_write.clear()
-        try:
-            yield
-        finally:
-            self._may_write.set()
 
     def written_since(self, first: int) -> int:
         """How many deliveries from this tag on are acknowledged, as far as the broker was told."""
@@ -89,8 +73,8 @@ class Acknowledger:
         try:
             while not self._closed or self._new or self._rejected:
                 await self._wanted.wait()
-                await self._may_write.wait()
-                await self._acknowledge_new()
+                async with self.writing:
+                    await self._acknowledge_new()
                 await asyncio.sleep(min(TOGETHER_SECONDS, self._prefetch() / PREFETCH_RATE))
         finally:
             if self._new:  # all of it is being ended: these need not come again
@@ -99,37 +83,26 @@ class Acknowledger:
                         await self._acknowledge_new()
 
     async def _acknowledge_new(self) -> None:
+        """Say of the new tags what one ``multiple`` ack can say, and acknowledge the others singly.
+
+        The broker refuses a ``multiple`` whose own tag is not outstanding: so it is a new one.
+        """
         self._wanted.clear()
         rejected, self._rejected = self._rejected, set()
         try:
             for tag in rejected:
                 await self._channel.basic_reject(tag, requeue=False, wait=False)
-            self._ahead |= rejected
-            up_to, singly = self._take()
-            for tag in singly:
+            new, self._new = self._new, set()
+            self._ahead |= new | rejected
+            up_to = self._acknowledged_up_to
+            while up_to + 1 in self._ahead:
+                up_to += 1
+            reached = range(self._acknowledged_up_to + 1, up_to + 1)
+            self._acknowledged_up_to = up_to
+            self._ahead.difference_update(reached)
+            for tag in sorted(new.difference(reached)):
                 await self._channel.basic_ack(tag, wait=False)
-            if up_to is not None:
-                await self._channel.basic_ack(up_to, multiple=True, wait=False)
+            if together := new.intersection(reached):
+                await self._channel.basic_ack(max(together), multiple=True, wait=False)
         except Exception as error:
             raise ChannelLost(str(error)) from error
-
-    def _take(self) -> tuple[int | None, list[int]]:
-        """What of the new tags one ``multiple`` ack says, if any, and those to be acknowledged
-        singly.
-
-        The broker refuses a ``multiple`` whose own tag is not outstanding: so it is a new one.
-        """
-        new, self._new = self._new, set()
-        up_to = None
-        while True:
-            following = self._acknowledged_up_to + 1
-            if following in new:
-                new.remove(following)
-                up_to = following
-            elif following in self._ahead:
-                self._ahead.remove(following)
-            else:
-                break
-            self._acknowledged_up_to = following
-        self._ahead |= new
-        return up_to, sorted(new)

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+import aiormq.abc
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from worker.broker.acknowledger import AckChannel, Acknowledger
+from worker.broker.acknowledger import Acknowledger
 from worker.broker.connection import ChannelLost, lost_with
 from worker.broker.delivery import Delivery
 from worker.broker.in_flight import InFlight
@@ -66,7 +67,7 @@ class Consumer:
         frames: Transport,
         channel: AbstractChannel,
         queue: AbstractQueue,
-        underlay: AckChannel,
+        underlay: aiormq.abc.AbstractChannel,
         lost: "asyncio.Future[ChannelLost]",
         prefetch_size: int,
     ) -> None:
@@ -150,8 +151,8 @@ class Consumer:
             tag, self._tag = self._tag, None
             try:
                 seconds = None if self.in_flight.paused else QUEUE_TIMEOUT
-                async with asyncio.timeout(seconds) as self._patience:
-                    with lost_with(self._channel), self.acknowledger.held_back():
+                async with asyncio.timeout(seconds) as self._patience, self.acknowledger.writing:
+                    with lost_with(self._channel):
                         if tag is not None:
                             await self._nothing_on_its_way()
                             await self._queue.cancel(tag)
