@@ -149,8 +149,7 @@ class Service:
                 metrics.broker_away(reason)
                 await session.close()
                 self._traces.lost()
-            if session.consumer.consumed:
-                backoff = Backoff(first=REOPEN_SECONDS)
+            backoff = Backoff(first=REOPEN_SECONDS)
             await backoff.sleep(self._stopping)
             await self._until_database_answers(store, pipeline.failing)
 

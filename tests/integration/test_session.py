@@ -192,10 +192,9 @@ async def test_reading_stops_while_too_many_bytes_are_held_and_the_connection_li
 
 async def test_a_queue_that_is_deleted_ends_the_session(opened: Open, producer: Producer) -> None:
     session = await opened()
+    await session.consumer.begin()
     consuming = asyncio.create_task(session.consumer.consume(10))
     async with asyncio.timeout(120):
-        while not session.consumer.consumed:
-            await asyncio.sleep(0.02)
         await producer.channel.queue_delete(producer.queue)
         assert "cancelled the consumer" in str(await session.lost)
         assert await session.consumer.deliveries.take(1) == []

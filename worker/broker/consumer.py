@@ -56,7 +56,6 @@ class Consumer:
         deliveries: what came in. Closed when the session is lost or consuming has stopped.
         in_flight: what was delivered and is not acknowledged, in bytes.
         acknowledger: for the deliveries.
-        consumed: whether the broker has let us consume.
         answered: whether a delivery was answered, so that no right was missing then.
         prefetch: how many deliveries the broker lets be unacknowledged by now; 0 when no more are
             taken.
@@ -74,7 +73,6 @@ class Consumer:
         self.deliveries: Mailbox[Delivery] = Mailbox(lambda delivery: delivery.size)
         self.in_flight = InFlight(prefetch_size, self._pause_reading, self._resume_reading)
         self.acknowledger = Acknowledger(underlay, lambda: self.prefetch)
-        self.consumed = False
         self.answered = False
         self.prefetch = 0
         self._frames = frames
@@ -87,7 +85,7 @@ class Consumer:
         self._last_tag = 0
         self._first_tag = 1
         self._full_prefetch = 0
-        self._changing_for_sizes = False
+        self._following_sizes: asyncio.Task[None] | None = None
         self._patience: asyncio.Timeout | None = None
         self._calm = asyncio.Event()
         self._stopped = False
@@ -161,7 +159,6 @@ class Consumer:
                             await self._channel.set_qos(prefetch_count=self.prefetch)
                             self._first_tag = self._last_tag + 1
                             self._tag = await self._queue.consume(self._came)
-                            self.consumed = True
             except TimeoutError as error:
                 raise ChannelLost(f"the broker does not answer for the queue '{self._queue.name}'") from error
             finally:
@@ -196,30 +193,29 @@ class Consumer:
 
     def _follow_sizes(self) -> None:
         """Let in as many deliveries as fit, when that has changed by more than a little."""
+        following = self._following_sizes is not None and not self._following_sizes.done()
+        if following or not self._full_prefetch or self.in_flight.paused:
+            return
         fitting = self.in_flight.fitting(self._full_prefetch)
-        changed = not self.prefetch / 2 < fitting < self.prefetch * 2 or (
-            fitting == self._full_prefetch != self.prefetch
-        )
-        if changed and self._full_prefetch and not (self._changing_for_sizes or self.in_flight.paused):
-            self._changing_for_sizes = True
-            changing = asyncio.create_task(self._change(fitting))
-            changing.add_done_callback(self._followed_sizes)
-
-    def _followed_sizes(self, changing: "asyncio.Task[None]") -> None:
-        self._changing_for_sizes = False
-        if not changing.cancelled():
-            changing.exception()  # the session's end is told by itself
+        if (
+            not self.prefetch / 2 < fitting < self.prefetch * 2
+            or fitting == self._full_prefetch != self.prefetch
+        ):
+            self._following_sizes = asyncio.create_task(self._change(fitting))
+            # The session's end is told by itself.
+            self._following_sizes.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _be_patient(self) -> None:
-        """The broker lives, and its answer may stand behind what comes: wait as long again."""
-        if self._patience is not None and not self._patience.expired() and not self.in_flight.paused:
-            self._patience.reschedule(asyncio.get_running_loop().time() + QUEUE_TIMEOUT)
+        """The broker lives, and its answer may stand behind what comes: wait as long again. And
+        without end while nothing is read.
+        """
+        if self._patience is not None and not self._patience.expired():
+            until = asyncio.get_running_loop().time() + QUEUE_TIMEOUT
+            self._patience.reschedule(None if self.in_flight.paused else until)
 
     def _pause_reading(self) -> None:
         self._frames.pause_reading()
-        # What the broker answers comes behind what is not read.
-        if self._patience is not None and not self._patience.expired():
-            self._patience.reschedule(None)
+        self._be_patient()
 
     def _resume_reading(self) -> None:
         self._frames.resume_reading()
