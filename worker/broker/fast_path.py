@@ -45,7 +45,7 @@ from worker.broker.transport import (
 WRITE_BYTES = 1024 * 1024
 
 
-class DeliveryReader:
+class DeliveryReader(Observer):
     """Puts a channel's deliveries together from their frames: a method, a header, and none or more
     of the body. All other frames are aiormq's.
 
@@ -54,44 +54,41 @@ class DeliveryReader:
     """
 
     def __init__(self, transport: Transport, number: int, deliver: Callable[[Delivery], None]) -> None:
-        self._others = Observer(transport, number)
+        super().__init__(transport, number)
         self._deliver = deliver
-        self._tag: int | None = None
+        self._delivers = False
+        self._delivery_tag = 0
         self._redelivered = False
         self._properties = b""
         self._parts: list[bytes] = []
         self._missing = 0
 
     def take(self, kind: int, buffer: bytes, start: int, end: int) -> bytes | None:
-        """See :class:`worker.broker.transport.Channel`."""
+        """See :class:`Observer`."""
         if kind == METHOD:
             (method,) = METHOD_ID.unpack_from(buffer, start)
-            if method != DELIVER:
-                self._tag = None
-                return self._others.take(kind, buffer, start, end)
+            self._delivers = method == DELIVER
+        if not self._delivers:
+            return super().take(kind, buffer, start, end)
+        if kind == METHOD:
             at = start + METHOD_ID.size
             at += 1 + buffer[at]  # the consumer's tag
-            (self._tag,) = TAG.unpack_from(buffer, at)
+            (self._delivery_tag,) = TAG.unpack_from(buffer, at)
             self._redelivered = bool(buffer[at + TAG.size])
-        elif self._tag is None:
-            return self._others.take(kind, buffer, start, end)
-        elif kind == BODY:
+            return b""
+        if kind == BODY:
             self._missing -= end - start
             self._parts.append(buffer[start:end])
         elif kind == HEADER:
             _, _, self._missing = CONTENT.unpack_from(buffer, start)
             self._properties = buffer[start + CONTENT.size : end]
-        if kind != METHOD and not self._missing:
-            self._complete()
+        if not self._missing:
+            self._delivers = False
+            parts, self._parts = self._parts, []
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            message = read_message(self._properties, body, redelivered=self._redelivered)
+            self._deliver(Delivery(self._delivery_tag, message))
         return b""
-
-    def _complete(self) -> None:
-        assert self._tag is not None
-        parts, self._parts = self._parts, []
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        message = read_message(self._properties, body, redelivered=self._redelivered)
-        self._deliver(Delivery(self._tag, message))
-        self._tag = None
 
 
 class BulkPublisher(Publisher):

@@ -13,7 +13,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import aio_pika
 import aiormq
@@ -42,8 +42,14 @@ ALIVE_SECONDS = 1.0
 ADDRESS_SECONDS = 3.0
 
 
-class Channel(Protocol):
-    """What looks at the frames of one channel."""
+class Observer:
+    """Looks at the frames of one channel: what aiormq does not tell of those that it serves."""
+
+    def __init__(self, transport: "Transport", number: int) -> None:
+        self._transport = transport
+        self._number = number
+        self._tag: int | None = None
+        self._returned: str | None = None
 
     def take(self, kind: int, buffer: bytes, start: int, end: int) -> bytes | None:
         """Look at a frame. Called from within a read of the socket: it must neither wait nor raise.
@@ -56,19 +62,6 @@ class Channel(Protocol):
         Returns:
             None: hand it on to aiormq as it is. Else what to hand on in its place.
         """
-
-
-class Observer:
-    """Looks at the frames of a channel that aiormq serves; see :class:`Transport`."""
-
-    def __init__(self, transport: "Transport", number: int) -> None:
-        self._transport = transport
-        self._number = number
-        self._tag: int | None = None
-        self._returned: str | None = None
-
-    def take(self, kind: int, buffer: bytes, start: int, end: int) -> bytes | None:
-        """See :class:`Channel`."""
         if kind == METHOD:
             (method,) = METHOD_ID.unpack_from(buffer, start)
             at = start + METHOD_ID.size
@@ -78,30 +71,24 @@ class Observer:
             elif method == GET_OK:
                 (self._tag,) = TAG.unpack_from(buffer, at)
             elif method == RETURN:
-                self._returned = _returned_from(buffer, at)
+                at += 2  # its code; its reason and exchange stand before the routing key
+                for _ in range(2):
+                    at += 1 + buffer[at]
+                self._returned = _short_string(buffer, at)
             elif method in (BLOCKED, UNBLOCKED) and not self._number:
-                reason = buffer[at + 1 : at + 1 + buffer[at]].decode(errors="replace")
-                self._transport.block(reason if method == BLOCKED else None)
+                self._transport.block(_short_string(buffer, at) if method == BLOCKED else None)
         elif kind == HEADER:
             if self._tag is not None:
                 self._transport.properties[self._number, self._tag] = buffer[start + CONTENT.size : end]
-            if self._returned is not None:
-                self._transport.on_return.get(self._number, _nobody)(self._returned)
+            if self._returned is not None and (told := self._transport.on_return.get(self._number)):
+                told(self._returned)
             # Without the properties: reading them could end the connection, and nobody needs it to.
             content = buffer[start : start + CONTENT.size] + bytes(2)
             return HEAD.pack(HEADER, self._number, len(content)) + content + bytes((END,))
         return None
 
 
-def _nobody(routing_key: str) -> None:
-    """Nobody asked for what comes back on this channel."""
-
-
-def _returned_from(buffer: bytes, at: int) -> str:
-    """The routing key of a ``basic.return``: it follows a code, a reason and an exchange."""
-    at += 2
-    for _ in range(2):
-        at += 1 + buffer[at]
+def _short_string(buffer: bytes, at: int) -> str:
     return buffer[at + 1 : at + 1 + buffer[at]].decode(errors="replace")
 
 
@@ -181,7 +168,7 @@ class Transport(aiormq.TransportFactory):
     """
 
     def __init__(self) -> None:
-        self.channels: dict[int, Channel] = {}
+        self.channels: dict[int, Observer] = {}
         self.properties: dict[tuple[int, int], bytes] = {}
         self.on_return: dict[int, Callable[[str], None]] = {}
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
@@ -218,7 +205,7 @@ class Transport(aiormq.TransportFactory):
         assert self._socket is not None
         return reader, asyncio.StreamWriter(self._socket, protocol, reader, loop)
 
-    def channel(self, number: int) -> Channel:
+    def channel(self, number: int) -> Observer:
         """Who looks at the frames of a channel."""
         found = self.channels.get(number)
         if found is None:
