@@ -111,6 +111,7 @@ class FrameReader(asyncio.StreamReader):
             super().feed_data(data)
             return
         buffer = self._rest + data if self._rest else data
+        channels = self._frames.channels
         at, size = 0, len(buffer)
         taken = False
         others: list[bytes] = []
@@ -121,8 +122,12 @@ class FrameReader(asyncio.StreamReader):
                 break
             if kind not in KINDS or buffer[end] != END:
                 self._passing = True
+                others.append(buffer[at:])
+                at = size
                 break
-            instead = self._frames.channel(number).take(kind, buffer, at + HEAD.size, end)
+            if number not in channels:
+                channels[number] = Observer(self._frames, number)
+            instead = channels[number].take(kind, buffer, at + HEAD.size, end)
             if instead is None:
                 others.append(buffer[at : end + 1])
             elif instead:
@@ -130,9 +135,6 @@ class FrameReader(asyncio.StreamReader):
             else:
                 taken = True
             at = end + 1
-        if self._passing:
-            others.append(buffer[at:])
-            at = size
         self._rest = buffer[at:]
         if others:
             super().feed_data(b"".join(others))
@@ -174,8 +176,8 @@ class Transport(aiormq.TransportFactory):
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
         self.unblocked = asyncio.Event()
         self.unblocked.set()
-        self._reader: FrameReader | None = None
-        self._socket: asyncio.Transport | None = None
+        self._reader: FrameReader
+        self._socket: asyncio.Transport
         self._pause: asyncio.TimerHandle | None = None
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -183,10 +185,9 @@ class Transport(aiormq.TransportFactory):
         tls = options.pop("ssl_context_provider")
         context = await tls.get_context() if url.scheme == "amqps" else None
         loop = asyncio.get_running_loop()
-        self._reader = reader = FrameReader(self)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        if context is not None:
-            options["server_hostname"] = url.host
+        self._reader = FrameReader(self)
+        protocol = asyncio.StreamReaderProtocol(self._reader, loop=loop)
+        options |= {"ssl": context, "server_hostname": url.host if context else None}
         try:
             addresses = await loop.getaddrinfo(url.host or "", url.port, type=socket.SOCK_STREAM)
             for number, (*_, address) in enumerate(addresses, start=1):
@@ -194,7 +195,7 @@ class Transport(aiormq.TransportFactory):
                     # One that is silent leaves time for the others.
                     async with asyncio.timeout(ADDRESS_SECONDS if number < len(addresses) else None):
                         self._socket, _ = await loop.create_connection(
-                            lambda: protocol, *address[:2], ssl=context, **options
+                            lambda: protocol, *address[:2], **options
                         )
                     break
                 except (OSError, TimeoutError):
@@ -202,15 +203,7 @@ class Transport(aiormq.TransportFactory):
                         raise
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
-        assert self._socket is not None
-        return reader, asyncio.StreamWriter(self._socket, protocol, reader, loop)
-
-    def channel(self, number: int) -> Observer:
-        """Who looks at the frames of a channel."""
-        found = self.channels.get(number)
-        if found is None:
-            found = self.channels[number] = Observer(self, number)
-        return found
+        return self._reader, asyncio.StreamWriter(self._socket, protocol, self._reader, loop)
 
     def block(self, reason: str | None) -> None:
         """Note what ``connection.blocked`` or ``connection.unblocked`` (None) says."""
@@ -222,20 +215,19 @@ class Transport(aiormq.TransportFactory):
 
     def pause_reading(self) -> None:
         """Read no more from the socket until :meth:`resume_reading`; what was read goes on."""
-        if self._pause is None and self._socket is not None and not self._socket.is_closing():
+        if not self._socket.is_closing():
             self._socket.pause_reading()
             self._stay_alive()
 
     def resume_reading(self) -> None:
         """Read again."""
-        if self._pause is not None and self._socket is not None:
+        if self._pause is not None:
             self._pause.cancel()
-            self._pause = None
-            if not self._socket.is_closing():
-                self._socket.resume_reading()
+        if not self._socket.is_closing():
+            self._socket.resume_reading()
 
     def _stay_alive(self) -> None:
-        if self._reader is not None and self._socket is not None and not self._socket.is_closing():
+        if not self._socket.is_closing():
             self._reader.tell_alive()
             self._pause = asyncio.get_running_loop().call_later(ALIVE_SECONDS, self._stay_alive)
 
