@@ -288,19 +288,17 @@ def test_pamqp_asks_the_properties_to_write_themselves() -> None:
     assert pamqp.frame.marshal(ContentHeader(0, 0, Written()), 1).endswith(b"\0\0mine\xce")
 
 
-async def test_a_message_of_our_own_properties_goes_out_with_them_by_aio_pika(
+async def test_a_message_of_our_own_properties_goes_out_with_them_by_aiormq(
     connection: Connection,
 ) -> None:
     from worker.broker.properties import join, short_string
-    from worker.broker.publication import Publication
-    from worker.broker.publisher import _Written
+    from worker.broker.publication import WrittenProperties
 
     raw = join({"correlation_id": short_string(""), "message_id": short_string("m"), "app_id": b"\1\xff"})
     channel = await connection.channel()
     queue = await channel.declare_queue(exclusive=True)
-    await channel.default_exchange.publish(
-        _Written(Publication(queue.name, raw, b"body")), routing_key=queue.name
-    )
+    underlay = await channel.get_underlay_channel()
+    await underlay.basic_publish(b"body", routing_key=queue.name, properties=WrittenProperties(raw))
     incoming = await queue.get()
     assert connection.frames.properties == {(channel.number, incoming.delivery_tag): raw}
 

@@ -97,7 +97,7 @@ class BulkPublisher(Publisher):
     async def _write(self, confirmation: Confirmation) -> None:
         channel = await self._channel.get_underlay_channel()
         assert isinstance(channel, Channel)
-        publications, frame_max = confirmation.publications, self.frame_max
+        publications = confirmation.publications
         async with channel.lock:
             # Numbered and queued in one go, so that they are written in the order of their numbers.
             for index in range(len(publications) if channel.publisher_confirms else 0):
@@ -108,7 +108,7 @@ class BulkPublisher(Publisher):
             frames: list[bytes] = []
             size = 0
             for publication in publications:
-                for frame in publication.frames(channel.number, frame_max):
+                for frame in publication.frames(channel.number, self.frame_max):
                     frames.append(frame)
                     size += len(frame)
                     if size > WRITE_BYTES:
@@ -122,7 +122,9 @@ class BulkPublisher(Publisher):
         """Have frames written; returns once the socket takes more. Those of other channels may come
         between two of them, and not within one.
         """
-        written = self._waits_for_write()
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unwritten.add(written)  # fails when the channel ends
+        written.add_done_callback(self._unwritten.discard)
         await channel.write_queue.put(
             ChannelFrame(b"".join(frames), should_close=False, drain_future=written)
         )

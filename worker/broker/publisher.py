@@ -1,5 +1,4 @@
-"""Publishing with publisher confirms, by aio-pika, and what the broker says to it; knows no
-requests.
+"""Publishing with publisher confirms, by aiormq, and what the broker says to it; knows no requests.
 
 A publisher has a connection of its own, as RabbitMQ's guide to alarms advises: while memory or disk
 run out the broker stops reading from connections that publish, and acknowledgements must go on.
@@ -8,10 +7,10 @@ run out the broker stops reading from connections that publish, and acknowledgem
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 from uuid import uuid4
 
-import aio_pika
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
 
@@ -39,24 +38,21 @@ class Confirmation:
     Attributes:
         publications: what went out.
         fates: of each, by its place; None while the broker has said nothing.
+        flawless: whether each was confirmed.
+        done: once the broker has answered for each; fails when the channel ends before.
     """
 
     def __init__(self, publications: Sequence[Publication], publisher: "Publisher", first: int) -> None:
         self.publications = publications
         self.fates: list[Fate | None] = [None] * len(publications)
+        self.flawless = not publications
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._publisher = publisher
         self._first = first
         self._missing = len(publications)
-        self._flawless = True
         self._by_queue: dict[str, list[int]] | None = None
         if not publications:
             self.done.set_result(None)
-
-    @property
-    def flawless(self) -> bool:
-        """Whether each was confirmed."""
-        return self._flawless and not self._missing
 
     def overtaken(self, index: int) -> bool:
         """Whether the broker has answered for a later publication than this one."""
@@ -69,9 +65,9 @@ class Confirmation:
         self._publisher.latest = max(self._publisher.latest, self._first + index)
         if self.fates[index] is None:
             self.fates[index] = fate
-            self._flawless = self._flawless and fate is Fate.CONFIRMED
             self._missing -= 1
             if not self._missing and not self.done.done():
+                self.flawless = all(each is Fate.CONFIRMED for each in self.fates)
                 self.done.set_result(None)
 
     def assume_all(self) -> None:
@@ -113,25 +109,24 @@ class Publisher:
 
     Attributes:
         latest: the number of the latest publication that the broker has answered for.
+        frames: the transport of its connection.
+        frame_max: the largest frame in bytes, as agreed with the broker.
     """
 
     def __init__(self, connection: Connection, channel: AbstractChannel) -> None:
+        assert connection.transport is not None
+        tune = connection.transport.connection.connection_tune
         self.latest = -1
-        self._connection = connection
+        self.frames = connection.frames
+        self.frame_max = int(tune.frame_max) or DEFAULT_FRAME_MAX
         self._channel = channel
         self._next = 0
         self._unanswered: dict[Confirmation, None] = {}
         self._unwritten: set[asyncio.Future[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost: ChannelLost | None = None
-        connection.frames.on_return[channel.number or 0] = self._returned
+        self.frames.on_return[channel.number or 0] = self._returned
         channel.close_callbacks.add(self._closed)
-
-    @property
-    def frame_max(self) -> int:
-        """The largest frame in bytes, as agreed with the broker."""
-        assert self._connection.transport is not None
-        return int(self._connection.transport.connection.connection_tune.frame_max) or DEFAULT_FRAME_MAX
 
     async def publish(self, publications: Sequence[Publication]) -> Confirmation:
         """Write publications to the wire; returns what will tell their fate.
@@ -142,12 +137,11 @@ class Publisher:
             ChannelLost: the channel is gone.
             ValueError: a publication can't be written in AMQP.
         """
-        await self._connection.frames.unblocked.wait()
+        await self.frames.unblocked.wait()
         if self._lost is not None:
             raise self._lost
-        frame_max = self.frame_max
         for publication in publications:
-            publication.check(frame_max)
+            publication.check(self.frame_max)
         confirmation = Confirmation(publications, self, self._next)
         self._next += len(publications)
         self._unanswered[confirmation] = None
@@ -171,33 +165,27 @@ class Publisher:
         await confirmation.done
 
     async def _write(self, confirmation: Confirmation) -> None:
-        """By aio-pika's ``publish``, which waits for the confirm: so each in a task of its own."""
+        """By aiormq's ``basic_publish``, which waits for the confirm: so each in its own task."""
         for index, publication in enumerate(confirmation.publications):
             task = asyncio.create_task(self._publish(confirmation, index, publication))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _publish(self, confirmation: Confirmation, index: int, publication: Publication) -> None:
-        message = _Written(publication)
-        try:
-            with lost_with(self._channel):
-                await self._channel.default_exchange.publish(
-                    message, routing_key=publication.queue, mandatory=publication.mandatory
+        with suppress(ChannelLost), lost_with(self._channel):  # the channel's end is told to all
+            channel = await self._channel.get_underlay_channel()
+            try:
+                await channel.basic_publish(
+                    publication.body,
+                    routing_key=publication.queue,
+                    properties=WrittenProperties(publication.properties),
+                    mandatory=publication.mandatory,
                 )
-        except ChannelLost as lost:
-            if isinstance(lost.__cause__, DeliveryError):
+            except DeliveryError:
                 confirmation.answer(index, Fate.REFUSED)
-            # else: the channel's end is told to all of them
-        else:
-            # One that came back was told before, by its basic.return.
-            confirmation.answer(index, Fate.CONFIRMED)
-
-    def _waits_for_write(self) -> "asyncio.Future[None]":
-        """Done once aiormq has written what it was given with this; fails when the channel ends."""
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unwritten.add(written)
-        written.add_done_callback(self._unwritten.discard)
-        return written
+            else:
+                # One that came back was told before, by its basic.return.
+                confirmation.answer(index, Fate.CONFIRMED)
 
     def _returned(self, queue: str) -> None:
         for confirmation in list(self._unanswered):
@@ -209,15 +197,3 @@ class Publisher:
             if not waiting.done():
                 waiting.set_exception(self._lost)
                 waiting.exception()  # nobody may be waiting any more, which is no error
-
-
-class _Written(aio_pika.Message):
-    """A publication as aio-pika takes one, with its properties to the letter."""
-
-    def __init__(self, publication: Publication) -> None:
-        super().__init__(publication.body)
-        self._publication = publication
-
-    @property
-    def properties(self) -> WrittenProperties:
-        return WrittenProperties(self._publication.properties)
