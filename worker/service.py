@@ -181,9 +181,10 @@ class Service:
         metrics.broker_here(
             lambda: session.consumer.in_flight.bytes, lambda: session.consumer.in_flight.paused
         )
-        session.on_blocked = _note_blocked
-        if session.blocked is not None:
-            _note_blocked(session.blocked)
+        publishing = session.publisher.frames
+        publishing.on_blocked = _note_blocked
+        if publishing.blocked is not None:
+            _note_blocked(publishing.blocked)
         log.info(
             "serving",
             queue=self._topology.queue,

@@ -7,10 +7,9 @@ the broker.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal
-from urllib.parse import unquote
 
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
@@ -47,25 +46,17 @@ class Session:
         consumer: for requests.
         publisher: for replies and dead letters.
         direct_replies: which direct reply-to names can be published to.
-        blocked: why the broker takes no publications (an alarm), such as ``low on memory``; None
-            while it does.
-        on_blocked: is called with the reason when the broker takes no publications any more (an
-            alarm), and with None when it does again.
         lost: done once the session has ended; its result is the reason.
         size_limit: what the broker takes in a message.
     """
 
-    def __init__(self, urls: str, topology: Topology, name: str, *, max_message_size: int) -> None:
+    def __init__(self, topology: Topology, direct_replies: DirectReplies, max_message_size: int) -> None:
         self.topology = topology
         self.lost: asyncio.Future[ChannelLost] = asyncio.get_running_loop().create_future()
-        self.blocked: str | None = None
-        self.on_blocked: Callable[[str | None], None] = lambda reason: None
-        self.size_limit = SizeLimit(max_message_size, self.another_publisher, self.raise_if_lost)
-        self.direct_replies = DirectReplies(urls, f"{name} direct reply")
+        self.size_limit = SizeLimit(max_message_size, self)
+        self.direct_replies = direct_replies
         self.consumer: Consumer
         self.publisher: Publisher
-        self._urls = urls
-        self._name = name
         self._connections: list[Connection] = []
         self._channel: AbstractChannel
 
@@ -100,10 +91,13 @@ class Session:
             BrokerRefused: login, virtual host or permission refused.
             TopologyMismatch: something stands there under these names with other properties.
         """
-        session = cls(urls, topology, name, max_message_size=max_message_size)
+        session = cls(topology, DirectReplies(urls, f"{name} direct reply"), max_message_size)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
-                await session._open(fast_path=fast_path, prefetch_size=prefetch_size)
+                for each in (name, f"{name} replies"):
+                    session._connections.append(await connect(urls, name=each, connection_class=Connection))
+                await topology.ensure(session._connections[0])
+                await session._open_channels(fast_path=fast_path, prefetch_size=prefetch_size)
                 if try_out == "publish first":
                     await session.publisher.try_out()
                 if try_out is not None:
@@ -126,45 +120,32 @@ class Session:
             raise
         return session
 
-    async def _open(self, *, fast_path: bool, prefetch_size: int) -> None:
-        consuming = await self._connect(self._name)
-        await self.topology.ensure(consuming)
-        channel = await consuming.channel(publisher_confirms=False)
+    async def _open_channels(self, *, fast_path: bool, prefetch_size: int) -> None:
+        consuming, publishing = self._connections
+        self._channel = channel = await consuming.channel(publisher_confirms=False)
         queue = await channel.get_queue(self.topology.queue, ensure=False)
         underlay = await channel.get_underlay_channel()
-        self._channel = channel
+        underlay.on_consumer_cancel_callbacks.add(self._consumer_cancelled)
         self.consumer = Consumer(consuming.frames, channel, queue, underlay, self.lost, prefetch_size)
         if fast_path:
             reader = DeliveryReader(consuming.frames, underlay.number, self.consumer.delivered)
             consuming.frames.channels[underlay.number] = reader
-        underlay.on_consumer_cancel_callbacks.add(self._consumer_cancelled)
-        publishing = await self._connect(f"{self._name} replies")
-        publishing.frames.on_blocked = self._blocked
         confirming = await publishing.channel(publisher_confirms=True)
         self.publisher = (BulkPublisher if fast_path else Publisher)(publishing, confirming)
-        channel.close_callbacks.add(self._closed)
-        confirming.close_callbacks.add(self._closed)
-        for connection in self._connections:
-            connection.close_callbacks.add(self._closed)
-
-    async def _connect(self, name: str) -> Connection:
-        connection = await connect(self._urls, name=name, connection_class=Connection)
-        self._connections.append(connection)
-        return connection
+        for closing in (channel, confirming, consuming, publishing):
+            closing.close_callbacks.add(self._closed)
 
     @property
     def login(self) -> str | None:
         """The user that publishes (publications may carry this ``user_id`` and no other)."""
-        user = self._connections[-1].url.user
-        return unquote(user) if user else None
+        return self._connections[-1].url.user
 
-    def raise_if_lost(self, lost: ChannelLost) -> ChannelLost:
+    def raise_if_lost(self, lost: ChannelLost) -> None:
         """Raise why another channel ended, unless the broker closed that one alone. (For want of a
         permission it would close each.)
         """
         if self.lost.done() or lost.refused or not lost.closed_over:
             raise lost
-        return lost
 
     @asynccontextmanager
     async def another_publisher(self) -> AsyncIterator[Publisher]:
@@ -209,10 +190,6 @@ class Session:
 
     def _consumer_cancelled(self, _: object) -> None:
         self._end(ChannelLost("the broker cancelled the consumer: its queue was deleted or moved"))
-
-    def _blocked(self, reason: str | None) -> None:
-        self.blocked = reason
-        self.on_blocked(reason)
 
     def _end(self, reason: ChannelLost) -> None:
         if not self.lost.done():

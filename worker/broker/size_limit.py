@@ -2,13 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
 
 import structlog
 
 from worker.broker.connection import ChannelLost
-from worker.broker.publisher import Publisher
+
+if TYPE_CHECKING:
+    from worker.broker.session import Session
 
 log = structlog.get_logger(__name__)
 
@@ -24,24 +25,17 @@ class SizeLimit:
 
     Args:
         max_size: bytes that it takes, as far as one knows.
-        another_publisher: opens a publisher on a channel of its own.
-        raise_if_lost: raises, if such a channel ended for another reason.
+        session: opens channels to try them on.
 
     Attributes:
         taken: the largest size that it is known to take, in bytes.
         max_size: what is larger it does not take; bytes.
     """
 
-    def __init__(
-        self,
-        max_size: int,
-        another_publisher: Callable[[], AbstractAsyncContextManager[Publisher]],
-        raise_if_lost: Callable[[ChannelLost], ChannelLost],
-    ) -> None:
+    def __init__(self, max_size: int, session: "Session") -> None:
         self.taken = min(TAKEN_SIZE, max_size)
         self.max_size = max_size
-        self._another_publisher = another_publisher
-        self._raise_if_lost = raise_if_lost
+        self._session = session
         self._finding_out = asyncio.Lock()
 
     async def takes(self, size: int) -> bool:
@@ -61,10 +55,10 @@ class SizeLimit:
         """
         for tried in sorted({min(2 * size, self.max_size), size}, reverse=True):
             try:
-                async with self._another_publisher() as publisher:
+                async with self._session.another_publisher() as publisher:
                     await publisher.try_out(tried)
             except ChannelLost as lost:
-                self._raise_if_lost(lost)
+                self._session.raise_if_lost(lost)
                 limit = _LIMIT.search(str(lost))
                 self.max_size = int(limit[1]) if limit else tried - 1
                 log.warning("broker_limits_messages", max_size=self.max_size)

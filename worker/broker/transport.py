@@ -164,8 +164,9 @@ class Transport(aiormq.TransportFactory):
         properties: of deliveries that aiormq serves, as they came, by channel and delivery tag. Who
             gets the delivery takes them out.
         on_return: by channel, what is called with the routing key of a publication that came back.
-        on_blocked: is called with the reason when the broker takes no publications any more, such
-            as ``low on memory``, and with None when it does again.
+        blocked: why the broker takes no publications (an alarm), such as ``low on memory``; None
+            while it does.
+        on_blocked: is called with each new value of that.
         unblocked: set while it takes them.
     """
 
@@ -173,6 +174,7 @@ class Transport(aiormq.TransportFactory):
         self.channels: dict[int, Observer] = {}
         self.properties: dict[tuple[int, int], bytes] = {}
         self.on_return: dict[int, Callable[[str], None]] = {}
+        self.blocked: str | None = None
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
         self.unblocked = asyncio.Event()
         self.unblocked.set()
@@ -207,6 +209,7 @@ class Transport(aiormq.TransportFactory):
 
     def block(self, reason: str | None) -> None:
         """Note what ``connection.blocked`` or ``connection.unblocked`` (None) says."""
+        self.blocked = reason
         if reason is None:
             self.unblocked.set()
         else:
