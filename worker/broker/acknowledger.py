@@ -93,16 +93,15 @@ class Acknowledger:
             for tag in rejected:
                 await self._channel.basic_reject(tag, requeue=False, wait=False)
             new, self._new = self._new, set()
-            self._ahead |= new | rejected
-            up_to = self._acknowledged_up_to
-            while up_to + 1 in self._ahead:
+            ahead, up_to = self._ahead, self._acknowledged_up_to
+            ahead.update(new, rejected)
+            while up_to + 1 in ahead:
                 up_to += 1
-            reached = range(self._acknowledged_up_to + 1, up_to + 1)
+            ahead.difference_update(range(self._acknowledged_up_to + 1, up_to + 1))
             self._acknowledged_up_to = up_to
-            self._ahead.difference_update(reached)
-            for tag in sorted(new.difference(reached)):
+            for tag in sorted(new & ahead):
                 await self._channel.basic_ack(tag, wait=False)
-            if together := new.intersection(reached):
+            if together := new - ahead:
                 await self._channel.basic_ack(max(together), multiple=True, wait=False)
         except Exception as error:
             raise ChannelLost(str(error)) from error
