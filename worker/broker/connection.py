@@ -48,7 +48,6 @@ _CERTIFICATE_WRONG = re.compile(
 _PERHAPS_CERTIFICATE = (
     "; perhaps it wants another client certificate, or one at all (cafile, certfile and keyfile)"
 )
-_TLS_FILES = ("cafile", "certfile", "keyfile")
 
 
 class BrokerUnavailable(ConnectionError):
@@ -72,7 +71,11 @@ class ChannelLost(ConnectionError):
     """
 
     def __init__(self, cause: BaseException | str | None) -> None:
-        reason = cause if isinstance(cause, str) else _in_words(cause)
+        reason = "the connection to the broker is gone"
+        # Not what says that the channel is closed and not why: our own close, or a call after the
+        # end.
+        if isinstance(cause, str) or (isinstance(cause, AMQPError) and cause.args[:1] not in ((), (None,))):
+            reason = str(cause) or reason
         super().__init__(reason)
         self.refused = isinstance(cause, ChannelAccessRefused)
         self.closed_over = isinstance(cause, ChannelClosed)
@@ -94,10 +97,8 @@ def lost_with(channel: AbstractChannel) -> Iterator[None]:
         if not channel.is_closed or (task and task.cancelling() > cancelling):
             raise
         raise ChannelLost(None) from error
-    except CONNECTION_EXCEPTIONS as error:
-        raise ChannelLost(error) from error
     except Exception as error:
-        if not channel.is_closed:
+        if not (channel.is_closed or isinstance(error, CONNECTION_EXCEPTIONS)):
             raise
         raise ChannelLost(error) from error
 
@@ -139,11 +140,21 @@ async def close_quietly(resource: aio_pika.Connection | AbstractChannel) -> None
 
 async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) -> ConnectionType:
     where = url.with_user(None).with_password(None).with_query(None)
-    _check_tls_files(url)
+    for file in ("cafile", "certfile", "keyfile") if url.scheme == "amqps" else ():
+        path = url.query.get(file)
+        if path and not os.access(path, os.R_OK):
+            raise TLSRefused(f"The file '{path}', which is the {file} of the broker's URL, can't be read")
+    options: dict[str, Any] = {}
+    # Of a host name with several addresses, the first is not waited for alone; uvloop can't, and
+    # what brings a transport of its own sees to it there.
+    if connection_class is aio_pika.Connection and isinstance(
+        asyncio.get_running_loop(), asyncio.BaseEventLoop
+    ):
+        options["happy_eyeballs_delay"] = HAPPY_EYEBALLS_DELAY
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             connection: ConnectionType = await aio_pika.connect(
-                url.update_query(name=name), connection_class=connection_class, **_options(connection_class)
+                url.update_query(name=name), connection_class=connection_class, **options
             )
             return connection
     except (AuthenticationError, ProbableAuthenticationError) as error:
@@ -167,32 +178,9 @@ async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) 
         raise BrokerUnavailable(f"No broker answers at {where}: {_reason(error, url)}") from error
 
 
-def _options(connection_class: type[aio_pika.Connection]) -> dict[str, Any]:
-    """Of a host name with several addresses, the first is not waited for alone; uvloop can't, and
-    what brings a transport of its own sees to it there.
-    """
-    plain = connection_class is aio_pika.Connection
-    capable = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
-    return {"happy_eyeballs_delay": HAPPY_EYEBALLS_DELAY} if plain and capable else {}
-
-
 def _reason(error: BaseException, url: URL) -> str:
     reason = str(error) or type(error).__name__
     broken = (ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError)
     if url.scheme == "amqps" and isinstance(error.__cause__ or error, broken):
         reason += _PERHAPS_CERTIFICATE
     return reason
-
-
-def _check_tls_files(url: URL) -> None:
-    for name in _TLS_FILES if url.scheme == "amqps" else ():
-        path = url.query.get(name)
-        if path and not os.access(path, os.R_OK):
-            raise TLSRefused(f"The file '{path}', which is the {name} of the broker's URL, can't be read")
-
-
-def _in_words(error: BaseException | None) -> str:
-    # Not what says that the channel is closed and not why: our own close, or a call after the end.
-    if isinstance(error, AMQPError) and getattr(error, "args", (None,))[0] is not None and str(error):
-        return str(error)
-    return "the connection to the broker is gone"
