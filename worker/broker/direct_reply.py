@@ -9,6 +9,7 @@ is in flight on it. So a node that has not been seen is tried on a connection of
 
 import asyncio
 import base64
+from collections import OrderedDict
 from time import monotonic
 
 import aio_pika
@@ -54,8 +55,7 @@ class DirectReplies:
         self._answers: dict[bytes, asyncio.Future[bool]] = {}
         # Nodes that wait to be tried, with a name of each: first those that more than one asked
         # for, as made-up ones are mostly asked for once.
-        self._asked_again: dict[bytes, str] = {}
-        self._asked_once: dict[bytes, str] = {}
+        self._waiting: OrderedDict[bytes, str] = OrderedDict()
         self._trials: set[asyncio.Task[None]] = set()
 
     def may_publish(self, queue: str) -> bool | None:
@@ -77,9 +77,9 @@ class DirectReplies:
         assert node is not None
         if node not in self._answers:
             self._answers[node] = asyncio.get_running_loop().create_future()
-            self._asked_once[node] = queue
-        elif node in self._asked_once:
-            self._asked_again[node] = self._asked_once.pop(node)
+            self._waiting[node] = queue
+        elif node in self._waiting:
+            self._waiting.move_to_end(node, last=False)
         if len(self._trials) < _TRIALS:
             trial = asyncio.create_task(self._try_all())
             self._trials.add(trial)
@@ -88,15 +88,14 @@ class DirectReplies:
 
     def close(self) -> None:
         """Try no more: nobody waits for it any longer."""
-        self._asked_again.clear()
-        self._asked_once.clear()
+        self._waiting.clear()
         for trial in self._trials:
             trial.cancel()
 
     async def _try_all(self) -> None:
-        while waiting := self._asked_again or self._asked_once:
-            node = next(iter(waiting))
-            taken = await self._try(waiting.pop(node))
+        while self._waiting:
+            node, queue = self._waiting.popitem(last=False)
+            taken = await self._try(queue)
             if len(self._refused) >= _MAX_REFUSED:
                 self._refused.clear()
             if taken:
