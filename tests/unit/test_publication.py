@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pamqp import commands as spec
 from pamqp.body import ContentBody
+from pamqp.encode import encode_table_value
 from pamqp.header import ContentHeader
 
 from tests.support import properties as made
@@ -21,7 +22,6 @@ from worker.broker.properties import (
     short_string,
     split,
     split_table,
-    table_value,
 )
 from worker.broker.publication import APP_ID, Publication, WrittenProperties, dead_letter_copy, reply
 from worker.contract.decode import decode
@@ -175,7 +175,7 @@ def test_properties_that_end_too_early_are_kept_whole_and_never_sent_again() -> 
 
 
 def test_headers_that_leave_no_room_for_the_reason_are_dropped_and_that_is_told() -> None:
-    raw = join({"headers": join_table([("a", table_value("x" * 8_150))]), "message_id": b"\1m"})
+    raw = join({"headers": join_table([("a", encode_table_value("x" * 8_150))]), "message_id": b"\1m"})
     letter = letter_of(raw, frame_max=8_192)
     assert "8192" in letter.headers["x-headers-dropped"]
     assert "a" not in letter.headers
@@ -210,7 +210,7 @@ def test_a_producer_cannot_put_properties_into_what_is_sent_again(
     name: str, value: bytes, forged: str
 ) -> None:
     """By the header from which we would restore one."""
-    headers = join_table([(name, value), (forged, table_value(bytearray(b"\6forged")))])
+    headers = join_table([(name, value), (forged, encode_table_value(bytearray(b"\6forged")))])
     raw = join({"headers": headers, "delivery_mode": b"\2", "reply_to": short_string("mine")})
     again = split(sent_again(letter_of(raw), "q").properties)
     assert again["reply_to"] == short_string("mine")

@@ -239,7 +239,7 @@ class Load:
         properties = join(
             {
                 "content_type": _JSON,
-                "delivery_mode": _PERSISTENT,
+                "delivery_mode": PERSISTENT,
                 "correlation_id": short_string(str(number)),
                 "reply_to": self._reply_to,
                 **self._type,
@@ -248,7 +248,7 @@ class Load:
         return Publication(self._requests.name, properties, self._body(number))
 
 
-_JSON, _PERSISTENT = short_string("application/json"), bytes((PERSISTENT,))
+_JSON = short_string("application/json")
 
 
 def _number(reply: Delivery) -> int:

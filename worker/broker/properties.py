@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import Any
 
 import pamqp.decode
-import pamqp.encode
 from pamqp.commands import Basic
 
 from worker.contract.message import Message
@@ -22,9 +21,8 @@ _LENGTH = struct.Struct(">I")
 # Another two octets of flags follow, of which AMQP 0-9-1 uses none.
 _MORE_FLAGS = 0x0001
 # In the order in which they stand in a header.
-_NAMES = tuple("type" if name == "message_type" else name for name in Basic.Properties.__slots__)
 FLAGS = {
-    name: Basic.Properties.flags[slot] for name, slot in zip(_NAMES, Basic.Properties.__slots__, strict=True)
+    name.replace("message_type", "type"): Basic.Properties.flags[name] for name in Basic.Properties.__slots__
 }
 # Octets that a value in a table takes, by its type; None: a length of four octets, then as many.
 _SIZES: Mapping[bytes, int | None] = {
@@ -38,31 +36,15 @@ _SIZES: Mapping[bytes, int | None] = {
 }
 
 
-def _short_string(raw: bytes) -> str:
-    return raw[1:].decode()
-
-
-def _table(raw: bytes) -> Any:
-    return pamqp.decode.field_table(raw)[1]
-
-
-def _octet(raw: bytes) -> int:
-    return raw[0]
-
-
-def _timestamp(raw: bytes) -> Any:
-    return pamqp.decode.timestamp(raw)[1]
-
-
-# Of all others, which are short strings, as well: what each is read by.
-_READERS: dict[str, Callable[[bytes], Any]] = {
-    **dict.fromkeys(_NAMES, _short_string),
-    "headers": _table,
-    "delivery_mode": _octet,
-    "priority": _octet,
-    "timestamp": _timestamp,
+# What a property is read by, and the octets that it takes; 0: one with the length of what follows,
+# None: four of them.
+_Kind = tuple[Callable[[bytes], Any], int | None]
+_KINDS: dict[str, _Kind] = {
+    **dict.fromkeys(FLAGS, (lambda raw: raw[1:].decode(), 0)),
+    "headers": (lambda raw: pamqp.decode.field_table(raw)[1], None),
+    **dict.fromkeys(("delivery_mode", "priority"), (lambda raw: raw[0], 1)),
+    "timestamp": (lambda raw: pamqp.decode.timestamp(raw)[1], 8),
 }
-_FIELDS = tuple((FLAGS[name], name, _READERS[name]) for name in _NAMES)
 
 
 def read_message(raw: bytes, body: bytes, *, redelivered: bool = False) -> Message:
@@ -126,15 +108,12 @@ def join(values: Mapping[str, bytes]) -> bytes:
     Args:
         values: by name, in the order of AMQP 0-9-1, each as the bytes of its value.
     """
-    flags = 0
-    for name in values:
-        flags |= FLAGS[name]
-    return b"".join((_FLAGS.pack(flags), *values.values()))
+    return b"".join((_FLAGS.pack(sum(map(FLAGS.__getitem__, values))), *values.values()))
 
 
 def in_order(values: Mapping[str, bytes]) -> dict[str, bytes]:
     """The same, in the order in which :func:`join` wants them."""
-    return {name: values[name] for name in _NAMES if name in values}
+    return {name: values[name] for name in FLAGS if name in values}
 
 
 def short_string(text: str) -> bytes:
@@ -182,15 +161,10 @@ def join_table(entries: Iterable[tuple[str, bytes]]) -> bytes:
     return _LENGTH.pack(len(content)) + content
 
 
-def table_value(value: Any) -> bytes:
-    """A value with its type, as it stands in a table."""
-    return pamqp.encode.encode_table_value(value)
-
-
 @lru_cache(maxsize=256)
-def _present(flags: int) -> tuple[tuple[str, Callable[[bytes], Any]], ...]:
-    """Names and readers of the properties that are there. One producer's messages have the same."""
-    return tuple((name, read) for flag, name, read in _FIELDS if flags & flag)
+def _present(flags: int) -> tuple[tuple[str, _Kind], ...]:
+    """The properties that are there, and their kinds. One producer's messages have the same."""
+    return tuple((name, _KINDS[name]) for name, flag in FLAGS.items() if flags & flag)
 
 
 def _spans(raw: bytes) -> Iterable[tuple[str, Callable[[bytes], Any], int, int]]:
@@ -201,13 +175,13 @@ def _spans(raw: bytes) -> Iterable[tuple[str, Callable[[bytes], Any], int, int]]
         while more & _MORE_FLAGS:
             (more,) = _FLAGS.unpack_from(raw, at)
             at += _FLAGS.size
-        for name, read in _present(flags):
-            if read is _short_string:
+        for name, (read, size) in _present(flags):
+            if size == 0:
                 end = at + 1 + raw[at]
-            elif read is _table:
+            elif size is None:
                 end = at + _LENGTH.size + _LENGTH.unpack_from(raw, at)[0]
             else:
-                end = at + (1 if read is _octet else 8)
+                end = at + size
             if end > len(raw):
                 raise ValueError(f"{name} ends behind its frame")
             yield name, read, at, end

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from pamqp.commands import Basic
+from pamqp.encode import encode_table_value
 
 from worker.broker import properties as props
 from worker.broker.transport import BODY, CONTENT, CONTENT_CLASS, END, HEAD, HEADER, METHOD
@@ -28,7 +29,7 @@ from worker.contract.message import (
 )
 
 APP_ID = "flow-run-worker"
-PERSISTENT = 2
+PERSISTENT = b"\2"  # as it stands in the property
 
 RAW_PROPERTIES_HEADER = f"{ORIGINAL_PREFIX}properties"
 DELIVERY_MODE_HEADER = f"{ORIGINAL_PREFIX}delivery-mode"
@@ -41,7 +42,6 @@ MAX_SHORT_ERROR = 100
 _SECONDS = struct.Struct(">Q")
 _END = bytes((END,))
 _NO_HEADERS = bytes(4)
-_PERSISTENT_OCTET = bytes((PERSISTENT,))
 _JSON = props.short_string("application/json")
 _APP_ID = props.short_string(APP_ID)
 _TYPES = {kind: props.short_string(kind) for kind in ("flow_run", "error")}
@@ -147,7 +147,7 @@ def reply(
     Args:
         error: one line for the header ``x-error``: what is wrong.
     """
-    values = {"content_type": _JSON, "headers": _status_header(status), "delivery_mode": _PERSISTENT_OCTET}
+    values = {"content_type": _JSON, "headers": _status_header(status), "delivery_mode": PERSISTENT}
     if error is not None:
         values["headers"] = _table({"status": status, ERROR_HEADER: error})
     if message.correlation_id is not None:
@@ -165,7 +165,7 @@ def _status_header(status: int) -> bytes:
 
 
 def _table(values: Mapping[str, Any]) -> bytes:
-    return props.join_table((name, props.table_value(value)) for name, value in values.items())
+    return props.join_table((name, encode_table_value(value)) for name, value in values.items())
 
 
 def dead_letter_copy(
@@ -197,7 +197,7 @@ def dead_letter_copy(
     if unreadable:
         moved[RAW_PROPERTIES_HEADER] = bytearray(message.raw_properties)
         values = {name: value for name, value in values.items() if name not in unreadable}
-    if values.get("delivery_mode") != _PERSISTENT_OCTET:
+    if values.get("delivery_mode") != PERSISTENT:
         moved[DELIVERY_MODE_HEADER] = bytearray(values.pop("delivery_mode", b""))
     if values.pop("expiration", b""):
         moved[_original("expiration")] = message.expiration
@@ -215,11 +215,11 @@ def dead_letter_copy(
         # What says how to send it again is ours alone to say.
         if name not in (*reason, RAW_PROPERTIES_HEADER, DELIVERY_MODE_HEADER)
     ]
-    values["delivery_mode"] = _PERSISTENT_OCTET
+    values["delivery_mode"] = PERSISTENT
 
     def copy(entries: list[tuple[str, bytes]], added: Mapping[str, Any]) -> Publication:
         table = props.join_table(
-            [*entries, *((name, props.table_value(value)) for name, value in added.items())]
+            [*entries, *((name, encode_table_value(value)) for name, value in added.items())]
         )
         return Publication(queue, props.join(props.in_order({**values, "headers": table})), message.body)
 
@@ -237,7 +237,7 @@ def events_message(queue: str, events: Sequence[bytes]) -> Publication:
     values = {
         "content_type": _JSON,
         "headers": _table({EVENTS_HEADER: len(events)}),
-        "delivery_mode": _PERSISTENT_OCTET,
+        "delivery_mode": PERSISTENT,
         "timestamp": _SECONDS.pack(int(time.time())),
         "app_id": _APP_ID,
     }
@@ -251,7 +251,7 @@ def refused_event(event: bytes, *, queue: str, status: int, error: str, now: dat
     values = {
         "content_type": _JSON,
         "headers": _table(_reason(status, error[:MAX_ERROR_LINE], now)),
-        "delivery_mode": _PERSISTENT_OCTET,
+        "delivery_mode": PERSISTENT,
         "message_id": props.short_string(new_message_id()),
         "timestamp": _SECONDS.pack(int(now.timestamp())),
         "type": props.short_string(EVENT_TYPE),
