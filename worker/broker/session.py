@@ -125,7 +125,8 @@ class Session:
         self._channel = channel = await consuming.channel(publisher_confirms=False)
         queue = await channel.get_queue(self.topology.queue, ensure=False)
         underlay = await channel.get_underlay_channel()
-        underlay.on_consumer_cancel_callbacks.add(self._consumer_cancelled)
+        cancelled = "the broker cancelled the consumer: its queue was deleted or moved"
+        underlay.on_consumer_cancel_callbacks.add(lambda _: self._end(cancelled))
         self.consumer = Consumer(consuming.frames, channel, queue, underlay, self.lost, prefetch_size)
         if fast_path:
             reader = DeliveryReader(consuming.frames, underlay.number, self.consumer.delivered)
@@ -133,7 +134,7 @@ class Session:
         confirming = await publishing.channel(publisher_confirms=True)
         self.publisher = (BulkPublisher if fast_path else Publisher)(publishing, confirming)
         for closing in (channel, confirming, consuming, publishing):
-            closing.close_callbacks.add(self._closed)
+            closing.close_callbacks.add(lambda _, error: self._end(error))
 
     @property
     def login(self) -> str | None:
@@ -183,14 +184,8 @@ class Session:
     async def _close_connections(self) -> None:
         self.direct_replies.close()
         await asyncio.gather(*(close_quietly(connection) for connection in self._connections))
-        self._end(ChannelLost("closed by the worker"))
+        self._end("closed by the worker")
 
-    async def _closed(self, _: object, error: BaseException | None) -> None:
-        self._end(ChannelLost(error))
-
-    def _consumer_cancelled(self, _: object) -> None:
-        self._end(ChannelLost("the broker cancelled the consumer: its queue was deleted or moved"))
-
-    def _end(self, reason: ChannelLost) -> None:
+    def _end(self, cause: BaseException | str | None) -> None:
         if not self.lost.done():
-            self.lost.set_result(reason)
+            self.lost.set_result(ChannelLost(cause))
