@@ -16,6 +16,7 @@ from pamqp.encode import encode_table_value
 
 from worker.broker import properties as props
 from worker.broker.transport import BODY, CONTENT, CONTENT_CLASS, END, HEAD, HEADER, METHOD
+from worker.contract.errors import MAX_LINE
 from worker.contract.immutable import immutable
 from worker.contract.message import (
     DIRECT_REPLY_TO,
@@ -34,9 +35,7 @@ PERSISTENT = b"\2"  # as it stands in the property
 RAW_PROPERTIES_HEADER = f"{ORIGINAL_PREFIX}properties"
 DELIVERY_MODE_HEADER = f"{ORIGINAL_PREFIX}delivery-mode"
 
-# One line in a table or a management page; a longer one also costs room in the header frame.
-MAX_ERROR_LINE = 500
-# And where even the smallest frame (4 KiB) has to hold it, beside properties of 255 bytes each.
+# A reason that even the smallest frame (4 KiB) has to hold, beside properties of 255 bytes each.
 MAX_SHORT_ERROR = 100
 
 _SECONDS = struct.Struct(">Q")
@@ -208,7 +207,7 @@ def dead_letter_copy(
         try:
             kept = props.split_table(table)
         except ValueError as failure:
-            reason[HEADERS_DROPPED_HEADER] = str(failure)[:MAX_ERROR_LINE]
+            reason[HEADERS_DROPPED_HEADER] = str(failure)[:MAX_LINE]
     kept = [
         (_original(name) if name in ROUTING_HEADERS else name, value)
         for name, value in kept
@@ -250,7 +249,7 @@ def refused_event(event: bytes, *, queue: str, status: int, error: str, now: dat
     """
     values = {
         "content_type": _JSON,
-        "headers": _table(_reason(status, error[:MAX_ERROR_LINE], now)),
+        "headers": _table(_reason(status, error[:MAX_LINE], now)),
         "delivery_mode": PERSISTENT,
         "message_id": props.short_string(new_message_id()),
         "timestamp": _SECONDS.pack(int(now.timestamp())),

@@ -49,7 +49,6 @@ class Observer:
         self._transport = transport
         self._number = number
         self._tag: int | None = None
-        self._returned: str | None = None
 
     def take(self, kind: int, buffer: bytes, start: int, end: int) -> bytes | None:
         """Look at a frame. Called from within a read of the socket: it must neither wait nor raise.
@@ -65,23 +64,21 @@ class Observer:
         if kind == METHOD:
             (method,) = METHOD_ID.unpack_from(buffer, start)
             at = start + METHOD_ID.size
-            self._tag = self._returned = None
+            self._tag = None
             if method == DELIVER:
                 (self._tag,) = TAG.unpack_from(buffer, at + 1 + buffer[at])
             elif method == GET_OK:
                 (self._tag,) = TAG.unpack_from(buffer, at)
-            elif method == RETURN:
+            elif method == RETURN and self._number in self._transport.on_return:
                 at += 2  # its code; its reason and exchange stand before the routing key
                 for _ in range(2):
                     at += 1 + buffer[at]
-                self._returned = _short_string(buffer, at)
+                self._transport.on_return[self._number](_short_string(buffer, at))
             elif method in (BLOCKED, UNBLOCKED) and not self._number:
                 self._transport.block(_short_string(buffer, at) if method == BLOCKED else None)
         elif kind == HEADER:
             if self._tag is not None:
                 self._transport.properties[self._number, self._tag] = buffer[start + CONTENT.size : end]
-            if self._returned is not None and (told := self._transport.on_return.get(self._number)):
-                told(self._returned)
             # Without the properties: reading them could end the connection, and nobody needs it to.
             content = buffer[start : start + CONTENT.size] + bytes(2)
             return HEAD.pack(HEADER, self._number, len(content)) + content + bytes((END,))
