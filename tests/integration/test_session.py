@@ -192,7 +192,7 @@ async def test_reading_stops_while_too_many_bytes_are_held_and_the_connection_li
 
 async def test_a_queue_that_is_deleted_ends_the_session(opened: Open, producer: Producer) -> None:
     session = await opened()
-    await session.consumer.begin()
+    await session.consumer.consume(1)
     consuming = asyncio.create_task(session.consumer.consume(10))
     async with asyncio.timeout(120):
         await producer.channel.queue_delete(producer.queue)

@@ -93,29 +93,21 @@ class Consumer:
 
     async def consume(self, prefetch: int) -> None:
         """Consume, with at most ``prefetch`` deliveries unacknowledged; returns once that many are
-        let in, or none any more.
+        let in, or none any more. May be called again with more.
 
         Begins with one at a time, and goes on so while requests come that were delivered too often
         before: one of them may be what ended the worker that had it, and the broker counts that
         against all that were in flight.
 
         Raises:
-            ChannelLost: the session ended.
-        """
-        await self.begin()
-        if prefetch > 1:
-            await self._calm.wait()
-            self._full_prefetch = prefetch
-            await self._change(self.in_flight.fitting(prefetch))
-
-    async def begin(self) -> None:
-        """Consume one at a time, unless that has begun.
-
-        Raises:
             ChannelLost: the session ended, or the broker does not let us consume.
         """
         if self._tag is None:
             await self._change(1)
+        if prefetch > 1:
+            await self._calm.wait()
+            self._full_prefetch = prefetch
+            await self._change(self.in_flight.fitting(prefetch))
 
     async def renew(self) -> None:
         """Consume with as much prefetch again: what is unacknowledged by now counts for it no more.

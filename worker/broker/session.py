@@ -101,7 +101,7 @@ class Session:
                 if try_out == "publish first":
                     await session.publisher.try_out()
                 if try_out is not None:
-                    await session.consumer.begin()
+                    await session.consumer.consume(1)
                 if try_out == "consume first":
                     await session.publisher.try_out()
         except BaseException as error:
