@@ -49,10 +49,7 @@ class Acknowledger:
 
     def acknowledge(self, tags: Iterable[int], *, rejected: bool = False) -> None:
         """Have deliveries acknowledged, or rejected, each only once; waits for nothing."""
-        if rejected:
-            self._rejected.update(tags)
-        else:
-            self._new.update(tags)
+        (self._rejected if rejected else self._new).update(tags)
         self._wanted.set()
 
     def written_since(self, first: int) -> int:

@@ -64,7 +64,6 @@ class DeliveryReader(Observer):
         self._missing = 0
 
     def take(self, kind: int, buffer: bytes, start: int, end: int) -> bytes | None:
-        """See :class:`Observer`."""
         if kind == METHOD:
             (method,) = METHOD_ID.unpack_from(buffer, start)
             self._delivers = method == DELIVER
