@@ -163,8 +163,9 @@ def _status_header(status: int) -> bytes:
     return _table({"status": status})
 
 
-def _table(values: Mapping[str, Any]) -> bytes:
-    return props.join_table((name, encode_table_value(value)) for name, value in values.items())
+def _table(values: Mapping[str, Any], before: Sequence[tuple[str, bytes]] = ()) -> bytes:
+    written = ((name, encode_table_value(value)) for name, value in values.items())
+    return props.join_table((*before, *written))
 
 
 def dead_letter_copy(
@@ -216,18 +217,16 @@ def dead_letter_copy(
     ]
     values["delivery_mode"] = PERSISTENT
 
-    def copy(entries: list[tuple[str, bytes]], added: Mapping[str, Any]) -> Publication:
-        table = props.join_table(
-            [*entries, *((name, encode_table_value(value)) for name, value in added.items())]
-        )
-        return Publication(queue, props.join(props.in_order({**values, "headers": table})), message.body)
+    def copy(added: Mapping[str, Any], kept: Sequence[tuple[str, bytes]]) -> Publication:
+        own = {**values, "headers": _table(added, before=kept)}
+        return Publication(queue, props.join(props.in_order(own)), message.body)
 
-    publication = copy(kept, {**moved, **reason})
+    publication = copy({**moved, **reason}, kept)
     try:
         publication.check(frame_max)
     except ValueError as failure:
         reason |= {HEADERS_DROPPED_HEADER: str(failure), ERROR_HEADER: error[:MAX_SHORT_ERROR]}
-        publication = copy([], reason)
+        publication = copy(reason, [])
     return publication
 
 

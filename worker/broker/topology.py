@@ -15,7 +15,6 @@ from aiormq.exceptions import ChannelAccessRefused
 Declared = TypeVar("Declared")
 
 EVENTS_SUFFIX = ".events"
-DELIVERY_LIMIT = 20
 # RabbitMQ 4 has 20 unless it is told otherwise. -1 is none there, but RabbitMQ 3.10 takes it for a
 # limit that the first return exceeds, and drops the message. So it is a number that none reaches.
 NO_DELIVERY_LIMIT = 2**31 - 1
@@ -69,7 +68,7 @@ class Topology:
             # Nothing is dropped on overflow, and a poisonous request ends in the dead letters.
             self.queue: {
                 "x-queue-type": "quorum",
-                "x-delivery-limit": DELIVERY_LIMIT,
+                "x-delivery-limit": 20,
                 "x-dead-letter-exchange": "",
                 "x-dead-letter-routing-key": self.dead_letter_queue,
                 "x-dead-letter-strategy": "at-least-once",
