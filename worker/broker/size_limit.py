@@ -45,26 +45,22 @@ class SizeLimit:
             ChannelLost: the session ended.
         """
         async with self._finding_out:
-            if self.taken < size <= self.max_size:
-                await self._find_out(size)
+            # More first, so that a few tries do.
+            for tried in (min(2 * size, self.max_size), size):
+                if self.taken < size <= self.max_size:
+                    await self._try(tried)
         return size <= self.max_size
 
-    async def _find_out(self, size: int) -> None:
-        """Tries more first, so that a few tries do; and what the broker says when it closes the
-        channel teaches the limit.
-        """
-        for tried in sorted({min(2 * size, self.max_size), size}, reverse=True):
-            try:
-                async with self._session.another_publisher() as publisher:
-                    await publisher.try_out(tried)
-            except ChannelLost as lost:
-                self._session.raise_if_lost(lost)
-                limit = _LIMIT.search(str(lost))
-                self.max_size = int(limit[1]) if limit else tried - 1
-                log.warning("broker_limits_messages", max_size=self.max_size)
-                if limit:
-                    self.taken = self.max_size
-                    return
-            else:
-                self.taken = tried
-                return
+    async def _try(self, size: int) -> None:
+        """What the broker says when it closes the channel teaches the limit."""
+        try:
+            async with self._session.another_publisher() as publisher:
+                await publisher.try_out(size)
+            self.taken = size
+        except ChannelLost as lost:
+            self._session.raise_if_lost(lost)
+            limit = _LIMIT.search(str(lost))
+            self.max_size = int(limit[1]) if limit else size - 1
+            if limit:
+                self.taken = self.max_size
+            log.warning("broker_limits_messages", max_size=self.max_size)
