@@ -196,7 +196,7 @@ class Settlement:
                 status=answer.status,
                 error=answer.refused,
                 now=now,
-                login=self._session.login,
+                login=self._session.publisher.login,
                 frame_max=self._session.publisher.frame_max,
             )
             publications.append(copy)

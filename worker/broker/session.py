@@ -136,11 +136,6 @@ class Session:
         for closing in (channel, confirming, consuming, publishing):
             closing.close_callbacks.add(lambda _, error: self._end(error))
 
-    @property
-    def login(self) -> str | None:
-        """The user that publishes (publications may carry this ``user_id`` and no other)."""
-        return self._connections[-1].url.user
-
     def raise_if_lost(self, lost: ChannelLost) -> None:
         """Raise why another channel ended, unless the broker closed that one alone. (For want of a
         permission it would close each.)
