@@ -67,7 +67,7 @@ class Confirmation:
             self.fates[index] = fate
             self._missing -= 1
             if not self._missing and not self.done.done():
-                self.flawless = all(each is Fate.CONFIRMED for each in self.fates)
+                self.flawless = self.fates.count(Fate.CONFIRMED) == len(self.fates)
                 self.done.set_result(None)
 
     def assume_all(self) -> None:
