@@ -6,7 +6,7 @@ import asyncio
 import socket
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
@@ -15,7 +15,7 @@ from weakref import WeakSet
 import asyncpg
 from pydantic_core import from_json
 from sqlalchemy import event
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -71,18 +71,19 @@ _NUMBERS: dict[str, type[int] | type[float]] = {
 
 @dataclass(frozen=True)
 class Database:
-    """An engine for one database, each of whose statements commits by itself.
+    """The engines for one database, with one pool of connections.
 
     Attributes:
         url: where it is.
-        begin: the statements that begin a transaction as this database needs it.
+        engine: each statement commits by itself.
+        transactions: begins, commits and rolls back as this database needs it.
         pooler: sessions are lent to us for a transaction at a time, as by PgBouncer.
         knock: connects anew; None where that tells nothing.
     """
 
     url: URL
     engine: AsyncEngine
-    begin: str
+    transactions: AsyncEngine
     pooler: bool = False
     knock: Callable[[], Awaitable[Any]] | None = None
 
@@ -103,30 +104,31 @@ class Database:
                 have.
         """
         transaction = transaction or self.pooler
+        engine = self.transactions if transaction else self.engine
         async with _unless_silent(self.knock):
-            connection = await self.engine.connect()
+            connection = await engine.connect()
             server, serves = driver(connection), False
             _local_only.discard(server)
             try:
-                if transaction:
-                    await (server.executescript if self.sqlite else server.execute)(self.begin)
-                yield connection
-                if transaction:
-                    await server.execute("COMMIT")
+                async with connection.begin() if transaction else nullcontext():
+                    yield connection
                 serves = True
             except Exception as error:
-                if blame(error) is not Blame.connection:
-                    if transaction:
-                        # SQLite has rolled back by itself, after some errors.
-                        await (server.rollback() if self.sqlite else server.execute("ROLLBACK"))
-                    serves = True
+                serves = blame(error) is not Blame.connection
                 raise
             finally:
-                if not serves:  # What was cancelled may get a lock yet, for which it was waiting.
+                # What was cancelled may get a lock yet, for which it was waiting. And a transaction
+                # that could not be ended would go on.
+                if not connection.invalidated and not (serves and self._is_idle(server)):
                     await connection.invalidate()
                 await connection.close()
             if server in _local_only:
                 raise Fault("PostgreSQL: a commit did not wait for its synchronous standby")
+
+    def _is_idle(self, server: Any) -> bool:
+        if self.sqlite:
+            return not server.in_transaction
+        return not (server.is_closed() or server.is_in_transaction())
 
     async def close(self) -> None:
         """Close the connections, by force where they don't close by themselves in time."""
@@ -234,6 +236,24 @@ def _engine(url: URL | str, pool_size: int, **connect_args: Any) -> AsyncEngine:
     )
 
 
+def _transactions(engine: AsyncEngine, begin: str, commit: str = "", rollback: str = "") -> AsyncEngine:
+    """The engine, with transactions that these statements begin and end, or else the driver."""
+    engine = engine.execution_options()
+    for moment, statements in (("begin", begin), ("commit", commit), ("rollback", rollback)):
+        if statements:
+            event.listen(engine.sync_engine, moment, _executes(statements))
+    return engine
+
+
+def _executes(statements: str) -> Callable[[Connection], None]:
+    def execute(connection: Connection) -> None:
+        if not connection.invalidated:
+            adapted: Any = connection.connection.dbapi_connection
+            adapted.run_async(lambda driver: driver.execute(statements))
+
+    return execute
+
+
 # PostgreSQL
 
 
@@ -321,7 +341,8 @@ async def _postgresql(url: URL) -> Database:
         "postgresql+asyncpg://", POOL_SIZE, async_creator_fn=connect, prepared_statement_cache_size=cache_size
     )
     event.listen(engine.sync_engine, "checkout", _only_if_open)
-    return Database(url, engine, begin, pooler, connect)
+    transactions = _transactions(engine, begin, "COMMIT", "ROLLBACK")
+    return Database(url, engine, transactions, pooler, connect)
 
 
 def _only_if_open(connection: Any, *_: object) -> None:
@@ -354,9 +375,8 @@ def _sqlite(url: URL) -> Database:
     engine = _engine(url, 1, timeout=BUSY_TIMEOUT, isolation_level=None)
     event.listen(engine.sync_engine, "connect", _set_pragmas)
     # IMMEDIATE: another writer's lock is waited for here, where waiting works; an upgrade from a
-    # read lock fails at once. In Prefect's tables a run refers to its state and the state to its
-    # run: checked once both are there.
-    return Database(url, engine, "BEGIN IMMEDIATE; PRAGMA defer_foreign_keys = ON")
+    # read lock fails at once.
+    return Database(url, engine, _transactions(engine, "BEGIN IMMEDIATE"))
 
 
 def _set_pragmas(connection: Any, _: object) -> None:
@@ -365,12 +385,16 @@ def _set_pragmas(connection: Any, _: object) -> None:
     connection.run_async(lambda driver: driver.executescript(pragmas))
 
 
-async def prepare_to_write(database: Database) -> None:
+async def prepare_to_write(database: Database, *, prefect: bool) -> None:
     """What an SQLite file needs once it is known to be ours to write to. Raises as
     :func:`open_database` does.
     """
     if not database.sqlite:
         return
+    if prefect:
+        # A run refers to its state and the state to its run: checked once both are there.
+        defer = _executes("PRAGMA defer_foreign_keys = ON")
+        event.listen(database.transactions.sync_engine, "begin", defer)
     with opening(database.url):
         async with asyncio.timeout(BUSY_TIMEOUT), database.connect() as connection:
             while True:

@@ -175,8 +175,7 @@ class Insertion:
                     await connection.exec_driver_sql(f"PRAGMA user_version = {version:d}")
                 else:
                     await self._execute(connection, [new])
-                    # It is taken back, and an empty transaction is what will be committed.
-                    await driver(connection).execute("ROLLBACK AND CHAIN")
+                    await connection.rollback()
         except Exception as error:
             if blame(error) is not Blame.row:
                 raise fault(error) from error

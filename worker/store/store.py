@@ -65,7 +65,7 @@ class Store(Reader):
         database = await open_database(parsed)
         try:
             found = await migrations.ensure(database, upgrade=migrate or database.sqlite, kind=kind)
-            await prepare_to_write(database)
+            await prepare_to_write(database, prefect=found.prefect)
         except BaseException:
             await database.close()
             raise

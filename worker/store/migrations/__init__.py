@@ -228,5 +228,6 @@ async def with_connection(where: URL | Database, work: Callable[[Connection], T]
     with opening(where.url):
         async with where.connect(transaction=not where.sqlite) as connection:
             result = await connection.run_sync(work)
-            await connection.commit()
+            if where.sqlite:
+                await connection.commit()
             return result
