@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -133,14 +134,14 @@ async def test_a_heartbeat_is_a_sign_of_life_for_aiormq(connection: Connection) 
     assert not underlay.is_closed
 
 
-# ``asyncio.StreamReader.feed_data`` and ``feed_eof``, overridden
+# ``asyncio.StreamReader.feed_data``, ``feed_eof`` and ``set_transport``, overridden
 
 
 async def test_asyncios_protocol_feeds_the_reader_that_it_was_given(
     monkeypatch: pytest.MonkeyPatch, amqp_url: str
 ) -> None:
     called: list[str] = []
-    for name in ("feed_data", "feed_eof"):
+    for name in ("feed_data", "feed_eof", "set_transport"):
         original = getattr(FrameReader, name)
 
         def noting(self: Any, *arguments: Any, _name: str = name, _original: Any = original) -> None:
@@ -153,8 +154,21 @@ async def test_asyncios_protocol_feeds_the_reader_that_it_was_given(
     async with asyncio.timeout(60):
         while called[-1] != "feed_eof":
             await asyncio.sleep(0.01)
-    assert called.count("feed_eof") == 1
+    assert called.count("feed_eof") == called.count("set_transport") == 1
     assert "feed_data" in called
+
+
+async def test_asyncios_stream_pauses_what_it_was_given_while_its_buffer_is_full() -> None:
+    called: list[str] = []
+    reader = asyncio.StreamReader(limit=10)
+    socket = SimpleNamespace(
+        pause_reading=lambda: called.append("pause"), resume_reading=lambda: called.append("resume")
+    )
+    reader.set_transport(socket)
+    reader.feed_data(b"x" * 21)
+    assert called == ["pause"]
+    await reader.readexactly(21)
+    assert called == ["pause", "resume"]
 
 
 # ``aiormq.Channel``: ``lock``, ``delivery_tag``, ``confirmations`` and ``write_queue``

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import uvloop
 from yarl import URL
 
 from tests.faults.test_poison import publish_raw
@@ -155,6 +156,32 @@ async def test_no_more_come_once_consuming_has_stopped(opened: Open, producer: P
     async with asyncio.timeout(120):
         while await producer.depth() != 1:
             await asyncio.sleep(0.05)
+
+
+def test_reading_stops_whatever_size_comes_behind_small_ones(
+    amqp_url: str, queue: str, fast_path: bool
+) -> None:
+    """Hundreds are let in by then, and each is more than asyncio's stream holds at once. On the
+    event loop of the worker, which reads more at a time.
+    """
+
+    async def hold() -> None:
+        session = await Session.open(
+            amqp_url, Topology(queue), name="test", fast_path=fast_path, prefetch_size=4_000_000
+        )
+        async with Producer(amqp_url, queue) as producer:
+            for size, count in ((100, 200), (1_000_000, 100)):
+                await asyncio.gather(*(producer.publish(b"x" * size) for _ in range(count)))
+        await session.consumer.consume(1000)
+        async with asyncio.timeout(120):
+            while not session.consumer.in_flight.paused:
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(1)
+        assert session.consumer.prefetch > 200
+        assert session.consumer.in_flight.bytes < 6_000_000
+        await session.close()
+
+    uvloop.run(hold())
 
 
 async def test_reading_stops_while_too_many_bytes_are_held_and_the_connection_lives(

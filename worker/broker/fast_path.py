@@ -11,7 +11,8 @@ document (their versions are capped in ``pyproject.toml``;
 - ``aio_pika.Connection.kwargs``, handed to ``aiormq.connect``; ``transport_factory`` among them.
 - ``aiormq.TransportFactory.create(url, ssl_context_provider=…)``; that aiormq reads from the stream
   that it returns by ``readexactly``, and takes a heartbeat for a sign of life.
-- ``asyncio.StreamReader.feed_data`` and ``feed_eof``, overridden.
+- ``asyncio.StreamReader.feed_data``, ``feed_eof`` and ``set_transport``, overridden; that it calls
+  ``pause_reading`` and ``resume_reading`` of what the last is given, and nothing else.
 - ``aiormq.Channel``: ``lock``, ``delivery_tag``, ``confirmations`` and ``write_queue``, with
   ``aiormq.abc.ChannelFrame``; and ``on_consumer_cancel_callbacks``.
 - ``aiormq.Connection.connection_tune.frame_max``.

@@ -13,7 +13,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import aio_pika
 import aiormq
@@ -89,8 +89,36 @@ def _short_string(buffer: bytes, at: int) -> str:
     return buffer[at + 1 : at + 1 + buffer[at]].decode(errors="replace")
 
 
+class FlowControl:
+    """What asyncio's stream has for its socket. The stream pauses the reading while its buffer is
+    full, and so does the worker while it holds enough. Whoever resumes it resumes his own pause.
+    """
+
+    def __init__(self, socket: asyncio.ReadTransport) -> None:
+        self._socket = socket
+        self._paused_by: set[str] = set()
+
+    def pause_reading(self, by: str = "stream") -> None:
+        """Called by the stream as it stands here."""
+        self._paused_by.add(by)
+        if not self._socket.is_closing():
+            self._socket.pause_reading()
+
+    def resume_reading(self, by: str = "stream") -> None:
+        """Called by the stream as it stands here."""
+        self._paused_by.discard(by)
+        if not self._paused_by and not self._socket.is_closing():
+            self._socket.resume_reading()
+
+
 class FrameReader(asyncio.StreamReader):
-    """The stream that aiormq reads."""
+    """The stream that aiormq reads.
+
+    Attributes:
+        flow: pauses the reading of its socket.
+    """
+
+    flow: FlowControl
 
     def __init__(self, transport: "Transport") -> None:
         loop = asyncio.get_running_loop()
@@ -101,6 +129,11 @@ class FrameReader(asyncio.StreamReader):
         self._rest = b""
         # What is no frame is not ours to judge: from there on aiormq gets all of it.
         self._passing = False
+
+    def set_transport(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio's protocol with the socket."""
+        self.flow = FlowControl(cast(asyncio.ReadTransport, transport))
+        super().set_transport(cast(asyncio.ReadTransport, self.flow))
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # a transport gives bytes alone
         """Cut what the socket brought into frames, and show each to who looks at its channel."""
@@ -215,16 +248,14 @@ class Transport(aiormq.TransportFactory):
 
     def pause_reading(self) -> None:
         """Read no more from the socket until :meth:`resume_reading`; what was read goes on."""
-        if not self._socket.is_closing():
-            self._socket.pause_reading()
-            self._stay_alive()
+        self._reader.flow.pause_reading("worker")
+        self._stay_alive()
 
     def resume_reading(self) -> None:
         """Read again."""
+        self._reader.flow.resume_reading("worker")
         if self._pause is not None:
             self._pause.cancel()
-        if not self._socket.is_closing():
-            self._socket.resume_reading()
 
     def _stay_alive(self) -> None:
         if not self._socket.is_closing():
