@@ -84,6 +84,12 @@ async def test_one_is_overtaken_once_a_later_one_is_answered_for_whichever_batch
     assert not second.overtaken(0)
 
 
+async def test_one_that_is_given_up_overtakes_none_before_it() -> None:
+    batch = confirmation_of("a", "b", publisher=SimpleNamespace(latest=-1), first=0)
+    batch.give_up(1)
+    assert not batch.overtaken(0)
+
+
 async def test_a_confirm_that_hangs_is_waited_for_no_longer_than_asked() -> None:
     batch = confirmation_of("a", "b")
     await batch.wait(0.01)

@@ -62,7 +62,8 @@ class Confirmation:
         """Note what the broker says of a publication; its first word counts (an ack follows a
         return).
         """
-        self._publisher.latest = max(self._publisher.latest, self._first + index)
+        if fate is not Fate.GIVEN_UP:
+            self._publisher.latest = max(self._publisher.latest, self._first + index)
         if self.fates[index] is None:
             self.fates[index] = fate
             self._missing -= 1
@@ -120,7 +121,7 @@ class Publisher:
         self.latest = -1
         self.frames = connection.frames
         self.frame_max = int(tune.frame_max) or DEFAULT_FRAME_MAX
-        self.login = connection.url.user
+        self.login = connection.url.user or "guest"  # as aiormq does
         self._channel = channel
         self._next = 0
         self._unanswered: dict[Confirmation, None] = {}
