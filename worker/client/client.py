@@ -179,8 +179,9 @@ class FlowRunClient:
             deployment: ``FLOW NAME/DEPLOYMENT NAME``, or its id.
             scheduled_time: when the run is to start; now by default. UTC, if it does not say.
 
-        Raises: what :meth:`create_flow_run` does; :class:`NotFound` where there is no such
-        deployment, :class:`Conflict` for parameters that do not fit its schema.
+        Raises:
+            NotFound: there is no such deployment.
+            Conflict: the parameters do not fit its schema. And what :meth:`create_flow_run` raises.
         """
         request: dict[str, Any] = _checked(fields, DeploymentRunFields)
         request |= named_deployment(deployment)
@@ -225,7 +226,8 @@ class FlowRunClient:
         """Publish a request that wants no reply, and return its ``message_id`` once the broker has
         taken it. Raises what :meth:`create_flow_run` does if the broker has not.
 
-        Args: as of :meth:`request`.
+        Args:
+            request, type: as of :meth:`request`.
         """
         message = build_message(request, headers, type=type)
         await self._send(message, timeout)

@@ -90,7 +90,8 @@ class DeploymentRequest:
 
     Its endpoint checks an API version and makes nothing of it, so there is none here.
 
-    Attributes: as of :class:`CreateRequest`; and size: of the message's body, in bytes.
+    Attributes:
+        size: of the message's body, in bytes. All others are as of :class:`CreateRequest`.
     """
 
     body: CreateFlowRunFromDeployment

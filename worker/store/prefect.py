@@ -43,9 +43,10 @@ _SCHEDULED, _RUNNING = StateType.SCHEDULED.value, StateType.RUNNING.value
 class References:
     """What the rows that a batch refers to say of it.
 
-    Attributes: missing: by run id, a refusal for a run that refers to a row that isn't there. One
-        with such a refusal may exist already, and is then answered as it is, since Prefect inserts
-        before it looks. refused: by run id, a refusal whether the run exists or not.
+    Attributes:
+        missing: by run id, a refusal for a run that refers to a row that isn't there. Such a run
+            may exist already, and is then answered as it is, since Prefect inserts before it looks.
+        refused: by run id, a refusal whether the run exists or not.
     """
 
     missing: dict[UUID, Refusal] = field(default_factory=dict)
