@@ -14,8 +14,8 @@ from rich.console import Console
 from tests.faults.faults import FAULTS, Fault, Scene, faults_for
 from tests.faults.soak import WORKERS, soak
 
-# Between two requests of a producer, in seconds: `make soak` publishes four times as much.
-PAUSE = 0.03
+# Between two requests of a producer, in seconds: `make soak` publishes twice as much.
+PAUSE = 0.015
 ROLLS = int(os.environ.get("WORKER_TEST_ROLLS", "2"))
 # On SQLite: what is about the database, and about the process that has the file open.
 ON_SQLITE = (
