@@ -117,9 +117,7 @@ class Service:
                     )
                 )
             except Fault as fault:
-                metrics.database_away(str(fault))
-                log.warning("database_away", error=str(fault), tries=backoff.tries + 1)
-                await backoff.sleep(self._stopping)
+                await self._pause(fault, backoff)
             else:
                 metrics.database_here()
                 return store
@@ -237,11 +235,16 @@ class Service:
             try:
                 await (store.ping() if trial is None else store.try_writing(trial))
             except Fault as fault:
-                metrics.database_away(str(fault))
-                await backoff.sleep(self._stopping)
+                await self._pause(fault, backoff)
             else:
                 metrics.database_here()
                 return
+
+    async def _pause(self, fault: Fault, backoff: Backoff) -> None:
+        """Tell that the database is away, and wait before the next try."""
+        metrics.database_away(str(fault))
+        log.warning("database_away", error=str(fault), tries=backoff.tries + 1)
+        await backoff.sleep(self._stopping)
 
     async def _unless_stopping(self, opening: Coroutine[Any, Any, T]) -> T | None:
         """What is opened, or None when we are to stop before that."""

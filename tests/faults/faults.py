@@ -360,11 +360,16 @@ async def disk_full(scene: Scene) -> None:
         return
     ballast = scene.disk / "ballast"
     free = shutil.disk_usage(scene.disk).free - _DISK_LEFT
-    try:
+
+    def fill() -> None:
         # The worker writes meanwhile: it may be full before that much is written.
         with suppress(OSError), ballast.open("wb", buffering=0) as file:
-            while free > 0:
-                free -= file.write(bytes(min(free, 1 << 20)))
+            for size in (1 << 20,) * (free >> 20) + (free % (1 << 20),):
+                file.write(bytes(size))
+
+    try:
+        # It takes seconds, and the network between the servers is in this process.
+        await asyncio.to_thread(fill)
         seen = scene.workers.logged("database_away")
         async with asyncio.timeout(180):
             while scene.workers.logged("database_away") == seen:
