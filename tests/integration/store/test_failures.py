@@ -18,6 +18,7 @@ from tests.support.requests import keyed, request, request_of_deployment
 from worker.contract.errors import Fault, Refusal
 from worker.creation import NewRun
 from worker.store import Created, Outcome, Store, migrations
+from worker.store.engine import driver
 from worker.store.insertion import FAULTS_MAX
 
 # Longest that a database may stay unserved once it can serve again, or a silent one be waited for.
@@ -48,6 +49,18 @@ async def create_at_last(store: Store, runs: Sequence[NewRun], seconds: float = 
                 return await store.create(runs)
             except Fault:
                 await asyncio.sleep(0.2)
+
+
+async def test_a_connection_whose_transaction_is_not_ended_serves_nobody(database_url: str) -> None:
+    """As when its ROLLBACK was not answered in time."""
+    store = await Store.open(database_url, migrate=True)
+    async with store.database.connect() as connection:
+        left = driver(connection)
+        await left.execute("BEGIN")
+    async with store.database.connect() as connection:
+        assert driver(connection) is not left
+    await store.create(keyed(["a"]))
+    await store.close()
 
 
 @pytest.mark.parametrize("whose", ["ROLE", "DATABASE", "SYSTEM"])
