@@ -6,6 +6,7 @@ Alembic, with a version table of its own name, so that it can't be taken for Pre
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -207,6 +208,7 @@ def _awaited(what: str) -> Fault:
     )
 
 
+@cache
 def _scripts() -> ScriptDirectory:
     return ScriptDirectory(str(Path(__file__).parent))
 
