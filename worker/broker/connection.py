@@ -140,21 +140,11 @@ async def close_quietly(resource: aio_pika.Connection | AbstractChannel) -> None
 
 async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) -> ConnectionType:
     where = url.with_user(None).with_password(None).with_query(None)
-    for file in ("cafile", "certfile", "keyfile") if url.scheme == "amqps" else ():
-        path = url.query.get(file)
-        if path and not os.access(path, os.R_OK):
-            raise TLSRefused(f"The file '{path}', which is the {file} of the broker's URL, can't be read")
-    options: dict[str, Any] = {}
-    # Of a host name with several addresses, the first is not waited for alone; uvloop can't, and
-    # what brings a transport of its own sees to it there.
-    if connection_class is aio_pika.Connection and isinstance(
-        asyncio.get_running_loop(), asyncio.BaseEventLoop
-    ):
-        options["happy_eyeballs_delay"] = HAPPY_EYEBALLS_DELAY
+    _check_tls_files(url)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             connection: ConnectionType = await aio_pika.connect(
-                url.update_query(name=name), connection_class=connection_class, **options
+                url.update_query(name=name), connection_class=connection_class, **_options(connection_class)
             )
             return connection
     except (AuthenticationError, ProbableAuthenticationError) as error:
@@ -176,6 +166,22 @@ async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) 
         if wrong := _CERTIFICATE_WRONG.search(str(error)):
             raise TLSRefused(f"No TLS with the broker at {where}: {wrong[1]}") from error
         raise BrokerUnavailable(f"No broker answers at {where}: {_reason(error, url)}") from error
+
+
+def _check_tls_files(url: URL) -> None:
+    for name in ("cafile", "certfile", "keyfile") if url.scheme == "amqps" else ():
+        path = url.query.get(name)
+        if path and not os.access(path, os.R_OK):
+            raise TLSRefused(f"The file '{path}', which is the {name} of the broker's URL, can't be read")
+
+
+def _options(connection_class: type[aio_pika.Connection]) -> dict[str, Any]:
+    """Of a host name with several addresses, the first is not waited for alone; uvloop can't, and
+    what brings a transport of its own sees to it there.
+    """
+    plain = connection_class is aio_pika.Connection
+    capable = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
+    return {"happy_eyeballs_delay": HAPPY_EYEBALLS_DELAY} if plain and capable else {}
 
 
 def _reason(error: BaseException, url: URL) -> str:

@@ -295,9 +295,10 @@ class FlowRunClient:
         """As :meth:`request`, but an error is in the outcome."""
         try:
             return replace(await self.request(request, headers=headers, timeout=timeout), index=index)
+        except (errors.FlowRunRefused, errors.UnreadableReply) as answer:
+            return CreateOutcome(index, answer.status or 0, error=answer)
         except errors.ClientError as error:
-            status: int | None = getattr(error, "status", None)  # of those that are answers
-            return CreateOutcome(index, status or 0, error=error)
+            return CreateOutcome(index, 0, error=error)
 
     async def _send(self, message: aio_pika.Message, timeout: float | None) -> Reply | None:
         if self._closed:
