@@ -55,7 +55,7 @@ class Insertion:
     """Inserts runs with their states. Its methods may be called from several tasks."""
 
     def __init__(self, reader: Reader) -> None:
-        self._reader, self._database, self._statements = reader, reader.database, reader.statements
+        self._reader = reader
         self._limit = 0
         self._limited_until = 0.0
 
@@ -128,18 +128,18 @@ class Insertion:
     async def _insert_together(self, runs: Sequence[NewRun]) -> set[UUID]:
         """Insert runs, all or none; returns the ids of those that are new."""
         subflows = [
-            new for new in runs if self._statements.prefect and new.run.parent_task_run_id is not None
+            new for new in runs if self._reader.statements.prefect and new.run.parent_task_run_id is not None
         ]
         # On PostgreSQL one statement is all there is to it, and commits by itself.
-        several = self._statements.sqlite or bool(subflows)
-        async with self._database.connect(transaction=several) as connection:
+        several = self._reader.statements.sqlite or bool(subflows)
+        async with self._reader.database.connect(transaction=several) as connection:
             ids = await self._execute(connection, runs)
             if subflows:
                 await self._let_parents_follow(connection, [new for new in subflows if new.run.id in ids])
         return ids
 
     async def _execute(self, connection: AsyncConnection, runs: Sequence[NewRun]) -> set[UUID]:
-        statements, server = self._statements, driver(connection)
+        statements, server = self._reader.statements, driver(connection)
         rows = statements.new_rows(new.run for new in runs)
         if not statements.sqlite:
             return {row[0] for row in await server.fetch(statements.create, *rows)}
@@ -153,7 +153,7 @@ class Insertion:
         now = datetime.now(UTC)
         ids = {new.run.parent_task_run_id for new in subflows}
         # One order in all workers, so that no two of them wait for each other's rows.
-        query = self._statements.lookup(task_run.c.id, *task_run.columns).order_by(task_run.c.id)
+        query = self._reader.statements.lookup(task_run.c.id, *task_run.columns).order_by(task_run.c.id)
         rows = await connection.execute(query.with_for_update(of=task_run), given((each,) for each in ids))
         parents: dict[UUID, dict[str, Any]] = {row.id: dict(row._mapping) for row in rows}
         for new in subflows:
@@ -168,8 +168,8 @@ class Insertion:
     async def try_writing(self, new: NewRun) -> None:
         """Raise Fault unless the database writes; what is wrong with the run is passed over."""
         try:
-            async with self._database.connect(transaction=True) as connection:
-                if self._statements.sqlite:
+            async with self._reader.database.connect(transaction=True) as connection:
+                if self._reader.statements.sqlite:
                     # A run that is taken back would not reach the file. Its version number does.
                     version = (await connection.exec_driver_sql("PRAGMA user_version")).scalar()
                     await connection.exec_driver_sql(f"PRAGMA user_version = {version:d}")
