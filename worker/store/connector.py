@@ -1,5 +1,5 @@
-"""Connections to a PostgreSQL server, as asyncpg makes them: to which host, with which settings, and
-how they are kept alive. Knows no engine.
+"""Connections to a PostgreSQL server, as asyncpg makes them: to which host, with which settings,
+and how they are kept alive. Knows no engine.
 """
 
 import socket
