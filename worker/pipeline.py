@@ -15,6 +15,7 @@ from time import monotonic
 
 import structlog
 
+from worker.answer import Answer
 from worker.backoff import Backoff
 from worker.broker.delivery import Delivery
 from worker.broker.session import Session
@@ -31,7 +32,7 @@ from worker.observability import metrics
 from worker.observability.stored import StoredLog
 from worker.observability.traces import Traces
 from worker.settings import Settings
-from worker.settlement import Answer, Settlement
+from worker.settlement import Settlement
 from worker.store import Created, Existing, Outcome, Store
 
 log = structlog.get_logger(__name__)

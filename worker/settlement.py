@@ -8,18 +8,17 @@ else waits for it. A dead letter is tried until it is taken; a reply within reas
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 from time import monotonic
-from uuid import UUID
 
 import structlog
 
+from worker.answer import Answer
 from worker.backoff import Backoff
 from worker.broker.connection import ChannelLost
-from worker.broker.delivery import Delivery
 from worker.broker.publication import Publication, dead_letter_copy, reply
 from worker.broker.publisher import Confirmation, Fate
 from worker.broker.session import Session
@@ -36,29 +35,6 @@ log = structlog.get_logger(__name__)
 # Confirms mostly come within milliseconds. One that hangs (a reply queue without a majority) must
 # not hold up the acknowledgement of its neighbours for longer than this many seconds.
 HANGING_SECONDS = 2.0
-
-
-@dataclass(slots=True)
-class Answer:
-    """What is to be said to one delivery: a flow run record, or why it is refused.
-
-    Attributes:
-        status: the HTTP status that Prefect answers.
-        body: the JSON of the record or of the error; empty once a publication has it.
-        run_id: the run that the record shows; None for a refusal.
-        refused: why the request is refused, in a line; its whole message then goes to the dead
-            letters as well. None where it is not.
-        replied: whether a reply may be sent to where the request wants it.
-        recorded: done once the run's event is in the outbox; None where there is none to wait for.
-    """
-
-    delivery: Delivery
-    status: int
-    body: bytes
-    run_id: UUID | None = None
-    refused: str | None = None
-    replied: bool = True
-    recorded: "asyncio.Future[None] | None" = None
 
 
 @immutable
@@ -123,7 +99,7 @@ class Settlement:
         due: list[_Due] = []
         for answer in answers:
             self._traces.replied(answer.delivery)
-            reply_to = _reply_to(answer)
+            reply_to = answer.reply_to
             may = reply_to is None or self._session.direct_replies.may_publish(reply_to)
             if may is None:
                 self._set_aside(answer.delivery.tag, reply_to or "")
@@ -401,11 +377,6 @@ class Settlement:
             message_id=answer.delivery.message.message_id,
             correlation_id=answer.delivery.message.correlation_id,
         )
-
-
-def _reply_to(answer: Answer) -> str | None:
-    """Where the reply goes; None where none is wanted, or none may be sent."""
-    return answer.delivery.message.reply_to or None if answer.replied else None
 
 
 def _size(due: _Due) -> int:
