@@ -1,0 +1,1 @@
+"""Small pieces of concurrency that know nothing of runs, databases and brokers."""
