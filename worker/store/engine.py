@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from worker.contract.encoding import dumps
+from worker.contract.encoding import dumps_text
 from worker.contract.errors import Fault
 from worker.store.connector import CONNECT_TIMEOUT, PLANNING, is_pooler, local_only, read_url
 from worker.store.errors import Blame, StoreError, blame, opening
@@ -192,7 +192,7 @@ def _engine(url: URL | str, pool_size: int, **connect_args: Any) -> AsyncEngine:
         url,
         isolation_level="AUTOCOMMIT",
         connect_args=connect_args,
-        json_serializer=lambda value: dumps(value).decode(),
+        json_serializer=dumps_text,
         json_deserializer=from_json,
         pool_size=pool_size,
         max_overflow=0,

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.contract.encoding import dumps
+from worker.contract.encoding import dumps_text
 from worker.contract.errors import Fault, Refusal
 from worker.contract.flow_run import FlowRun
 from worker.contract.immutable import immutable
@@ -145,7 +145,7 @@ class Insertion:
             return {row[0] for row in await server.fetch(statements.create, *rows)}
         ids = [row[0] for row in await server.execute_fetchall(statements.create, rows)]
         if ids:
-            await server.execute_fetchall(statements.create_states, (*rows, dumps(ids).decode()))
+            await server.execute_fetchall(statements.create_states, (*rows, dumps_text(ids)))
         return {UUID(each) for each in ids}
 
     async def _let_parents_follow(self, connection: AsyncConnection, subflows: Sequence[NewRun]) -> None:

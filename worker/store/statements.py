@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from worker.contract.encoding import dumps
+from worker.contract.encoding import dumps_text
 from worker.contract.flow_run import FlowRun, FlowRunState
 from worker.store.tables import (
     Json,
@@ -111,7 +111,7 @@ class Statements:
                     row[place] = timestamp(row[place])
             for place in _INTERVALS:
                 row[place] = self._interval(row[place])
-            rows.append(dumps(row).decode())
+            rows.append(dumps_text(row))
         return (f"[{','.join(rows)}]",) if self.sqlite else (rows, list(instants))
 
     def _insert(self, table: sa.Table, first: int) -> str:
@@ -198,7 +198,7 @@ class Statements:
 
 def given(rows: Iterable[Sequence[Any]]) -> dict[str, str]:
     """The parameter of what reads."""
-    return {"given": dumps(list(rows)).decode()}
+    return {"given": dumps_text(list(rows))}
 
 
 def run_of(row: Sequence[Any]) -> FlowRun:
