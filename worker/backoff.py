@@ -17,9 +17,9 @@ class Backoff:
     returns.
     """
 
-    def __init__(self, first: float = 0.1) -> None:
+    def __init__(self, first: float = 0.1, tries: int = 0) -> None:
         self.first = first
-        self.tries = 0
+        self.tries = tries
 
     def next_delay(self) -> float:
         """The next delay in seconds; each call counts as a try."""

@@ -63,11 +63,6 @@ class UnresolvedRun:
     now: datetime
     traceparent: str | None = None
 
-    def of_a_flow(self) -> NewRun:
-        """The same run with a flow that nobody has, to try with it whether a database writes."""
-        row = run_row(self.request, self.run_id, uuid7(self.now), _PENDING, self.now)
-        return NewRun(self.request, row)
-
 
 Requested = NewRun | UnresolvedRun
 

@@ -16,24 +16,24 @@ from time import monotonic
 import structlog
 
 from worker.answer import Answer
-from worker.backoff import Backoff
 from worker.broker.delivery import Delivery
 from worker.broker.session import Session
 from worker.contract.decode import decode, decoded_size
 from worker.contract.encoding import dumps
-from worker.contract.errors import Fault, Refusal, ReplyToRefused, Unprocessable, encode_error
-from worker.contract.immutable import immutable
+from worker.contract.errors import Refusal, ReplyToRefused, Unprocessable, encode_error
 from worker.contract.message import DIRECT_REPLY_TO
 from worker.contract.record import encode_record
 from worker.creation import Requested, UnresolvedRun, requested_run
 from worker.events.outbox import Found, Outbox
+from worker.line.create import Create, Decided
+from worker.line.values import Done, Request
 from worker.mailbox import Mailbox
 from worker.observability import metrics
 from worker.observability.stored import StoredLog
 from worker.observability.traces import Traces
 from worker.settings import Settings
 from worker.settlement import Settlement
-from worker.store import Created, Existing, Outcome, Store
+from worker.store import Created, Decision, Existing, Store
 
 log = structlog.get_logger(__name__)
 
@@ -52,56 +52,28 @@ LARGE_BODY = 16 * 1024
 # An error's body shows the request, and at each error what stood there: it may be twice as large as
 # the request, and so many bytes more.
 ERROR_BODY_ROOM = 64 * 1024
-# A database that stays away longer than this gets its deliveries handed back, before the broker's
-# consumer timeout (30 minutes by default) closes the channel over them. That costs each of them one
-# delivery of the limit.
-HOLD_SECONDS = 600.0
-# How often a batch is tried again after an error that is neither the database's nor a row's. A
-# guess.
-UNFORESEEN_TRIES = 3
-
-
-class DatabaseAway(Exception):
-    """The database stayed away for longer than deliveries can be held."""
-
-
-@immutable
-class _Request:
-    """A delivery that was decoded; ``size`` is what it takes in memory, estimated in bytes."""
-
-    delivery: Delivery
-    new: Requested
-    size: int
-
-
-@immutable
-class _Done:
-    """What became of a delivery; ``size`` as above, ``recorded`` as in :class:`Answer`."""
-
-    delivery: Delivery
-    outcome: Outcome
-    size: int
-    recorded: "asyncio.Future[None] | None" = None
 
 
 class Pipeline:
-    """Serves the deliveries of one session until they end.
-
-    Attributes:
-        failing: one of the runs that the database has not stored, be it that it fails or takes its
-            time; None while it has none to store.
-    """
+    """Serves the deliveries of one session until they end."""
 
     def __init__(self, session: Session, store: Store, settings: Settings, traces: Traces) -> None:
-        self.failing: Requested | None = None
         self._session = session
         self._store = store
         self._settings = settings
         self._traces = traces
         self._max_decoded = int(settings.prefetch_size * DECODED_SHARE)
         self._max_settled = int(settings.prefetch_size * SETTLED_SHARE)
-        self._requests: Mailbox[_Request] = Mailbox(lambda request: request.size)
-        self._done: Mailbox[_Done] = Mailbox(lambda done: done.size)
+        self._done: Mailbox[Done] = Mailbox(lambda done: done.size)
+        self._creating = Create(
+            store,
+            traces,
+            batch_max=settings.batch_max,
+            max_size=self._max_decoded,
+            pass_on=self._created,
+            room=lambda: self._done.room(self._max_decoded),
+        )
+        self._requests = self._creating.requests
         self._stored_log = StoredLog()
         # Where there are events.
         self._outbox: Outbox | None = None
@@ -132,14 +104,14 @@ class Pipeline:
         while deliveries := await self._session.consumer.deliveries.take(
             DECODE_MAX, max_size=DECODE_MAX_BYTES
         ):
-            await self._requests.room(self._max_decoded)
+            await self._requests.room(self._max_decoded - self._creating.aside_size)
             await self._done.room(self._max_decoded)
             started = monotonic()
             now = datetime.now(UTC)  # of all that were taken together: a database reads and writes it once
             for delivery in deliveries:
                 size = decoded_size(delivery.message.body)
                 try:
-                    self._requests.put(_Request(delivery, self._new_run(delivery, now), size))
+                    self._requests.put(Request(delivery, self._new_run(delivery, now), size))
                 except Refusal as refusal:
                     self._refuse(delivery, refusal, size)
                 except Exception:  # the edge: a message that breaks us harms no other
@@ -148,7 +120,7 @@ class Pipeline:
             metrics.delivered(deliveries, monotonic() - started)
             if self._session.consumer.deliveries:  # taking what waits lets nobody else have a turn
                 await asyncio.sleep(0)
-        self._requests.close()
+        self._creating.close()
 
     def _new_run(self, delivery: Delivery, now: datetime) -> Requested:
         message = delivery.message
@@ -180,37 +152,34 @@ class Pipeline:
             correlation_id=delivery.message.correlation_id,
         )
         # It shows the request, so it takes as much.
-        self._done.put(_Done(delivery, refusal.with_traceback(None), size))
+        self._done.put(Done(delivery, refusal.with_traceback(None), size))
+
+    def _created(self, decided: Sequence[Decided], seconds: float) -> None:
+        """Hand on what became of a batch. Records are written by the next stage: the database waits
+        for nothing but the next batch.
+        """
+        recorded = None if self._outbox is None else _record(self._outbox, decided)
+        for request, outcome in decided:
+            self._pass_on(request, outcome, recorded)
+        metrics.batch(len(decided), seconds)
+        self._log(decided, seconds)
 
     async def _create(self) -> None:
-        while requests := await self._requests.take(self._settings.batch_max, max_size=self._max_decoded):
-            started = monotonic()
-            with self._traces.batch([request.delivery for request in requests]):
-                outcomes = await self._stored([request.new for request in requests])
-            seconds = monotonic() - started
-            # Records are written by the next stage: the database waits for nothing but the next
-            # batch.
-            recorded = None if self._outbox is None else _record(self._outbox, requests, outcomes)
-            for request, outcome in zip(requests, outcomes, strict=True):
-                self._pass_on(request, outcome, recorded)
-            metrics.batch(len(requests), seconds)
-            self._log(requests, outcomes, seconds)
-            del requests, outcomes  # not held while others are waited for
-            await self._done.room(self._max_decoded)
+        await self._creating.run()
         self._done.close()
         if self._outbox is not None:
             self._outbox.close()
 
-    def _log(self, requests: Sequence[_Request], outcomes: Sequence[Outcome], seconds: float) -> None:
+    def _log(self, decided: Sequence[Decided], seconds: float) -> None:
         created, existing, refused = (
-            sum(isinstance(outcome, kind) for outcome in outcomes) for kind in (Created, Existing, Refusal)
+            sum(isinstance(outcome, kind) for _, outcome in decided) for kind in (Created, Existing, Refusal)
         )
         self._stored_log.add(created=created, existing=existing, refused=refused, seconds=seconds)
         # Asked once a batch: to ask takes as long as to make a record.
         if not log.is_enabled_for(logging.DEBUG):
             return
-        for request, outcome in zip(requests, outcomes, strict=True):
-            if not isinstance(outcome, Refusal):
+        for request, outcome in decided:
+            if isinstance(outcome, (Created, Existing)):
                 log.debug(
                     "created" if isinstance(outcome, Created) else "existing",
                     flow_run_id=str(outcome.run.id),
@@ -220,7 +189,7 @@ class Pipeline:
                 )
         log.debug("batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1))
 
-    def _pass_on(self, request: _Request, outcome: Outcome, recorded: "asyncio.Future[None] | None") -> None:
+    def _pass_on(self, request: Request, outcome: Decision, recorded: "asyncio.Future[None] | None") -> None:
         delivery = request.delivery
         if isinstance(outcome, Refusal):
             self._refuse(delivery, outcome, request.size)
@@ -230,36 +199,7 @@ class Pipeline:
         size = request.size
         if isinstance(request.new, UnresolvedRun):
             size += len(dumps(outcome.run.parameters))  # the deployment's as well
-        self._done.put(_Done(delivery, outcome, size, recorded))
-
-    async def _stored(self, runs: Sequence[Requested]) -> list[Outcome]:
-        """Store the runs. A fault of the database is waited out, with their deliveries held."""
-        backoff = Backoff()
-        since = monotonic()
-        self.failing = runs[0]
-        while True:
-            try:
-                outcomes = await self._store.create(runs)
-            # The edge: what no rule foresees is tried again, and then each run by itself.
-            except Exception as error:
-                if isinstance(error, Fault):
-                    fault = error
-                else:
-                    log.exception("store_failed", held=len(runs))
-                    if backoff.tries >= UNFORESEEN_TRIES:
-                        if len(runs) == 1:
-                            return [Unprocessable()]
-                        return [outcome for run in runs for outcome in await self._stored([run])]
-                    fault = Fault(repr(error))
-                metrics.database_away(str(fault))
-                log.warning("database_away", error=str(fault), tries=backoff.tries + 1, held=len(runs))
-                if monotonic() - since > HOLD_SECONDS:
-                    raise DatabaseAway(str(fault)) from fault
-                await backoff.sleep()
-            else:
-                self.failing = None
-                metrics.database_here()
-                return outcomes
+        self._done.put(Done(delivery, outcome, size, recorded))
 
     async def _settle(self, settlement: Settlement) -> None:
         while done := await self._done.take(self._settings.batch_max, max_size=self._max_settled):
@@ -270,7 +210,7 @@ class Pipeline:
         await settlement.finish()
         self._session.consumer.acknowledger.close()
 
-    def _answer(self, done: _Done, now: datetime) -> Answer:
+    def _answer(self, done: Done, now: datetime) -> Answer:
         delivery, outcome = done.delivery, done.outcome
         if isinstance(outcome, Refusal):
             limit = min(self._session.size_limit.max_size, 2 * delivery.size + ERROR_BODY_ROOM)
@@ -286,17 +226,15 @@ class Pipeline:
         return Answer(delivery, status, body, run_id=outcome.run.id, recorded=done.recorded)
 
 
-def _record(
-    outbox: Outbox, requests: Sequence[_Request], outcomes: Sequence[Outcome]
-) -> "asyncio.Future[None] | None":
+def _record(outbox: Outbox, decided: Sequence[Decided]) -> "asyncio.Future[None] | None":
     """Have the events of a batch recorded. All its deliveries wait for them, those without an event
     as well: it is a matter of milliseconds.
     """
     return outbox.record(
-        (outcome.run for outcome in outcomes if isinstance(outcome, Created)),
+        (outcome.run for _, outcome in decided if isinstance(outcome, Created)),
         (
             Found(outcome.run, request.delivery.redelivered)
-            for request, outcome in zip(requests, outcomes, strict=True)
+            for request, outcome in decided
             if isinstance(outcome, Existing)
         ),
     )

@@ -16,12 +16,12 @@ from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
 from worker.collector import relieve_collector
 from worker.contract.errors import Fault
-from worker.creation import Requested
 from worker.events.emitter import Emitter
+from worker.line.create import DatabaseAway
 from worker.observability import metrics
 from worker.observability.http import side_port
 from worker.observability.traces import open_traces
-from worker.pipeline import DatabaseAway, Pipeline
+from worker.pipeline import Pipeline
 from worker.settings import Settings, redact
 from worker.store import Store
 
@@ -149,7 +149,7 @@ class Service:
                 self._traces.lost()
             backoff = Backoff(first=REOPEN_SECONDS)
             await backoff.sleep(self._stopping)
-            await self._until_database_answers(store, pipeline.failing)
+            await self._until_database_writes(store)
 
     async def _open_session(self, backoff: Backoff) -> Session | None:
         """A session; or None after a pause, when there is none to be had, or we are to stop."""
@@ -222,18 +222,14 @@ class Service:
             if done and not serving.cancelled():
                 serving.exception()
 
-    async def _until_database_answers(self, store: Store, trial: Requested | None) -> None:
+    async def _until_database_writes(self, store: Store) -> None:
         """Don't take requests that could not be stored: each time that they are handed back counts
-        as a delivery.
-
-        Args:
-            trial: a run that the database would not store. It may answer, and still take nothing: a
-                standby, a full disk.
+        as a delivery. A standby, or a full disk, answers and takes no run.
         """
         backoff = Backoff()
         while not self._stopping.is_set():
             try:
-                await (store.ping() if trial is None else store.try_writing(trial))
+                await store.writes()
             except Fault as fault:
                 await self._pause(fault, backoff)
             else:

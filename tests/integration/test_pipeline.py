@@ -16,9 +16,11 @@ from worker import pipeline
 from worker.broker.session import Session
 from worker.contract.errors import Fault
 from worker.creation import NewRun
+from worker.line import create
+from worker.line.create import DatabaseAway
 from worker.observability.metrics import readiness
 from worker.observability.traces import Traces
-from worker.pipeline import DatabaseAway, Pipeline
+from worker.pipeline import Pipeline
 from worker.settings import Settings
 from worker.store import Outcome, Store
 
@@ -95,7 +97,6 @@ async def test_a_run_that_breaks_the_store_is_refused_and_the_others_of_its_batc
         return await original(runs)
 
     monkeypatch.setattr(store, "create", breaking)
-    monkeypatch.setattr(pipeline, "UNFORESEEN_TRIES", 1)
     ids = [await producer.publish(named(name)) for name in ("first", "breaks", "last")]
     await serve(session, store, 3, producer)
     assert [reply.status for reply in await producer.replies_to(ids)] == [201, 422, 201]
@@ -131,7 +132,7 @@ async def test_a_database_that_stays_away_has_its_requests_handed_back(
         raise Fault("it is gone")
 
     monkeypatch.setattr(store, "create", away)
-    monkeypatch.setattr(pipeline, "HOLD_SECONDS", 0.3)
+    monkeypatch.setattr(create, "HOLD_SECONDS", 0.3)
     await producer.publish(named("waits"))
     with pytest.raises(ExceptionGroup) as raised:
         await serve(session, store, 1, producer)

@@ -90,7 +90,6 @@ def test_each_try_asks_for_the_same_run() -> None:
         run_of_deployment(unresolved, DEPLOYMENT, variables={}, blocks={}).run.id for _ in range(2)
     ]
     assert first == second
-    assert unresolved.of_a_flow().run.flow_id != DEPLOYMENT.flow_id
 
 
 def test_what_is_the_deployments_and_what_the_requests() -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from worker.contract.encoding import dumps, dumps_text
 
-# An object takes some bytes besides what is in it, and the standard library keeps a few hundred. What
-# orjson returns keeps 4 KB for the smallest.
+# An object takes some bytes besides what is in it, and the standard library keeps a few hundred.
+# What orjson returns keeps 4 KB for the smallest.
 BESIDES = 1024
 
 

@@ -1,7 +1,7 @@
 """Where runs are kept: Prefect's own tables, on PostgreSQL or SQLite; knows no broker."""
 
 from worker.store.errors import StoreError
-from worker.store.insertion import Created, Existing, Outcome
+from worker.store.outcome import Created, Decision, Existing, Outcome, Undecided
 from worker.store.store import Store
 
-__all__ = ["Created", "Existing", "Outcome", "Store", "StoreError"]
+__all__ = ["Created", "Decision", "Existing", "Outcome", "Store", "StoreError", "Undecided"]

@@ -12,12 +12,11 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.contract.encoding import dumps_text
-from worker.contract.errors import Fault, Refusal
-from worker.contract.flow_run import FlowRun
-from worker.contract.immutable import immutable
+from worker.contract.errors import Fault
 from worker.creation import NewRun
 from worker.store.engine import driver
 from worker.store.errors import Blame, blame, fault, refusal
+from worker.store.outcome import Created, Outcome
 from worker.store.prefect import follow
 from worker.store.reading import Reader
 from worker.store.statements import bound, given
@@ -32,23 +31,6 @@ SMALL_SECONDS = 60.0
 ADDED_MAX = 8 * 1024 * 1024
 # A database that answers, and takes none of so many statements in a row, is left alone for a while.
 FAULTS_MAX = 10
-
-
-@immutable
-class Created:
-    """The run is new."""
-
-    run: FlowRun
-
-
-@immutable
-class Existing:
-    """A run of this key exists, and this is how it is now."""
-
-    run: FlowRun
-
-
-Outcome = Created | Existing | Refusal
 
 
 class Insertion:

@@ -3,20 +3,23 @@ no broker.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import structlog
 
-from worker.contract.decode import DeploymentRequest
-from worker.contract.errors import DeploymentNotFound, Fault, Refusal
+from worker.contract.decode import CreateRequest, DeploymentRequest
+from worker.contract.errors import DeploymentNotFound, Fault, Refusal, Unprocessable
 from worker.contract.flow_run import FlowRun
-from worker.creation import NewRun, Requested, UnresolvedRun
+from worker.contract.request import CreateFlowRun
+from worker.creation import NewRun, Requested, UnresolvedRun, new_run
 from worker.store import migrations
 from worker.store.deployments import resolve_deployments, warn_of_unserved
 from worker.store.engine import Database, open_database, parse_url, prepare_to_write
-from worker.store.insertion import Existing, Insertion, Outcome
+from worker.store.errors import Blame, blame, refusal
+from worker.store.insertion import Insertion
+from worker.store.outcome import Existing, Outcome, Undecided
 from worker.store.prefect import References, resolve
 from worker.store.reading import Reader
 from worker.store.statements import run_of
@@ -78,16 +81,25 @@ class Store(Reader):
         """Close the connections."""
         await self.database.close()
 
-    async def try_writing(self, requested: Requested) -> None:
-        """Raise Fault unless the database would take a run like this one, which is not stored."""
-        new = requested if isinstance(requested, NewRun) else requested.of_a_flow()
-        assert new.run.state is not None
-        # With ids of its own, and no key: where a run conflicts with one that exists, nothing is
-        # written.
-        run_id, state_id = uuid4(), uuid4()
-        state = replace(new.run.state, id=state_id, flow_run_id=run_id)
-        trial = replace(new.run, id=run_id, idempotency_key=None, state_id=state_id, state=state)
-        await self._insertion.try_writing(replace(new, run=trial))
+    async def writes(self) -> bool:
+        """Whether the database takes a row of our own, which is not kept; raises Fault while it is
+        away or busy.
+        """
+        now = datetime.now(UTC)
+        body = CreateFlowRun(flow_id=uuid4(), name="trial")
+        await self._insertion.try_writing(new_run(CreateRequest(body), now))
+        return True
+
+    async def undecided(self, error: Exception) -> Outcome:
+        """What becomes of a request over which alone :meth:`create` fails, other than by Fault."""
+        if blame(error) is Blame.row:
+            return refusal(error)
+        log.error("run_not_created", exc_info=error)
+        try:
+            blamed = await self.writes()
+        except Fault as fault:
+            return Undecided(str(fault))
+        return Undecided(repr(error), refusal=Unprocessable(), blamed=blamed)
 
     async def create(self, requested: Sequence[Requested]) -> list[Outcome]:
         """Create runs that don't exist yet.
@@ -206,7 +218,10 @@ class _Batch:
             if isinstance(outcome, Refusal) and followers:
                 self._waiting[identity] = followers
                 continue
-            if not isinstance(outcome, Refusal):
+            if isinstance(outcome, Undecided):
+                later = Undecided(outcome.reason)
+                self._outcomes.update((index, later) for index, _ in followers)
+            elif not isinstance(outcome, Refusal):
                 self._outcomes.update((index, Existing(outcome.run)) for index, _ in followers)
             del self._waiting[identity]
 

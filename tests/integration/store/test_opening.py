@@ -225,7 +225,7 @@ async def test_a_batch_that_is_given_up_leaves_no_lock(sqlite_url: str) -> None:
         await asyncio.sleep(0.5)
         other.execute("BEGIN IMMEDIATE")
         other.execute("ROLLBACK")
-        await store.try_writing(keyed(["l"])[0])
+        await store.writes()
         assert other.execute("SELECT count(*) FROM flow_run").fetchone() == (0,)
     assert [type(outcome).__name__ for outcome in await store.create(keyed(["k"]))] == ["Created"]
     await store.close()

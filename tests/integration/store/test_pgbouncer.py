@@ -103,7 +103,7 @@ async def test_a_bad_row_harms_no_other(pooled_url: str, postgresql_url: str) ->
     store = await Store.open(pooled_url, migrate=True)
     outcomes = await store.create([*keyed(["a", "b"]), unstorable(idempotency_key="c"), *keyed(["d"])])
     assert [isinstance(outcome, Refusal) for outcome in outcomes] == [False, False, True, False]
-    await store.try_writing(keyed(["e"])[0])
+    await store.writes()
     assert len(await fetch_runs(postgresql_url)) == 3
     await store.close()
 

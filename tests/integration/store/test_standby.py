@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.database import alter_system, execute, fetch, fetch_runs
 from tests.support.postgresql import PostgreSQL
-from tests.support.requests import keyed, request
+from tests.support.requests import keyed
 from worker.contract.errors import Fault
 from worker.creation import NewRun
 from worker.store import Created, Existing, Store
@@ -68,14 +68,14 @@ async def test_a_run_that_no_standby_has_is_not_told_of(url: str, standby: Stand
         await expect_no_answer(store, runs[:1])
         # Nobody consumes meanwhile.
         with pytest.raises(Fault):
-            await store.try_writing(request())
+            await store.writes()
         await standby.come()
         outcomes = await store.create(runs)
         assert [type(each) for each in outcomes] == [Existing, Existing]
         assert {each.run.id for each in outcomes if isinstance(each, Existing)} == {
             new.run.id for new in runs
         }
-        await store.try_writing(request())
+        await store.writes()
         assert isinstance((await store.create(keyed(["c"])))[0], Created)
     finally:
         await store.close()

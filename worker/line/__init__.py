@@ -1,0 +1,1 @@
+"""The line from queue to acknowledgement; joins broker and store."""

@@ -1,0 +1,228 @@
+"""The stage that has runs created: batch by batch, and again what the database leaves undecided.
+
+A request that only itself must wait for (a lock, a check, the database's refusal of its row) waits
+beside the line. Everything waits only while the database takes nothing at all.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from time import monotonic
+
+import structlog
+
+from worker.backoff import Backoff
+from worker.contract.errors import Fault, Unprocessable
+from worker.creation import Requested
+from worker.line.values import Request
+from worker.mailbox import Mailbox
+from worker.observability import metrics
+from worker.observability.traces import Traces
+from worker.store import Decision, Outcome, Store, Undecided
+from worker.tasks.isolate import Failed, isolate
+
+log = structlog.get_logger(__name__)
+
+# A database that takes nothing for longer gets its deliveries handed back, before the broker's
+# consumer timeout (30 minutes by default) closes the channel over them. That costs each of them one
+# delivery of the limit. Seconds.
+HOLD_SECONDS = 600.0
+# After this many failures in a row, batches are halved with each further one: one run may be what
+# ends the connection, or the server. A guess.
+FAULTS_TOGETHER = 3
+# A run over which the database falls silent or ends is refused after this many tries, each alone,
+# and each after the database was seen to write. A guess.
+FAULT_TRIES = 5
+
+Decided = tuple[Request, Decision]
+
+
+class DatabaseAway(Exception):
+    """The database stayed away for longer than deliveries can be held."""
+
+
+class Create:
+    """Takes requests, has them created, and passes on what became of them.
+
+    Args:
+        store: where runs are kept.
+        traces: has a span for each batch.
+        batch_max: requests in one batch at most.
+        max_size: what a batch takes in memory at most, in bytes as ``Request.size`` counts.
+        pass_on: gets what was decided, and the seconds that the batch took.
+        room: returns once the next stage has room.
+
+    Attributes:
+        requests: what is to be created.
+        aside_size: what the requests that wait beside the line take in memory, in bytes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        traces: Traces,
+        *,
+        batch_max: int,
+        max_size: int,
+        pass_on: Callable[[Sequence[Decided], float], None],
+        room: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.requests: Mailbox[Request] = Mailbox(lambda request: request.size)
+        self.aside_size = 0
+        self._store = store
+        self._traces = traces
+        self._batch_max = self._limit = batch_max
+        self._max_size = max_size
+        self._pass_on = pass_on
+        self._room = room
+        self._aside = 0
+        self._closing = False
+        self._backoff = Backoff()
+        self._faults = 0
+        self._away_since: float | None = None
+        self._written = 0
+
+    def close(self) -> None:
+        """Say that no new request comes: :meth:`run` ends once all are decided."""
+        self._closing = True
+        if not self._aside:
+            self.requests.close()
+
+    async def run(self) -> None:
+        """Create what is put into :attr:`requests`, until :meth:`close`.
+
+        Raises:
+            DatabaseAway: it took nothing for :data:`HOLD_SECONDS`.
+        """
+        while requests := await self.requests.take(self._limit, max_size=self._max_size):
+            started = monotonic()
+            with self._traces.batch([request.delivery for request in requests]):
+                outcomes = await self._outcomes([request.new for request in requests])
+            decided, undecided = _sorted(requests, outcomes)
+            fault = self._give_again(decided, undecided) if undecided else None
+            if decided:
+                if fault is None:
+                    self._database_takes_runs()
+                self._pass_on(decided, monotonic() - started)
+            del outcomes, decided  # not held while others are waited for
+            if fault is not None:
+                await self._wait_out(fault, len(requests))
+            del requests
+            await self._room()
+
+    async def _outcomes(self, runs: Sequence[Requested]) -> Sequence[Outcome]:
+        """What became of runs. An error that no rule foresees blames one of them, by halving."""
+        try:
+            return await self._store.create(runs)
+        except Fault as fault:
+            return [Undecided(str(fault))] * len(runs)
+        except Exception:  # the edge
+            results = await isolate(runs, self._store.create, stop=Fault)
+        return [
+            await self._store.undecided(each.error) if isinstance(each, Failed) else each for each in results
+        ]
+
+    def _give_again(
+        self, decided: list[Decided], undecided: Sequence[tuple[Request, Undecided]]
+    ) -> str | None:
+        """Have requests that are undecided given again; those refused for good join the decided.
+
+        Returns:
+            The fault of the database that all must wait for.
+        """
+        alone = len(undecided) == 1 and not decided
+        well = bool(decided) or any(outcome.blamed for _, outcome in undecided)
+        fault = None
+        for request, outcome in undecided:
+            if outcome.ready is not None:
+                self._set_aside(request)
+                outcome.ready.add_done_callback(partial(self._return_when_ready, request))
+            elif well and outcome.refusal is not None:
+                self._try_again(request, outcome, decided)
+            elif alone and self._written > request.written:
+                fault = outcome.reason
+                self._try_again(replace(request, written=self._written), _of_fault(outcome), decided)
+            else:
+                fault = fault or outcome.reason
+                self.requests.put(request)
+        return None if well else fault
+
+    def _try_again(self, request: Request, outcome: Undecided, decided: list[Decided]) -> None:
+        """Have a request given again after a pause, or refused after its last try."""
+        request = replace(request, tries=request.tries + 1)
+        assert outcome.refusal is not None
+        if request.tries >= outcome.tries:
+            decided.append((request, outcome.refusal))
+            return
+        message = request.delivery.message
+        log.warning(
+            "run_tried_again",
+            error=outcome.reason,
+            tries=request.tries,
+            message_id=message.message_id,
+            correlation_id=message.correlation_id,
+        )
+        self._set_aside(request)
+        pause = Backoff(tries=request.tries - 1).next_delay()
+        asyncio.get_running_loop().call_later(pause, self._return, request)
+
+    def _set_aside(self, request: Request) -> None:
+        self._aside += 1
+        self.aside_size += request.size
+
+    def _return_when_ready(self, request: Request, _: "asyncio.Future[None]") -> None:
+        self._return(request)
+
+    def _return(self, request: Request) -> None:
+        self._aside -= 1
+        self.aside_size -= request.size
+        self.requests.put(request)
+        if self._closing and not self._aside:
+            self.requests.close()
+
+    def _database_takes_runs(self) -> None:
+        metrics.database_here()
+        self._written += 1
+        self._faults, self._away_since = 0, None
+        self._backoff.reset()
+        self._limit = min(2 * self._limit, self._batch_max)
+
+    async def _wait_out(self, fault: str, held: int) -> None:
+        """Wait until the database writes, or may write other runs than these."""
+        self._away_since = self._away_since or monotonic()
+        self._faults += 1
+        if self._faults >= FAULTS_TOGETHER:
+            self._limit = max(1, min(self._limit, held) // 2)
+        while True:
+            metrics.database_away(fault)
+            log.warning("database_away", error=fault, tries=self._backoff.tries + 1, held=held + self._aside)
+            if monotonic() - self._away_since > HOLD_SECONDS:
+                raise DatabaseAway(fault)
+            await self._backoff.sleep()
+            try:
+                self._written += await self._store.writes()
+            except Fault as error:
+                fault = str(error)
+            else:
+                return
+
+
+def _sorted(
+    requests: Sequence[Request], outcomes: Sequence[Outcome]
+) -> tuple[list[Decided], list[tuple[Request, Undecided]]]:
+    """Requests with what became of them: those that are decided, and those that are not."""
+    decided: list[Decided] = []
+    undecided: list[tuple[Request, Undecided]] = []
+    for request, outcome in zip(requests, outcomes, strict=True):
+        if isinstance(outcome, Undecided):
+            undecided.append((request, outcome))
+        else:
+            decided.append((request, outcome))
+    return decided, undecided
+
+
+def _of_fault(outcome: Undecided) -> Undecided:
+    """The same, with the refusal of a run over which the database fails time and again."""
+    reason = f"The database fails over this run: {outcome.reason}"
+    return replace(outcome, refusal=Unprocessable(reason), tries=FAULT_TRIES)
