@@ -16,6 +16,7 @@ from aio_pika.exceptions import AMQPError
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, close_quietly, connect
+from worker.broker.control import WatchedConnection
 from worker.broker.topology import Topology
 
 # A page that takes longer counts as no answer; seconds.
@@ -259,7 +260,7 @@ class Top:
             if self._channel is None or self._channel.is_closed:
                 if self._connection is None or self._connection.is_closed:
                     self._connection = await connect(
-                        self._amqp_url, name="flow-run-worker top", connection_class=aio_pika.Connection
+                        self._amqp_url, name="flow-run-worker top", connection_class=WatchedConnection
                     )
                 self._channel = await self._connection.channel()
             counts = {

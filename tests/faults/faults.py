@@ -191,7 +191,7 @@ async def queue_deleted(scene: Scene) -> None:
         await asyncio.to_thread(scene.broker.ctl, "delete_queue", scene.queue)
 
 
-@fault("virtual host takes no connections", seen="refuses the virtual host")
+@fault("virtual host takes no connections", seen="connection limit (0) is reached")
 async def virtual_host_full(scene: Scene) -> None:
     """Nor those of the producers, who try again."""
     await asyncio.to_thread(scene.broker.ctl, "set_vhost_limits", '{"max-connections":0}')

@@ -116,12 +116,12 @@ REFUSALS = {
     "virtual host full": (
         ["set_vhost_limits", NO_CONNECTIONS],
         ["clear_vhost_limits"],
-        "refuses the virtual host",
+        "connection limit (0) is reached",
     ),
     "user's connections full": (
         ["set_user_limits", "USER", NO_CONNECTIONS],
         ["clear_user_limits", "USER", "all"],
-        "connection",
+        "connection limit (0) is reached",
     ),
     "password changed": (
         ["change_password", "USER", "another"],
@@ -131,7 +131,7 @@ REFUSALS = {
     "no permission on the virtual host": (
         ["clear_permissions", "USER"],
         ["set_permissions", "USER", ".*", ".*", ".*"],
-        "refuses the virtual host",
+        "NOT_ALLOWED - access to vhost '/' refused for user",
     ),
     "may not publish": (
         ["set_permissions", "USER", ".*", r"^(?!amq\.default$).*", ".*"],

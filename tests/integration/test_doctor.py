@@ -189,9 +189,12 @@ async def test_a_worker_with_too_few_rights_says_which_and_ends(
     assert f"access to queue '{queue}'" in worker.output
 
 
-@pytest.mark.parametrize("path", ["/no-such-vhost", "/%2F"])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("/no-such-vhost", "vhost no-such-vhost not found"), ("/%2F", "access to vhost '/' refused for user")],
+)
 async def test_a_virtual_host_that_is_refused_is_told_and_ends_the_worker(
-    start_worker: StartWorker, rabbitmq: RabbitMQ, queue: str, sqlite_url: str, path: str
+    start_worker: StartWorker, rabbitmq: RabbitMQ, queue: str, sqlite_url: str, path: str, reason: str
 ) -> None:
     """It is not there; or the user has no permission on it."""
     name = f"nobody-{queue}"
@@ -200,9 +203,9 @@ async def test_a_virtual_host_that_is_refused_is_told_and_ends_the_worker(
     url = f"amqp://{user}@127.0.0.1:{rabbitmq.port}{path}"
     code, found = await examine(amqp_url=url, queue=queue, database_url=sqlite_url)
     assert code == 1
-    assert "refuses the virtual host" in found["broker"][1]
+    assert f"refuses the connection: NOT_ALLOWED - {reason}" in found["broker"][1]
     worker = start_worker(sqlite_url, amqp_url=url, wait=False)
     assert worker.process.wait(180) == 1
-    assert "refuses the virtual host" in worker.output
+    assert reason in worker.output
     assert "Traceback" not in worker.output
     rabbitmq.ctl("delete_user", name)

@@ -17,12 +17,12 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
 from tests.support import properties as made
+from worker.broker.control import HEAD
 from worker.broker.fast_path import DeliveryReader
 from worker.broker.transport import (
     ALIVE_SECONDS,
     CONTENT,
     END,
-    HEAD,
     HEADER,
     HEARTBEAT,
     FrameReader,

@@ -26,6 +26,7 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
+from .control import WatchedConnection, watch_of
 from .urls import split_urls
 
 ConnectionType = TypeVar("ConnectionType", bound=aio_pika.Connection)
@@ -36,6 +37,12 @@ CONNECT_TIMEOUT = 10.0
 HAPPY_EYEBALLS_DELAY = 1.0
 # A close is not answered by a broker that is gone; seconds.
 CLOSE_TIMEOUT = 5.0
+
+# The end of a connection of which the broker said nothing.
+GONE = "the connection to the broker ended, and the broker did not say why (did it, or the network, fail?)"
+# In the reason of a broker that has as many connections as it may have (of a user, a virtual host);
+# others may end.
+_LIMIT = re.compile(r"\blimit\b")
 
 # What OpenSSL says where only another certificate, key or port will help; what it says besides
 # comes of connections that break.
@@ -68,10 +75,14 @@ class ChannelLost(ConnectionError):
     Attributes:
         refused: whether it was for want of a permission.
         closed_over: whether the broker closed this one channel, over what was done on it.
+
+    Args:
+        cause: how aiormq told of it, which may say nothing.
+        said: what the broker said as it closed the connection, if it did.
     """
 
-    def __init__(self, cause: BaseException | str | None) -> None:
-        reason = "the connection to the broker is gone"
+    def __init__(self, cause: BaseException | str | None, said: str | None = None) -> None:
+        reason = f"the broker closed the connection: {said}" if said else GONE
         # Not what says that the channel is closed and not why: our own close, or a call after the
         # end.
         if isinstance(cause, str) or (isinstance(cause, AMQPError) and cause.args[:1] not in ((), (None,))):
@@ -96,11 +107,17 @@ def lost_with(channel: AbstractChannel) -> Iterator[None]:
     except asyncio.CancelledError as error:
         if not channel.is_closed or (task and task.cancelling() > cancelling):
             raise
-        raise ChannelLost(None) from error
+        raise ChannelLost(None, _said(channel)) from error
     except Exception as error:
         if not (channel.is_closed or isinstance(error, CONNECTION_EXCEPTIONS)):
             raise
-        raise ChannelLost(error) from error
+        raise ChannelLost(error, _said(channel)) from error
+
+
+def _said(channel: AbstractChannel) -> str | None:
+    # aio-pika has no public way from a channel to its connection.
+    watch = watch_of(getattr(channel, "_connection", None))
+    return watch.closed if watch else None
 
 
 async def connect(urls: str, *, name: str, connection_class: type[ConnectionType]) -> ConnectionType:
@@ -141,26 +158,23 @@ async def close_quietly(resource: aio_pika.Connection | AbstractChannel) -> None
 async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) -> ConnectionType:
     where = url.with_user(None).with_password(None).with_query(None)
     _check_tls_files(url)
+    connection = connection_class(url.update_query(name=name), **_options(connection_class))
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
-            connection: ConnectionType = await aio_pika.connect(
-                url.update_query(name=name), connection_class=connection_class, **_options(connection_class)
-            )
+            await connection.connect()
             return connection
     except (AuthenticationError, ProbableAuthenticationError) as error:
         raise BrokerRefused(
-            f"The broker at {where} refuses the login: check the user and the password"
+            f"The broker at {where} refuses the login: check the user and the password ({error})"
         ) from error
-    except InvalidFrameError as error:
+    except (InvalidFrameError, ConnectionClosed) as error:
         # aiormq waits for Open-Ok, and takes the Close that comes in its place for a wrong frame.
-        if "Connection.Close" not in str(error):
+        watch = watch_of(connection)
+        said = watch.closed if watch else None
+        if said is None and not isinstance(error, ConnectionClosed):
             raise BrokerUnavailable(f"No broker answers at {where}: {error}") from error
-        raise BrokerRefused(
-            f"The broker at {where} refuses the virtual host: it is not there, the user has no "
-            "permission on it, or it has as many connections as it may"
-        ) from error
-    except ConnectionClosed as error:
-        raise BrokerRefused(f"The broker at {where} closed the connection: {error}") from error
+        refused = BrokerUnavailable if said and _LIMIT.search(said) else BrokerRefused
+        raise refused(f"The broker at {where} refuses the connection: {said or error}") from error
     except (AMQPError, OSError, TimeoutError, StopAsyncIteration) as error:
         # The last is how aiormq tells of a connection that ends in the middle of the handshake.
         if wrong := _CERTIFICATE_WRONG.search(str(error)):
@@ -177,9 +191,9 @@ def _check_tls_files(url: URL) -> None:
 
 def _options(connection_class: type[aio_pika.Connection]) -> dict[str, Any]:
     """Of a host name with several addresses, the first is not waited for alone; uvloop can't, and
-    what brings a transport of its own sees to it there.
+    what opens its socket by itself sees to it there.
     """
-    plain = connection_class is aio_pika.Connection
+    plain = connection_class in (aio_pika.Connection, WatchedConnection)
     capable = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
     return {"happy_eyeballs_delay": HAPPY_EYEBALLS_DELAY} if plain and capable else {}
 

@@ -27,6 +27,7 @@ from aio_pika.exceptions import DeliveryError
 from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
 
+from worker.broker.control import METHOD, METHOD_ID
 from worker.broker.delivery import Delivery
 from worker.broker.properties import read_message
 from worker.broker.publisher import Confirmation, Fate, Publisher
@@ -35,8 +36,6 @@ from worker.broker.transport import (
     CONTENT,
     DELIVER,
     HEADER,
-    METHOD,
-    METHOD_ID,
     TAG,
     Observer,
     Transport,

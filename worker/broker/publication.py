@@ -15,7 +15,8 @@ from pamqp.commands import Basic
 from pamqp.encode import encode_table_value
 
 from worker.broker import properties as props
-from worker.broker.transport import BODY, CONTENT, CONTENT_CLASS, END, HEAD, HEADER, METHOD
+from worker.broker.control import HEAD, METHOD
+from worker.broker.transport import BODY, CONTENT, CONTENT_CLASS, END, HEADER
 from worker.contract.errors import MAX_LINE
 from worker.contract.immutable import immutable
 from worker.contract.message import (

@@ -115,7 +115,7 @@ class Session:
                 raise BrokerUnavailable(reason) from error
             # A bare Exception is aiormq's: of what was under way when the connection ended.
             if isinstance(error, CONNECTION_EXCEPTIONS) or type(error) is Exception:
-                reason = f"The broker closed the connection: {ChannelLost(error)}"
+                reason = f"The broker does not let a session be opened: {session._lost_over(error)}"
                 raise BrokerUnavailable(reason) from error
             raise
         return session
@@ -183,4 +183,9 @@ class Session:
 
     def _end(self, cause: BaseException | str | None) -> None:
         if not self.lost.done():
-            self.lost.set_result(ChannelLost(cause))
+            self.lost.set_result(self._lost_over(cause))
+
+    def _lost_over(self, cause: BaseException | str | None) -> ChannelLost:
+        """The loss with the broker's own words, which aiormq does not always pass on."""
+        said = (connection.frames.closed for connection in self._connections)
+        return ChannelLost(cause, next(filter(None, said), None))

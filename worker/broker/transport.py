@@ -16,23 +16,19 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import aio_pika
-import aiormq
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-# Type, channel and size of the payload, which an end octet follows (AMQP 0-9-1, section 2.3.5).
-HEAD = struct.Struct(">BHI")
+from worker.broker.control import HEAD, METHOD, METHOD_ID, Watch, short_string
+
 END = 0xCE
-METHOD, HEADER, BODY = 1, 2, 3
+HEADER, BODY = 2, 3
 KINDS = frozenset({METHOD, HEADER, BODY, 8})  # the last are heartbeats
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-# A method's class and number. What stands before a content header: its class, its weight, the
-# body's size.
-METHOD_ID = struct.Struct(">I")
+# What stands before a content header: its class, its weight, the body's size.
 CONTENT = struct.Struct(">HHQ")
 CONTENT_CLASS = 60
 RETURN, DELIVER, GET_OK = ((CONTENT_CLASS << 16) + method for method in (50, 60, 71))
-BLOCKED, UNBLOCKED = ((10 << 16) + method for method in (60, 61))
 TAG = struct.Struct(">Q")
 # aiormq gives up a connection on which no frame came for three heartbeats (three minutes by
 # default, three seconds at least), and RabbitMQ sends no heartbeat while it sends others. So of
@@ -65,7 +61,9 @@ class Observer:
             (method,) = METHOD_ID.unpack_from(buffer, start)
             at = start + METHOD_ID.size
             self._tag = None
-            if method == DELIVER:
+            if not self._number:
+                self._transport.note(buffer, start)
+            elif method == DELIVER:
                 (self._tag,) = TAG.unpack_from(buffer, at + 1 + buffer[at])
             elif method == GET_OK:
                 (self._tag,) = TAG.unpack_from(buffer, at)
@@ -73,9 +71,7 @@ class Observer:
                 at += 2  # its code; its reason and exchange stand before the routing key
                 for _ in range(2):
                     at += 1 + buffer[at]
-                self._transport.on_return[self._number](_short_string(buffer, at))
-            elif method in (BLOCKED, UNBLOCKED) and not self._number:
-                self._transport.block(_short_string(buffer, at) if method == BLOCKED else None)
+                self._transport.on_return[self._number](short_string(buffer, at))
         elif kind == HEADER:
             if self._tag is not None:
                 self._transport.properties[self._number, self._tag] = buffer[start + CONTENT.size : end]
@@ -83,10 +79,6 @@ class Observer:
             content = buffer[start : start + CONTENT.size] + bytes(2)
             return HEAD.pack(HEADER, self._number, len(content)) + content + bytes((END,))
         return None
-
-
-def _short_string(buffer: bytes, at: int) -> str:
-    return buffer[at + 1 : at + 1 + buffer[at]].decode(errors="replace")
 
 
 class FlowControl:
@@ -185,29 +177,22 @@ class FrameReader(asyncio.StreamReader):
             super().feed_data(HEARTBEAT)
 
 
-class Transport(aiormq.TransportFactory):
+class Transport(Watch):
     """Opens the socket as aiormq does by itself, and looks at what comes in.
 
-    Attributes:
+    Attributes, besides those of :class:`worker.broker.control.Watch`:
         channels: who looks at the frames of a channel, by its number; an :class:`Observer` by
             itself.
         properties: of deliveries that aiormq serves, as they came, by channel and delivery tag. Who
             gets the delivery takes them out.
         on_return: by channel, what is called with the routing key of a publication that came back.
-        blocked: why the broker takes no publications (an alarm), such as ``low on memory``; None
-            while it does.
-        on_blocked: is called with each new value of that.
-        unblocked: set while it takes them.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.channels: dict[int, Observer] = {}
         self.properties: dict[tuple[int, int], bytes] = {}
         self.on_return: dict[int, Callable[[str], None]] = {}
-        self.blocked: str | None = None
-        self.on_blocked: Callable[[str | None], None] = lambda reason: None
-        self.unblocked = asyncio.Event()
-        self.unblocked.set()
         self._reader: FrameReader
         self._socket: asyncio.Transport
         self._pause: asyncio.TimerHandle | None = None
@@ -236,15 +221,6 @@ class Transport(aiormq.TransportFactory):
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
         return self._reader, asyncio.StreamWriter(self._socket, protocol, self._reader, loop)
-
-    def block(self, reason: str | None) -> None:
-        """Note what ``connection.blocked`` or ``connection.unblocked`` (None) says."""
-        self.blocked = reason
-        if reason is None:
-            self.unblocked.set()
-        else:
-            self.unblocked.clear()
-        self.on_blocked(reason)
 
     def pause_reading(self) -> None:
         """Read no more from the socket until :meth:`resume_reading`; what was read goes on."""

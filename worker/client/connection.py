@@ -24,6 +24,7 @@ from ..broker.connection import (
     connect,
     lost_with,
 )
+from ..broker.control import WatchedConnection
 from ..contract.message import DIRECT_REPLY_TO
 from .errors import AccessRefused, BrokerGone, ClientError, MessageRefused, NotRoutable, NotTaken
 from .library_logs import of_the_client
@@ -124,7 +125,7 @@ class ClientConnection:
         no_replies: why none can be consumed, if so.
     """
 
-    def __init__(self, connection: aio_pika.Connection) -> None:
+    def __init__(self, connection: WatchedConnection) -> None:
         self._connection = connection
         self.channel = connection.channel(on_return_raises=True)
         self.replies = PendingReplies()
@@ -140,7 +141,7 @@ class ClientConnection:
             AccessRefused: the user may have no channel.
         """
         with of_the_client():
-            opened = cls(await connect(urls, name="flow-run-client", connection_class=aio_pika.Connection))
+            opened = cls(await connect(urls, name="flow-run-client", connection_class=WatchedConnection))
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
                     with lost_with(opened.channel):

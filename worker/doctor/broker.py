@@ -12,6 +12,7 @@ from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, TLSRefused, close_quietly, connect
+from worker.broker.control import WatchedConnection
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.doctor.finding import Finding, Verdict
 from worker.settings import Settings, redact
@@ -36,7 +37,7 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
     started = monotonic()
     try:
         connection = await connect(
-            settings.amqp_url, name="flow-run-worker doctor", connection_class=aio_pika.Connection
+            settings.amqp_url, name="flow-run-worker doctor", connection_class=WatchedConnection
         )
     except (BrokerUnavailable, BrokerRefused) as error:
         advice = next(advice for kind, advice in _ADVICE.items() if isinstance(error, kind))

@@ -1,0 +1,126 @@
+"""What the broker says of a connection itself: why it closes it, and why it blocks publishers.
+aiormq keeps neither where a caller could read it. Knows no messages.
+"""
+
+import asyncio
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import aio_pika
+import aiormq
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory
+from yarl import URL
+
+# Type, channel and size of a frame's payload, which an end octet follows (AMQP 0-9-1, section
+# 2.3.5); a method's class and number.
+HEAD = struct.Struct(">BHI")
+METHOD_ID = struct.Struct(">I")
+METHOD = 1
+CLOSE, BLOCKED, UNBLOCKED = ((10 << 16) + method for method in (50, 60, 61))
+_FRAME_TYPES = frozenset({1, 2, 3, 8})
+
+
+class Watch(aiormq.TransportFactory):
+    """Opens the socket as aiormq does by itself, and reads the broker's words about the connection.
+
+    Attributes:
+        closed: why the broker closed the connection, such as ``NOT_ALLOWED - vhost x not found``;
+            None if it has not said so.
+        blocked: why the broker takes no publications (an alarm), such as ``low on memory``; None
+            while it does.
+        on_blocked: is called with each new value of that.
+        unblocked: set while it takes them.
+        blocked_event: set while it doesn't.
+    """
+
+    def __init__(self) -> None:
+        self.closed: str | None = None
+        self.blocked: str | None = None
+        self.on_blocked: Callable[[str | None], None] = lambda reason: None
+        self.unblocked = asyncio.Event()
+        self.unblocked.set()
+        self.blocked_event = asyncio.Event()
+
+    async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open the socket; called by aiormq. The broker speaks second, so nothing is missed."""
+        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        reader, writer = await factory.create(url, **options)
+        setattr(reader, "feed_data", self._watching(reader.feed_data))  # noqa: B010  # mypy: a method
+        return reader, writer
+
+    def note(self, buffer: bytes, start: int) -> None:
+        """Read a method of channel 0, which begins there."""
+        (method,) = METHOD_ID.unpack_from(buffer, start)
+        at = start + METHOD_ID.size
+        if method == CLOSE:
+            self.closed = short_string(buffer, at + 2)  # behind its code
+        elif method in (BLOCKED, UNBLOCKED):
+            self.block(short_string(buffer, at) if method == BLOCKED else None)
+
+    def block(self, reason: str | None) -> None:
+        """Note what ``connection.blocked`` or ``connection.unblocked`` (None) says."""
+        self.blocked = reason
+        if reason is None:
+            self.blocked_event.clear()
+            self.unblocked.set()
+        else:
+            self.unblocked.clear()
+            self.blocked_event.set()
+        self.on_blocked(reason)
+
+    def _watching(self, feed: Callable[[Any], None]) -> Callable[[Any], None]:
+        """The reader's own ``feed_data``, with a look at what passes."""
+        rest, skip, passing = b"", 0, False
+
+        def feed_data(data: bytes) -> None:
+            nonlocal rest, skip, passing
+            feed(data)
+            if passing:
+                return
+            if skip >= len(data):
+                skip -= len(data)
+                return
+            buffer = rest + data[skip:]
+            at, size, skip = 0, len(buffer), 0
+            while size - at >= HEAD.size:
+                kind, channel, length = HEAD.unpack_from(buffer, at)
+                end = at + HEAD.size + length + 1
+                if kind not in _FRAME_TYPES:  # no frame, as the header of another version of AMQP
+                    passing = True
+                    return
+                if kind == METHOD and not channel:
+                    if end > size:
+                        break
+                    self.note(buffer, at + HEAD.size)
+                elif end > size:
+                    skip, at = end - size, size
+                    break
+                at = end
+            rest = buffer[at:]
+
+        return feed_data
+
+
+class WatchedConnection(aio_pika.Connection):
+    """An aio-pika connection with such a transport: for whoever reads no messages in bulk.
+
+    Attributes:
+        frames: the transport.
+    """
+
+    def __init__(self, url: URL, **options: Any) -> None:
+        super().__init__(url, **options)
+        self.frames = Watch()
+        self.kwargs["transport_factory"] = self.frames
+
+
+def watch_of(connection: object) -> Watch | None:
+    """What is known of a connection, if it is watched."""
+    watch = getattr(connection, "frames", None)
+    return watch if isinstance(watch, Watch) else None
+
+
+def short_string(buffer: bytes, at: int) -> str:
+    """A string that begins there with its length."""
+    return buffer[at + 1 : at + 1 + buffer[at]].decode(errors="replace")
