@@ -2,17 +2,21 @@
 no messages.
 """
 
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import aio_pika
+import structlog
 from aio_pika.abc import AbstractChannel, AbstractQueue
-from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
 
-Declared = TypeVar("Declared")
+from worker.broker.declaring import NothingThere, TopologyMismatch, declaring
+
+__all__ = ["EVENTS_SUFFIX", "NO_DELIVERY_LIMIT", "Topology", "TopologyMismatch"]
+
+log = structlog.get_logger(__name__)
 
 EVENTS_SUFFIX = ".events"
 # RabbitMQ 4 has 20 unless it is told otherwise. -1 is none there, but RabbitMQ 3.10 takes it for a
@@ -20,10 +24,8 @@ EVENTS_SUFFIX = ".events"
 NO_DELIVERY_LIMIT = 2**31 - 1
 
 
-class TopologyMismatch(Exception):
-    """Something of the same name stands at the broker with other properties; its message says what
-    and what to do.
-    """
+def _to_nobody(what: str) -> None:
+    """Where no one is to be told."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,14 @@ class Topology:
     Attributes:
         queue: where requests wait; all else is named after it.
         events: whether the outbox for events stands as well.
+        on_vanished: is told of what stood before, was missing, and was declared again, such as
+            ``queue 'flow-runs.create.dead'``.
     """
 
     queue: str
     events: bool = False
+    on_vanished: Callable[[str], None] = field(default=_to_nobody, compare=False, repr=False)
+    _stood: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     @cached_property
     def dead_letter_queue(self) -> str:
@@ -86,57 +92,81 @@ class Topology:
             }
         return queues
 
-    async def ensure(self, connection: aio_pika.Connection) -> None:
-        """Declare everything or, as a user who may not, see that it stands; with which properties
-        can't be seen so.
+    @property
+    def _parts(self) -> list[tuple[str, str]]:
+        """What stands by itself: its kind and its name."""
+        exchange = [] if self.exchange is None else [("exchange", self.exchange)]
+        return [*(("queue", name) for name in self.queues), *exchange]
+
+    async def ensure(self, connection: aio_pika.Connection) -> bool:
+        """Declare everything; or, as a user who may not, see that it stands. With which properties
+        can't be seen so, nor whether the queue is bound.
+
+        Returns:
+            Whether this user may declare it.
 
         Raises:
-            TopologyMismatch: it stands otherwise, or doesn't and may not be declared.
+            TopologyMismatch: it stands otherwise, or doesn't and can't be declared.
+            BrokerUnavailable: it can't be declared or seen for the moment.
         """
-        channel = await connection.channel()
+        stood = frozenset(self._stood)
+        missing = await self.missing(connection)
+        channel = await connection.channel(publisher_confirms=False)
+        may_declare = True
         try:
             await self.declare(channel)
+            await channel.close()
         except ChannelAccessRefused as refused:
-            channel = await connection.channel()
-            try:
-                for name in self.queues:
-                    await channel.get_queue(name)
-                if self.exchange is not None:
-                    await channel.get_exchange(self.exchange)
-            except ChannelNotFoundEntity as error:
+            may_declare = False
+            if missing := await self.missing(connection):
                 raise TopologyMismatch(
-                    f"{str(error).removeprefix('NOT_FOUND - ')}, and this user may not declare it "
+                    f"Missing at the broker: {' and '.join(missing)}; and this user may not declare it "
                     f"({refused}). Run 'flow-run-worker topology declare' as one who may."
-                ) from error
-        await channel.close()
+                ) from refused
+        for what in missing:
+            if what in stood:
+                log.warning("vanished", what=what, now="declared again")
+                self.on_vanished(what)
+        self._stood.update(f"{kind} '{name}'" for kind, name in self._parts)
+        return may_declare
+
+    async def missing(self, connection: aio_pika.Connection) -> list[str]:
+        """Which queues do not stand, and whether the exchange does not; changes nothing.
+
+        Raises:
+            TopologyMismatch: one can't be looked at, as another connection has it.
+            BrokerUnavailable: one can't be looked at for the moment.
+        """
+        missing: list[str] = []
+        channel: AbstractChannel | None = None
+        for kind, name in self._parts:
+            channel = channel or await connection.channel(publisher_confirms=False)
+            try:
+                with declaring(f"{kind} '{name}'"):
+                    await (channel.get_queue(name) if kind == "queue" else channel.get_exchange(name))
+            except NothingThere:
+                missing.append(f"{kind} '{name}'")
+                channel = None  # the broker has closed it
+        if channel is not None:
+            await channel.close()
+        return missing
 
     async def declare(self, channel: AbstractChannel) -> None:
         """Declare everything; what already stands as it should is left as it is.
 
         Raises:
-            TopologyMismatch: something stands there with other properties (the broker closes the
-                channel over it).
+            TopologyMismatch: something stands there with other properties, or can't be declared
+                (the broker closes the channel over it).
+            BrokerUnavailable: something can't be declared for the moment.
         """
         # That to which another leads comes first.
         declared = {name: await self.declare_queue(channel, name) for name in reversed(self.queues)}
         if self.exchange is not None:
-            exchange = await _declare(
-                f"exchange '{self.exchange}'", channel.declare_exchange(self.exchange, durable=True)
-            )
-            await declared[self.queue].bind(exchange, self.routing_key)
+            with declaring(f"exchange '{self.exchange}'"):
+                exchange = await channel.declare_exchange(self.exchange, durable=True)
+                await declared[self.queue].bind(exchange, self.routing_key)
 
     async def declare_queue(self, channel: AbstractChannel, name: str) -> AbstractQueue:
         """Declare one of the queues; raises as :meth:`declare` does."""
-        declaration = channel.declare_queue(name, durable=True, arguments=self.queues[name])
-        return await _declare(f"queue '{name}'", declaration)
-
-
-async def _declare(what: str, declaration: Awaitable[Declared]) -> Declared:
-    try:
-        return await declaration
-    except ChannelPreconditionFailed as error:
-        raise TopologyMismatch(
-            f"The {what} stands at the broker with other properties than the worker declares: "
-            f"{str(error).removeprefix('PRECONDITION_FAILED - ')}. "
-            "Delete it there (after emptying it), or choose another name with WORKER_QUEUE."
-        ) from error
+        with declaring(f"queue '{name}'"):
+            return await channel.declare_queue(name, durable=True, arguments=self.queues[name])

@@ -8,12 +8,13 @@ from uuid import uuid4
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
-from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
+from aio_pika.exceptions import AMQPError
 from aiormq.exceptions import ChannelAccessRefused
 
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, TLSRefused, close_quietly, connect
 from worker.broker.control import WatchedConnection
-from worker.broker.topology import Topology, TopologyMismatch
+from worker.broker.declaring import NothingThere, TopologyMismatch, declaring
+from worker.broker.topology import Topology
 from worker.doctor.finding import Finding, Verdict
 from worker.settings import Settings, redact
 
@@ -95,17 +96,18 @@ async def _queue(
     what = f"queue {queue}"
     channel = await connection.channel()
     try:
-        declared = (await channel.get_queue(queue)).declaration_result
-    except ChannelNotFoundEntity:
+        with declaring(f"queue '{queue}'"):
+            declared = (await channel.get_queue(queue)).declaration_result
+    except NothingThere:
         return Finding(what, Verdict.warning, *_MISSING), None
-    except AMQPError as error:
+    except (BrokerUnavailable, TopologyMismatch) as error:
         return Finding(what, Verdict.problem, str(error)), None
     count = declared.message_count or 0
     detail = f"{count} ready, {declared.consumer_count or 0} consumer(s)"
     try:
         # Declaring what stands already changes nothing, and compares.
         await topology.declare_queue(channel, queue)
-    except TopologyMismatch as error:
+    except (BrokerUnavailable, TopologyMismatch) as error:
         return Finding(
             what, Verdict.problem, str(error), "'flow-run-worker topology show' prints what is declared."
         ), count
@@ -118,11 +120,10 @@ async def _queue(
 async def _exchange(connection: aio_pika.Connection, exchange: str) -> Finding:
     channel = await connection.channel()
     try:
-        await channel.get_exchange(exchange)
-    except ChannelNotFoundEntity:
+        with declaring(f"exchange '{exchange}'"):
+            await channel.get_exchange(exchange)
+    except NothingThere:
         return Finding(f"exchange {exchange}", Verdict.warning, *_MISSING)
-    except AMQPError as error:
-        return Finding(f"exchange {exchange}", Verdict.problem, str(error))
     await channel.close()
     return Finding(f"exchange {exchange}", Verdict.ok, "stands")
 
