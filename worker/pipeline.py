@@ -21,7 +21,7 @@ from worker.broker.session import Session
 from worker.contract.decode import decode, decoded_size
 from worker.contract.encoding import dumps
 from worker.contract.errors import Refusal, ReplyToRefused, Unprocessable, encode_error
-from worker.contract.message import DIRECT_REPLY_TO
+from worker.contract.message import DIRECT_REPLY_TO, reply_queues
 from worker.contract.record import encode_record
 from worker.creation import Requested, UnresolvedRun, requested_run
 from worker.events.outbox import Found, Outbox
@@ -125,7 +125,7 @@ class Pipeline:
     def _new_run(self, delivery: Delivery, now: datetime) -> Requested:
         message = delivery.message
         traceparent = self._traces.taken(delivery)
-        if message.reply_to and not self._may_reply_to(message.reply_to):
+        if message.reply_to and not all(map(self._may_reply_to, reply_queues(message.reply_to))):
             raise ReplyToRefused(message.reply_to)
         request = decode(
             message,

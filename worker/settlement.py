@@ -8,8 +8,7 @@ else waits for it. A dead letter is tried until it is taken; a reply within reas
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from time import monotonic
@@ -17,14 +16,12 @@ from time import monotonic
 import structlog
 
 from worker.answer import Answer
-from worker.backoff import Backoff
 from worker.broker.connection import ChannelLost
-from worker.broker.publication import Publication, dead_letter_copy, reply
+from worker.broker.publication import Publication
 from worker.broker.publisher import Confirmation, Fate
 from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
-from worker.contract.encoding import dumps
-from worker.contract.immutable import immutable
+from worker.due import NO_REQUESTER, Due, due_of, other_queue, shortened, unroutable
 from worker.giving_up import LEAST_PREFETCH, GivingUp
 from worker.observability import metrics
 from worker.observability.traces import Traces
@@ -37,29 +34,12 @@ log = structlog.get_logger(__name__)
 HANGING_SECONDS = 2.0
 
 
-@immutable
-class _Due:
-    """An answer, and what of it the broker has not confirmed.
-
-    Attributes:
-        since: when it was published first.
-        at: when it is published again.
-        rejected: whether the broker is to make the dead letter by itself.
-    """
-
-    answer: Answer
-    publications: tuple[Publication, ...]
-    since: float
-    at: float = 0.0
-    rejected: bool = False
-    backoff: Backoff = field(default_factory=Backoff)
-
-
 class _Verdict(Enum):
     """What a publication needs."""
 
     NOTHING = "nothing"
     TIME = "time"
+    ANOTHER_NAME = "another name"
     ANOTHER_TRY = "another try"
 
 
@@ -81,7 +61,7 @@ class Settlement:
         self._dead_letter_queue = session.topology.dead_letter_queue
         self._open = 0
         self._all_settled = asyncio.Event()
-        self._again: list[_Due] = []
+        self._again: list[Due] = []
         self._more_again = asyncio.Event()
         self._publishing_again = False
         self._aside = SetAside()
@@ -96,7 +76,7 @@ class Settlement:
         """
         self._open += len(answers)
         self._all_settled.clear()
-        due: list[_Due] = []
+        due: list[Due] = []
         for answer in answers:
             self._traces.replied(answer.delivery)
             reply_to = answer.reply_to
@@ -105,7 +85,7 @@ class Settlement:
                 self._set_aside(answer.delivery.tag, reply_to or "")
                 self._tasks.create_task(self._settle_after_trial(answer, reply_to or ""))
                 continue
-            each = self._due(answer, reply_to, may=may)
+            each = due_of(self._session, answer, may=may)
             if self._is_large(each):
                 self._tasks.create_task(self._publish_large(each))
             else:
@@ -117,89 +97,39 @@ class Settlement:
         if self._open:
             await self._all_settled.wait()
 
-    async def _publish(self, due: Sequence[_Due]) -> None:
+    async def _publish(self, due: Sequence[Due]) -> None:
         if due:
             confirmation = await self._session.publisher.publish(_all_publications(due))
             self._tasks.create_task(self._confirmed(due, confirmation))
 
     async def _settle_after_trial(self, answer: Answer, reply_to: str) -> None:
         """Settle the answer to a direct reply-to whose node nobody has seen; nobody else waits."""
-        may = await self._session.direct_replies.try_to_publish(reply_to)
-        due = self._due(answer, reply_to, may=may)
+        may = await self._may_publish(reply_to)
+        due = due_of(self._session, answer, may=may)
         if self._is_large(due):
             await self._publish_large(due)
         else:
             await self._publish([due])
 
-    def _is_large(self, due: _Due) -> bool:
-        return _size(due) > self._session.size_limit.taken
+    async def _may_publish(self, queue: str) -> bool:
+        """Whether the broker takes a reply to this name."""
+        may = self._session.direct_replies.may_publish(queue)
+        return await self._session.direct_replies.try_to_publish(queue) if may is None else may
 
-    async def _publish_large(self, due: _Due) -> None:
+    def _is_large(self, due: Due) -> bool:
+        return due.size > self._session.size_limit.taken
+
+    async def _publish_large(self, due: Due) -> None:
         """Publish what is larger than all that the broker has taken so far, or less of it where it
         does not take so much.
         """
-        if not await self._session.size_limit.takes(_size(due)):
-            due = self._shortened(due)
+        if not await self._session.size_limit.takes(due.size):
+            due = shortened(self._session, due)
         await self._publish([due])
 
-    def _shortened(self, due: _Due) -> _Due:
-        """What the broker can carry: the reason in the place of a reply that is too large, and no
-        dead letter of that size. The broker makes one by itself of what is rejected.
-        """
-        now, limit = datetime.now(UTC), self._session.size_limit.max_size
-        publications: list[Publication] = []
-        rejected = False
-        for each in due.publications:
-            if each.size <= limit:
-                publications.append(each)
-            elif each.queue == self._dead_letter_queue:
-                rejected = True
-            else:
-                publications.append(self._reply(due.answer, now, each.size))
-        return replace(due, publications=tuple(publications), rejected=rejected)
-
-    def _due(self, answer: Answer, reply_to: str | None, *, may: bool) -> _Due:
-        message, now = answer.delivery.message, datetime.now(UTC)
-        publications: list[Publication] = []
-        if reply_to is not None and may:
-            publications.append(self._reply(answer, now))
-        elif reply_to is not None:
-            self._unroutable(answer, reply_to, "no requester has this direct reply-to")
-        if answer.refused is not None:
-            copy = dead_letter_copy(
-                message,
-                queue=self._dead_letter_queue,
-                status=answer.status,
-                error=answer.refused,
-                now=now,
-                login=self._session.publisher.login,
-                frame_max=self._session.publisher.frame_max,
-            )
-            publications.append(copy)
-        size = sum(each.size for each in publications if each.body is not message.body)
-        self._session.consumer.in_flight.resize(answer.delivery.tag, len(message.body) + size)
-        answer.body = b""  # a publication has it
-        return _Due(answer, tuple(publications), since=monotonic())
-
-    def _reply(self, answer: Answer, now: datetime, size: int | None = None) -> Publication:
-        """The reply, or the reason alone where the broker can't carry the whole.
-
-        Args:
-            size: what the whole takes, where its body is not at hand any more; in bytes.
-        """
-        size, limit = size or len(answer.body), self._session.size_limit.max_size
-        body, line = answer.body, answer.refused
-        if size > limit:
-            reason = f"The reply has {size:,} bytes, and the broker takes {limit:,}."
-            self._not_sent("reply_too_large", answer, answer.delivery.message.reply_to, reason)
-            line = line or reason
-            detail = reason if answer.refused is None else f"{answer.refused} ({reason})"
-            body = dumps({"detail": detail, "id": answer.run_id})
-        return reply(answer.delivery.message, status=answer.status, body=body, now=now, error=line)
-
     async def _confirmed(
-        self, due: Sequence[_Due], confirmation: Confirmation, *, apart: bool = False
-    ) -> list[_Due]:
+        self, due: Sequence[Due], confirmation: Confirmation, *, apart: bool = False
+    ) -> list[Due]:
         """Wait for the confirms; settle what is settled, and have published again what was not
         taken.
 
@@ -222,12 +152,14 @@ class Settlement:
                     raise
                 self._session.raise_if_lost(lost)
                 return [each for _, each in places]
-            settled: list[_Due] = []
-            hanging: list[tuple[int, _Due]] = []
+            settled: list[Due] = []
+            hanging: list[tuple[int, Due]] = []
             for place, each in places:
                 verdicts = [] if confirmation.flawless else self._judge(each, confirmation, place)
                 if _Verdict.TIME in verdicts:
                     hanging.append((place, each))
+                elif _Verdict.ANOTHER_NAME in verdicts:
+                    self._tasks.create_task(self._publish_renamed(each, verdicts))
                 elif _Verdict.ANOTHER_TRY in verdicts:
                     self._publish_later(each, verdicts)
                 else:
@@ -238,24 +170,26 @@ class Settlement:
             places = hanging
         return []
 
-    def _judge(self, due: _Due, confirmation: Confirmation, place: int) -> list[_Verdict]:
+    def _judge(self, due: Due, confirmation: Confirmation, place: int) -> list[_Verdict]:
         """What each of an answer's publications needs: a dead letter is never given up."""
         verdicts = []
         for index, publication in enumerate(due.publications, start=place):
             fate = confirmation.fates[index]
             if fate in (Fate.CONFIRMED, Fate.GIVEN_UP):
                 verdicts.append(_Verdict.NOTHING)
+            elif fate is Fate.RETURNED and other_queue(due.answer, publication) is not None:
+                verdicts.append(_Verdict.ANOTHER_NAME)
             elif publication.queue != self._dead_letter_queue and (
                 reason := self._reason_to_give_up(due, publication.queue, confirmation, index)
             ):
                 confirmation.give_up(index)
-                self._unroutable(due.answer, publication.queue, reason)
+                unroutable(due.answer, publication.queue, reason)
                 verdicts.append(_Verdict.NOTHING)
             else:
                 verdicts.append(_Verdict.TIME if fate is None else _Verdict.ANOTHER_TRY)
         return verdicts
 
-    def _reason_to_give_up(self, due: _Due, queue: str, confirmation: Confirmation, index: int) -> str | None:
+    def _reason_to_give_up(self, due: Due, queue: str, confirmation: Confirmation, index: int) -> str | None:
         in_flight = self._session.consumer.in_flight
         return self._giving_up.reason(
             queue,
@@ -266,7 +200,21 @@ class Settlement:
             prefetch=in_flight.fitting(max(self._prefetch, LEAST_PREFETCH)),
         )
 
-    def _publish_later(self, due: _Due, verdicts: Sequence[_Verdict]) -> None:
+    async def _publish_renamed(self, due: Due, verdicts: list[_Verdict]) -> None:
+        """Publish a reply that came back to the queue of which its ``reply_to`` is the address."""
+        publications: list[Publication] = []
+        for publication, verdict in zip(due.publications, verdicts, strict=True):
+            queue = other_queue(due.answer, publication)
+            if verdict is _Verdict.ANOTHER_TRY:
+                publications.append(publication)
+            elif verdict is _Verdict.ANOTHER_NAME and queue is not None:
+                if await self._may_publish(queue):
+                    publications.append(replace(publication, queue=queue))
+                else:
+                    unroutable(due.answer, queue, NO_REQUESTER)
+        await self._publish([replace(due, publications=tuple(publications))])
+
+    def _publish_later(self, due: Due, verdicts: Sequence[_Verdict]) -> None:
         missing = tuple(
             publication
             for publication, verdict in zip(due.publications, verdicts, strict=True)
@@ -300,7 +248,7 @@ class Settlement:
                 self._tasks.create_task(self._publish_apart(due))
         self._publishing_again = False
 
-    async def _publish_apart(self, due: Sequence[_Due]) -> None:
+    async def _publish_apart(self, due: Sequence[Due]) -> None:
         """Publish on a new channel: RabbitMQ goes on refusing on one on which a queue was full
         once, also when the limit is gone (seen with 3.10).
         """
@@ -310,7 +258,7 @@ class Settlement:
                 await self._session.redeclare()
             except TopologyMismatch as error:
                 log.error("dead_letter_queue_missing", error=str(error), held=letters)
-        left: Sequence[_Due] = due
+        left: Sequence[Due] = due
         try:
             async with self._session.another_publisher() as publisher:
                 confirmation = await publisher.publish(_all_publications(due))
@@ -323,10 +271,10 @@ class Settlement:
         elif left:
             (each,) = left
             reason = "the broker closes the channel over it"
-            self._unroutable(each.answer, each.answer.delivery.message.reply_to, reason)
+            unroutable(each.answer, each.answer.delivery.message.reply_to, reason)
             self._settle_all([replace(each, rejected=each.answer.refused is not None)])
 
-    def _settle_all(self, settled: Sequence[_Due]) -> None:
+    def _settle_all(self, settled: Sequence[Due]) -> None:
         if answers := [each.answer for each in settled if not each.rejected]:
             self._settle_recorded(answers)
         if answers := [each.answer for each in settled if each.rejected]:
@@ -363,26 +311,6 @@ class Settlement:
         if not self._open:
             self._all_settled.set()
 
-    def _unroutable(self, answer: Answer, reply_to: str | None, reason: str) -> None:
-        metrics.replies_unroutable.inc()
-        self._not_sent("reply_unroutable", answer, reply_to, reason)
 
-    def _not_sent(self, event: str, answer: Answer, reply_to: str | None, reason: str) -> None:
-        log.warning(
-            event,
-            reply_to=reply_to,
-            reason=reason,
-            run_id=str(answer.run_id) if answer.run_id else None,
-            status=answer.status,
-            message_id=answer.delivery.message.message_id,
-            correlation_id=answer.delivery.message.correlation_id,
-        )
-
-
-def _size(due: _Due) -> int:
-    """The size of the largest message of an answer, in bytes."""
-    return max((each.size for each in due.publications), default=0)
-
-
-def _all_publications(due: Sequence[_Due]) -> list[Publication]:
+def _all_publications(due: Sequence[Due]) -> list[Publication]:
     return [publication for each in due for publication in each.publications]

@@ -85,7 +85,7 @@ def _refused(message: Message, refusal: Refusal) -> bytes:
     assert len(answer) <= MAX_MESSAGE_SIZE
     assert line.isprintable()
     copy = dead_letter_copy(
-        message, queue="q", status=refusal.status, error=line, now=NOW, login="guest", frame_max=FRAME_MAX
+        message, queue="q", status=refusal.status, error=line, now=NOW, frame_max=FRAME_MAX
     )
     assert copy.frames(1, FRAME_MAX)[-1].endswith(b"\xce")
     assert copy.body == message.body

@@ -23,7 +23,14 @@ from worker.broker.properties import (
     split,
     split_table,
 )
-from worker.broker.publication import APP_ID, Publication, WrittenProperties, dead_letter_copy, reply
+from worker.broker.publication import (
+    APP_ID,
+    Publication,
+    WrittenProperties,
+    dead_letter_copy,
+    events_message,
+    reply,
+)
 from worker.contract.decode import decode
 from worker.contract.errors import MAX_LINE, Refusal
 from worker.contract.message import Message, fingerprint
@@ -41,9 +48,7 @@ def wire(publication: Publication, frame_max: int, channel: int = 1) -> bytes:
     return b"".join(publication.frames(channel, frame_max))
 
 
-def letter_of(
-    raw: bytes, *, login: str | None = "guest", frame_max: int = FRAME_MAX, error: str = "It is wrong."
-) -> Message:
+def letter_of(raw: bytes, *, frame_max: int = FRAME_MAX, error: str = "It is wrong.") -> Message:
     """The dead letter of a message with these properties, as it is read again.
 
     Its publication has to be what aio-pika's library can read.
@@ -54,7 +59,6 @@ def letter_of(
         status=422,
         error=error,
         now=NOW,
-        login=login,
         frame_max=frame_max,
     )
     assert (copy.queue, copy.body) == ("q.dead", b"body")
@@ -159,11 +163,13 @@ def test_what_would_lose_or_misdirect_the_letter_moves_aside_and_does_not_come_b
     assert fingerprint(read_message(again.properties, b"body")) == fingerprint(original)
 
 
-def test_the_user_who_publishes_the_letter_may_stand_in_it() -> None:
-    raw = join({"user_id": short_string("worker")})
-    assert letter_of(raw, login="worker").user_id == "worker"
-    assert letter_of(raw, login="guest").user_id is None
-    assert letter_of(raw, login=None).user_id is None
+def test_no_letter_names_a_user_to_the_broker() -> None:
+    """It closes the channel over any but the login's own name, which a worker with a certificate or
+    a token does not know.
+    """
+    letter = letter_of(join({"user_id": short_string("worker")}))
+    assert letter.user_id is None
+    assert letter.headers["x-original-user-id"] == "worker"
 
 
 def test_properties_that_end_too_early_are_kept_whole_and_never_sent_again() -> None:
@@ -188,7 +194,7 @@ def test_the_longest_properties_and_the_longest_reason_fit_into_the_smallest_fra
     """RabbitMQ takes no smaller ``frame_max`` than 4,096."""
     longest = dict.fromkeys(made.SHORT_STRINGS, short_string("x" * 255))
     raw = join(in_order({**longest, "headers": join_table([("a", b"V")])}))
-    letter = letter_of(raw, login="guest", frame_max=4_096, error="🚀" * MAX_LINE)
+    letter = letter_of(raw, frame_max=4_096, error="🚀" * MAX_LINE)
     assert letter.headers["x-error-status"] == 422
 
 
@@ -253,6 +259,26 @@ def test_a_reply_has_the_properties_of_the_contract(
     assert spec.Basic.Properties().unmarshal(*_flags_and_rest(answer.properties)) is None
     following = reply(request, status=status, body=b"{}", now=NOW)
     assert read_message(following.properties, b"").message_id != read.message_id
+
+
+def test_numbers_in_headers_have_the_type_that_every_adapter_passes_on() -> None:
+    """RabbitMQ's STOMP adapter leaves out integers of 8 and 16 bits."""
+    request = Message(b"", {}, reply_to="q")
+    wrong = reply(request, status=422, body=b"{}", now=NOW, error="It is wrong.")
+    letter = dead_letter_copy(request, queue="d", status=404, error="e", now=NOW, frame_max=FRAME_MAX)
+    headers = [
+        header
+        for each in (reply(request, status=201, body=b"{}", now=NOW), wrong, letter)
+        for header in split_table(split(each.properties)["headers"])
+    ] + split_table(split(events_message("e", [b"{}"]).properties)["headers"])
+    numbers = [(name, value) for name, value in headers if value[:1] != b"S"]
+    assert numbers == [
+        ("status", b"I" + struct.pack(">i", 201)),
+        ("status", b"I" + struct.pack(">i", 422)),
+        ("x-original-delivery-mode", b"x\0\0\0\0"),
+        ("x-error-status", b"I" + struct.pack(">i", 404)),
+        ("events", b"I" + struct.pack(">i", 1)),
+    ]
 
 
 def _flags_and_rest(properties: bytes) -> tuple[int, bytes]:

@@ -27,7 +27,11 @@ class Delivery:
 
     @property
     def delivery_count(self) -> int:
-        """How often it was delivered before and came back."""
+        """How often it came back to this queue. Producers, shovels and the management UI can send
+        the header that says so: it counts only in what the broker redelivers.
+        """
+        if not self.message.redelivered:
+            return 0
         count = self.message.headers.get(DELIVERY_COUNT_HEADER, 0)
         return count if isinstance(count, int) else 0
 

@@ -112,7 +112,6 @@ class Publisher:
         latest: the number of the latest publication that the broker has answered for.
         frames: the transport of its connection.
         frame_max: the largest frame in bytes, as agreed with the broker.
-        login: the user that publishes (publications may carry this ``user_id`` and no other).
     """
 
     def __init__(self, connection: Connection, channel: AbstractChannel) -> None:
@@ -121,7 +120,6 @@ class Publisher:
         self.latest = -1
         self.frames = connection.frames
         self.frame_max = int(tune.frame_max) or DEFAULT_FRAME_MAX
-        self.login = connection.url.user or "guest"  # as aiormq does
         self._channel = channel
         self._next = 0
         self._unanswered: dict[Confirmation, None] = {}

@@ -24,7 +24,7 @@ from .errors import (
     ValidationRefused,
 )
 from .immutable import immutable
-from .message import FROM_DEPLOYMENT, Message, fingerprint
+from .message import AMQP_1_0_BODY, FROM_DEPLOYMENT, Message, fingerprint
 from .policy import CreatedBy
 from .request import MAX_PARAMETER_SIZE, CreateFlowRun, limit_to_check
 from .validation import first_errors, located, unstorable
@@ -54,6 +54,7 @@ MAX_DEPTH = 500
 MAX_HEADER_DEPTH = 100
 # Labels for text as it is: what Kombu, Spring AMQP and HTTP clients say of plain JSON.
 _NO_ENCODING = frozenset(("", "utf-8", "utf8", "identity", "binary"))
+_NO_DATA_SECTION = "The body is an AMQP 1.0 value or sequence: send the JSON as a data section (binary)"
 # A property that can't be read costs the request if the contract has a use for it.
 _USED_PROPERTIES = frozenset(
     (
@@ -125,8 +126,10 @@ def decode(
     api_version = _api_version(_header(message, "x-prefect-api-version"))
     try:
         content = _parse(message.body)
-    except Refusal:
+    except Refusal as refusal:
         _check_compression(message)
+        if message.type == AMQP_1_0_BODY:
+            refusal.line = f"{_NO_DATA_SECTION} ({refusal.line})"
         raise
     errors: list[dict[str, Any]] = []
     created_by = _created_by(message, errors)

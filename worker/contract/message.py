@@ -4,15 +4,25 @@ broker library.
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from datetime import datetime
 from typing import Any
+from urllib.parse import unquote
 from uuid import UUID
 
 from .immutable import immutable
 
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
+# How other protocols of RabbitMQ write the name of a queue, with what they put for which character.
+_ADDRESSES: Mapping[str, Callable[[str], str]] = {
+    # STOMP (``rabbit_routing_util:unescape``).
+    **dict.fromkeys(("/queue/", "/amq/queue/"), lambda name: name.replace("%2F", "/")),
+    # AMQP 1.0 since RabbitMQ 4.
+    "/queues/": unquote,
+}
+# A body that is no plain bytes in AMQP 1.0, as RabbitMQ says it in the property ``type``.
+AMQP_1_0_BODY = "amqp-1.0"
 # The type of a message that asks for a run of a deployment. Any other type, or none, says nothing.
 FROM_DEPLOYMENT = "create_flow_run_from_deployment"
 
@@ -151,6 +161,16 @@ def fingerprint(message: Message) -> UUID:
             digest.update(part)
     hashed = int.from_bytes(digest.digest())
     return UUID(int=hashed & ~(0xF << 76) & ~(0x3 << 62) | 0x8 << 76 | 0x2 << 62)
+
+
+def reply_queues(reply_to: str) -> tuple[str, ...]:
+    """The queues that a ``reply_to`` may mean, in the order in which they are tried: the one of
+    this name, and the one that it is the address of in STOMP or AMQP 1.0.
+    """
+    for prefix, read in _ADDRESSES.items():
+        if reply_to.startswith(prefix) and len(reply_to) > len(prefix):
+            return reply_to, read(reply_to.removeprefix(prefix))
+    return (reply_to,)
 
 
 def is_own_header(name: str) -> bool:
