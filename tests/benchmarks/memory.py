@@ -1,6 +1,6 @@
 """How large a worker becomes, whatever requests come: ``python -m tests.benchmarks.memory``.
 
-Each row fills the queue, starts one worker with default settings, and waits until each request is
+Each shape fills the queue, starts one worker with default settings, and waits until each request is
 answered. Takes some minutes and gigabytes of disk; ``--scale 0.1`` has a tenth of the requests.
 ``--limit 512`` has the operating system end a worker that is larger than so many MiB, as a
 container's limit does (a memory cgroup, which needs root).
@@ -8,96 +8,41 @@ container's limit does (a memory cgroup, which needs root).
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 import aio_pika
 import uvloop
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from rich.console import Console
 from rich.table import Table
 
+from tests.conformance.prefect_server import PrefectServer
 from tests.support.postgresql import PostgreSQL
 from tests.support.rabbitmq import RabbitMQ
+from tests.support.shapes import MIB, OF_DEPLOYMENTS, PLAIN, Shape
 from worker.bench import Fleet
 from worker.broker.topology import Topology
 from worker.store import migrations
 
 console = Console(width=130)
-MIB = 1024 * 1024
-FLOW_ID = str(uuid4())
 # A reply that takes longer than this many seconds will not come.
 PATIENCE = 300.0
 
 
-def text(size: int) -> bytes:
-    """A request with so many bytes of text."""
-    return json.dumps({"flow_id": FLOW_ID, "context": {"text": "x" * size}}).encode()
-
-
-def objects(size: int) -> bytes:
-    """A request with so many bytes of small objects: what takes most, once it is decoded."""
-    return json.dumps({"flow_id": FLOW_ID, "context": {"objects": [{"a": 1}] * (size // 10)}}).encode()
-
-
-def lists(size: int) -> bytes:
-    """A request with so many bytes of empty lists."""
-    return json.dumps({"flow_id": FLOW_ID, "context": {"lists": [[]] * (size // 4)}}).encode()
-
-
-@dataclass(frozen=True)
-class Row:
-    """Requests of one kind, perhaps among small ones.
-
-    Attributes:
-        what: in words.
-        body: of each.
-        count: how many.
-        small: how many small ones among them, evenly.
-    """
-
-    what: str
-    body: bytes
-    count: int
-    small: int = 0
-
-    def bodies(self, scale: float) -> Iterator[bytes]:
-        """All bodies in the order in which they are published."""
-        count, small = max(1, int(self.count * scale)), int(self.small * scale)
-        for number in range(count):
-            yield self.body
-            for _ in range(small * (number + 1) // count - small * number // count):
-                yield text(100)
-
-
-ROWS = (
-    Row("1 kB of text", text(1000), 20_000),
-    Row("30 kB of text", text(30_000), 3000),
-    Row("30 kB of small objects", objects(30_000), 3000),
-    Row("1 MB of text", text(1_000_000), 1500),
-    Row("900 kB of small objects", objects(900_000), 400),
-    Row("900 kB of empty lists", lists(900_000), 400),
-    Row("1 MB of text, among small ones", text(1_000_000), 200, small=20_000),
-    Row("900 kB of small objects, among small ones", objects(900_000), 100, small=10_000),
-    Row("8 MiB, refused", text(8 * MIB), 300),
-    Row("15 MiB, refused, among small ones", text(15 * MIB), 50, small=5000),
-)
-
-
 @dataclass(frozen=True)
 class Measured:
-    """One row on one database; ``peak`` in bytes."""
+    """One shape on one database; ``peak`` in bytes."""
 
-    row: Row
+    shape: Shape
     database: str
     peak: int
     seconds: float
@@ -137,35 +82,62 @@ class Replies:
 
 
 async def measure(
-    amqp_url: str, database_url: str, row: Row, scale: float, command: Sequence[str]
+    amqp_url: str, database_url: str, api: str, shape: Shape, scale: float, command: Sequence[str]
 ) -> Measured:
     """Fill the queue, have one worker empty it."""
     topology = Topology(f"memory-{uuid4().hex[:8]}.create")
-    expected = sum(1 for _ in row.bodies(scale))
-    replies = Replies(expected)
+    flow = await shape.deployments.make(database_url, api) if shape.deployments else None
+    database = "SQLite" if database_url.startswith("sqlite") else "PostgreSQL"
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
         await topology.declare(channel)
-        reply_queue = await channel.declare_queue(exclusive=True)
-        for body in row.bodies(scale):
-            message = aio_pika.Message(
-                body, reply_to=reply_queue.name, delivery_mode=2, content_type="application/json"
-            )
-            await channel.default_exchange.publish(message, topology.queue)
-        consuming = await connection.channel()
-        await consuming.set_qos(prefetch_count=100)
-        await (await consuming.get_queue(reply_queue.name, ensure=False)).consume(replies, no_ack=True)
-        with tempfile.TemporaryDirectory() as folder:
-            fleet = Fleet(amqp_url, database_url, topology.queue, Path(folder), command=command)
-            started = time.monotonic()
-            async with fleet.running() as running:
-                await running.watch(asyncio.wait_for(replies.all.wait(), PATIENCE))
-                seconds, peak = time.monotonic() - started, running.peak_memory()
+        count = max(1, int(shape.count * scale))
+        if shape.made_before is not None:
+            before = [(shape.made_before(number), None) for number in range(count)]
+            await _served(connection, topology, amqp_url, database_url, before, ())
+        requests = shape.requests(scale, flow)
+        seconds, peak, statuses = await _served(
+            connection, topology, amqp_url, database_url, requests, command
+        )
         dead = (await channel.get_queue(topology.dead_letter_queue)).declaration_result.message_count or 0
         for name in (topology.queue, topology.dead_letter_queue):
             await channel.queue_delete(name)
-    database = "SQLite" if database_url.startswith("sqlite") else "PostgreSQL"
-    return Measured(row, database, peak, seconds, replies.statuses, dead)
+    return Measured(shape, database, peak, seconds, statuses, dead)
+
+
+async def _served(
+    connection: AbstractConnection,
+    topology: Topology,
+    amqp_url: str,
+    database_url: str,
+    requests: Iterable[tuple[bytes, str | None]],
+    command: Sequence[str],
+) -> tuple[float, int, Counter[int]]:
+    """Seconds that a worker takes for requests that waited for it, its largest size in bytes, and
+    the statuses.
+    """
+    channel = await connection.channel()
+    reply_queue = await channel.declare_queue(exclusive=True)
+    expected = 0
+    for body, type_ in requests:
+        message = aio_pika.Message(
+            body, reply_to=reply_queue.name, delivery_mode=2, content_type="application/json", type=type_
+        )
+        await channel.default_exchange.publish(message, topology.queue)
+        expected += 1
+    replies = Replies(expected)
+    consuming = await connection.channel()
+    await consuming.set_qos(prefetch_count=100)
+    await (await consuming.get_queue(reply_queue.name, ensure=False)).consume(replies, no_ack=True)
+    with tempfile.TemporaryDirectory() as folder:
+        fleet = Fleet(amqp_url, database_url, topology.queue, Path(folder), command=command)
+        started = time.monotonic()
+        async with fleet.running() as running:
+            await running.watch(asyncio.wait_for(replies.all.wait(), PATIENCE))
+            seconds, peak = time.monotonic() - started, running.peak_memory()
+    await consuming.close()
+    await reply_queue.delete()
+    return seconds, peak, replies.statuses
 
 
 def show(measured: Sequence[Measured]) -> None:
@@ -173,7 +145,7 @@ def show(measured: Sequence[Measured]) -> None:
     table = Table("requests", "count", "database", "largest size, MiB", "seconds", "answers", "dead letters")
     for each in measured:
         table.add_row(
-            each.row.what,
+            each.shape.what,
             f"{each.statuses.total():,}",
             each.database,
             f"{each.peak / MIB:.0f}",
@@ -184,7 +156,7 @@ def show(measured: Sequence[Measured]) -> None:
     console.print(table)
 
 
-async def main(scale: float, databases: Sequence[str], rows: Sequence[int], limit: int) -> None:
+async def main(scale: float, databases: Sequence[str], shapes: Sequence[int], limit: int) -> None:
     measured: list[Measured] = []
     with (
         RabbitMQ() as broker,
@@ -192,18 +164,24 @@ async def main(scale: float, databases: Sequence[str], rows: Sequence[int], limi
         tempfile.TemporaryDirectory() as folder,
         limited(limit) as command,
     ):
-        for number, row in enumerate(ROWS):
-            for database in databases:
-                if rows and number not in rows:
-                    continue
-                url = f"sqlite+aiosqlite:///{folder}/{number}.db"
-                if database == "postgresql":
-                    url = cluster.create_database()
-                    await migrations.upgrade(url)
-                measured.append(await measure(broker.url, url, row, scale, command))
-                console.print(
-                    f"{row.what}, {database}: {measured[-1].peak / MIB:.0f} MiB, {measured[-1].seconds:.1f} s"
-                )
+        for database in databases:
+            with ExitStack() as stack:
+                prefect: PrefectServer | None = None
+                for number, shape in enumerate((*PLAIN, *OF_DEPLOYMENTS)):
+                    if shapes and number not in shapes:
+                        continue
+                    url = f"sqlite+aiosqlite:///{folder}/{number}.db"
+                    if database == "postgresql":
+                        url = cluster.create_database()
+                    if shape.deployments is not None:
+                        prefect = prefect or stack.enter_context(PrefectServer(url))
+                        url = prefect.database_url
+                    elif database == "postgresql":
+                        await migrations.upgrade(url)
+                    api = "" if prefect is None else prefect.api
+                    measured.append(await measure(broker.url, url, api, shape, scale, command))
+                    peak = measured[-1].peak / MIB
+                    console.print(f"{shape.what}, {database}: {peak:.0f} MiB, {measured[-1].seconds:.1f} s")
     show(measured)
 
 
