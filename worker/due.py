@@ -2,6 +2,7 @@
 them; publishes nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import field, replace
 from datetime import UTC, datetime
 from time import monotonic
@@ -68,10 +69,18 @@ def due_of(session: Session, answer: Answer, *, may: bool) -> Due:
             frame_max=session.publisher.frame_max,
         )
         publications.append(copy)
-    size = sum(each.size for each in publications if each.body is not message.body)
-    session.consumer.in_flight.resize(answer.delivery.tag, len(message.body) + size)
+    count_bytes(session, answer, publications)
     answer.body = b""  # a publication has it
     return Due(answer, tuple(publications), since=monotonic())
+
+
+def count_bytes(session: Session, answer: Answer, publications: Sequence[Publication]) -> None:
+    """Count what an answer takes while these publications are not confirmed: a dead letter has the
+    request's own body.
+    """
+    body = answer.delivery.message.body
+    size = sum(each.size for each in publications if each.body is not body)
+    session.consumer.in_flight.answer(answer.delivery.tag, len(body), size)
 
 
 def shortened(session: Session, whole: Due) -> Due:

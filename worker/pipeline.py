@@ -21,6 +21,7 @@ from worker.broker.session import Session
 from worker.contract.decode import decode, decoded_size
 from worker.contract.encoding import dumps
 from worker.contract.errors import Refusal, ReplyToRefused, Unprocessable, encode_error
+from worker.contract.flow_run import FlowRun
 from worker.contract.message import DIRECT_REPLY_TO, reply_queues
 from worker.contract.record import encode_record
 from worker.creation import Requested, UnresolvedRun, requested_run
@@ -159,8 +160,9 @@ class Pipeline:
         for nothing but the next batch.
         """
         recorded = None if self._outbox is None else _record(self._outbox, decided)
+        counted: set[int] = set()
         for request, outcome in decided:
-            self._pass_on(request, outcome, recorded)
+            self._pass_on(request, outcome, recorded, counted)
         metrics.batch(len(decided), seconds)
         self._log(decided, seconds)
 
@@ -189,7 +191,13 @@ class Pipeline:
                 )
         log.debug("batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1))
 
-    def _pass_on(self, request: Request, outcome: Decision, recorded: "asyncio.Future[None] | None") -> None:
+    def _pass_on(
+        self,
+        request: Request,
+        outcome: Decision,
+        recorded: "asyncio.Future[None] | None",
+        counted: set[int],
+    ) -> None:
         delivery = request.delivery
         if isinstance(outcome, Refusal):
             self._refuse(delivery, outcome, request.size)
@@ -197,16 +205,25 @@ class Pipeline:
         if delivery.size > LARGE_BODY:
             delivery = delivery.without_body()
         size = request.size
-        if isinstance(request.new, UnresolvedRun):
-            size += len(dumps(outcome.run.parameters))  # the deployment's as well
+        if isinstance(outcome, Existing) or isinstance(request.new, UnresolvedRun):
+            size += _added_size(outcome.run, counted)
         self._done.put(Done(delivery, outcome, size, recorded))
 
     async def _settle(self, settlement: Settlement) -> None:
         while done := await self._done.take(self._settings.batch_max, max_size=self._max_settled):
             now = datetime.now(UTC)
-            answers = [self._answer(each, now) for each in done]
+            answers: list[Answer] = []
+            size = 0
+            for each in done:
+                answers.append(self._answer(each, now))
+                size += len(answers[-1].body)
+                # Runs of one deployment share its parameters, and each record has them.
+                if size > self._max_settled:
+                    await settlement.settle(answers)
+                    answers, size = [], 0
             del done  # its records are written
-            await settlement.settle(answers)
+            if answers:
+                await settlement.settle(answers)
         await settlement.finish()
         self._session.consumer.acknowledger.close()
 
@@ -224,6 +241,20 @@ class Pipeline:
         status = 201 if isinstance(outcome, Created) else 200
         body = encode_record(outcome.run, now)
         return Answer(delivery, status, body, run_id=outcome.run.id, recorded=done.recorded)
+
+
+def _added_size(run: FlowRun, counted: set[int]) -> int:
+    """What a run takes in memory that is not its request's, in bytes.
+
+    Args:
+        counted: the ids of values that were counted with other runs, as those of one deployment
+            share its parameters; all of these runs are still held.
+    """
+    data = None if run.state is None else run.state.data
+    values = (*run.parameters.values(), run.context, run.job_variables, data)
+    new = [each for each in values if isinstance(each, (dict, list, str)) and id(each) not in counted]
+    counted.update(map(id, new))
+    return decoded_size(dumps(new)) if new else 0
 
 
 def _record(outbox: Outbox, decided: Sequence[Decided]) -> "asyncio.Future[None] | None":

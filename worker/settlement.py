@@ -21,7 +21,7 @@ from worker.broker.publication import Publication
 from worker.broker.publisher import Confirmation, Fate
 from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
-from worker.due import NO_REQUESTER, Due, due_of, other_queue, shortened, unroutable
+from worker.due import NO_REQUESTER, Due, count_bytes, due_of, other_queue, shortened, unroutable
 from worker.giving_up import LEAST_PREFETCH, GivingUp
 from worker.observability import metrics
 from worker.observability.traces import Traces
@@ -69,11 +69,13 @@ class Settlement:
         self._giving_up = GivingUp()
 
     async def settle(self, answers: Sequence[Answer]) -> None:
-        """Publish what the answers need; tasks of their own then wait for the confirms.
+        """Publish what the answers need; tasks of their own then wait for the confirms. Waits first
+        until the answers before them leave room.
 
         Raises:
             ChannelLost: the session ended; all of them will be delivered again.
         """
+        await self._session.consumer.in_flight.answers.room(sum(len(answer.body) for answer in answers))
         self._open += len(answers)
         self._all_settled.clear()
         due: list[Due] = []
@@ -221,6 +223,7 @@ class Settlement:
             if verdict is _Verdict.ANOTHER_TRY
         )
         self._set_aside(due.answer.delivery.tag, missing[-1].queue)
+        count_bytes(self._session, due.answer, missing)
         self._again.append(replace(due, publications=missing, at=monotonic() + due.backoff.next_delay()))
         self._more_again.set()
         if not self._publishing_again:

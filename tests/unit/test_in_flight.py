@@ -59,9 +59,9 @@ def test_an_answer_counts_in_the_place_of_its_body() -> None:
     reading = Reading()
     held = held_by(reading)
     held.add(1, 10)
-    held.resize(1, LIMIT)
+    held.answer(1, 0, LIMIT)
     assert (held.bytes, reading.changes) == (LIMIT + OVERHEAD, ["pause"])
-    held.resize(1, 10)
+    held.answer(1, 0, 10)
     assert (held.bytes, reading.changes) == (10 + OVERHEAD, ["pause", "resume"])
 
 
@@ -94,3 +94,25 @@ def test_however_sizes_come_and_go_no_byte_is_forgotten(steps: list[tuple[int, b
     held.remove(list(left))
     assert held.bytes == 0
     assert not held.paused
+
+
+def test_answers_leave_room_as_they_are_confirmed() -> None:
+    held = held_by(Reading())
+    held.add(1, 10)
+    held.add(2, 10)
+    held.answer(1, 10, LIMIT)
+    assert not held.answers.fits(1)
+    held.answer(2, 10, 100)
+    held.remove([1])
+    assert held.answers.held == 100
+    held.remove([2])
+    assert held.answers.fits(LIMIT)
+
+
+def test_fewer_are_let_in_where_answers_are_larger_than_requests() -> None:
+    held = held_by(Reading())
+    for tag in range(1000):
+        held.add(tag, 100)
+        held.answer(tag, 100, 200_000)
+        held.remove([tag])
+    assert held.fitting(100) == 4

@@ -5,6 +5,8 @@ it; knows no sockets.
 
 from collections.abc import Callable, Iterable
 
+from worker.tasks.budget import Budget
+
 # Bytes of deliveries that are held at the most, unless it is said otherwise; the worker's size is
 # in tests/benchmarks/memory.py.
 PREFETCH_SIZE = 64 * 1024 * 1024
@@ -15,6 +17,9 @@ REMEMBERED = 64
 # Reading goes on once so much of the limit is free, so that it does not stop and go for each
 # delivery.
 RESUME_AT = 0.9
+# What answers may take, as a share of the limit: an answer may be thousands of times as large as
+# its request, with a deployment's parameters in it or a run that exists.
+ANSWERS_SHARE = 1 / 2
 
 
 class InFlight:
@@ -28,6 +33,7 @@ class InFlight:
     Attributes:
         bytes: how many are held.
         paused: whether reading has stopped.
+        answers: the bytes of answers that are not confirmed.
     """
 
     def __init__(self, max_bytes: int, pause: Callable[[], None], resume: Callable[[], None]) -> None:
@@ -37,7 +43,10 @@ class InFlight:
         self._pause = pause
         self._resume = resume
         self._sizes: dict[int, int] = {}
+        self.answers = Budget(int(max_bytes * ANSWERS_SHARE))
+        self._answers: dict[int, int] = {}
         self._mean = 0.0
+        self._mean_answer = 0.0
 
     def add(self, tag: int, size: int) -> None:
         """Count a delivery with a body of so many bytes."""
@@ -46,21 +55,31 @@ class InFlight:
         self._sizes[tag] = size
         self._change(size)
 
-    def resize(self, tag: int, size: int) -> None:
-        """Count so many bytes for a delivery from now on: its answer is held in the place of its
-        body.
+    def answer(self, tag: int, body: int, answer: int) -> None:
+        """Count a delivery anew: so many bytes of its body are still held, and so many of its
+        answer, which more than one message may make up.
         """
-        before = self._sizes[tag]
-        self._sizes[tag] = size + OVERHEAD
-        self._change(size + OVERHEAD - before)
+        size = body + answer + OVERHEAD
+        by, self._sizes[tag] = size - self._sizes[tag], size
+        self._mean_answer += (size - self._mean_answer) / REMEMBERED
+        self.answers.change(answer - self._answers.get(tag, 0))
+        self._answers[tag] = answer
+        self._change(by)
 
     def remove(self, tags: Iterable[int]) -> None:
         """Count these deliveries no more."""
-        self._change(-sum(self._sizes.pop(tag) for tag in tags))
+        size = answers = 0
+        for tag in tags:
+            size += self._sizes.pop(tag)
+            answers += self._answers.pop(tag, 0)
+        self.answers.change(-answers)
+        self._change(-size)
 
     def fitting(self, most: int) -> int:
-        """How many deliveries of the sizes that come now fit, from 1 to ``most``."""
-        return max(1, min(most, int(self._max_bytes / max(self._mean, 1.0))))
+        """How many deliveries of the sizes that come now fit, with their answers, from 1 to
+        ``most``.
+        """
+        return max(1, min(most, int(self._max_bytes / max(self._mean, self._mean_answer, 1.0))))
 
     def _change(self, by: int) -> None:
         self.bytes += by

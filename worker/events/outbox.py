@@ -25,6 +25,7 @@ from worker.contract.related import References, RelatedRows
 from worker.events.event import MAX_EVENT_BYTES, RECEIVED_BYTES, Beginning, event, lightened, references
 from worker.mailbox import Mailbox
 from worker.observability import metrics
+from worker.tasks.budget import Budget
 
 log = structlog.get_logger(__name__)
 
@@ -103,8 +104,7 @@ class Outbox:
         self._tasks = tasks
         self._queue = session.topology.events_queue
         self._batches: Mailbox[_Batch] = Mailbox()
-        self._unconfirmed = 0
-        self._room = asyncio.Event()
+        self._unconfirmed = Budget(UNCONFIRMED_BYTES)
 
     def record(self, new: Iterable[FlowRun], found: Iterable[Found]) -> "asyncio.Future[None] | None":
         """Have the events of runs recorded; waits for nothing.
@@ -139,10 +139,8 @@ class Outbox:
             (batch,) = batches
             publications = await self._publications(batch)
             size = sum(each.size for each in publications)
-            while self._unconfirmed and self._unconfirmed + size > UNCONFIRMED_BYTES:
-                self._room.clear()
-                await self._room.wait()
-            self._unconfirmed += size
+            await self._unconfirmed.room(size)
+            self._unconfirmed.change(size)
             confirmation = await self._session.publisher.publish(publications)
             self._tasks.create_task(self._confirmed(confirmation, batch.recorded, size))
 
@@ -211,8 +209,7 @@ class Outbox:
             log.warning("events_not_taken", queue=self._queue, messages=len(left), tries=backoff.tries + 1)
             await backoff.sleep()
             confirmation = await self._publish_apart(left) or confirmation
-        self._unconfirmed -= size
-        self._room.set()
+        self._unconfirmed.change(-size)
         recorded.set_result(None)
 
     async def _publish_apart(self, left: Sequence[Publication]) -> Confirmation | None:
