@@ -39,11 +39,13 @@ class NewRun:
         request: what was asked for.
         run: its row, with ``run.state`` as the row of its first state.
         added: bytes of JSON in the row that are not the request's.
+        deep: whether its JSON may be nested deeper than some 200 levels.
     """
 
     request: CreateRequest | DeploymentRequest
     run: FlowRun
     added: int = 0
+    deep: bool = False
 
 
 @immutable
@@ -100,7 +102,7 @@ def new_run(request: CreateRequest, now: datetime, *, traceparent: str | None = 
     run.deployment_id = body.deployment_id
     run.flow_version = body.flow_version
     run.labels = {"prefect.flow.id": str(body.flow_id), **(body.labels or {})}
-    return NewRun(request, run)
+    return NewRun(request, run, deep=request.deep)
 
 
 def run_row(

@@ -146,8 +146,9 @@ class Settings(BaseSettings):
     max_parameter_size: int = Field(
         MAX_PARAMETER_SIZE,
         ge=0,
-        description="Larger parameters are refused with 422; 0 for no limit but WORKER_MAX_BODY_BYTES. As "
-        "PREFECT_SERVER_API_MAX_PARAMETER_SIZE of the Prefect server; bytes.",
+        description="Larger parameters are refused with 422, and those that the values of variables make "
+        "larger; 0 for no limit but WORKER_MAX_BODY_BYTES. As PREFECT_SERVER_API_MAX_PARAMETER_SIZE of the "
+        "Prefect server; bytes.",
     )
     max_message_size: int = Field(
         MAX_MESSAGE_SIZE,

@@ -19,7 +19,7 @@ from worker.contract.message import MAX_MESSAGE_SIZE, Message, fingerprint
 from worker.contract.record import encode_record
 from worker.creation import NewRun, UnresolvedRun, requested_run
 from worker.dead_letters import sent_again
-from worker.deployments.creation import merged_parameters, run_of_deployment
+from worker.deployments.creation import hydrated_limit, merged_parameters, run_of_deployment
 from worker.deployments.deployment import Deployment, WorkQueue
 from worker.deployments.hydration import variable_names
 from worker.store.statements import Statements
@@ -37,6 +37,7 @@ DEPLOYMENT = Deployment(
     labels={"a": 1},
     parameters={"a": "b"},
     size=10,
+    deep=False,
     parameter_schema='{"type": "object", "properties": {"a": {"type": "string"}, "n": {"type": "integer"}}}',
     enforce_parameter_schema=True,
     job_variables='{"cpu": 1}',
@@ -67,7 +68,7 @@ def serve(message: Message) -> int:
         request = decode(message, max_body_bytes=MAX_BODY_BYTES)
         new = requested_run(request, NOW, traceparent=request.traceparent)
         if isinstance(new, UnresolvedRun):
-            variable_names([merged_parameters(new, DEPLOYMENT)], {})
+            variable_names([(merged_parameters(new, DEPLOYMENT), hydrated_limit(new, DEPLOYMENT))], {})
             new = run_of_deployment(new, DEPLOYMENT, variables=VARIABLES, blocks={})
     except Refusal as refusal:
         status, answer = refusal.status, _refused(message, refusal)

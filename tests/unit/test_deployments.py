@@ -18,13 +18,15 @@ from worker.contract.errors import (
     JobVariablesRefused,
     NoWorkPool,
     ParametersRefused,
+    ParametersTooLarge,
     Refusal,
     SchemaRefused,
     ValidationRefused,
 )
 from worker.contract.flow_run import FlowRun
 from worker.contract.message import FROM_DEPLOYMENT, Message
-from worker.creation import UnresolvedRun, requested_run
+from worker.contract.request import MAX_PARAMETER_SIZE
+from worker.creation import NewRun, UnresolvedRun, requested_run
 from worker.deployments.creation import run_of_deployment
 from worker.deployments.deployment import Deployment
 from worker.deployments.hydration import hydrate, variable_names
@@ -194,18 +196,45 @@ def test_why_a_kind_has_no_value_is_told(value: Any, reason: str) -> None:
     assert reason in str(refused.value)
 
 
-def test_what_variables_add_to_a_run_is_counted() -> None:
-    """So that a statement is bounded: 1,000 references are 60 KB, and what they stand for 5 MB."""
-    unresolved = requested_run(
-        decoded(
-            deployment_name="flow/name",
-            parameters={"x": [kind("workspace_variable", variable_name="v")] * 1000},
-        ),
-        NOW,
-    )
+def with_variables(count: int, *, limit: int = MAX_PARAMETER_SIZE) -> NewRun:
+    """A run whose parameters name a variable of 5,000 bytes so often."""
+    body = {
+        "deployment_name": "flow/name",
+        "parameters": {"x": [kind("workspace_variable", variable_name="v")] * count},
+    }
+    message = Message(json.dumps(body).encode(), {}, type=FROM_DEPLOYMENT)
+    unresolved = requested_run(decode(message, max_body_bytes=1_000_000, max_parameter_size=limit), NOW)
     assert isinstance(unresolved, UnresolvedRun)
-    made = run_of_deployment(unresolved, DEPLOYMENT, variables={"v": "a" * 5000}, blocks={})
-    assert made.added > 5_000_000
+    return run_of_deployment(unresolved, DEPLOYMENT, variables={"v": "a" * 4998}, blocks={})
+
+
+def test_what_variables_add_to_a_run_is_counted() -> None:
+    """So that a statement is bounded."""
+    assert with_variables(100).added > 500_000
+
+
+def test_the_values_of_variables_are_within_the_limit_of_parameters() -> None:
+    """A request of 60 KB may name 5 MB. The deployment's own parameters are not the request's."""
+    room = MAX_PARAMETER_SIZE + DEPLOYMENT.size
+    with pytest.raises(ParametersTooLarge, match=f"{room:,} bytes"):
+        with_variables(1000)
+    assert with_variables(1000, limit=0).added > 5_000_000
+    at_limit = with_variables(100, limit=with_variables(100).added - DEPLOYMENT.size)
+    with pytest.raises(ParametersTooLarge) as refused:
+        with_variables(100, limit=at_limit.added - DEPLOYMENT.size - 1)
+    assert refused.value.status == 422
+
+
+def test_values_are_measured_before_they_are_looked_at() -> None:
+    """As one value stands in many places, to go through all of them could take seconds."""
+
+    class Shown(dict[str, Any]):
+        def items(self) -> Any:
+            raise AssertionError("looked at")
+
+    asked = {"x": [kind("workspace_variable", variable_name="v")] * 1000}
+    with pytest.raises(ParametersTooLarge):
+        hydrate(asked, {"v": Shown({"a": 1})}, 1000)
 
 
 def test_parameters_without_a_kind_are_not_copied() -> None:
@@ -217,8 +246,8 @@ def test_variables_are_asked_for_in_rounds() -> None:
     """As far as it can be seen: what another variable names is asked for in the next."""
     inner = kind("workspace_variable", variable_name=kind("workspace_variable", variable_name="v"))
     asked = [
-        {"a": inner, "b": kind("workspace_variable", variable_name="w")},
-        {"a": kind("json", value="]")},
+        ({"a": inner, "b": kind("workspace_variable", variable_name="w")}, 100),
+        ({"a": kind("json", value="]")}, 100),
     ]
     assert variable_names(asked, {}) == {"v"}
     assert variable_names(asked, {"v": "x"}) == {"x", "w"}

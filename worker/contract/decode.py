@@ -76,6 +76,7 @@ class CreateRequest:
             ``message_id`` and no idempotency key; else None.
         traceparent: the producer's W3C trace context; None if it has none, or one that can't be
             read.
+        deep: whether it may be nested deeper than the quick parser reads: some 200 levels.
     """
 
     body: CreateFlowRun
@@ -83,6 +84,7 @@ class CreateRequest:
     created_by: CreatedBy | None = None
     run_id: UUID | None = None
     traceparent: str | None = None
+    deep: bool = False
 
 
 @immutable
@@ -92,7 +94,10 @@ class DeploymentRequest:
     Its endpoint checks an API version and makes nothing of it, so there is none here.
 
     Attributes:
-        size: of the message's body, in bytes. All others are as of :class:`CreateRequest`.
+        size: of the message's body, in bytes.
+        max_parameter_size: as for :func:`decode`.
+
+    All others are as of :class:`CreateRequest`.
     """
 
     body: CreateFlowRunFromDeployment
@@ -100,6 +105,8 @@ class DeploymentRequest:
     created_by: CreatedBy | None = None
     run_id: UUID | None = None
     traceparent: str | None = None
+    deep: bool = False
+    max_parameter_size: int = MAX_PARAMETER_SIZE
 
 
 def decode(
@@ -125,7 +132,7 @@ def decode(
         raise BodyTooLarge(len(message.body), max_body_bytes)
     api_version = _api_version(_header(message, "x-prefect-api-version"))
     try:
-        content = _parse(message.body)
+        content, deep = _parse(message.body)
     except Refusal as refusal:
         _check_compression(message)
         if message.type == AMQP_1_0_BODY:
@@ -146,8 +153,11 @@ def decode(
     run_id = fingerprint(message) if message.message_id and not body.idempotency_key else None
     traceparent = _traceparent(_header(message, "traceparent"))
     if isinstance(body, CreateFlowRunFromDeployment):
-        return DeploymentRequest(body, len(message.body), created_by, run_id, traceparent)
-    return CreateRequest(body, api_version, created_by, run_id, traceparent)
+        size = len(message.body)
+        return DeploymentRequest(
+            body, size, created_by, run_id, traceparent, deep, max_parameter_size=max_parameter_size
+        )
+    return CreateRequest(body, api_version, created_by, run_id, traceparent, deep)
 
 
 def decoded_size(body: bytes) -> int:
@@ -239,14 +249,14 @@ def _created_by(message: Message, errors: list[dict[str, Any]]) -> CreatedBy | N
     return CreatedBy(id=creator, type="AUTOMATION", display_value=display_value)
 
 
-def _parse(body: bytes) -> Any:
+def _parse(body: bytes) -> tuple[Any, bool]:
     """JSON as the standard library reads it for Prefect's server, by a faster parser where the two
-    agree.
+    agree; and whether it is the other's, which reads deeper.
     """
     if not body:
-        return None
+        return None, False
     try:
-        return from_json(body)
+        return from_json(body), False
     except ValueError:
         pass
     try:
@@ -264,7 +274,7 @@ def _parse(body: bytes) -> Any:
         raise BodyUnreadable from None
     if depth_exceeds(content, MAX_DEPTH):
         raise BodyUnreadable
-    return content
+    return content, True
 
 
 def depth_exceeds(content: Any, limit: int) -> bool:

@@ -185,14 +185,42 @@ class Unprocessable(Refusal):
 
     status = 422
 
-    def __init__(self, line: str = "This request cannot be processed.") -> None:
-        error = {"type": "value_error", "loc": ["body"], "msg": line, "input": None}
+    def __init__(self, line: str = "This request cannot be processed.", *place: str) -> None:
+        error = {"type": "value_error", "loc": ["body", *place], "msg": line, "input": None}
         body = {
             "exception_message": "Invalid request received.",
             "exception_detail": [error],
             "request_body": None,
         }
         super().__init__(line, body)
+
+
+class UnusableInPrefect(Unprocessable):
+    """Prefect's server could not read, list, hand out, move on or delete the run afterwards.
+
+    Args:
+        why: what it can't do, in a sentence.
+        place: the field that is the cause.
+    """
+
+    def __init__(self, why: str, *place: str) -> None:
+        super().__init__(f"{'.'.join(place)}: {why}", *place)
+
+
+class ParametersTooLarge(Refusal):
+    """With the values of workspace variables in them, parameters are too large. Prefect measures
+    them only as they are sent.
+
+    Args:
+        limit: ``WORKER_MAX_PARAMETER_SIZE`` and the size of the deployment's parameters, in bytes.
+    """
+
+    status = 422
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"Flow run parameters must be less than {limit:,} bytes with the values of their variables."
+        )
 
 
 def encode_error(refusal: Refusal, max_bytes: int) -> bytes:

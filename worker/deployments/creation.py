@@ -10,7 +10,8 @@ from uuid import UUID
 from pydantic_core import from_json
 
 from worker.contract.encoding import dumps
-from worker.contract.errors import NoWorkPool, ParametersRefused, SchemaRefused
+from worker.contract.errors import NoWorkPool, ParametersRefused, ParametersTooLarge, SchemaRefused
+from worker.contract.request import NO_LIMIT
 from worker.contract.state import StateCreate, StateType
 from worker.creation import NewRun, UnresolvedRun, run_row
 from worker.deployments.deployment import Deployment
@@ -33,6 +34,14 @@ def merged_parameters(unresolved: UnresolvedRun, deployment: Deployment) -> dict
     return {**deployment.parameters, **unresolved.request.body.parameters}
 
 
+def hydrated_limit(unresolved: UnresolvedRun, deployment: Deployment) -> int:
+    """How large parameters may be once they have the values that they stand for, as JSON in bytes;
+    :data:`NO_LIMIT`. The deployment's own are no matter of the request's.
+    """
+    limit = unresolved.request.max_parameter_size
+    return NO_LIMIT if limit == NO_LIMIT else limit + deployment.size
+
+
 def run_of_deployment(
     unresolved: UnresolvedRun, deployment: Deployment, *, variables: Variables, blocks: Collection[UUID]
 ) -> NewRun:
@@ -52,7 +61,8 @@ def run_of_deployment(
     body = request.body
     size = request.size + deployment.size
     merged = merged_parameters(unresolved, deployment)
-    parameters = hydrate(merged, variables)
+    limit = hydrated_limit(unresolved, deployment)
+    parameters = hydrate(merged, variables, limit)
     enforced = body.enforce_parameter_schema
     if deployment.enforce_parameter_schema if enforced is None else enforced:
         _check_parameters(parameters, deployment.parameter_schema, size)
@@ -88,8 +98,12 @@ def run_of_deployment(
         if body.work_queue_name in (None, "", queue.name):
             run.work_queue_id, run.pool_queue_name = queue.id, queue.name
     # A variable of some kilobytes may stand for each few bytes of the request.
-    added = deployment.size if parameters is merged else len(dumps(parameters))
-    return NewRun(request, run, added)
+    added, deep = deployment.size, request.deep or deployment.deep
+    if parameters is not merged:
+        added, deep = len(dumps(parameters)), True
+        if limit != NO_LIMIT and added > limit:
+            raise ParametersTooLarge(limit)
+    return NewRun(request, run, added, deep)
 
 
 def _check_parameters(parameters: dict[str, Any], schema: str | None, size: int) -> None:

@@ -23,6 +23,7 @@ class Deployment:
 
     Attributes:
         size: of the parameters as JSON, in characters.
+        deep: whether the parameters are nested deeper than some 200 levels.
         work_queue_name: as the row has it; it may be there without a queue.
         parameter_schema: JSON; None if the deployment has none.
         job_variables: JSON; those of all its runs.
@@ -37,6 +38,7 @@ class Deployment:
     labels: dict[str, Any] | None
     parameters: dict[str, Any]
     size: int
+    deep: bool
     parameter_schema: str | None
     enforce_parameter_schema: bool
     job_variables: str | None

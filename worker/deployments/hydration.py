@@ -3,11 +3,13 @@ list (``prefect.utilities.schema_tools.hydration``).
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from worker.contract.decode import MAX_DEPTH, depth_exceeds
-from worker.contract.errors import HydrationRefused
+from worker.contract.encoding import dumps
+from worker.contract.errors import HydrationRefused, ParametersTooLarge
+from worker.contract.request import NO_LIMIT
 from worker.contract.validation import unstorable
 
 KIND = "__prefect_kind"
@@ -28,17 +30,21 @@ class UnknownVariable(HydrationRefused):
         super().__init__(f"Variable '{name}' not found in workspace.")
 
 
-def hydrate(parameters: dict[str, Any], variables: Variables) -> dict[str, Any]:
+def hydrate(parameters: dict[str, Any], variables: Variables, max_size: int = NO_LIMIT) -> dict[str, Any]:
     """Parameters with the values that they stand for.
 
     Args:
         variables: the workspace variables by name, as far as these parameters need them.
+        max_size: of the values of variables in them, as JSON in bytes; :data:`NO_LIMIT`.
 
     Raises:
         HydrationRefused: a value can't be had, or can't be stored.
+        ParametersTooLarge: these values are larger.
     """
     if not _has_kind(parameters):
         return parameters
+    if max_size != NO_LIMIT:
+        variables = _Bounded(variables, max_size)
     try:
         hydrated = _hydrated(parameters, variables)
     except RecursionError:
@@ -55,16 +61,19 @@ def hydrate(parameters: dict[str, Any], variables: Variables) -> dict[str, Any]:
     return hydrated
 
 
-def variable_names(parameters: Iterable[dict[str, Any]], known: Variables) -> set[str]:
+def variable_names(parameters: Iterable[tuple[dict[str, Any], int]], known: Variables) -> set[str]:
     """Workspace variables that these parameters need, besides those that are known.
 
     A name may be in another variable, so ask again once these are known.
+
+    Args:
+        parameters: with the ``max_size`` of each, as for :func:`hydrate`.
     """
     asked = _Asked(known)
-    for each in parameters:
+    for each, max_size in parameters:
         try:
-            hydrate(each, asked)
-        except HydrationRefused:
+            hydrate(each, asked, max_size)
+        except (HydrationRefused, ParametersTooLarge):
             continue
     return asked.names
 
@@ -78,6 +87,32 @@ class _Asked(dict[str, Any]):
 
     def __missing__(self, name: str) -> None:
         self.names.add(name)
+
+
+class _Bounded(Mapping[str, Any]):
+    """Variables whose values may be taken until they are too large. They are shared by all places
+    that name them, so that they are measured before anything is written out.
+    """
+
+    def __init__(self, variables: Variables, max_size: int) -> None:
+        self._variables, self._max_size = variables, max_size
+        self._taken = 0
+        self._sizes: dict[str, int] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._variables[name]
+        if name not in self._sizes:
+            self._sizes[name] = len(dumps(value))
+        self._taken += self._sizes[name]
+        if self._taken > self._max_size:
+            raise ParametersTooLarge(self._max_size)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
 
 
 def _has_kind(value: Any) -> bool:

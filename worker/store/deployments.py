@@ -3,6 +3,7 @@ turns these requests into runs; and warns of runs that no work pool's worker see
 """
 
 import asyncio
+import json
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from time import monotonic
@@ -16,7 +17,7 @@ from worker.contract.decode import CreateRequest
 from worker.contract.errors import DeploymentNotFound, Refusal
 from worker.contract.state import StateType
 from worker.creation import NewRun, UnresolvedRun
-from worker.deployments.creation import merged_parameters, run_of_deployment
+from worker.deployments.creation import hydrated_limit, merged_parameters, run_of_deployment
 from worker.deployments.deployment import Deployment, WorkQueue
 from worker.deployments.hydration import variable_names
 from worker.deployments.job_variables import job_template
@@ -44,7 +45,11 @@ async def resolve_deployments(
     """Turn requests for runs of deployments into runs, or into their refusals."""
     deployments = await _deployments(reader, unresolved)
     asked = [(each, deployments.get(_which(each))) for each in unresolved]
-    merged = [merged_parameters(each, deployment) for each, deployment in asked if deployment is not None]
+    merged = [
+        (merged_parameters(each, deployment), hydrated_limit(each, deployment))
+        for each, deployment in asked
+        if deployment is not None
+    ]
     variables = await _variables(reader, merged)
     templates = {each.job_template for each in deployments.values() if each.job_template is not None}
     blocks = {block for each in templates for block in job_template(each).blocks}
@@ -95,6 +100,7 @@ async def _deployments(reader: Reader, unresolved: Sequence[UnresolvedRun]) -> d
 
 
 def _deployment(row: Row) -> Deployment:
+    parameters, deep = _parse(row.parameters)
     queue = None
     if row.pool_id is not None:
         queue = WorkQueue(row.work_queue_id, row.queue_name, row.pool_id, row.pool_name)
@@ -104,8 +110,9 @@ def _deployment(row: Row) -> Deployment:
         version=row.version,
         tags=row.tags or [],
         labels=row.labels,
-        parameters=from_json(row.parameters) or {},
+        parameters=parameters or {},
         size=len(row.parameters),
+        deep=deep,
         parameter_schema=_text(row.parameter_openapi_schema),
         enforce_parameter_schema=row.enforce_parameter_schema,
         job_variables=_text(row.infra_overrides),
@@ -117,12 +124,20 @@ def _deployment(row: Row) -> Deployment:
     )
 
 
-def _text(json: str | None) -> str | None:
+def _parse(text: str) -> tuple[Any, bool]:
+    """JSON, and whether it is nested deeper than the quick parser reads."""
+    try:
+        return from_json(text), False
+    except ValueError:
+        return json.loads(text), True
+
+
+def _text(json_text: str | None) -> str | None:
     """JSON that says something."""
-    return None if json == "null" else json
+    return None if json_text == "null" else json_text
 
 
-async def _variables(reader: Reader, parameters: Sequence[dict[str, Any]]) -> dict[str, Any]:
+async def _variables(reader: Reader, parameters: Sequence[tuple[dict[str, Any], int]]) -> dict[str, Any]:
     known: dict[str, Any] = {}
     asked: set[str] = set()
     # The name of one may be in another: that takes another round.
