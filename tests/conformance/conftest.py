@@ -84,12 +84,13 @@ class Both:
 
     Attributes:
         broken: how often Prefect failed by a 5xx, or broke the connection, as the test counts it.
+        share: whether both write into one database.
     """
 
     def __init__(self, http: httpx.AsyncClient, producer: Producer, *, share: bool) -> None:
         self.http = http
         self.producer = producer
-        self._share = share
+        self.share = share
         self._twins: dict[str, str] = {}
         self.broken = 0
 
@@ -100,7 +101,7 @@ class Both:
 
     async def _twin(self, flow_id: str) -> str:
         if flow_id not in self._twins:
-            self._twins[flow_id] = await self.flow() if self._share else flow_id
+            self._twins[flow_id] = await self.flow() if self.share else flow_id
         return self._twins[flow_id]
 
     async def answers(self, flow_id: str, body: bytes, headers: dict[str, str] | None = None) -> Answers:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
 from tests.conformance.comparison import comparable, differences
+from tests.conformance.conftest import OTHER_LIMIT
 from tests.conformance.deployment_cases import CASES, SETUPS, VARIABLES, DeploymentCase, Setup, kind, variable
 from tests.conformance.shared import Both, Shared, assert_served, deploy_greeting, start_process_worker
 from tests.conformance.test_conformance import (
@@ -42,6 +43,7 @@ from worker.client import FlowRunClient, InvalidFlowRun, NotFound
 from worker.client.sync import FlowRunClient as SyncClient
 from worker.contract.deployment_request import CreateFlowRunFromDeployment
 from worker.contract.record import FlowRunRecord
+from worker.contract.request import MAX_PARAMETER_SIZE
 
 TYPE = "create_flow_run_from_deployment"
 
@@ -295,6 +297,24 @@ async def test_where_prefect_breaks_we_refuse(
     reply = await deployments.request({**body, "deployment_id": ours.id})
     assert reply.status == status, reply.body
     assert re.search(told, reply.headers["x-error"])
+
+
+async def test_variables_make_no_parameters_too_large(deployments: Deployments, shared: Shared) -> None:
+    """Prefect measures them before it puts the values in."""
+    ours, theirs = await deployments.twins("bare")
+    name = f"large_{uuid4().hex}"
+    await deployments.both.post("/variables/", {"name": name, "value": "v" * 4000})
+    limit = OTHER_LIMIT if shared.database_url.startswith("sqlite") else MAX_PARAMETER_SIZE
+    for count, status in ((limit // 4100, 201), (limit // 4000 + 1, 422)):
+        body = {"parameters": {"p": [variable(name)] * count}}
+        response = await deployments.both.prefect(
+            "POST", f"/deployments/{theirs.id}/create_flow_run", json=body
+        )
+        assert response.status_code == 201
+        reply = await deployments.request({**body, "deployment_id": ours.id})
+        assert reply.status == status, reply.body
+    # The deployment's own are an empty object.
+    assert f"less than {limit + 2:,} bytes" in reply.headers["x-error"]
 
 
 async def test_a_template_is_refused_in_so_many_words(deployments: Deployments) -> None:

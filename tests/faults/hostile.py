@@ -187,7 +187,12 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("1 MB of nesting, closed", b"[" * (LIMIT // 2) + b"]" * (LIMIT // 2), 400),
     Hostile("1 MB of nested objects", filled(b"", b'{"a":', b""), 400),
     Hostile("490 levels", raw_request(b'"parameters": {"a": ' + b"[" * 490 + b"]" * 490 + b"}"), 201),
+    Hostile("260 levels in a state's data", raw_request(b'"state": {"type": "FAILED", "data": ' + b"[" * 260 + b"]" * 260 + b"}"), 201),
     Hostile("600 levels", raw_request(b'"parameters": {"a": ' + b"[" * 600 + b"]" * 600 + b"}"), 400),
+    # What is no run for Prefect, and one for a database of our own
+    Hostile("200 tags", request(tags=[f"{number}" for number in range(200)]), 201),
+    Hostile("a result whose key is a number", request(state={"type": "SCHEDULED", "data": {"storage_key": 1}}), 201),
+    Hostile("a result that names a library", request(state={"type": "SCHEDULED", "data": {"storage_key": "a", "serializer": {"type": "pickle", "picklelib": "os"}}}), 201),
     # Numbers
     Hostile("a number of 5,000 digits", raw_request(b'"parameters": {"a": ' + b"9" * 5000 + b"}"), 400),
     Hostile("a number of 4,000 digits", raw_request(b'"parameters": {"a": ' + b"9" * 4000 + b"}"), 201),

@@ -23,6 +23,7 @@ from worker.deployments.creation import hydrated_limit, merged_parameters, run_o
 from worker.deployments.deployment import Deployment, WorkQueue
 from worker.deployments.hydration import variable_names
 from worker.store.statements import Statements
+from worker.unusable import unusable
 
 FRAME_MAX = 131_072
 MAX_BODY_BYTES = 1_048_576
@@ -70,6 +71,7 @@ def serve(message: Message) -> int:
         if isinstance(new, UnresolvedRun):
             variable_names([(merged_parameters(new, DEPLOYMENT), hydrated_limit(new, DEPLOYMENT))], {})
             new = run_of_deployment(new, DEPLOYMENT, variables=VARIABLES, blocks={})
+        unusable(new, [DEPLOYMENT.tags])
     except Refusal as refusal:
         status, answer = refusal.status, _refused(message, refusal)
     else:

@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+# What Prefect takes in an event, by default (``server.events.maximum_related_resources``). Beyond
+# it neither its own endpoint makes a run, nor can the state of one be changed.
+MAX_RELATED = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Related:

@@ -10,15 +10,14 @@ from uuid import UUID
 
 from worker.contract.flow_run import FlowRun, FlowRunState
 from worker.contract.immutable import immutable
-from worker.contract.related import References, Related, RelatedRows
+from worker.contract.related import MAX_RELATED, References, Related, RelatedRows
 from worker.contract.state import StateType
 
 # Prefect's limit of a state's message in an event (``TRUNCATE_STATE_MESSAGES_AT``); characters.
 MAX_STATE_MESSAGE = 100_000
-# What its API takes in an event, by default (``server.events.maximum_related_resources``,
-# ``maximum_event_name_length`` and ``maximum_size_bytes``). Beyond the first two its own endpoint
-# makes no run. What is larger than the last it drops.
-MAX_RELATED = 100
+# What its API takes in an event, by default (``server.events.maximum_event_name_length`` and
+# ``maximum_size_bytes``). Beyond the first its own endpoint makes no run. What is larger than the
+# last it drops.
 MAX_EVENT_NAME = 1024
 MAX_EVENT_BYTES = 1_500_000
 # Room within the last for what the server adds: when it received the event.
@@ -118,8 +117,8 @@ def event(run: Beginning, rows: RelatedRows) -> dict[str, Any]:
     """The event that Prefect emits for a run's first state (``flow_run_state_change_event``), as
     ``POST /api/events`` takes it.
 
-    Two things are cut to what the API takes, where Prefect itself would make no run: the event's
-    name, and the related resources, of which tags are left out.
+    Two things are cut to what the API takes: the event's name, for which Prefect itself would make
+    no run; and the related resources, should the rows have got more tags since the run was made.
     """
     return {
         "occurred": run.timestamp,

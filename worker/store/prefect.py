@@ -32,6 +32,7 @@ from worker.store.tables import (
     work_pool,
     work_queue,
 )
+from worker.unusable import unusable
 
 # Tables by which a Prefect server's database is known.
 MARKS = frozenset({"alembic_version", "flow", "flow_run", "deployment", "work_pool"})
@@ -68,10 +69,11 @@ async def resolve(reader: Reader, runs: Sequence[NewRun]) -> References:
     for run, body in requests:
         if refusal := _fill_work_queue(run, body, pools, queues):
             references.refused[run.id] = refusal
-    flows = await _by(reader, flow.c.id, (new.run.flow_id for new in runs), flow.c.labels)
+    flows = await _by(reader, flow.c.id, (new.run.flow_id for new in runs), flow.c.labels, flow.c.tags)
     ids, of = (body.deployment_id for _, body in requests), deployment.c
-    deployments = await _by(reader, of.id, ids, of.flow_id, of.labels)
-    tasks = await _by(reader, task_run.c.id, (new.run.parent_task_run_id for new in runs))
+    deployments = await _by(reader, of.id, ids, of.flow_id, of.labels, of.tags)
+    parents = (new.run.parent_task_run_id for new in runs)
+    tasks = await _by(reader, task_run.c.id, parents, task_run.c.tags)
     documents = await _by(reader, block_document.c.id, (new.run.infrastructure_document_id for new in runs))
     for run, body in requests:
         run.labels = _labels(run, body, flows.get(run.flow_id), deployments.get(run.deployment_id))
@@ -84,6 +86,9 @@ async def resolve(reader: Reader, runs: Sequence[NewRun]) -> References:
         ):
             if value is not None and value not in found:
                 references.missing.setdefault(run.id, IntegrityConflict(f"There is no {what} {value}."))
+        rows = flows.get(run.flow_id), deployments.get(run.deployment_id), tasks.get(run.parent_task_run_id)
+        if why := unusable(new, [row.tags for row in rows if row is not None]):
+            references.missing.setdefault(run.id, why)
     return references
 
 

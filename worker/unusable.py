@@ -1,0 +1,136 @@
+"""Finds new runs that Prefect's server could not read, list, hand out, move on or delete once they
+stood in its database. Pure; asks no database.
+
+Each rule was found by asking a server: ``tests/conformance/test_odd_runs.py`` asks it again.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from worker.contract.decode import DeploymentRequest, depth_exceeds
+from worker.contract.errors import UnusableInPrefect
+from worker.contract.flow_run import FlowRun
+from worker.contract.related import MAX_RELATED
+from worker.contract.state import DateTime
+from worker.creation import NewRun
+
+# Prefect writes its answers with orjson, which goes 254 levels deep. ``/flow_runs/paginate`` shows
+# a run deepest: an object in a list in an object.
+MAX_LEVELS = 254 - 3
+# A run's state is an object in the run.
+MAX_STATE_LEVELS = MAX_LEVELS - 1
+# An event names these besides tags: flow, deployment, work queue, work pool, task run, creator.
+_MAX_ROWS = 6
+
+
+def unusable(new: NewRun, tags: Sequence[Collection[str] | None]) -> UnusableInPrefect | None:
+    """Why Prefect's server could not handle a run; None if it could.
+
+    Args:
+        tags: of the run's flow, of the deployment unless the run has its tags already, and of the
+            parent task run; of those that are there.
+    """
+    return (_too_deep(new.run) if new.deep else None) or _no_result(new.run) or _too_many_tags(new, tags)
+
+
+def _too_deep(run: FlowRun) -> UnusableInPrefect | None:
+    data = None if run.state is None else run.state.data
+    for place, value, levels in (
+        ("parameters", run.parameters, MAX_LEVELS),
+        ("context", run.context, MAX_LEVELS),
+        ("job_variables", run.job_variables, MAX_LEVELS),
+        ("state.data", data, MAX_STATE_LEVELS),
+    ):
+        # One more for the values in the last level.
+        if depth_exceeds(value, levels + 1):
+            why = f"JSON nested deeper than {levels} levels here is in no list that Prefect could show"
+            return UnusableInPrefect(why, *place.split("."))
+    return None
+
+
+def _too_many_tags(new: NewRun, inherited: Sequence[Collection[str] | None]) -> UnusableInPrefect | None:
+    """``enforce_maximum_related_resources`` and ``_flow_run_related_resources_from_orm``."""
+    run = new.run
+    most = len(run.tags) + _MAX_ROWS
+    for tags in inherited:
+        most += len(tags or ())
+    if most <= MAX_RELATED:
+        return None
+    of_deployment = isinstance(new.request, DeploymentRequest)
+    # The queue of a run of a deployment may not be looked up yet: a work pool has it.
+    has_queue = run.work_queue_id is not None or run.work_pool_id is not None
+    has_pool = run.work_pool_id is not None
+    rows = len(inherited) + of_deployment + has_queue + has_pool + (run.created_by is not None)
+    count = len({*run.tags, *(tag for tags in inherited for tag in tags or ())})
+    if count + rows <= MAX_RELATED:
+        return None
+    why = (
+        f"Prefect can't change the state of this run if it has more than {MAX_RELATED - rows} tags, those of "
+        f"its flow, deployment and parent task run among them; it has {count}"
+    )
+    return UnusableInPrefect(why, "tags")
+
+
+class _Serializer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Pickle(_Serializer):
+    type: Literal["pickle"] = "pickle"
+    picklelib: Literal["cloudpickle", "pickle"] = "cloudpickle"
+    picklelib_version: str | None = None
+
+
+class _Json(_Serializer):
+    type: Literal["json"]
+    jsonlib: Literal["json"] = "json"
+    object_encoder: Literal["prefect.serializers.prefect_json_object_encoder"] | None = None
+    object_decoder: Literal["prefect.serializers.prefect_json_object_decoder"] | None = None
+    dumps_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=0)
+    loads_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=0)
+
+
+_Plain = Annotated[_Pickle | _Json, Field(discriminator="type")]
+
+
+class _Compressed(_Serializer):
+    type: Literal["compressed/pickle", "compressed/json"]
+    serializer: _Plain = Field(default_factory=_Pickle)
+    compressionlib: Literal["lzma", "bz2", "gzip", "zlib"] = "lzma"
+
+
+class _ResultRecordMetadata(BaseModel):
+    """``ResultRecordMetadata``: Prefect's clients and workers take it apart, and fail at a whole
+    list over one that is not so. They import what a serializer names: only the usual is taken.
+    """
+
+    storage_key: str | None
+    expiration: DateTime | None = None
+    serializer: Annotated[_Pickle | _Json | _Compressed, Field(discriminator="type")] = Field(
+        default_factory=_Pickle
+    )
+    prefect_version: str = ""
+    storage_block_id: UUID | None = None
+
+
+_result = TypeAdapter(_ResultRecordMetadata)
+
+
+def _no_result(run: FlowRun) -> UnusableInPrefect | None:
+    data = None if run.state is None else run.state.data
+    if not isinstance(data, dict) or "storage_key" not in data:
+        return None
+    try:
+        _result.validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        why = (
+            "With a storage_key Prefect's workers read it as a result's metadata, and fail over it: "
+            f"{where}: {first['msg']}"
+        )
+        return UnusableInPrefect(why, "state", "data")
+    return None
