@@ -17,14 +17,14 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from worker.broker.in_flight import PREFETCH_SIZE
 from worker.broker.topology import EVENTS_SUFFIX, Topology
-from worker.broker.urls import ENCODE, check_urls, split_urls
+from worker.broker.urls import check_urls, split_urls, with_password_file_in_each
 from worker.contract.message import MAX_MESSAGE_SIZE
 from worker.contract.request import MAX_PARAMETER_SIZE
+from worker.database_url import read_database_url
+from worker.password_file import with_password_file
 
 PREFIX = "WORKER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -54,11 +54,8 @@ def _amqp_url(urls: str) -> str:
 
 def _database_url(url: str) -> str:
     _visible(url)
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        raise ValueError(f"can't be read as a URL {ENCODE}") from None
-    if parsed.get_backend_name() not in ("sqlite", "postgresql", "postgres"):
+    parsed = read_database_url(url)
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise ValueError("must be sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name")
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ValueError("must name a file: a database in memory ends with each connection")
@@ -99,6 +96,12 @@ def _pattern(pattern: str | None) -> str | None:
     return pattern
 
 
+def _file(path: str | None) -> str | None:
+    if path is not None:
+        _visible(path)
+    return path
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -120,6 +123,15 @@ class Settings(BaseSettings):
         "sqlite+aiosqlite:///flow_runs.db",
         repr=False,
         description="sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name.",
+    )
+    amqp_password_file: Annotated[str | None, AfterValidator(_file)] = Field(
+        None,
+        description="A file with the password, or the token, for all URLs of the broker; it goes before "
+        "theirs. Read anew at each connect.",
+    )
+    database_password_file: Annotated[str | None, AfterValidator(_file)] = Field(
+        None,
+        description="The same for PostgreSQL.",
     )
     queue: Annotated[str, AfterValidator(_queue)] = Field(
         "flow-runs.create",
@@ -171,6 +183,9 @@ class Settings(BaseSettings):
     prefect_api_auth_string: str | None = Field(
         None, repr=False, description="The server's PREFECT_SERVER_API_AUTH_STRING, if it has one."
     )
+    prefect_api_auth_string_file: Annotated[str | None, AfterValidator(_file)] = Field(
+        None, description="A file with it, which goes before it. Read anew at each request."
+    )
     prefect_api_cafile: str | None = Field(
         None,
         description="A file with the certificates by which that of the API is verified, for https; the "
@@ -211,6 +226,15 @@ class Settings(BaseSettings):
     def topology(self) -> Topology:
         """What must stand at the broker."""
         return Topology(self.queue, events=self.prefect_api_url is not None)
+
+    @model_validator(mode="after")
+    def _urls_name_their_password_files(self) -> Self:
+        """So whatever connects by a URL reads the file, and none needs to be told of it."""
+        if self.amqp_password_file:
+            self.amqp_url = with_password_file_in_each(self.amqp_url, self.amqp_password_file)
+        if self.database_password_file and not self.database_url.startswith("sqlite"):
+            self.database_url = with_password_file(self.database_url, self.database_password_file)
+        return self
 
     @model_validator(mode="after")
     def _events_are_of_a_prefect_server(self) -> Self:

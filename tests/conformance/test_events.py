@@ -355,5 +355,5 @@ async def test_doctor_knows_whether_it_is_the_server_of_the_database(scene: Scen
     (about,) = [each for each in json.loads(wrong.out) if each["what"] == "Prefect's API"]
     if "prefect_api_auth_string" in settings:
         assert about["verdict"] == "problem"
-        assert "answers 401 (check WORKER_PREFECT_API_AUTH_STRING)" in about["detail"]
+        assert "answers 401 (check WORKER_PREFECT_API_AUTH_STRING, or its file)" in about["detail"]
         assert wrong.code == 1

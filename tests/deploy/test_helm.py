@@ -18,6 +18,7 @@ EVERYTHING: dict[str, Any] = {
     "imagePullSecrets": [{"name": "registry"}],
     "replicas": 3,
     "secrets": {"worker": "orders", "owner": "orders-owner"},
+    "passwordFiles": {"secret": "orders-passwords", "keys": ["amqp-password", "prefect-api-auth-string"]},
     "databaseKind": "standalone",
     "settings": {"WORKER_QUEUE": "orders.create", "WORKER_PREFETCH_SIZE": "33554432"},
     "shutdownTimeout": 60,

@@ -27,8 +27,8 @@ option goes before the environment, and the environment before `.env`.
 """
 
 TAIL = """
-**Passwords** stand in the two URLs and in the auth string. In a URL's user name, password or
-virtual host, write / ? # @ : as `%2F %3F %23 %40 %3A`. [Rights and
+**Passwords** stand in the two URLs and in the auth string, or in the files that are named. In a
+URL's user name, password or virtual host, write / ? # @ : as `%2F %3F %23 %40 %3A`. [Rights and
 security](rights-and-security.md) has the rest.
 
 **Queue names.** From `WORKER_QUEUE` follow the dead-letter queue (NAME`.dead`) and, if the name has

@@ -26,8 +26,9 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
+from ..password_file import PASSWORD_FILE, PasswordUnreadable
 from .control import WatchedConnection, watch_of
-from .urls import split_urls
+from .urls import split_urls, with_password
 
 ConnectionType = TypeVar("ConnectionType", bound=aio_pika.Connection)
 
@@ -157,7 +158,12 @@ async def close_quietly(resource: aio_pika.Connection | AbstractChannel) -> None
 
 async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) -> ConnectionType:
     where = url.with_user(None).with_password(None).with_query(None)
+    password_file = url.query.get(PASSWORD_FILE)
     _check_tls_files(url)
+    try:
+        url = with_password(url)
+    except PasswordUnreadable as error:
+        raise BrokerUnavailable(f"No login at {where}: {error}") from error
     connection = connection_class(url.update_query(name=name), **_options(connection_class))
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -165,7 +171,9 @@ async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) 
             return connection
     except (AuthenticationError, ProbableAuthenticationError) as error:
         raise BrokerRefused(
-            f"The broker at {where} refuses the login: check the user and the password ({error})"
+            f"The broker at {where} refuses the login: check the user and the password"
+            + (f", which is that of the file '{password_file}'" if password_file else "")
+            + f" ({error})"
         ) from error
     except (InvalidFrameError, ConnectionClosed) as error:
         # aiormq waits for Open-Ok, and takes the Close that comes in its place for a wrong frame.

@@ -4,6 +4,8 @@ import re
 
 from yarl import URL
 
+from ..password_file import PASSWORD_FILE, read_password, with_password_file
+
 # What stands in the way of reading a URL is most often this; the URL itself is not shown, as it has
 # the password.
 ENCODE = "(in a user name, password or vhost, each of / ? # @ : is written as %2F %3F %23 %40 %3A)"
@@ -15,7 +17,7 @@ _BETWEEN = re.compile(r"\s*,\s*(?=amqps?://)")
 _QUERY = frozenset(
     (
         *("name", "heartbeat", "timeout", "auth", "cafile", "capath", "cadata", "certfile", "keyfile"),
-        *("interleave", "happy_eyeballs_delay"),
+        *("interleave", "happy_eyeballs_delay", PASSWORD_FILE),
     )
 )
 # By names that other clients have for it.
@@ -51,3 +53,18 @@ def check_urls(urls: str) -> str:
             instead = f"; it is '{_INSTEAD[name]}' here" if name in _INSTEAD else ""
             raise ValueError(f"has '{name}' in its query, which means nothing{instead}")
     return urls
+
+
+def with_password_file_in_each(urls: str, path: str) -> str:
+    """The same list, in which each URL names this file for its password."""
+    return ", ".join(with_password_file(url, path) for url in split_urls(urls))
+
+
+def with_password(url: URL) -> URL:
+    """The URL as it is now: with the password of the file that it names, if it names one.
+
+    Raises:
+        PasswordUnreadable: there is no password in the file.
+    """
+    files = url.query.getall(PASSWORD_FILE, ())
+    return url.without_query_params(PASSWORD_FILE).with_password(read_password(files[-1])) if files else url

@@ -10,6 +10,7 @@ from uuid import uuid4
 import aiohttp
 import orjson
 
+from worker.password_file import PasswordUnreadable, read_password
 from worker.settings import Settings, redact
 
 # For one request, from the connection to the end of the answer; seconds. 200 events take a server
@@ -53,9 +54,8 @@ class PrefectAPI:
         self._url = settings.prefect_api_url
         self._cafile = settings.prefect_api_cafile
         self._headers = {"Content-Type": "application/json"}
-        if settings.prefect_api_auth_string:
-            login = base64.b64encode(settings.prefect_api_auth_string.encode()).decode()
-            self._headers["Authorization"] = f"Basic {login}"
+        self._auth_string = settings.prefect_api_auth_string
+        self._auth_string_file = settings.prefect_api_auth_string_file
         # As Prefect's own client: the token is this client's.
         self._client = str(uuid4())
         self._http: aiohttp.ClientSession | None = None
@@ -130,12 +130,27 @@ class PrefectAPI:
             http = self._session()
             # A proxy's redirect would make a GET of it.
             async with http.request(
-                method, self._url + path, data=body, headers=self._headers, allow_redirects=False
+                method,
+                self._url + path,
+                data=body,
+                headers=self._headers | self._login(),
+                allow_redirects=False,
             ) as response:
                 return response.status, await response.content.read(ERROR_BYTES)
         except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
             reason = str(error) or type(error).__name__
             raise APIAway(f"No answer from {redact(self._url)}: {reason}") from error
+
+    def _login(self) -> dict[str, str]:
+        auth_string = self._auth_string
+        if self._auth_string_file:
+            try:
+                auth_string = read_password(self._auth_string_file)
+            except PasswordUnreadable as error:
+                raise APIAway(f"No login at {redact(self._url)}: {error}", 401) from error
+        if not auth_string:
+            return {}
+        return {"Authorization": f"Basic {base64.b64encode(auth_string.encode()).decode()}"}
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
@@ -148,8 +163,8 @@ class PrefectAPI:
 
 
 _ADVICE = {
-    401: " (check WORKER_PREFECT_API_AUTH_STRING)",
-    403: " (check WORKER_PREFECT_API_AUTH_STRING)",
+    401: " (check WORKER_PREFECT_API_AUTH_STRING, or its file)",
+    403: " (check WORKER_PREFECT_API_AUTH_STRING, or its file)",
     404: " (does WORKER_PREFECT_API_URL end with /api?)",
     405: " (does WORKER_PREFECT_API_URL end with /api?)",
     200: " and not 204 (does WORKER_PREFECT_API_URL end with /api?)",

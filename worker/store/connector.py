@@ -2,8 +2,11 @@
 and how they are kept alive. Knows no engine.
 """
 
+import os
+import random
 import socket
-from dataclasses import dataclass
+import ssl
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 from weakref import WeakSet
@@ -11,6 +14,8 @@ from weakref import WeakSet
 import asyncpg
 from sqlalchemy.engine import URL
 
+from worker.contract.errors import Fault
+from worker.password_file import PASSWORD_FILE, PasswordUnreadable, read_password
 from worker.store.errors import refuses_settings
 
 # How long a host may take to let us in; half of it where there are others to try. Seconds.
@@ -21,7 +26,13 @@ STATEMENT_TIMEOUT = 60.0
 # How soon and how often an idle connection is asked for a sign of life, in seconds; and for how
 # many milliseconds what was sent may go without one. So a firewall neither forgets a connection nor
 # drops it unnoticed.
-KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+KEEPALIVE = {
+    "SO_KEEPALIVE": 1,
+    "TCP_KEEPIDLE": 5,
+    "TCP_KEEPINTVL": 3,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 10_000,
+}
 
 # Where PostgreSQL's warning comes from when a commit waits for its synchronous standby no longer:
 # what it committed is on this server only. (The text of a warning may be translated.)
@@ -36,15 +47,28 @@ local_only: "WeakSet[asyncpg.Connection[Any]]" = WeakSet()
 # second. Not "jit", which asyncpg sets for the session where it finds it off for the transaction.)
 PLANNING = {"enable_seqscan": "off", "jit_above_cost": "-1"}
 
-# What SQLAlchemy's dialect or asyncpg take as numbers. All else that stands in a URL is text.
-_NUMBERS: dict[str, type[int] | type[float]] = {
+# The same by libpq's names, whose numbers are of the same units.
+_KEEPALIVE_NAMES = {
+    "keepalives": "SO_KEEPALIVE",
+    "keepalives_idle": "TCP_KEEPIDLE",
+    "keepalives_interval": "TCP_KEEPINTVL",
+    "keepalives_count": "TCP_KEEPCNT",
+    "tcp_user_timeout": "TCP_USER_TIMEOUT",
+}
+
+# Arguments of asyncpg. All else that stands in a URL's query is written as libpq has it.
+_ARGUMENTS: dict[str, type[int] | type[float] | type[str]] = {
     "timeout": float,
     "command_timeout": float,
-    "prepared_statement_cache_size": int,
+    "prepared_statement_cache_size": int,  # SQLAlchemy's, to be exact
     "statement_cache_size": int,
     "max_cached_statement_lifetime": int,
     "max_cacheable_statement_size": int,
+    "service": str,
+    "servicefile": str,
 }
+# Files that asyncpg reads at each connect; it does not say which one it could not.
+_FILES = ("sslcert", "sslkey", "sslrootcert", "sslcrl")
 
 
 @dataclass(frozen=True)
@@ -55,28 +79,72 @@ class Connector:
         hosts: name or folder of a socket, and port; None for asyncpg's default.
         arguments: of ``asyncpg.connect``.
         settings: of each session.
+        query: what asyncpg reads from a URL only, as libpq writes it: of TLS, and settings of the
+            session.
+        keepalive: options of the socket.
+        password_file: has the password; it is read at each connect.
+        shuffled: the hosts are tried in an order that is drawn.
     """
 
     hosts: tuple[tuple[str | None, int | None], ...]
     arguments: dict[str, Any]
     settings: dict[str, str]
+    query: dict[str, str] = field(default_factory=dict)
+    keepalive: dict[str, int] = field(default_factory=dict)
+    password_file: str | None = None
+    shuffled: bool = False
 
     async def __call__(self) -> Any:
+        """Raises :class:`Fault` for a file that can't be read, else as asyncpg does."""
         timeout = CONNECT_TIMEOUT / min(len(self.hosts), 2)
         arguments = {"timeout": timeout, **self.arguments, "server_settings": self.settings}
+        arguments |= self._from_files()
         failed: Exception | None = None
-        for host, port in self.hosts:
+        for host, port in random.sample(self.hosts, len(self.hosts)) if self.shuffled else self.hosts:
             try:
                 connection = await asyncpg.connect(host=host, port=port, **arguments)
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
                 failed = error
             else:
                 # asyncpg has no setting for it, and no public way to the socket.
-                _keep_alive(connection._transport.get_extra_info("socket"))
+                _keep_alive(connection._transport.get_extra_info("socket"), self.keepalive)
                 connection.add_log_listener(_note_local_commit)
                 return connection
         assert failed is not None
         raise failed
+
+    def _from_files(self) -> dict[str, Any]:
+        """The arguments that are in files, as these are now."""
+        query, found = dict(self.query), dict[str, Any]()
+        for name in _FILES:
+            if (path := query.get(name, "system")) != "system" and not os.access(path, os.R_OK):
+                raise Fault(f"The file '{path}', which is the {name} of the database's URL, can't be read")
+        if self.password_file is not None:
+            try:
+                found["password"] = read_password(self.password_file)
+            except PasswordUnreadable as error:
+                raise Fault(f"No login at PostgreSQL: {error}") from error
+        if query.get("sslrootcert") == "system":
+            found["ssl"] = _trusting_the_system(query)
+        if query:
+            found["dsn"] = f"postgresql:///?{urlencode(query)}"
+        return found
+
+
+def _trusting_the_system(query: dict[str, str]) -> ssl.SSLContext:
+    """TLS with a server whose certificate the system's authorities have signed; takes what concerns
+    TLS out of the query.
+    """
+    asked = {name: query.pop(name) for name in list(query) if name.startswith("ssl")}
+    context = ssl.create_default_context()
+    if "sslcert" in asked:
+        context.load_cert_chain(asked["sslcert"], asked.get("sslkey"), lambda: asked.get("sslpassword", ""))
+    for name in ("minimum_version", "maximum_version"):
+        if version := asked.get(f"ssl_{name[:3]}_protocol_version"):
+            setattr(context, name, ssl.TLSVersion[version.replace(".", "_")])
+    if "sslnegotiation" in asked:
+        query["sslnegotiation"] = asked["sslnegotiation"]
+    return context
 
 
 def _note_local_commit(connection: Any, message: Any) -> None:
@@ -87,33 +155,40 @@ def _note_local_commit(connection: Any, message: Any) -> None:
         local_only.add(connection)
 
 
-def _keep_alive(there: socket.socket) -> None:
+def _keep_alive(there: socket.socket, options: dict[str, int]) -> None:
     if there.family in (socket.AF_INET, socket.AF_INET6):
-        there.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE.items():
+        for option, value in options.items():
             if hasattr(socket, option):  # not on every system
-                there.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+                level = socket.SOL_SOCKET if option == "SO_KEEPALIVE" else socket.IPPROTO_TCP
+                there.setsockopt(level, getattr(socket, option), value)
 
 
 def read_url(url: URL) -> tuple[Connector, int]:
-    """What a URL asks for; and how many prepared statements a connection may keep."""
-    _, options = url.get_dialect()().create_connect_args(url)
-    host, port = options.pop("host", None), options.pop("port", None)
-    hosts = tuple(zip(host, port, strict=True)) if isinstance(host, list) else ((host, port),)
-    taken = {name: options.pop(name) for name in ("user", "password", "database") if name in options}
-    numbers = {name: number(options.pop(name)) for name, number in _NUMBERS.items() if name in options}
-    arguments = {"command_timeout": STATEMENT_TIMEOUT, **taken, **numbers}
-    cache_size = arguments.pop("prepared_statement_cache_size", 100)
-    # The rest as libpq writes it, which asyncpg reads from a URL only: what concerns TLS, and
-    # settings of the session.
-    query = {"sslmode" if name == "ssl" else name: value for name, value in options.items()}
+    """What a URL asks for, which has the form of ``read_database_url``; and how many prepared
+    statements a connection may keep.
+    """
+    query = {name: str(value) for name, value in url.query.items()}
+    hosts = [(url.host, url.port)]
+    if "host" in query:
+        names, ports = query.pop("host").split(","), query.pop("port").split(",")
+        hosts = [(name or None, int(port) if port else None) for name, port in zip(names, ports, strict=True)]
     if len(hosts) > 1:
         query = {"target_session_attrs": "read-write", **query}  # the others are standbys, mostly
-    if query:
-        arguments["dsn"] = f"postgresql:///?{urlencode(query)}"
+    login = {"user": url.username, "password": url.password, "database": url.database}
+    taken = {name: kind(query.pop(name)) for name, kind in _ARGUMENTS.items() if name in query}
+    cache_size = int(taken.pop("prepared_statement_cache_size", 100))
+    arguments = {"command_timeout": STATEMENT_TIMEOUT, **login, **taken}
+    # Of what libpq has as a number, 0 and less are the system's.
+    own = {option: int(query.pop(name)) for name, option in _KEEPALIVE_NAMES.items() if name in query}
+    keepalive = {option: value for option, value in (KEEPALIVE | own).items() if value > 0}
+    if "SO_KEEPALIVE" not in keepalive:
+        keepalive = {name: value for name, value in keepalive.items() if name == "TCP_USER_TIMEOUT"}
+    password_file = query.pop(PASSWORD_FILE, None)
+    shuffled = query.pop("load_balance_hosts", "disable") == "random"
     settings = {"application_name": "flow-run-worker", **PLANNING}
     settings = {name: value for name, value in settings.items() if name not in query}
-    return Connector(hosts, arguments, settings), cache_size
+    connector = Connector(tuple(hosts), arguments, settings, query, keepalive, password_file, shuffled)
+    return connector, cache_size
 
 
 async def is_pooler(connect: Connector) -> bool:

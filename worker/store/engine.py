@@ -12,12 +12,13 @@ from typing import Any
 import asyncpg
 from pydantic_core import from_json
 from sqlalchemy import event
-from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, DisconnectionError
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from worker.contract.encoding import dumps_text
 from worker.contract.errors import Fault
+from worker.database_url import read_database_url
 from worker.store.connector import CONNECT_TIMEOUT, PLANNING, is_pooler, local_only, read_url
 from worker.store.errors import Blame, StoreError, blame, opening
 
@@ -153,12 +154,12 @@ def parse_url(url: str) -> URL:
         StoreError: it is no URL, or of a database that isn't supported.
     """
     try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise StoreError(f"WORKER_DATABASE_URL is not a database URL: {error}") from None
+        parsed = read_database_url(url)
+    except ValueError as error:
+        raise StoreError(f"WORKER_DATABASE_URL {error}") from None
     backend = parsed.get_backend_name()
-    if backend in ("postgresql", "postgres"):
-        return parsed.set(drivername="postgresql+asyncpg")
+    if backend == "postgresql":
+        return parsed
     if backend != "sqlite":
         raise StoreError(f"WORKER_DATABASE_URL names '{backend}': PostgreSQL and SQLite are supported.")
     file = parsed.database or ":memory:"

@@ -3,6 +3,7 @@ the errors of opening one mean to who runs the worker. Knows no connection.
 """
 
 import sqlite3
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -156,6 +157,8 @@ def opening(url: URL) -> Iterator[None]:
             advice = f"Create it: CREATE DATABASE {url.database};"
         elif isinstance(error, asyncpg.InsufficientPrivilegeError):
             advice = "Grant it to the worker's user."
+        elif isinstance(error, ssl.SSLCertVerificationError):
+            advice = "Name who signed the server's certificate: sslrootcert=FILE, or sslrootcert=system."
         elif isinstance(error, unusable) or refuses_settings(error):
             advice = "Check what stands behind the '?' of the URL."
         elif isinstance(error, asyncpg.PostgresError) or blame(error) is not Blame.unforeseen:
