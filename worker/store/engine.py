@@ -21,6 +21,7 @@ from worker.contract.errors import Fault
 from worker.database_url import read_database_url
 from worker.store.connector import CONNECT_TIMEOUT, PLANNING, is_pooler, local_only, read_url
 from worker.store.errors import Blame, StoreError, blame, opening
+from worker.store.file import ConnectionLost, DatabaseFile
 
 # A statement that takes longer makes us ask whether the server is still there, and this long it may
 # take to answer that. Both together, and the two seconds that SQLAlchemy gives a connection to
@@ -46,6 +47,7 @@ class Database:
         transactions: begins, commits and rolls back as this database needs it.
         pooler: sessions are lent to us for a transaction at a time, as by PgBouncer.
         knock: connects anew; None where that tells nothing.
+        file: of SQLite.
     """
 
     url: URL
@@ -53,6 +55,7 @@ class Database:
     transactions: AsyncEngine
     pooler: bool = False
     knock: Callable[[], Awaitable[Any]] | None = None
+    file: DatabaseFile | None = None
 
     @property
     def sqlite(self) -> bool:
@@ -67,8 +70,8 @@ class Database:
             transaction: what is done within is committed at the end; else each statement is.
 
         Raises:
-            Fault: the database has fallen silent; or what was committed within, a standby may not
-                have.
+            Fault: the database has fallen silent; its file is gone; or what was committed within,
+                a standby may not have, or the file at the path.
         """
         transaction = transaction or self.pooler
         engine = self.transactions if transaction else self.engine
@@ -77,11 +80,13 @@ class Database:
             server, serves = driver(connection), False
             local_only.discard(server)
             try:
+                if self.file is not None:
+                    await self.file.check_before(server)
                 async with connection.begin() if transaction else nullcontext():
                     yield connection
                 serves = True
             except Exception as error:
-                serves = blame(error) is not Blame.connection
+                serves = blame(error) is not Blame.connection and not isinstance(error, ConnectionLost)
                 raise
             finally:
                 # What was cancelled may get a lock yet, for which it was waiting. And a transaction
@@ -89,6 +94,8 @@ class Database:
                 if not connection.invalidated and not (serves and self._is_idle(server)):
                     await connection.invalidate()
                 await connection.close()
+            if self.file is not None:
+                self.file.check()
             if server in local_only:
                 raise Fault("PostgreSQL: a commit did not wait for its synchronous standby")
 
@@ -255,10 +262,11 @@ def _only_if_open(connection: Any, *_: object) -> None:
 def _sqlite(url: URL) -> Database:
     # The driver begins nothing by itself: it would be late, and take no lock.
     engine = _engine(url, 1, timeout=BUSY_TIMEOUT, isolation_level=None)
+    file = DatabaseFile(engine, url.database or "")
     event.listen(engine.sync_engine, "connect", _set_pragmas)
     # IMMEDIATE: another writer's lock is waited for here, where waiting works; an upgrade from a
     # read lock fails at once.
-    return Database(url, engine, _transactions(engine, "BEGIN IMMEDIATE"))
+    return Database(url, engine, _transactions(engine, "BEGIN IMMEDIATE"), file=file)
 
 
 def _set_pragmas(connection: Any, _: object) -> None:

@@ -1,0 +1,182 @@
+"""The file of an SQLite database: whether the one that is open is still the one at its path.
+
+SQLite goes on writing to a file that was deleted, moved away or replaced, and to a write-ahead log
+that was. Whoever opens the path next finds none of it.
+"""
+
+import os
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.contract.errors import Fault
+
+log = structlog.get_logger(__name__)
+
+# Device and inode.
+_Identity = tuple[int, int]
+
+_RESTORE = "Put the one back that was open, or restart the worker to go on with what is at the path."
+# The last run by the table's own order, which costs a look at the end of it.
+_NEWEST = "SELECT id FROM flow_run ORDER BY rowid DESC LIMIT 1"
+
+
+class ConnectionLost(Fault):
+    """The connection serves no more; another one may."""
+
+
+class DatabaseFile:
+    """Compares the open file with the path. It asks the file system alone: to open the file by
+    other means than SQLite would end SQLite's locks (its "How To Corrupt", 2.2).
+
+    The first connection of the engine may make the file. No later one does: it would be a new
+    database, while the runs that were answered are in another.
+
+    Args:
+        engine: has one connection at a time.
+        path: as SQLite was given it.
+    """
+
+    def __init__(self, engine: AsyncEngine, path: str) -> None:
+        self._path = path
+        self._open: _Identity | None = None
+        # Of the log and of its index, once they are there.
+        self._companions: dict[str, _Identity] = {}
+        # What the connection has seen of a file that is another one now, or none.
+        self._newest: str | None = None
+        self._filled = self._emptied = False
+        self._told = ""
+        event.listen(engine.sync_engine, "do_connect", self._connecting)
+        event.listen(engine.sync_engine, "connect", self._connected)
+
+    def _connecting(self, _dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+        """Before SQLite opens the file anew, which must not make one."""
+        if self._open is None:
+            return
+        if problem := self._moved():
+            if not self._is_copy():
+                raise self._fault(problem)
+            self._take()
+        arguments[0] = _existing(self._path)
+        options["uri"] = True
+
+    def _connected(self, *_: object) -> None:
+        self._companions.clear()
+        if self._open is None:
+            self._take()
+
+    def check(self) -> None:
+        """Raise Fault unless the file that is open is at its path, and its log is where it was."""
+        if problem := self._moved() or self._lost_companion():
+            raise self._fault(problem)
+        if self._told:
+            self._told, self._newest = "", None
+            log.info("database_file_is_back", file=self._path)
+
+    async def check_before(self, server: Any) -> None:
+        """The same before anything is done; what can be saved is saved first.
+
+        Args:
+            server: aiosqlite's connection.
+
+        Raises:
+            Fault: as above.
+            ConnectionLost: this connection serves no more; a new one may.
+        """
+        moved = self._moved()
+        if not moved and not self._lost_companion():
+            self.check()
+            return
+        saved = await self._save(server)
+        if not moved:
+            fault = self._fault(self._lost_companion())
+            # Where it is not saved, another connection is reading: this one is needed yet.
+            raise ConnectionLost(str(fault)) if saved else fault
+        if self._is_copy():
+            self._take()
+            raise ConnectionLost(f"SQLite: {self._path} is another file now, with the same runs")
+        raise self._fault(moved)
+
+    async def _save(self, server: Any) -> bool:
+        """Note the newest run, by which a copy is known; and write what is in the log into the open
+        file, which has all then if it is moved back. Returns whether that was done.
+        """
+        if self._emptied:
+            return False
+        with suppress(sqlite3.Error):
+            if self._newest is None:
+                newest = await server.execute_fetchall(_NEWEST)
+                self._newest = str(newest[0][0]) if newest else ""
+            ((busy, *_),) = await server.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+            return not busy
+        return False
+
+    def _moved(self) -> str:
+        """What is wrong at the path; empty if it is right."""
+        try:
+            there = os.stat(self._path)
+        except OSError as error:
+            return f"the file {self._path} is gone ({error.strerror}). {_RESTORE}"
+        if (there.st_dev, there.st_ino) != self._open:
+            return f"another file than the one that is open stands at {self._path}. {_RESTORE}"
+        # What is written into the same file, as by cp, is not what the connection has read of it.
+        self._emptied = self._emptied or (self._filled and not there.st_size)
+        self._filled = self._filled or there.st_size > 0
+        if self._emptied:
+            return f"the file {self._path} was emptied. Stop the workers, restore it, and start them."
+        return ""
+
+    def _lost_companion(self) -> str:
+        """Which of log and index is not the one that is open; empty if none. They are not there
+        until something was read, and SQLite removes neither while a connection is open.
+        """
+        for suffix in ("-wal", "-shm"):
+            path = os.path.realpath(self._path) + suffix
+            try:
+                there = os.stat(path)
+            except OSError:
+                found = None
+            else:
+                found = (there.st_dev, there.st_ino)
+            known = self._companions.get(suffix)
+            if known is None:
+                if found is not None:
+                    self._companions[suffix] = found
+            elif found != known:
+                return f"{path} was removed or replaced while the database was open"
+        return ""
+
+    def _is_copy(self) -> bool:
+        """Whether another file at the path has the newest run of the one that was open: a backup
+        that was restored, a volume that was mounted anew. Without any run, any database will do.
+        """
+        if self._newest is None:
+            return False
+        try:
+            with closing(sqlite3.connect(_existing(self._path), uri=True, timeout=1)) as there:
+                found = there.execute("SELECT count(*) FROM flow_run WHERE id = ?", (self._newest,))
+                return bool(found.fetchone()[0]) or not self._newest
+        except sqlite3.Error:
+            return False
+
+    def _take(self) -> None:
+        there = os.stat(self._path)
+        self._open, self._newest = (there.st_dev, there.st_ino), None
+        self._filled = self._emptied = False
+        self._companions.clear()
+
+    def _fault(self, problem: str) -> Fault:
+        if problem != self._told:
+            self._told = problem
+            log.error("database_file", error=problem)
+        return Fault(f"SQLite: {problem}")
+
+
+def _existing(path: str) -> str:
+    """A name by which SQLite makes no file."""
+    return f"{Path(path).absolute().as_uri()}?mode=rw"
