@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.requests import keyed
+from tests.conftest import StartWorker
+from tests.support.database import fetch_runs
+from tests.support.producer import Producer
+from tests.support.requests import FLOW_ID, keyed
 from worker.contract.errors import Fault
 from worker.store import Store
 from worker.store.pruning import open_pruning
@@ -190,3 +193,32 @@ async def test_pruning_ends_where_the_file_is_gone(store: Store, file: Path) -> 
             async for _ in pruning.batches(10):
                 pass
     assert not file.exists()
+
+
+async def test_a_worker_holds_requests_while_the_file_is_gone(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str
+) -> None:
+    """All that were answered are in the file afterwards."""
+    worker = await asyncio.to_thread(start_worker, sqlite_url)
+    file, answered = Path(sqlite_url.partition(":///")[2]), set[str]()
+    for number in range(3):
+        reply = await producer.request({"flow_id": FLOW_ID, "idempotency_key": f"before {number}"})
+        answered.add(reply.body["id"])
+        away = file.rename(file.with_name("away.db"))
+        ids = [
+            await producer.publish({"flow_id": FLOW_ID, "idempotency_key": f"{number}-{each}"})
+            for each in range(50)
+        ]
+        async with asyncio.timeout(120):
+            while (readiness := await asyncio.to_thread(worker.readiness))[0] == 200:
+                await asyncio.sleep(0.05)
+        assert "is gone" in readiness[1]["database"]
+        assert not any(producer.replies[each] for each in ids)
+        assert not file.exists()
+        away.rename(file)
+        answered |= {reply.body["id"] for reply in await producer.replies_to(ids)}
+        assert (await asyncio.to_thread(worker.readiness))[0] == 200
+    assert await asyncio.to_thread(worker.terminate) == 0
+    assert "database_file" in worker.output
+    assert len(answered) == 153
+    assert {row["id"] for row in await fetch_runs(sqlite_url)} == answered
