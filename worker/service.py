@@ -5,6 +5,7 @@ nothing of requests.
 import asyncio
 import signal
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
@@ -24,6 +25,7 @@ from worker.observability.traces import open_traces
 from worker.pipeline import Pipeline
 from worker.settings import Settings, redact
 from worker.store import Store
+from worker.topology_watch import TopologyWatch
 
 T = TypeVar("T")
 
@@ -63,7 +65,8 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._topology = settings.topology
+        self._topology = replace(settings.topology, on_vanished=metrics.declared_again)
+        self._watch = TopologyWatch(settings, self._topology)
         self._stopping = asyncio.Event()
         self._store: Store | None = None
         self._traces = open_traces(settings.queue)
@@ -87,6 +90,7 @@ class Service:
             try:
                 await self._stay_at_broker(self._store)
             finally:
+                await self._watch.stop()
                 if emitting is not None:
                     await emitting.stop()
                 await self._store.close()
@@ -183,6 +187,7 @@ class Service:
         publishing.on_blocked = _note_blocked
         if publishing.blocked is not None:
             _note_blocked(publishing.blocked)
+        self._watch.start()  # what it looks at was declared for the session
         log.info(
             "serving",
             queue=self._topology.queue,

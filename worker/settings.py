@@ -17,10 +17,11 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
+from yarl import URL
 
 from worker.broker.in_flight import PREFETCH_SIZE
 from worker.broker.topology import EVENTS_SUFFIX, Topology
-from worker.broker.urls import check_urls, split_urls, with_password_file_in_each
+from worker.broker.urls import ENCODE, check_urls, split_urls, with_password_file_in_each
 from worker.contract.message import MAX_MESSAGE_SIZE
 from worker.contract.request import MAX_PARAMETER_SIZE
 from worker.database_url import read_database_url
@@ -88,6 +89,20 @@ def _api_url(url: str | None) -> str | None:
     return url.rstrip("/")
 
 
+def _management_url(url: str | None) -> str | None:
+    if url is None:
+        return None
+    _visible(url)
+    try:
+        parsed = URL(url)
+        usable = parsed.scheme in ("http", "https") and bool(parsed.host) and parsed.port != 0
+    except ValueError:
+        usable = False
+    if not usable or "@" in url.rpartition("@")[2] or parsed.query:
+        raise ValueError(f"must be http://HOST:15672 or https://user:password@HOST {ENCODE}")
+    return url
+
+
 def _pattern(pattern: str | None) -> str | None:
     try:
         re.compile(pattern or "")
@@ -118,6 +133,14 @@ class Settings(BaseSettings):
         repr=False,
         description="The broker; amqps:// for TLS, with cafile, certfile and keyfile in the query. "
         "Several URLs, separated by commas, for the nodes of a cluster: the first that answers is used.",
+    )
+    management_url: Annotated[str | None, AfterValidator(_management_url)] = Field(
+        None,
+        repr=False,
+        description="The broker's management API, such as http://rabbitmq:15672, for what AMQP does not "
+        "show: policies that drop, expire or limit what is in the worker's queues, and a missing binding. "
+        "User and password are those in it, else those of WORKER_AMQP_URL; the user needs the tag "
+        "'management'.",
     )
     database_url: Annotated[str, AfterValidator(_database_url)] = Field(
         "sqlite+aiosqlite:///flow_runs.db",

@@ -29,6 +29,11 @@ def split_urls(urls: str) -> list[str]:
     return _BETWEEN.split(urls.strip())
 
 
+def virtual_host(url: URL) -> str:
+    """The virtual host of a URL, as aiormq reads it."""
+    return url.path[1:].replace("%2F", "/") or "/"
+
+
 def check_urls(urls: str) -> str:
     """The same list, once each of its URLs can be read.
 

@@ -14,6 +14,7 @@ _MARKS = {
     "ok": "[green]ok[/]     ",
     "warning": "[yellow]warning[/]",
     "problem": "[bold red]problem[/]",
+    "not checked": "[dim]not checked[/]",
 }
 
 
@@ -35,6 +36,7 @@ def doctor(
         examine_broker,
         examine_database,
         examine_environment,
+        examine_policies,
         examine_prefect_api,
     )
     from worker.settings import load_settings
@@ -46,6 +48,7 @@ def doctor(
         examinations = (
             examine_environment(),
             examine_broker(settings),
+            examine_policies(settings),
             examine_database(settings),
             examine_prefect_api(settings),
         )

@@ -6,6 +6,7 @@ from worker.doctor.broker import examine_broker
 from worker.doctor.database import examine_database
 from worker.doctor.environment import examine_environment
 from worker.doctor.finding import Finding, Verdict
+from worker.doctor.policies import examine_policies
 from worker.doctor.prefect_api import examine_prefect_api
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "examine_broker",
     "examine_database",
     "examine_environment",
+    "examine_policies",
     "examine_prefect_api",
 ]

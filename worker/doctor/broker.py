@@ -114,7 +114,7 @@ async def _queue(
     except ChannelAccessRefused:
         return Finding(what, Verdict.ok, f"{detail}; with which properties this user may not see"), count
     await channel.close()
-    return Finding(what, Verdict.ok, f"{detail}; as the worker declares it"), count
+    return Finding(what, Verdict.ok, f"{detail}; its arguments are as the worker declares them"), count
 
 
 async def _exchange(connection: aio_pika.Connection, exchange: str) -> Finding:

@@ -5,11 +5,12 @@ from enum import Enum
 
 
 class Verdict(str, Enum):
-    """Whether a worker can serve: it can, it can with a drawback, it can't."""
+    """Whether a worker can serve: it can, it can with a drawback, it can't; nobody looked."""
 
     ok = "ok"
     warning = "warning"
     problem = "problem"
+    unknown = "not checked"
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,10 @@ async def _state(ping: Ping) -> dict[str, Any]:
         state["dead_letters"] = readiness.dead_letters
     if readiness.events is not None:
         state["events"] = readiness.events
+    if topology := "; ".join(filter(None, (readiness.topology, *readiness.vanished.values()))):
+        state["topology"] = topology
+    if readiness.policies is not None:
+        state["policies"] = readiness.policies
     return state
 
 

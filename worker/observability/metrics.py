@@ -4,6 +4,7 @@ request next to nothing.
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from typing import Protocol
 
@@ -32,6 +33,23 @@ dead_letters_held = Gauge(
 broker_blocked = Gauge(
     "flow_run_worker_broker_blocked",
     "1 while the broker takes no publications because of an alarm, else 0.",
+)
+_declared_again = Counter(
+    "flow_run_worker_topology_declared_again",
+    "Queues, exchanges and bindings that had vanished from the broker, and were declared again.",
+    ["kind"],
+)
+for _kind in ("queue", "exchange", "binding"):
+    _declared_again.labels(_kind)  # so that the first one is an increase
+_topology_faulty = Gauge(
+    "flow_run_worker_topology_faulty",
+    "1 while a queue, the exchange or the binding is missing or wrong and can't be declared, or can't be "
+    "looked at; else 0.",
+)
+_harmful_policies = Gauge(
+    "flow_run_worker_harmful_policies",
+    "Settings of policies that drop, expire or limit what is in the worker's queues; 0 where none was found, "
+    "or nobody can look.",
 )
 events_total = Counter("flow_run_worker_events", "Events of new runs, by what became of them.", ["outcome"])
 _delivered, _refused, _left_out = (
@@ -85,6 +103,9 @@ class Readiness:
         self.database: str | None = "not connected yet"
         self.dead_letters: str | None = None
         self.events: str | None = None
+        self.topology: str | None = None
+        self.vanished: dict[str, str] = {}
+        self.policies: str | None = None
 
 
 readiness = Readiness()
@@ -170,6 +191,25 @@ def dead_letters_waiting(count: int) -> None:
     """Note how many dead letters their queue does not take."""
     readiness.dead_letters = f"{count} are not taken by their queue: is it full?" if count else None
     dead_letters_held.set(count)
+
+
+def declared_again(what: str) -> None:
+    """Note that something had vanished from the broker, and was declared again."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    readiness.vanished[what] = f"the {what} had vanished and was declared again at {now}"
+    _declared_again.labels(what.partition(" ")[0]).inc()
+
+
+def topology_faulty(reason: str | None) -> None:
+    """Note what is wrong with the topology and can't be mended, or that nothing is (None)."""
+    readiness.topology = reason
+    _topology_faulty.set(reason is not None)
+
+
+def policies(harms: Sequence[str], unseen: str | None = None) -> None:
+    """Note what policies do to the queues, or why nobody can see it."""
+    readiness.policies = "; ".join(harms) or unseen
+    _harmful_policies.set(len(harms))
 
 
 def events_delivered(count: int) -> None:

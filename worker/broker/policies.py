@@ -1,0 +1,111 @@
+"""What a policy does to the worker's queues against their contract; pure, asks nobody.
+
+A queue has the settings of one policy of users, the one with the highest priority, and of one
+operator policy, each where it is stricter. Seen on RabbitMQ 3.10 and 4.0: a policy's ``overflow``
+goes before the queue's argument, the queue's ``x-dead-letter-…`` before the policy's.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from worker.broker.topology import NO_DELIVERY_LIMIT, Topology
+
+# The name of the policy that protects the worker's queues, and its priority: higher than what
+# people mostly give. A guess.
+POLICY = "flow-run-worker"
+PRIORITY = 1000
+# With less, somebody who looks at the dead letters in the management UI destroys them one day.
+# RabbitMQ 4 has 20. A guess.
+MANY_LOOKS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """What a policy does to a queue.
+
+    Attributes:
+        loses: whether messages are lost, or leave the queue before their time; else the queue only
+            takes fewer.
+        text: a whole sentence without its full stop.
+        remedy: what to do about it.
+    """
+
+    loses: bool
+    text: str
+    remedy: str
+
+
+def pattern(topology: Topology) -> str:
+    """A regular expression for the names of the worker's queues."""
+    name = re.escape(topology.queue).replace(r"\-", "-")  # as people write it
+    return rf"^{name}(\.(dead|events|states\.cursor))?$"
+
+
+def command(topology: Topology, vhost: str) -> str:
+    """The command that gives the worker's queues a policy of their own: it goes before all others,
+    and has no delivery limit, for the sake of RabbitMQ 4.
+    """
+    definition = json.dumps({"delivery-limit": NO_DELIVERY_LIMIT})
+    where = [] if vhost == "/" else ["--vhost", vhost]
+    words = ["set_policy", *where, "--priority", str(PRIORITY), "--apply-to", "queues"]
+    return shlex.join(["rabbitmqctl", *words, POLICY, pattern(topology), definition])
+
+
+def harms(topology: Topology, vhost: str, queue: str, seen: Mapping[str, Any]) -> Iterator[Harm]:
+    """What is wrong with a queue's policies.
+
+    Args:
+        seen: the queue as the management API shows it.
+    """
+    settings: Mapping[str, Any] = seen["effective_policy_definition"]
+    named = f"'{seen.get('policy')}'" if seen.get("policy") else ""
+    operators = seen.get("operator_policy")
+    if operators:
+        named = " and ".join(filter(None, (named, f"the operator policy '{operators}'")))
+    remedy = f"Give the worker's queues a policy that goes before {named or 'all others'}: "
+    remedy += command(topology, vhost)
+    if operators:
+        remedy += f" Only who runs the broker can take these queues out of the operator policy '{operators}'."
+    for loses, text in _sentences(topology, queue, settings, seen.get("delivery_limit")):
+        by = f"the policy {named}" if seen.get("policy") else named
+        yield Harm(loses, f"{by or 'RabbitMQ itself'} {text}", remedy)
+
+
+def _sentences(
+    topology: Topology, queue: str, settings: Mapping[str, Any], default_limit: object
+) -> Iterator[tuple[bool, str]]:
+    requests, dead = queue == topology.queue, queue == topology.dead_letter_queue
+    messages = "requests" if requests else "letters" if dead else "messages"
+    if (expires := settings.get("expires")) is not None:
+        yield (
+            True,
+            f"deletes the queue with all in it once nobody has consumed it for {expires:,} ms (expires)",
+        )
+    if (ttl := settings.get("message-ttl")) is not None:
+        becomes = f"moves {messages} to {topology.dead_letter_queue}" if requests else f"drops {messages}"
+        yield True, f"{becomes} after {ttl:,} ms (message-ttl)"
+    overflow = settings.get("overflow", topology.queues[queue].get("x-overflow", "drop-head"))
+    drops = overflow != "reject-publish"
+    for name in ("max-length", "max-length-bytes"):
+        if (limit := settings.get(name)) is not None:
+            yield (
+                drops,
+                (
+                    f"drops the oldest {messages} beyond {limit:,} ({name}, overflow {overflow})"
+                    if drops
+                    else f"takes no {messages} beyond {limit:,} ({name})"
+                ),
+            )
+    if "overflow" in settings and drops and "x-overflow" in topology.queues[queue]:
+        # At-least-once dead-lettering works with reject-publish alone.
+        yield True, f"may lose what the queue dead-letters or drops (overflow {overflow})"
+    limit = default_limit if isinstance(default_limit, int) else settings.get("delivery-limit")
+    wanted = topology.queues[queue].get("x-delivery-limit", MANY_LOOKS)
+    if isinstance(limit, int) and 0 <= limit < wanted:
+        looked = "looked at" if dead else "delivered"
+        becomes = "gives up" if requests else "drops"
+        yield not requests, f"{becomes} {messages} that were {looked} {limit} times (delivery-limit)"

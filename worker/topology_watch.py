@@ -1,0 +1,170 @@
+"""Watches over what must stand at the broker, beside all else: declares again what vanished, and
+tells what policies do to it. It serves no request, and disturbs none.
+"""
+
+import asyncio
+
+import structlog
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+
+from worker.backoff import Backoff, pause
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost, close_quietly, connect
+from worker.broker.control import WatchedConnection
+from worker.broker.declaring import TopologyMismatch
+from worker.broker.management import Management, ManagementUnavailable
+from worker.broker.policies import harms
+from worker.broker.topology import Topology
+from worker.observability import metrics
+from worker.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# Between two looks, in seconds. What vanished is to be seen within a minute, and a look takes some
+# seconds at a busy broker.
+LOOK_EVERY = 30.0
+# For one look; seconds. A quorum queue without a majority answers nothing.
+LOOK_TIMEOUT = 20.0
+# A look that is under way may take so long to end when the worker stops; seconds.
+STOP_SECONDS = 5.0
+
+
+class TopologyWatch:
+    """Looks at the topology until it is stopped, on a connection of its own that is held open.
+
+    Args:
+        settings: of the broker and its management API.
+        topology: what must stand.
+        every: seconds between two looks.
+    """
+
+    def __init__(self, settings: Settings, topology: Topology, every: float = LOOK_EVERY) -> None:
+        self._settings = settings
+        self._topology = topology
+        self._every = every
+        self._stopping = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+        self._may_declare = True
+        self._was_bound = False
+        self._fault: str | None = None
+        self._policies: list[str] = []
+        self._unseen: str | None = None
+
+    def start(self) -> None:
+        """Begin, where it has not begun."""
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Leave."""
+        self._stopping.set()
+        if self._running is not None:
+            await asyncio.wait((self._running,), timeout=STOP_SECONDS)
+            self._running.cancel()
+            await asyncio.wait((self._running,), timeout=STOP_SECONDS)
+
+    async def _run(self) -> None:
+        backoff = Backoff()
+        while not self._stopping.is_set():
+            try:
+                await self._stay(backoff)
+            except (BrokerUnavailable, BrokerRefused) as error:
+                self._away(str(error))
+            except TimeoutError:
+                self._away(f"no answer within {LOOK_TIMEOUT:g} seconds")
+            except CONNECTION_EXCEPTIONS as error:
+                self._away(str(ChannelLost(error)))
+            except Exception as error:  # the edge: requests are served whatever is wrong here
+                log.exception("topology_watch_failed")
+                self._away(repr(error))
+            await backoff.sleep(self._stopping)
+
+    async def _stay(self, backoff: Backoff) -> None:
+        """Look again and again, until the connection ends or we are to stop."""
+        connection = await connect(
+            self._settings.amqp_url, name="flow-run-worker topology", connection_class=WatchedConnection
+        )
+        try:
+            self._may_declare = True
+            while not (self._stopping.is_set() or connection.is_closed):
+                bound = await self._ask_management()
+                try:
+                    async with asyncio.timeout(LOOK_TIMEOUT):
+                        self._tell(await self._look(connection, bound))
+                except TopologyMismatch as error:
+                    self._tell(str(error))
+                backoff.reset()
+                await pause(self._every, self._stopping)
+        finally:
+            await close_quietly(connection)
+
+    async def _look(self, connection: WatchedConnection, bound: bool | None) -> str | None:
+        """See that all stands, and declare what does not.
+
+        A user who may not declare is not made to try at each look: the broker logs each refusal.
+
+        Args:
+            bound: whether the queue was bound a moment ago; None where nobody knows.
+
+        Returns:
+            What is wrong and could not be mended.
+        """
+        if self._may_declare or await self._topology.missing(connection):
+            self._may_declare = await self._topology.ensure(connection)
+        binding = f"binding of the exchange '{self._topology.exchange}' to '{self._topology.queue}'"
+        if bound is False and not self._may_declare:
+            return (
+                f"Missing at the broker: the {binding}: what is published to this exchange reaches nobody. "
+                "This user may not make it. Run 'flow-run-worker topology declare' as one who may."
+            )
+        if bound is False and self._was_bound:
+            log.warning("vanished", what=binding, now="declared again")
+            metrics.declared_again(binding)
+        self._was_bound = True
+        return None
+
+    async def _ask_management(self) -> bool | None:
+        """Tell what the queues' policies do; returns whether the queue is bound, or None where
+        nobody knows.
+        """
+        if self._settings.management_url is None:
+            return None
+        topology, bound = self._topology, None
+        found: list[str] = []
+        try:
+            async with Management(self._settings.management_url, self._settings.amqp_url) as management:
+                for name in topology.queues:
+                    if (queue := await management.queue(name)) is not None:
+                        for harm in harms(topology, management.vhost, name, queue):
+                            found.append(f"{name}: {harm.text}")
+                if topology.exchange is not None and topology.routing_key is not None:
+                    bound = await management.bound(topology.exchange, topology.routing_key, topology.queue)
+        except ManagementUnavailable as error:
+            self._tell_policies([], f"not checked: {error}")
+        else:
+            self._tell_policies(found, None)
+        return bound
+
+    def _away(self, reason: str) -> None:
+        """What ends a session as well is the session's to tell."""
+        if metrics.readiness.broker is None:
+            self._tell(f"can't be looked at: {reason}")
+
+    def _tell(self, fault: str | None) -> None:
+        if fault != self._fault:
+            if fault is not None:
+                log.warning("topology_faulty", error=fault)
+            else:
+                log.info("topology_stands")
+        self._fault = fault
+        metrics.topology_faulty(fault)
+
+    def _tell_policies(self, found: list[str], unseen: str | None) -> None:
+        if found != self._policies:
+            for text in found:
+                log.warning("policy_harms", text=text)
+            if not found and unseen is None:
+                log.info("policies_harmless")
+        if unseen is not None and unseen != self._unseen:
+            log.warning("policies_not_checked", error=unseen)
+        self._policies, self._unseen = found, unseen
+        metrics.policies(found, unseen)
