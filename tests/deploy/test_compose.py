@@ -27,7 +27,8 @@ from tests.support.compose import interpolated
 from tests.support.postgresql import PostgreSQL, executables
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import ROOT, WorkerProcess
-from worker.broker.topology import Topology
+from worker.broker import policies
+from worker.broker.topology import NO_DELIVERY_LIMIT, Topology
 from worker.client import AccessRefused, FlowRunClient
 from worker.contract.message import DIRECT_REPLY_TO
 
@@ -82,6 +83,18 @@ def test_definitions_declare_what_the_worker_declares(queue: str) -> None:
     assert (binding["destination"], binding["routing_key"]) == (topology.queue, topology.routing_key)
 
 
+def test_definitions_have_the_policy_that_doctor_names() -> None:
+    """It is for all queues of the workers, and for no others."""
+    (policy,) = definitions()["policies"]
+    assert policy["definition"] == {"delivery-limit": NO_DELIVERY_LIMIT}
+    assert (policy["priority"], policy["apply-to"]) == (policies.PRIORITY, "queues")
+    for queue in ("flow-runs.create", "prefect-flow-runs.create"):
+        for name in Topology(queue, events=True).queues:
+            assert re.search(policies.pattern(Topology(queue)), name)
+            assert re.search(policy["pattern"], name)
+    assert not re.search(policy["pattern"], "my-flow-runs.create")
+
+
 async def test_admin_may_declare_over_the_definitions(broker: RabbitMQ) -> None:
     """The broker itself finds that they are the same: another argument would be refused."""
     connection = await aio_pika.connect(url(broker, "admin"))
@@ -99,6 +112,8 @@ def test_passwords_are_those_that_the_compose_file_gives() -> None:
     for worker in WORKERS:
         parsed = urlsplit(setting(worker, "WORKER_AMQP_URL"))
         assert (parsed.username, parsed.password) == (worker, f"{worker}-development")
+        parsed = urlsplit(setting(worker, "WORKER_MANAGEMENT_URL"))
+        assert (parsed.username, parsed.password) == ("monitoring", "monitoring-development")
 
 
 async def migrate(cluster: "Cluster") -> None:
