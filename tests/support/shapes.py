@@ -276,13 +276,6 @@ OF_DEPLOYMENTS = (
         deployments=Deployments(1, {"parameters": _values(476 * _KB)}),
     ),
     Shape(
-        "a deployment of 30 MiB parameters",
-        _of_deployment(),
-        8,
-        small=2000,
-        deployments=Deployments(1, {"parameters": {"text": "x" * (30 * MIB)}}),
-    ),
-    Shape(
         "335 schemas of 576 KiB",
         _of_deployment(parameters={"p0": "a"}),
         335,

@@ -12,8 +12,10 @@ from uuid import UUID
 
 import structlog
 from pydantic_core import from_json
+from sqlalchemy import Select
 
-from worker.contract.decode import CreateRequest
+from worker.contract.decode import CreateRequest, decoded_size
+from worker.contract.encoding import dumps
 from worker.contract.errors import DeploymentNotFound, Refusal
 from worker.contract.state import StateType
 from worker.creation import NewRun, UnresolvedRun
@@ -21,8 +23,11 @@ from worker.deployments.creation import hydrated_limit, merged_parameters, run_o
 from worker.deployments.deployment import Deployment, WorkQueue
 from worker.deployments.hydration import variable_names
 from worker.deployments.job_variables import job_template
+from worker.store.outcome import Undecided
 from worker.store.reading import Reader, Row
 from worker.store.tables import block_document, variable
+from worker.tasks.budget import Budget
+from worker.tasks.turns import Turns
 
 log = structlog.get_logger(__name__)
 
@@ -35,39 +40,67 @@ HELD_SECONDS = 0.005
 # interrupted (``within``).
 _ENDLESS = re.compile('"(?:pattern(?:Properties)?|uniqueItems)"')
 
+# Characters that deployments have in a batch: parameters, schemas, job variables, templates. And
+# bytes that their parameters take, estimated by decoded_size. A batch of deployments that are
+# larger together is served in pieces, one that is larger by itself alone.
+TEXTS_MAX = 4 * 1024 * 1024
+VALUES_MAX = 24 * 1024 * 1024
+NO_ROOM = "what it refers to has no room beside what others refer to"
+
 # Of so many deployments it is remembered that a warning was given. A guess.
 REMEMBERED = 1000
 
 
 async def resolve_deployments(
-    reader: Reader, unresolved: Sequence[UnresolvedRun]
-) -> Sequence[NewRun | Refusal]:
-    """Turn requests for runs of deployments into runs, or into their refusals."""
-    deployments = await _deployments(reader, unresolved)
+    reader: Reader, unresolved: Sequence[UnresolvedRun], turns: Turns
+) -> Sequence[NewRun | Refusal | Undecided]:
+    """Turn requests for runs of deployments into runs, or into their refusals.
+
+    Args:
+        turns: of those whose deployments have no room beside the others'. They are undecided, and
+            given again a few at a time. Each call lets the next ones in, so that there is always
+            another call while some wait.
+    """
+    try:
+        return await _resolved(reader, unresolved, turns)
+    finally:
+        turns.next()
+
+
+async def _resolved(
+    reader: Reader, unresolved: Sequence[UnresolvedRun], turns: Turns
+) -> Sequence[NewRun | Refusal | Undecided]:
+    deployments = await _deployments(reader, unresolved, turns)
     asked = [(each, deployments.get(_which(each))) for each in unresolved]
+    there = [(each, deployment) for each, deployment in asked if isinstance(deployment, Deployment)]
     merged = [
-        (merged_parameters(each, deployment), hydrated_limit(each, deployment))
-        for each, deployment in asked
-        if deployment is not None
+        (merged_parameters(each, deployment), hydrated_limit(each, deployment)) for each, deployment in there
     ]
     variables = await _variables(reader, merged)
-    templates = {each.job_template for each in deployments.values() if each.job_template is not None}
+    templates = {deployment.job_template for _, deployment in there if deployment.job_template is not None}
     blocks = {block for each in templates for block in job_template(each).blocks}
-    there = {row.id for row in await reader.rows(block_document.c.id, blocks)}
+    known = {row.id for row in await reader.rows(block_document.c.id, blocks)}
 
     def resolved(each: UnresolvedRun, deployment: Deployment) -> NewRun | Refusal:
         try:
-            return run_of_deployment(each, deployment, variables=variables, blocks=there)
+            return run_of_deployment(each, deployment, variables=variables, blocks=known)
         except Refusal as refusal:
             return refusal.with_traceback(None)
 
-    runs: list[NewRun | Refusal] = []
+    runs: list[NewRun | Refusal | Undecided] = []
+    hydrated = Budget(VALUES_MAX)
+    crowded: Undecided | None = None
     since = monotonic()
     for each, deployment in asked:
         if deployment is None:
             body = each.request.body
             name = body.deployment_id if body.deployment_name is None else f"'{body.deployment_name}'"
             runs.append(DeploymentNotFound(f"There is no deployment {name}."))
+        elif isinstance(deployment, Undecided):
+            runs.append(deployment)
+        elif not hydrated.fits(1):
+            crowded = crowded or Undecided(NO_ROOM, turns.wait(first=True))
+            runs.append(crowded)
         elif each.request.size > LARGE and not any(
             _ENDLESS.search(text) for text in (deployment.parameter_schema, deployment.job_template) if text
         ):
@@ -77,6 +110,10 @@ async def resolve_deployments(
             if monotonic() - since > HELD_SECONDS:
                 await asyncio.sleep(0)
                 since = monotonic()
+        # A variable may stand for a few bytes of the request, and be JSON that is read.
+        new = runs[-1]
+        if isinstance(new, NewRun) and isinstance(deployment, Deployment) and new.added > deployment.size:
+            hydrated.change(decoded_size(dumps(new.run.parameters)))
     return runs
 
 
@@ -86,20 +123,57 @@ def _which(unresolved: UnresolvedRun) -> Hashable:
     return body.deployment_id if body.deployment_name is None else tuple(body.deployment_name.split("/"))
 
 
-async def _deployments(reader: Reader, unresolved: Sequence[UnresolvedRun]) -> dict[Hashable, Deployment]:
-    asked = {_which(each) for each in unresolved}
-    ids = [(each,) for each in asked if isinstance(each, UUID)]
-    names = [each for each in asked if isinstance(each, tuple)]
-    found: dict[Hashable, Deployment] = {}
-    for row in (
-        *await reader.query(reader.statements.deployments_by_id, ids),
-        *await reader.query(reader.statements.deployments_by_name, names),
-    ):
-        found[row.id] = found[row.flow_name, row.name] = _deployment(row)
+async def _deployments(
+    reader: Reader, unresolved: Sequence[UnresolvedRun], turns: Turns
+) -> dict[Hashable, Deployment | Undecided]:
+    """The deployments that are asked for, by ids and by names, each once; or that they have to
+    wait for their turn. The one that was asked for first is always there.
+    """
+    asked = dict.fromkeys(_which(each) for each in sorted(unresolved, key=lambda each: each.now))
+    found: dict[Hashable, Deployment | Undecided] = {}
+    statements = reader.statements
+    if len(asked) == 1:
+        rows = await _asked(reader, asked, statements.deployments_by_id, statements.deployments_by_name)
+    else:
+        sizes: dict[Hashable, Row] = {}
+        by_id, by_name = statements.deployment_sizes_by_id, statements.deployment_sizes_by_name
+        for row in await _asked(reader, asked, by_id, by_name):
+            sizes[row.id] = sizes[row.flow_name, row.name] = row
+        first: dict[UUID, int] = {}
+        texts, waiting = Budget(TEXTS_MAX), None
+        for row in {sizes[each].id: sizes[each] for each in asked if each in sizes}.values():
+            if not texts.take(row.size):
+                texts, waiting = Budget(TEXTS_MAX), Undecided(NO_ROOM, turns.wait())
+                texts.take(row.size)
+            if waiting is None:
+                first[row.id] = len(first)
+            else:
+                found[row.id] = found[row.flow_name, row.name] = waiting
+        rows = list(await reader.query(statements.deployments_by_id, [(each,) for each in first]))
+        rows.sort(key=lambda row: first[row.id])
+    templates = {row.pool_id: row.base_job_template for row in rows if row.base_job_template is not None}
+    values, waiting = Budget(VALUES_MAX), None
+    rows.reverse()
+    while rows:  # the text of one is let go before the next is read
+        row = rows.pop()
+        each: Deployment | Undecided
+        if values.take(decoded_size(row.parameters.encode())):
+            each = _deployment(row, templates.get(row.pool_id))
+        else:
+            each = waiting = waiting or Undecided(NO_ROOM, turns.wait(first=True))
+        found[row.id] = found[row.flow_name, row.name] = each
     return found
 
 
-def _deployment(row: Row) -> Deployment:
+async def _asked(
+    reader: Reader, asked: Iterable[Hashable], by_id: Select[Any], by_name: Select[Any]
+) -> list[Row]:
+    ids = [(each,) for each in asked if isinstance(each, UUID)]
+    names = [each for each in asked if isinstance(each, tuple)]
+    return [*await reader.query(by_id, ids), *await reader.query(by_name, names)]
+
+
+def _deployment(row: Row, template: str | None) -> Deployment:
     parameters, deep = _parse(row.parameters)
     queue = None
     if row.pool_id is not None:
@@ -120,7 +194,7 @@ def _deployment(row: Row) -> Deployment:
         work_queue_id=row.work_queue_id,
         work_queue_name=row.work_queue_name,
         queue=queue,
-        job_template=_text(row.base_job_template),
+        job_template=_text(template),
     )
 
 

@@ -5,9 +5,10 @@ Many rows go in as one parameter, a JSON array each, whose places are the column
 thousand would cost more to compile and bind than the database takes to store them.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import cache, lru_cache
+from functools import cache, lru_cache, reduce
 from operator import attrgetter
 from typing import Any
 
@@ -57,6 +58,8 @@ class Statements:
         read_by_id: the runs of some ids.
         deployments_by_id: the deployments of some ids.
         deployments_by_name: those of some names of flows and deployments.
+        deployment_sizes_by_id: the sizes of the deployments of some ids.
+        deployment_sizes_by_name: of those of some names.
         lookup: makes a statement that reads columns of the rows in which the first of them has one
             of some values.
     """
@@ -90,8 +93,15 @@ class Statements:
             """
         self.read_by_key = self._read(flow_run.c.flow_id, flow_run.c.idempotency_key)
         self.read_by_id = self._read(flow_run.c.id)
-        self.deployments_by_id = self._deployments(deployment.c.id)
-        self.deployments_by_name = self._deployments(flow.c.name, deployment.c.name)
+        id_, names = (deployment.c.id,), (flow.c.name, deployment.c.name)
+        self.deployments_by_id, self.deployment_sizes_by_id = (
+            self._deployments(*id_),
+            self._deployment_sizes(*id_),
+        )
+        self.deployments_by_name, self.deployment_sizes_by_name = (
+            self._deployments(*names),
+            self._deployment_sizes(*names),
+        )
         self.lookup = cache(self._lookup)
 
     def new_rows(self, runs: Iterable[FlowRun]) -> tuple[Any, ...]:
@@ -169,31 +179,47 @@ class Statements:
         return sa.select(*shown).select_from(rows.join(key.table, theirs))
 
     def _deployments(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
-        """Deployments with what is asked of their flow, queue and pool. What is checked against is
-        read as text: the same text has been prepared before, mostly. So are parameters, for their
-        size.
+        """Deployments with what is asked of their flow, queue and pool; each pool's template once,
+        with one of them. What is checked against is read as text: the same text has been prepared
+        before, mostly. So are parameters, for their size.
         """
-        rows, theirs = self._given(*keys)
-        of = deployment.c
-        texts = (
-            of.parameters,
-            of.parameter_openapi_schema,
-            of.infra_overrides,
-            work_pool.c.base_job_template,
-        )
-        return sa.select(
-            *(column for column in of if column not in set(texts)),
-            *(sa.cast(column, sa.Text).label(column.name) for column in texts),
+        texts = _texts_of_deployment()
+        return self._of_deployments(
+            keys,
+            *(column for column in deployment.c if column.name not in {text.name for text in texts}),
+            *texts,
             flow.c.name.label("flow_name"),
             work_queue.c.name.label("queue_name"),
             work_pool.c.id.label("pool_id"),
             work_pool.c.name.label("pool_name"),
-        ).select_from(
+        )
+
+    def _deployment_sizes(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
+        """Deployments by id and names, and how many characters their texts have."""
+        sizes = (sa.func.coalesce(sa.func.length(text), 0) for text in _texts_of_deployment())
+        size = reduce(operator.add, sizes)
+        names = deployment.c.id, deployment.c.name, flow.c.name.label("flow_name")
+        return self._of_deployments(keys, *names, size.label("size"))
+
+    def _of_deployments(self, keys: Sequence[sa.Column[Any]], *shown: Any) -> sa.Select[Any]:
+        rows, theirs = self._given(*keys)
+        return sa.select(*shown).select_from(
             rows.join(deployment, sa.true())
-            .join(flow, sa.and_(flow.c.id == of.flow_id, theirs))
-            .outerjoin(work_queue, work_queue.c.id == of.work_queue_id)
+            .join(flow, sa.and_(flow.c.id == deployment.c.flow_id, theirs))
+            .outerjoin(work_queue, work_queue.c.id == deployment.c.work_queue_id)
             .outerjoin(work_pool, work_pool.c.id == work_queue.c.work_pool_id)
         )
+
+
+def _texts_of_deployment() -> list[sa.Label[Any]]:
+    of = deployment.c
+    texts: list[sa.Label[Any]] = [
+        sa.cast(column, sa.Text).label(column.name)
+        for column in (of.parameters, of.parameter_openapi_schema, of.infra_overrides)
+    ]
+    first = sa.func.row_number().over(partition_by=work_pool.c.id, order_by=of.id) == 1
+    template = work_pool.c.base_job_template
+    return [*texts, sa.case((first, sa.cast(template, sa.Text))).label(template.name)]
 
 
 def given(rows: Iterable[Sequence[Any]]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from worker.store.prefect import References, resolve
 from worker.store.reading import Reader
 from worker.store.statements import run_of
 from worker.store.work_queues import fill_work_queues
+from worker.tasks.turns import Turns
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,7 @@ class Store(Reader):
     def __init__(self, database: Database, *, prefect: bool) -> None:
         super().__init__(database, prefect=prefect)
         self._warned: set[UUID] = set()
+        self._turns = Turns()
         self._insertion = Insertion(self)
         self.kind: Literal["standalone", "prefect"] = "prefect" if prefect else "standalone"
         self.description = database.url.render_as_string(hide_password=True)
@@ -131,7 +133,7 @@ class Store(Reader):
         if self.kind == "standalone":
             no = "A database of the worker's own has no deployments."
             return [each if isinstance(each, NewRun) else DeploymentNotFound(no) for each in requested]
-        resolved = await resolve_deployments(self, unresolved)
+        resolved = await resolve_deployments(self, unresolved, self._turns)
         # A message that made its run before is answered with it, whatever has become of the
         # deployment since. A request with a key is refused all the same, as in Prefect.
         refused = {

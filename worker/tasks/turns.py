@@ -1,0 +1,42 @@
+"""Lets those that wait have their turns, one after the other; knows nothing of what they wait
+for.
+"""
+
+import asyncio
+from collections import deque
+
+# A turn comes after so many seconds at the latest: whoever was to end the one before it may never
+# do so, as when what it waited for came to nothing. A guess.
+LONGEST_SECONDS = 10.0
+
+
+class Turns:
+    """Futures that are done one at a time. Whoever ends a turn calls :meth:`next`.
+
+    Single event loop, not thread safe.
+    """
+
+    def __init__(self, longest: float = LONGEST_SECONDS) -> None:
+        self._longest = longest
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def wait(self, *, first: bool = False) -> "asyncio.Future[None]":
+        """A future that is done when its turn has come: after all others, or before them."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        loop.call_later(self._longest, _begin, turn)
+        (self._waiting.appendleft if first else self._waiting.append)(turn)
+        return turn
+
+    def next(self) -> None:
+        """Let the next one have its turn, if one waits."""
+        while self._waiting and not _begin(self._waiting.popleft()):
+            pass
+
+
+def _begin(turn: "asyncio.Future[None]") -> bool:
+    """Begin a turn; tells whether it had not begun before."""
+    if turn.done():
+        return False
+    turn.set_result(None)
+    return True
