@@ -237,6 +237,18 @@ def _template(size: int) -> dict[str, Any]:
 _KB = 1024
 _variable = {"__prefect_kind": "workspace_variable", "variable_name": "amplified"}
 
+# What takes more memory than its requests, in errors and in answers.
+BECOMING_LARGE = (
+    Shape("70,000 wrong labels, refused", same(labels_of_lists(70_000)), 200, small=2000),
+    Shape("1 MB, each with another error", wrong(1_000_000), 200, small=2000),
+    Shape(
+        "100 bytes, for runs of 900 kB that exist",
+        keyed(),
+        400,
+        small=2000,
+        made_before=keyed(context=_values(900_000)),
+    ),
+)
 # What a database of any kind can be asked.
 PLAIN = (
     Shape("1 kB of text", same(text(1000)), 20_000),
@@ -249,15 +261,7 @@ PLAIN = (
     Shape("900 kB of small objects, among small ones", same(objects(900_000)), 100, small=10_000),
     Shape("8 MiB, refused", same(text(8 * MIB)), 300),
     Shape("15 MiB, refused, among small ones", same(text(15 * MIB)), 50, small=5000),
-    Shape("70,000 wrong labels, refused", same(labels_of_lists(70_000)), 200, small=2000),
-    Shape("1 MB, each with another error", wrong(1_000_000), 200, small=2000),
-    Shape(
-        "100 bytes, for runs of 900 kB that exist",
-        keyed(),
-        400,
-        small=2000,
-        made_before=keyed(context=_values(900_000)),
-    ),
+    *BECOMING_LARGE,
 )
 # What needs a Prefect server's.
 OF_DEPLOYMENTS = (

@@ -25,6 +25,7 @@ from worker.deployments.hydration import variable_names
 from worker.deployments.job_variables import job_template
 from worker.store.outcome import Undecided
 from worker.store.reading import Reader, Row
+from worker.store.room import NO_ROOM, in_turns
 from worker.store.tables import block_document, variable
 from worker.tasks.budget import Budget
 from worker.tasks.turns import Turns
@@ -45,7 +46,6 @@ _ENDLESS = re.compile('"(?:pattern(?:Properties)?|uniqueItems)"')
 # larger together is served in pieces, one that is larger by itself alone.
 TEXTS_MAX = 4 * 1024 * 1024
 VALUES_MAX = 24 * 1024 * 1024
-NO_ROOM = "what it refers to has no room beside what others refer to"
 
 # Of so many deployments it is remembered that a warning was given. A guess.
 REMEMBERED = 1000
@@ -57,19 +57,8 @@ async def resolve_deployments(
     """Turn requests for runs of deployments into runs, or into their refusals.
 
     Args:
-        turns: of those whose deployments have no room beside the others'. They are undecided, and
-            given again a few at a time. Each call lets the next ones in, so that there is always
-            another call while some wait.
+        turns: of those whose deployments have no room beside the others'; they are undecided.
     """
-    try:
-        return await _resolved(reader, unresolved, turns)
-    finally:
-        turns.next()
-
-
-async def _resolved(
-    reader: Reader, unresolved: Sequence[UnresolvedRun], turns: Turns
-) -> Sequence[NewRun | Refusal | Undecided]:
     deployments = await _deployments(reader, unresolved, turns)
     asked = [(each, deployments.get(_which(each))) for each in unresolved]
     there = [(each, deployment) for each, deployment in asked if isinstance(deployment, Deployment)]
@@ -140,11 +129,8 @@ async def _deployments(
         for row in await _asked(reader, asked, by_id, by_name):
             sizes[row.id] = sizes[row.flow_name, row.name] = row
         first: dict[UUID, int] = {}
-        texts, waiting = Budget(TEXTS_MAX), None
-        for row in {sizes[each].id: sizes[each] for each in asked if each in sizes}.values():
-            if not texts.take(row.size):
-                texts, waiting = Budget(TEXTS_MAX), Undecided(NO_ROOM, turns.wait())
-                texts.take(row.size)
+        in_order = {sizes[each].id: sizes[each] for each in asked if each in sizes}.values()
+        for row, waiting in in_turns(((row, row.size) for row in in_order), TEXTS_MAX, turns):
             if waiting is None:
                 first[row.id] = len(first)
             else:
@@ -152,7 +138,8 @@ async def _deployments(
         rows = list(await reader.query(statements.deployments_by_id, [(each,) for each in first]))
         rows.sort(key=lambda row: first[row.id])
     templates = {row.pool_id: row.base_job_template for row in rows if row.base_job_template is not None}
-    values, waiting = Budget(VALUES_MAX), None
+    values = Budget(VALUES_MAX)
+    crowded: Undecided | None = None
     rows.reverse()
     while rows:  # the text of one is let go before the next is read
         row = rows.pop()
@@ -160,7 +147,7 @@ async def _deployments(
         if values.take(decoded_size(row.parameters.encode())):
             each = _deployment(row, templates.get(row.pool_id))
         else:
-            each = waiting = waiting or Undecided(NO_ROOM, turns.wait(first=True))
+            each = crowded = crowded or Undecided(NO_ROOM, turns.wait(first=True))
         found[row.id] = found[row.flow_name, row.name] = each
     return found
 

@@ -56,6 +56,8 @@ class Statements:
         create_states: SQLite's, for the states of the runs with the ids of its second parameter.
         read_by_key: the runs of some flows and idempotency keys.
         read_by_id: the runs of some ids.
+        sizes_by_key: how large the runs are that :attr:`read_by_key` reads.
+        sizes_by_id: how large those are that :attr:`read_by_id` reads.
         deployments_by_id: the deployments of some ids.
         deployments_by_name: those of some names of flows and deployments.
         deployment_sizes_by_id: the sizes of the deployments of some ids.
@@ -93,6 +95,8 @@ class Statements:
             """
         self.read_by_key = self._read(flow_run.c.flow_id, flow_run.c.idempotency_key)
         self.read_by_id = self._read(flow_run.c.id)
+        self.sizes_by_key = self._sizes(flow_run.c.flow_id, flow_run.c.idempotency_key)
+        self.sizes_by_id = self._sizes(flow_run.c.id)
         id_, names = (deployment.c.id,), (flow.c.name, deployment.c.name)
         self.deployments_by_id, self.deployment_sizes_by_id = (
             self._deployments(*id_),
@@ -172,6 +176,22 @@ class Statements:
         )
         pool = work_pool.c.id, work_pool.c.name, work_queue.c.name
         return sa.select(*run, *state, *pool).select_from(found)
+
+    def _sizes(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
+        """Runs by id, flow and key, and how many characters their JSON has."""
+        rows, theirs = self._given(*keys)
+        found = rows.join(flow_run, theirs)
+        found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
+        large = [column for column in _COLUMNS if isinstance(column.type, sa.JSON)]
+        if self.prefect:
+            result: Any = sa.literal_column("flow_run_state.result_artifact_id", Uuid)
+            found = found.outerjoin(artifact, artifact.c.id == result)
+            large.append(artifact.c.data)
+        size = reduce(
+            operator.add, (sa.func.coalesce(sa.func.length(sa.cast(each, sa.Text)), 0) for each in large)
+        )
+        identity = flow_run.c.id, flow_run.c.flow_id, flow_run.c.idempotency_key
+        return sa.select(*identity, size.label("size")).select_from(found)
 
     def _lookup(self, key: sa.Column[Any], *columns: sa.Column[Any]) -> sa.Select[Any]:
         rows, theirs = self._given(key)

@@ -22,6 +22,7 @@ from worker.store.insertion import Insertion
 from worker.store.outcome import Existing, Outcome, Undecided
 from worker.store.prefect import References, resolve
 from worker.store.reading import Reader
+from worker.store.room import in_turns
 from worker.store.statements import run_of
 from worker.store.work_queues import fill_work_queues
 from worker.tasks.turns import Turns
@@ -31,6 +32,9 @@ log = structlog.get_logger(__name__)
 # A run that is deleted between the conflict with it and the look at it: the batch tries again, this
 # often.
 MAX_ROUNDS = 10
+# Characters of runs that exist and are read at a time, to be answered: a request of 100 bytes may
+# be answered with a run of a megabyte, which takes up to 25 times as much once it is read.
+READ_MAX = 2 * 1024 * 1024
 
 
 class Store(Reader):
@@ -115,6 +119,13 @@ class Store(Reader):
             Fault: the database is away or busy. The same runs can be given again: what was stored
                 is found then.
         """
+        try:
+            return await self._create(requested)
+        finally:
+            # While some wait for their turns, there is always another call.
+            self._turns.next()
+
+    async def _create(self, requested: Sequence[Requested]) -> list[Outcome]:
         runs = await self._of_deployments(requested)
         references = await self._resolve([each for each in runs if isinstance(each, NewRun)])
         batch = _Batch(runs, references.refused)
@@ -166,6 +177,8 @@ class Store(Reader):
         if len(outcomes) == len(runs):
             return outcomes
         conflicting = [new.run for new in runs if new.run.id not in outcomes]
+        conflicting, crowded = await self._with_room(conflicting)
+        outcomes |= crowded
         by_identity = {_identity(run): run.id for run in conflicting}
         for existing in await self._read(conflicting):
             # By its key, or by its id where it was asked for without one.
@@ -175,6 +188,30 @@ class Store(Reader):
         await self.wait_for_standby()
         refused = {run.id: missing[run.id] for run in conflicting if run.id in missing}
         return {**refused, **outcomes}
+
+    async def _with_room(self, runs: list[FlowRun]) -> tuple[list[FlowRun], dict[UUID, Undecided]]:
+        """The runs in whose places those stand that can be read now, and by id those that have to
+        wait for their turns.
+        """
+        if len(runs) == 1:
+            return runs, {}
+        keys = [_identity(run) for run in runs if run.idempotency_key is not None]
+        ids = [(run.id,) for run in runs if run.idempotency_key is None]
+        sizes: dict[tuple[Any, ...], int] = {}
+        for row in await self.query(self.statements.sizes_by_key, keys):
+            sizes[row.flow_id, row.idempotency_key] = row.size
+        for row in await self.query(self.statements.sizes_by_id, ids):
+            sizes[(row.id,)] = row.size
+        here: list[FlowRun] = []
+        crowded: dict[UUID, Undecided] = {}
+        in_order = sorted(runs, key=lambda run: run.created)
+        sized = ((run, sizes.get(_identity(run), 0)) for run in in_order)
+        for run, waiting in in_turns(sized, READ_MAX, self._turns):
+            if waiting is None:
+                here.append(run)
+            else:
+                crowded[run.id] = waiting
+        return here, crowded
 
     async def _read(self, runs: Sequence[FlowRun]) -> list[FlowRun]:
         """The runs that stand where these were to be, as they are now."""

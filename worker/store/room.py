@@ -1,0 +1,29 @@
+"""How much is read from a database at a time: what has no room waits for its turn."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from worker.store.outcome import Undecided
+from worker.tasks.budget import Budget
+from worker.tasks.turns import Turns
+
+Item = TypeVar("Item")
+
+NO_ROOM = "what it refers to has no room beside what others refer to"
+
+
+def in_turns(
+    items: Iterable[tuple[Item, int]], max_size: int, turns: Turns
+) -> Iterator[tuple[Item, Undecided | None]]:
+    """Items, each with None if there is room for it, or that it is undecided until its turn.
+
+    Args:
+        items: with their sizes. The first one has room, whatever its size.
+        max_size: what has room together, now and with each turn.
+    """
+    budget, turn = Budget(max_size), None
+    for item, size in items:
+        if not budget.take(size):
+            budget, turn = Budget(max_size), Undecided(NO_ROOM, turns.wait())
+            budget.take(size)
+        yield item, turn
