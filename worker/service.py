@@ -23,7 +23,8 @@ from worker.observability import metrics
 from worker.observability.http import side_port
 from worker.observability.traces import open_traces
 from worker.pipeline import Pipeline
-from worker.settings import Settings, redact
+from worker.redaction import redact
+from worker.settings import Settings
 from worker.store import Store
 from worker.topology_watch import TopologyWatch
 

@@ -314,10 +314,3 @@ def unknown_settings() -> Iterator[tuple[str, str | None]]:
         if not _OTHERS.fullmatch(name):
             nearest = get_close_matches(name, names, 1)
             yield f"{PREFIX}{name}", f"{PREFIX}{nearest[0]}" if nearest else None
-
-
-def redact(url: str) -> str:
-    """A URL without its password and without its query, which may hide another; rather too little
-    of it than too much.
-    """
-    return re.sub(r"(?<=://)([^/@:]*):.*(?=@)", r"\1:***", url, flags=re.DOTALL).partition("?")[0]

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from typing import Literal
 from uuid import UUID
@@ -18,7 +21,10 @@ URL = "amqp://user:hunter2@host:5672/vhost"
 def logging_as_it_was() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
     yield
+    sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
+    logging.captureWarnings(False)
     structlog.reset_defaults()
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -45,6 +51,48 @@ def test_no_password_in_any_line(
     assert "hunter2" not in written
     assert "amqp://user:***@host:5672/vhost" in written
     assert "in fail" in written if format == "console" else '"name": "fail"' in written
+
+
+@pytest.mark.parametrize("format", ["console", "json"])
+def test_what_python_prints_by_itself_is_a_line_of_the_log(
+    format: Literal["console", "json"], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A warning, an exception that nobody caught, one in a thread, one in a destructor."""
+
+    class Failing:
+        def __del__(self) -> None:
+            fail(URL)
+
+    configure_logging(format, "info")
+    warnings.showwarning("old: amqp://user:hunter2@host", DeprecationWarning, "file.py", 1)
+    thread = threading.Thread(target=fail, args=(URL,), name="helper")
+    thread.start()
+    thread.join()
+    Failing()
+    try:
+        fail(URL)
+    except ConnectionError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    written = capfd.readouterr().err
+    assert "hunter2" not in written
+    for event in ("old: ", "thread_ended", "unraisable", "crashed"):
+        assert event in written
+    if format == "json":
+        assert len([json.loads(line) for line in written.splitlines()]) == 4
+
+
+@pytest.mark.parametrize("character", ["\x9b", "\u202e", "\u2028", "\u200b"])
+def test_no_character_of_others_steers_the_console(character: str, capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging("console", "info")
+    log = structlog.get_logger()
+    log.info("refused", message_id=f"a{character}b", several=[character], named={character: 1})
+    logging.getLogger("library").warning("about %s", character)
+    try:
+        raise ValueError(character)
+    except ValueError:
+        log.exception("failed")
+        logging.getLogger("library").exception("failed")
+    assert character not in capfd.readouterr().err
 
 
 def test_json_has_one_object_a_line(capfd: pytest.CaptureFixture[str]) -> None:

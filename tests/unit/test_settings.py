@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from worker.settings import Settings, SettingsError, load_settings, redact, unknown_settings
+from worker.redaction import redact
+from worker.settings import Settings, SettingsError, load_settings, unknown_settings
 
 
 @pytest.fixture(autouse=True)

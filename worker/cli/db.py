@@ -31,7 +31,8 @@ YOUNGEST = timedelta(hours=1)
 @db_app.command("upgrade")
 def db_upgrade(database_url: DatabaseUrl = None) -> None:
     """Create the tables, or bring them up to date. Changes no Prefect server's database."""
-    from worker.settings import load_settings, redact
+    from worker.redaction import redact
+    from worker.settings import load_settings
     from worker.store import migrations
 
     settings = load_settings(database_url=database_url)
@@ -97,7 +98,8 @@ def db_prune(
 
     Ctrl-C or SIGTERM end it after the transaction that is under way. Run it again for the rest.
     """
-    from worker.settings import load_settings, redact
+    from worker.redaction import redact
+    from worker.settings import load_settings
     from worker.store.pruning import open_pruning
 
     settings = load_settings(database_url=database_url)

@@ -1,10 +1,11 @@
 """``doctor``: looks at broker, database and Prefect's API, and says what to do about them."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.options import AmqpUrl, DatabaseUrl, Queue, escape, out, run_async
+from worker.cli.options import AmqpUrl, DatabaseUrl, Queue, escape, out, print_json, run_async
 
 if TYPE_CHECKING:
     from worker.doctor import Finding
@@ -54,16 +55,23 @@ def doctor(
         )
         for examination in examinations:
             async for finding in examination:
-                findings.append(finding)
+                findings.append(_shown(finding))
                 if not json_output:
-                    _show(finding)
+                    _show(findings[-1])
         return findings
 
     findings = run_async(examine())
     if json_output:
-        print(orjson.dumps(findings, option=orjson.OPT_INDENT_2).decode())
+        print_json(orjson.dumps(findings, option=orjson.OPT_INDENT_2).decode())
     if any(each.verdict is Verdict.problem for each in findings):
         raise typer.Exit(1)
+
+
+def _shown(finding: "Finding") -> "Finding":
+    """A finding without secrets: errors of libraries are quoted in it."""
+    from worker.redaction import without_secrets
+
+    return replace(finding, detail=without_secrets(finding.detail))
 
 
 def _show(finding: "Finding") -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.markup import escape as escape
+from rich.markup import escape as _escape_markup
+
+from worker.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -35,6 +37,16 @@ Queue = Annotated[
 ]
 
 
+def escape(text: str, keep: str = "") -> str:
+    """What others wrote, as it can be put between rich's marks: it is none of them, and does not
+    steer the terminal.
+
+    Args:
+        keep: see :func:`worker.printable.printable`.
+    """
+    return _escape_markup(printable(text, keep))
+
+
 def progress_bar() -> "Progress":
     """How much of something is done, while it is being done; on standard error."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -44,9 +56,14 @@ def progress_bar() -> "Progress":
 
 
 def print_json(text: str) -> None:
-    """With colours on a terminal, as it is elsewhere."""
+    """With colours on a terminal. What would steer that is escaped, as JSON can: it is the same
+    value.
+    """
+    text = printable_json(text)
     if out.is_terminal:
-        out.print_json(text)
+        from rich.highlighter import JSONHighlighter
+
+        out.print(JSONHighlighter()(text), soft_wrap=True)
     else:
         print(text)
 

@@ -17,7 +17,8 @@ topology_app = typer.Typer(help="The queues and the exchange at the broker.", no
 def topology_declare(amqp_url: AmqpUrl = None, queue: Queue = None) -> None:
     """Declare the queues, the exchange and the binding. Changes nothing that exists."""
     from worker.broker.session import Session
-    from worker.settings import load_settings, redact
+    from worker.redaction import redact
+    from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
     topology = settings.topology

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from worker.contract.errors import Fault
 from worker.doctor.finding import Finding, Verdict
 from worker.doctor.prefect_versions import Dialect, version_at, versions
+from worker.redaction import redact
 from worker.settings import Settings
 from worker.store import StoreError, migrations
 from worker.store.engine import Database, open_database, parse_url
@@ -38,7 +39,7 @@ _START_PREFECT = (
 async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
     """Look at the database; writes nothing and creates nothing."""
     url = parse_url(settings.database_url)
-    where = url.render_as_string(hide_password=True)
+    where = redact(url.render_as_string(hide_password=False))
     postgresql = url.get_backend_name() == "postgresql"
     if not postgresql:
         file = Path(url.database or "")

@@ -11,7 +11,8 @@ import aiohttp
 import orjson
 
 from worker.password_file import PasswordUnreadable, read_password
-from worker.settings import Settings, redact
+from worker.redaction import redact
+from worker.settings import Settings
 
 # For one request, from the connection to the end of the answer; seconds. 200 events take a server
 # a tenth of one.

@@ -2,16 +2,22 @@
 logged.
 """
 
+import io
 import logging
-import re
 import sys
-from typing import Any, Literal
+import threading
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor
 
-# Passwords as they stand in URLs: before the host, and as a parameter.
-_PASSWORD = re.compile(r"""(://[^\s/:@"]*:)[^\s"]+(?=@)|([?&]password=)[^\s&"']+""")
+from worker.printable import printable
+from worker.redaction import without_secrets
+
+# A line is written by one call, however long it is: workers that share a pipe or a file would write
+# into each other's lines otherwise. A pipe takes PIPE_BUF (4,096) bytes as a whole; what is longer
+# may be cut where the pipe is full, and is whole in a file. Bytes.
+LONGEST_LINE = 1024 * 1024
 
 
 def configure_logging(format: Literal["console", "json"], level: str) -> None:
@@ -38,17 +44,21 @@ def configure_logging(format: Literal["console", "json"], level: str) -> None:
         ]
     else:
         console = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            colors=sys.stderr.isatty(), exception_formatter=_plain_traceback
         )
         renderer = [_escape_control_characters, console]
     renderer.append(_without_passwords)
+    # Not sys.stderr, which writes each part of a line at once with PYTHONUNBUFFERED.
+    stream = open(  # noqa: SIM115  # as long as the process
+        sys.stderr.fileno(), "w", LONGEST_LINE, encoding="utf-8", errors="backslashreplace", closefd=False
+    )
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -62,6 +72,32 @@ def configure_logging(format: Literal["console", "json"], level: str) -> None:
     root.setLevel(max(number, logging.WARNING))
     # The service logs in one line why a session ended. aiormq logs the same with a traceback.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    _log_what_python_prints()
+
+
+def _log_what_python_prints() -> None:
+    """Warnings, and exceptions that nobody caught: as lines of the log, without passwords."""
+    logging.captureWarnings(True)
+    log = structlog.get_logger("python")
+
+    def unraisable(info: Any) -> None:
+        error = (info.exc_type, info.exc_value, info.exc_traceback)
+        log.error("unraisable", about=info.err_msg, of=repr(info.object), exc_info=error)
+
+    def in_a_thread(info: threading.ExceptHookArgs) -> None:
+        thread = info.thread.name if info.thread else None
+        error = (info.exc_type, info.exc_value, info.exc_traceback)
+        log.error("thread_ended", thread=thread, exc_info=error)
+
+    sys.excepthook = lambda *error: log.critical("crashed", exc_info=error)
+    sys.unraisablehook = unraisable
+    threading.excepthook = in_a_thread
+
+
+def _plain_traceback(file: TextIO, error: Any) -> None:
+    written = io.StringIO()
+    structlog.dev.plain_traceback(written, error)
+    file.write(printable(written.getvalue(), keep="\n"))
 
 
 def _escape_control_characters(_: Any, __: str, event: EventDict) -> EventDict:
@@ -69,11 +105,11 @@ def _escape_control_characters(_: Any, __: str, event: EventDict) -> EventDict:
     steers the terminal.
     """
     for name, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[name] = value.encode("unicode_escape").decode("ascii")
+        if isinstance(value, str):
+            event[name] = printable(value)
     return event
 
 
 def _without_passwords(_: Any, __: str, line: Any) -> Any:
     """Hide passwords in the whole line, since an error's own words may have a URL too."""
-    return _PASSWORD.sub(r"\1\2***", line)
+    return without_secrets(line)

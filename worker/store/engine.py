@@ -3,6 +3,7 @@ Knows no table.
 """
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -260,6 +261,7 @@ def _only_if_open(connection: Any, *_: object) -> None:
 
 
 def _sqlite(url: URL) -> Database:
+    _make_private(url.database or "")
     # The driver begins nothing by itself: it would be late, and take no lock.
     engine = _engine(url, 1, timeout=BUSY_TIMEOUT, isolation_level=None)
     file = DatabaseFile(engine, url.database or "")
@@ -267,6 +269,14 @@ def _sqlite(url: URL) -> Database:
     # IMMEDIATE: another writer's lock is waited for here, where waiting works; an upgrade from a
     # read lock fails at once.
     return Database(url, engine, _transactions(engine, "BEGIN IMMEDIATE"), file=file)
+
+
+def _make_private(file: str) -> None:
+    """Make the file if it is not there, for its owner alone: parameters of runs are in it. SQLite
+    would make it readable for all, and gives its log the rights of the file.
+    """
+    with suppress(OSError):  # it is there; or SQLite itself will tell why it can't be made
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _set_pragmas(connection: Any, _: object) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker.contract.errors import Fault, IntegrityConflict, Refusal, Unprocessable
+from worker.redaction import redact
 
 
 class StoreError(Exception):
@@ -147,7 +148,7 @@ def opening(url: URL) -> Iterator[None]:
         raise
     except Exception as raised:
         error = driver_error(raised)
-        where = f"{url.render_as_string(hide_password=True)}: {first_line(error)}"
+        where = f"{redact(url.render_as_string(hide_password=False))}: {first_line(error)}"
         unusable = (ValueError, asyncpg.UndefinedObjectError, ArgumentError)
         if isinstance(error, sqlite3.Error) and blame(error) is not Blame.moment:
             advice = "Does the folder exist, and may the worker write there?"

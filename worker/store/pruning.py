@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from worker.backoff import Backoff
 from worker.contract.state import TERMINAL_TYPES
+from worker.redaction import redact
 from worker.store import migrations
 from worker.store.engine import Database, open_database, parse_url
 from worker.store.errors import Blame, StoreError, blame, driver_error, fault, first_line
@@ -161,7 +162,7 @@ async def open_pruning(
         Fault: the database can't be reached now.
     """
     parsed = parse_url(url)
-    where = parsed.render_as_string(hide_password=True)
+    where = redact(parsed.render_as_string(hide_password=False))
     schema = await migrations.inspect(parsed, kind)
     if schema.problems:
         raise StoreError(f"{where}: not usable: {'; '.join(schema.problems)}")

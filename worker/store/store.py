@@ -14,6 +14,7 @@ from worker.contract.errors import DeploymentNotFound, Fault, Refusal, Unprocess
 from worker.contract.flow_run import FlowRun
 from worker.contract.request import CreateFlowRun
 from worker.creation import NewRun, Requested, UnresolvedRun, new_run
+from worker.redaction import redact
 from worker.store import migrations
 from worker.store.deployments import resolve_deployments, warn_of_unserved
 from worker.store.engine import Database, open_database, parse_url, prepare_to_write
@@ -53,7 +54,7 @@ class Store(Reader):
         self._turns = Turns()
         self._insertion = Insertion(self)
         self.kind: Literal["standalone", "prefect"] = "prefect" if prefect else "standalone"
-        self.description = database.url.render_as_string(hide_password=True)
+        self.description = redact(database.url.render_as_string(hide_password=False))
 
     @classmethod
     async def open(cls, url: str, *, migrate: bool, kind: migrations.Kind = "any") -> "Store":
