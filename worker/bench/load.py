@@ -9,7 +9,7 @@ at a time (closed loop): each is sent when one before it was answered.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import ceil, floor
@@ -19,7 +19,7 @@ from uuid import UUID
 import orjson
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from worker.broker.connection import close_quietly, connect
+from worker.broker.connection import PublishersBlocked, close_quietly, connect, unless_blocked
 from worker.broker.delivery import Delivery
 from worker.broker.fast_path import BulkPublisher, DeliveryReader
 from worker.broker.properties import join, short_string
@@ -119,6 +119,7 @@ class Load:
         # Who waits for the reply needs no confirm of the request; only who doesn't has to know that
         # the broker has it.
         self._unconfirmed, self._confirmed = publishers[False], publishers[True]
+        self._frames = self._confirmed.frames
         self._replies = replies
         self._reply_to = short_string(reply_to)
         self._requests = requests
@@ -132,8 +133,10 @@ class Load:
         """Publish all requests, and wait until the broker has them."""
         for start in range(0, requests, CHUNK):
             numbers = range(start, min(start + CHUNK, requests))
+            self._raise_if_blocked()
             confirmation = await self._confirmed.publish([self._publication(number) for number in numbers])
             await confirmation.wait(PATIENCE)
+            self._raise_if_blocked()
             if not confirmation.flawless:
                 raise BenchFailed("the broker did not take the requests: is a limit set on its queues?")
 
@@ -176,7 +179,7 @@ class Load:
             while number < numbers.stop and not collecting.done():
                 due = min(floor((time.perf_counter() - started) * rate) + 1, numbers.stop)
                 if due > number:
-                    await self._unconfirmed.publish([self._publication(each) for each in range(number, due)])
+                    await self._send(range(number, due))
                     number = due
                 await asyncio.sleep(max(TICK, started + number / rate - time.perf_counter()))
             await collecting
@@ -195,7 +198,7 @@ class Load:
             now = time.perf_counter()
             sent.update((number, now) for number in due)
             if due:
-                await self._unconfirmed.publish([self._publication(number) for number in due])
+                await self._send(due)
             taken = await self._take(concurrency)
             now = time.perf_counter()
             latencies.extend(now - sent.pop(_number(delivery)) for delivery in taken)
@@ -207,7 +210,7 @@ class Load:
         """A few requests that are not counted: connections, statements and code are warm after
         them.
         """
-        await self._unconfirmed.publish([self._publication(number) for number in range(-WARM_UP, 0)])
+        await self._send(range(-WARM_UP, 0))
         missing = WARM_UP
         while missing:
             missing -= len(await self._take(missing, counted=False))
@@ -222,6 +225,7 @@ class Load:
             async with asyncio.timeout(PATIENCE):
                 taken = await self._replies.take(limit)
         except TimeoutError:
+            self._raise_if_blocked()
             raise BenchFailed(f"no reply for {PATIENCE:g} seconds") from None
         if not taken:
             raise BenchFailed("the broker is gone")
@@ -234,6 +238,15 @@ class Load:
         if counted:
             self.progress(len(taken))
         return taken
+
+    async def _send(self, numbers: Iterable[int]) -> None:
+        """Publish requests whose replies are waited for, and whose confirms are not."""
+        self._raise_if_blocked()
+        await self._unconfirmed.publish([self._publication(number) for number in numbers])
+
+    def _raise_if_blocked(self) -> None:
+        if self._frames.blocked is not None:
+            raise BenchFailed(str(PublishersBlocked(self._frames.blocked)))
 
     def _publication(self, number: int) -> Publication:
         properties = join(
@@ -272,7 +285,13 @@ async def open_load(
             confirms: BulkPublisher(connection, await connection.channel(publisher_confirms=confirms))
             for confirms in (False, True)
         }
-        channel = await connection.channel(publisher_confirms=False)
+
+        async def try_out() -> AbstractChannel:
+            await publishers[True].try_out()
+            # During an alarm the broker may have taken that, and answers nothing behind it.
+            return await connection.channel(publisher_confirms=False)
+
+        channel = await unless_blocked(connection.frames, try_out())
         try:
             await topology.declare(channel)
             requests = await channel.get_queue(topology.queue)

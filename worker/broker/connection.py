@@ -6,7 +6,7 @@ Worker, client and commands all connect here.
 import asyncio
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -27,10 +27,11 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from ..password_file import PASSWORD_FILE, PasswordUnreadable
-from .control import WatchedConnection, watch_of
+from .control import Watch, WatchedConnection, watch_of
 from .urls import split_urls, with_password
 
 ConnectionType = TypeVar("ConnectionType", bound=aio_pika.Connection)
+T = TypeVar("T")
 
 # A connection attempt that hangs (a silent firewall) counts as failed after this many seconds.
 CONNECT_TIMEOUT = 10.0
@@ -38,6 +39,9 @@ CONNECT_TIMEOUT = 10.0
 HAPPY_EYEBALLS_DELAY = 1.0
 # A close is not answered by a broker that is gone; seconds.
 CLOSE_TIMEOUT = 5.0
+# Nor by one that reads nothing from this connection, as it blocks publishers; seconds. What was
+# written before is in the socket by then.
+BLOCKED_CLOSE_TIMEOUT = 0.5
 
 # The end of a connection of which the broker said nothing.
 GONE = "the connection to the broker ended, and the broker did not say why (did it, or the network, fail?)"
@@ -68,6 +72,13 @@ class BrokerRefused(Exception):
 
 class TLSRefused(BrokerRefused):
     """The broker's certificate is not trusted, or ours is not; or one can't be read."""
+
+
+class PublishersBlocked(BrokerUnavailable):
+    """The broker takes no publications for now, by an alarm; the message has its reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The broker takes no publications: {reason} (connection.blocked, an alarm)")
 
 
 class ChannelLost(ConnectionError):
@@ -115,6 +126,25 @@ def lost_with(channel: AbstractChannel) -> Iterator[None]:
         raise ChannelLost(error, _said(channel)) from error
 
 
+async def unless_blocked(watch: Watch, publishing: Coroutine[Any, Any, T]) -> T:
+    """Wait for what needs the broker to take a publication.
+
+    Raises:
+        PublishersBlocked: it takes none. It may still take what was written, once it takes any.
+    """
+    work = asyncio.ensure_future(publishing)
+    blocked = asyncio.ensure_future(watch.blocked_event.wait())
+    try:
+        await asyncio.wait((work, blocked), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done() and watch.blocked is not None:
+            raise PublishersBlocked(watch.blocked)
+        return await work
+    finally:
+        for each in (work, blocked):
+            each.cancel()
+        await asyncio.wait((work, blocked), timeout=BLOCKED_CLOSE_TIMEOUT)
+
+
 def _said(channel: AbstractChannel) -> str | None:
     # aio-pika has no public way from a channel to its connection.
     watch = watch_of(getattr(channel, "_connection", None))
@@ -151,8 +181,10 @@ async def close_quietly(resource: aio_pika.Connection | AbstractChannel) -> None
     """Close a connection or a channel, whatever its state; returns within ``CLOSE_TIMEOUT``
     seconds.
     """
+    watch = watch_of(resource) or watch_of(getattr(resource, "_connection", None))
+    blocked = watch is not None and watch.blocked is not None
     with suppress(Exception):  # the edge: whatever hinders a close, the socket is given up
-        async with asyncio.timeout(CLOSE_TIMEOUT):
+        async with asyncio.timeout(BLOCKED_CLOSE_TIMEOUT if blocked else CLOSE_TIMEOUT):
             await resource.close()
 
 

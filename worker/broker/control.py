@@ -1,5 +1,5 @@
-"""What the broker says of a connection itself: why it closes it, and why it blocks publishers.
-aiormq keeps neither where a caller could read it. Knows no messages.
+"""Notes why the broker closes a connection, and why it blocks publishers. aiormq keeps neither
+reason where a caller could read it. Knows no messages.
 """
 
 import asyncio
@@ -103,7 +103,7 @@ class Watch(aiormq.TransportFactory):
 
 
 class WatchedConnection(aio_pika.Connection):
-    """An aio-pika connection with such a transport: for whoever reads no messages in bulk.
+    """An aio-pika connection with such a transport, for users who read no messages in bulk.
 
     Attributes:
         frames: the transport.
@@ -116,7 +116,7 @@ class WatchedConnection(aio_pika.Connection):
 
 
 def watch_of(connection: object) -> Watch | None:
-    """What is known of a connection, if it is watched."""
+    """The watch of a connection; None if it has none."""
     watch = getattr(connection, "frames", None)
     return watch if isinstance(watch, Watch) else None
 

@@ -18,6 +18,7 @@ from worker.broker.connection import (
     BrokerRefused,
     BrokerUnavailable,
     ChannelLost,
+    PublishersBlocked,
     close_quietly,
     connect,
     lost_with,
@@ -111,6 +112,9 @@ class Session:
             if isinstance(error, ChannelLost) and error.refused:
                 raise BrokerRefused(f"The broker refuses what the worker needs: {error}") from error
             if isinstance(error, TimeoutError):
+                alarms = [each.frames.blocked for each in session._connections if each.frames.blocked]
+                if alarms:
+                    raise PublishersBlocked(alarms[0]) from error
                 reason = f"The broker does not answer for the queue '{topology.queue}'"
                 raise BrokerUnavailable(reason) from error
             # A bare Exception is aiormq's: of what was under way when the connection ended.

@@ -233,6 +233,10 @@ class Transport(Watch):
         if self._pause is not None:
             self._pause.cancel()
 
+    def abort(self) -> None:
+        """Close the socket at once, and write nothing more."""
+        self._socket.abort()
+
     def _stay_alive(self) -> None:
         if not self._socket.is_closing():
             self._reader.tell_alive()

@@ -15,6 +15,7 @@ from .errors import InvalidFlowRun as InvalidFlowRun
 from .errors import InvalidURL as InvalidURL
 from .errors import MessageRefused as MessageRefused
 from .errors import NoReply as NoReply
+from .errors import NotConfirmed as NotConfirmed
 from .errors import NotFound as NotFound
 from .errors import NotRoutable as NotRoutable
 from .errors import NotSerializable as NotSerializable

@@ -16,7 +16,7 @@ from ..broker.urls import check_urls
 from ..contract.message import DIRECT_REPLY_TO, FROM_DEPLOYMENT
 from ..contract.record import FlowRunRecord
 from . import errors
-from .connection import Reconnector
+from .connection import Reconnector, Sending
 from .message import Headers, Request, build_message
 from .replies import Reply
 
@@ -154,6 +154,7 @@ class FlowRunClient:
             NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken: it was not sent,
                 or the broker refuses it.
             NoReply, BrokerGone, UnreadableReply: there is no answer, or none that can be read.
+                :class:`NotConfirmed`, a NoReply, if the broker had not even confirmed the request.
             TypeError: there is no such field.
         """
         request = {"flow_id": flow_id, **_checked(fields, FlowRunFields)}
@@ -224,7 +225,8 @@ class FlowRunClient:
         timeout: float | None = None,
     ) -> str:
         """Publish a request that wants no reply, and return its ``message_id`` once the broker has
-        taken it. Raises what :meth:`create_flow_run` does if the broker has not.
+        taken it. Raises what :meth:`create_flow_run` does if the broker has not;
+        :class:`NotConfirmed` if it has not in time.
 
         Args:
             request, type: as of :meth:`request`.
@@ -304,22 +306,19 @@ class FlowRunClient:
         if self._closed:
             raise errors.BrokerGone(CLOSED)
         seconds = self._timeout if timeout is None else timeout
+        sending = Sending()
         try:
             async with asyncio.timeout(seconds) as call:
                 self._calls.add(call)
-                return await self._publish_until_taken(message)
+                return await self._publish_until_taken(message, sending)
         except TimeoutError:
             if self._closed:
                 raise errors.BrokerGone(CLOSED) from None
-            told = (
-                f"No reply within {seconds:g} seconds to the message {message.message_id}. It may be at the "
-                "broker and may still be served; is a worker running?"
-            )
-            raise errors.NoReply(told, str(message.message_id)) from None
+            raise _time_over(seconds, str(message.message_id), sending) from None
         finally:
             self._calls.discard(call)
 
-    async def _publish_until_taken(self, message: aio_pika.Message) -> Reply | None:
+    async def _publish_until_taken(self, message: aio_pika.Message, sending: Sending) -> Reply | None:
         """Publish a message until the broker takes it; returns the reply, if it wants one.
 
         When the broker closes a channel over a message, it doesn't say which. So every message that
@@ -331,9 +330,9 @@ class FlowRunClient:
             try:
                 if alone:
                     async with self._trial:
-                        reply = await self._trial_reconnector.publish(self._queue, message)
+                        reply = await self._trial_reconnector.publish(self._queue, message, sending)
                 else:
-                    reply = await self._reconnector.publish(self._queue, message)
+                    reply = await self._reconnector.publish(self._queue, message, sending)
                 return await reply if reply else None
             except ChannelLost:
                 alone = False
@@ -345,6 +344,26 @@ class FlowRunClient:
                 if refusals.tries >= PUBLISH_TRIES:
                     raise
                 await refusals.sleep()
+
+
+def _time_over(seconds: float, message_id: str, sending: Sending) -> errors.NoReply:
+    """What the time ran out at: connecting, the broker's confirm, or the reply."""
+    if sending.connection is None:
+        told = f"No connection to the broker within {seconds:g} seconds; the message was not sent."
+        return errors.NotConfirmed(told, message_id)
+    if sending.confirmed:
+        told = (
+            f"No reply within {seconds:g} seconds to the message {message_id}. It may be at the "
+            "broker and may still be served; is a worker running?"
+        )
+        return errors.NoReply(told, message_id)
+    told = f"No confirm of the broker within {seconds:g} seconds for the message {message_id}"
+    if sending.connection.blocked is not None:
+        told += (
+            f": it takes no publications for now, since it is {sending.connection.blocked} "
+            "(connection.blocked, an alarm)"
+        )
+    return errors.NotConfirmed(f"{told}. It may still take the message.", message_id)
 
 
 def _checked(fields: Any, known: type[Any]) -> dict[str, Any]:

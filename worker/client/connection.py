@@ -3,6 +3,7 @@ message, and again after a loss.
 """
 
 import asyncio
+from dataclasses import dataclass
 
 import aio_pika
 import aiormq
@@ -34,6 +35,19 @@ from .replies import PendingReplies, Reply
 CONNECT_TRIES = 5
 
 
+@dataclass(slots=True)
+class Sending:
+    """How far a message has come.
+
+    Attributes:
+        connection: on which it was published last; None while there was none.
+        confirmed: whether the broker has it.
+    """
+
+    connection: "ClientConnection | None" = None
+    confirmed: bool = False
+
+
 class Reconnector:
     """Holds one connection at a time, for any number of tasks.
 
@@ -54,9 +68,11 @@ class Reconnector:
         self._closed = False
         self.current: ClientConnection | None = None
 
-    async def publish(self, queue: str, message: aio_pika.Message) -> "asyncio.Future[Reply] | None":
-        """Publish, and wait for the broker's confirm. Returns the future of the reply, if the
-        message wants one.
+    async def publish(
+        self, queue: str, message: aio_pika.Message, sending: Sending
+    ) -> "asyncio.Future[Reply] | None":
+        """Publish, and wait for the broker's confirm; notes in ``sending`` how far that came.
+        Returns the future of the reply, if the message wants one.
 
         Raises:
             BrokerGone, NotRoutable, AccessRefused: trying again would not help.
@@ -69,6 +85,7 @@ class Reconnector:
         if message.reply_to and connection.no_replies:
             raise AccessRefused(connection.no_replies)
         reply = connection.replies.expect(message.message_id or "") if message.reply_to else None
+        sending.connection, sending.confirmed = connection, False
         try:
             with lost_with(connection.channel):
                 channel = await connection.channel.get_underlay_channel()
@@ -89,6 +106,7 @@ class Reconnector:
                 self._pauses.reset()
                 raise refusal from error
             raise
+        sending.confirmed = True
         self._pauses.reset()
         return reply
 
@@ -165,6 +183,11 @@ class ClientConnection:
             self.no_replies = f"The broker refuses to let this user consume replies: {error}"
             self.channel = await self._connection.channel(on_return_raises=True)
         self.channel.close_callbacks.add(lambda *_: self.replies.fail(ChannelLost(None)))
+
+    @property
+    def blocked(self) -> str | None:
+        """Why the broker takes no publications; None while it does."""
+        return self._connection.frames.blocked
 
     async def close(self) -> None:
         await close_quietly(self._connection)

@@ -80,6 +80,13 @@ class NoReply(ClientError):
         self.message_id = message_id
 
 
+class NotConfirmed(NoReply):
+    """The broker has not confirmed the message in time: it may have it, or not. Sending it again is
+    as safe as after :class:`NoReply`. The text says how far it came, and names an alarm of the
+    broker.
+    """
+
+
 class NotRoutable(ClientError):
     """There is no request queue of that name: has a worker declared it?"""
 

@@ -2,6 +2,7 @@
 and has the queues.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from time import monotonic
 from uuid import uuid4
@@ -11,15 +12,26 @@ from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError
 from aiormq.exceptions import ChannelAccessRefused
 
-from worker.broker.connection import BrokerRefused, BrokerUnavailable, TLSRefused, close_quietly, connect
+from worker.broker.connection import (
+    BrokerRefused,
+    BrokerUnavailable,
+    PublishersBlocked,
+    TLSRefused,
+    close_quietly,
+    connect,
+    unless_blocked,
+)
 from worker.broker.control import WatchedConnection
 from worker.broker.declaring import NothingThere, TopologyMismatch, declaring
 from worker.broker.topology import Topology
 from worker.doctor.finding import Finding, Verdict
-from worker.settings import Settings, redact
+from worker.redaction import redact
+from worker.settings import Settings
 
 # The first version that has at-least-once dead-lettering of quorum queues.
 OLDEST_RABBITMQ = (3, 10)
+# A confirm comes within milliseconds; seconds.
+PUBLISH_TIMEOUT = 10.0
 # The first entry whose class fits the error counts.
 _ADVICE = {
     BrokerUnavailable: "Start it, or set WORKER_AMQP_URL to where it is.",
@@ -63,6 +75,9 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
                     "Requests were refused: 'flow-run-worker dead-letters list'.",
                 )
             yield finding
+        if not topology.events:
+            async for finding in _others_events(connection, topology):
+                yield finding
         if topology.exchange is not None:
             yield await _exchange(connection, topology.exchange)
         if waiting is not None:
@@ -117,6 +132,26 @@ async def _queue(
     return Finding(what, Verdict.ok, f"{detail}; its arguments are as the worker declares them"), count
 
 
+async def _others_events(connection: aio_pika.Connection, topology: Topology) -> AsyncIterator[Finding]:
+    """Without ``WORKER_PREFECT_API_URL`` here, an outbox is another worker's."""
+    channel = await connection.channel()
+    try:
+        outbox = (await channel.get_queue(topology.events_queue)).declaration_result
+        await channel.close()
+    except AMQPError:  # it does not stand, or is none of this user's business
+        return
+    detail = (
+        f"{topology.events_queue} stands, with {outbox.message_count or 0} ready and "
+        f"{outbox.consumer_count or 0} consumer(s): other workers of this queue hand events over; with these "
+        "settings a worker does not, and the runs that it makes have no event in Prefect"
+    )
+    advice = (
+        "Set WORKER_PREFECT_API_URL for every worker of the queue; or, if there are to be no events, for "
+        f"none, and delete {topology.events_queue} once it is empty."
+    )
+    yield Finding("events", Verdict.warning, detail, advice)
+
+
 async def _exchange(connection: aio_pika.Connection, exchange: str) -> Finding:
     channel = await connection.channel()
     try:
@@ -165,13 +200,30 @@ async def _give_back(message: AbstractIncomingMessage) -> None:
     await message.nack(requeue=True)
 
 
-async def _write_permission(connection: aio_pika.Connection) -> Finding:
-    """Publish to a queue that doesn't exist: it comes back, or is refused."""
+async def _write_permission(connection: WatchedConnection) -> Finding:
+    """Publish to a queue that doesn't exist: it comes back, or is refused. During an alarm the
+    broker says that it blocks us, and nothing else.
+    """
     channel = await connection.channel()
-    try:
+
+    async def publish() -> None:
         message = aio_pika.Message(b"")
         await channel.default_exchange.publish(message, f"flow-run-worker-doctor-{uuid4()}")
+        # During an alarm the broker may have taken that, and answers nothing that comes behind it.
         await channel.close()
+
+    try:
+        async with asyncio.timeout(PUBLISH_TIMEOUT):
+            await unless_blocked(connection.frames, publish())
+    except PublishersBlocked as error:
+        advice = (
+            "Requests wait, and workers answer none until it ends: give the broker memory or disk "
+            "('rabbitmq-diagnostics alarms' there says which), or see who fills it."
+        )
+        return Finding("alarm", Verdict.problem, str(error), advice)
+    except TimeoutError:
+        told = f"the broker has confirmed no publication within {PUBLISH_TIMEOUT:g} s"
+        return Finding("write permission", Verdict.problem, told, "Look at the broker's log.")
     except AMQPError as error:
         advice = "Grant the worker's user write on 'amq.default', by which replies and dead letters go."
         return Finding("write permission", Verdict.problem, str(error), advice)
