@@ -3,9 +3,10 @@ Draws nothing.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -40,7 +41,8 @@ class Page:
             (sample.name, frozenset(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
-            if sample.name.startswith("flow_run_worker_")
+            # What is no number is no figure, and would spoil each that it is added to.
+            if sample.name.startswith("flow_run_worker_") and math.isfinite(sample.value)
         }
         return cls(at, samples)
 
@@ -141,7 +143,9 @@ def _percentiles(before: Page, now: Page, stage: str) -> tuple[float, float] | N
     buckets: dict[float, float] = {}
     for (name, labels), value in now.samples.items():
         if name == "flow_run_worker_stage_seconds_bucket" and ("stage", stage) in labels:
-            buckets[float(dict(labels)["le"])] = _growth(before.samples.get((name, labels), 0.0), value)
+            with suppress(KeyError, ValueError):  # it has no bound
+                bound = float(dict(labels)["le"])
+                buckets[bound] = _growth(before.samples.get((name, labels), 0.0), value)
     counts = sorted(buckets.items())
     if not counts or not counts[-1][1]:
         return None
