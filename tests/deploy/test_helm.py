@@ -24,6 +24,13 @@ EVERYTHING: dict[str, Any] = {
     "shutdownTimeout": 60,
     "env": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"}],
     "resources": {"requests": {"cpu": "1", "memory": "256Mi"}, "limits": {"memory": "256Mi"}},
+    "networkPolicy": {
+        "from": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
+        "egress": [
+            {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},
+            {"ports": [{"port": 53, "protocol": "UDP"}]},
+        ],
+    },
     "nodeSelector": {"disk": "fast"},
     "tolerations": [{"key": "queue", "operator": "Exists"}],
 }
@@ -68,7 +75,7 @@ def test_chart_gives_what_the_kustomization_gives(kustomization: str, kind: str)
     rendered = render({"databaseKind": kind, "settings": added, "env": more})
     assert sorted(each["kind"] for each in rendered) == sorted(each["kind"] for each in built)
     assert the("ConfigMap", rendered)["data"] == settings
-    for each in ("Deployment", "PodDisruptionBudget", "Service"):
+    for each in ("Deployment", "PodDisruptionBudget", "Service", "NetworkPolicy"):
         assert _without_labels(the(each, rendered)["spec"]) == _without_labels(the(each, built)["spec"]), each
     for ours, theirs in zip(pods(rendered), pods(built), strict=True):
         assert _without_labels(ours) == _without_labels(theirs)
@@ -129,6 +136,24 @@ def test_selectors_of_two_releases_meet_their_own_workers_alone() -> None:
             labels = selector.get("matchLabels", selector).items()
             assert (labels <= workers) is meets
             assert not labels <= migration
+
+
+def test_network_policy_is_of_this_release_and_says_what_it_is_told() -> None:
+    plain = render(name="one")
+    policy = the("NetworkPolicy", plain)["spec"]
+    for kind in ("Deployment", "Job"):
+        labels = the(kind, plain)["spec"]["template"]["metadata"]["labels"].items()
+        assert policy["podSelector"]["matchLabels"].items() <= labels
+        others = the(kind, render(name="other"))["spec"]["template"]["metadata"]["labels"].items()
+        assert not policy["podSelector"]["matchLabels"].items() <= others
+    assert policy["policyTypes"] == ["Ingress"]
+    assert policy["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+    policy = the("NetworkPolicy", render(EVERYTHING))["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["ingress"][0]["from"] == EVERYTHING["networkPolicy"]["from"]
+    assert policy["egress"] == EVERYTHING["networkPolicy"]["egress"]
+    without = render({"networkPolicy": {"enabled": False}})
+    assert "NetworkPolicy" not in {each["kind"] for each in without}
 
 
 def test_changed_setting_starts_new_pods() -> None:

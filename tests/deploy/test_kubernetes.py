@@ -102,6 +102,20 @@ def test_selectors_meet_the_workers_and_not_the_migration() -> None:
         assert not labels <= migration
 
 
+def test_only_the_port_of_health_and_metrics_can_be_reached() -> None:
+    manifests = build("base")
+    policy = the("NetworkPolicy", manifests)["spec"]
+    selector = policy["podSelector"]["matchLabels"].items()
+    for kind in ("Deployment", "Job"):
+        labels = the(kind, manifests)["spec"]["template"]["metadata"]["labels"].items()
+        assert selector <= labels
+    assert selector  # or it would be that of the whole namespace
+    assert policy["policyTypes"] == ["Ingress"]
+    (container,) = the("Deployment", manifests)["spec"]["template"]["spec"]["containers"]
+    assert [each["name"] for each in container["ports"]] == ["http"]
+    assert policy["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+
+
 def test_scaler_scales_the_worker_on_its_queue() -> None:
     manifests = build("overlays/keda")
     deployment = the("Deployment", manifests)
