@@ -1,24 +1,20 @@
 """The dead letters: refused requests, kept whole, to be looked at, sent again, or thrown away.
 
 Letters are taken one by one without acknowledgement. The broker puts them back where they were, as
-the connection ends. While that lasts nobody else sees them.
+the connection ends. While that lasts nobody else sees them. Letters that the broker can't deliver
+are passed over.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import orjson
-from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from worker.broker.connection import close_quietly, connect
-from worker.broker.consumer import delivery_of
-from worker.broker.delivery import Delivery
+from worker.broker.connection import close_quietly, connect, unless_blocked
 from worker.broker.properties import in_order, join, join_table, split, split_table
 from worker.broker.publication import (
     APP_ID,
@@ -28,19 +24,17 @@ from worker.broker.publication import (
     Publication,
     events_message,
 )
-from worker.broker.publisher import Fate, Publisher
+from worker.broker.publisher import Confirmation, Fate, Publisher
 from worker.broker.topology import Topology
 from worker.broker.transport import Connection
 from worker.contract.message import (
     DELIVERY_COUNT_HEADER,
-    ERROR_HEADER,
-    ERROR_STATUS_HEADER,
-    FAILED_AT_HEADER,
     HEADERS_DROPPED_HEADER,
     Message,
-    fingerprint,
     is_own_header,
 )
+from worker.letter import Letter
+from worker.letter_reader import NAME, LetterReader, Undeliverable
 
 # RabbitMQ 4 drops a message that came back to a queue as often as its default delivery limit (20)
 # says. A letter that was looked at so often is replaced by a new copy, at the end of the queue,
@@ -64,66 +58,16 @@ class DeadLettersFailed(Exception):
     """A letter could not be sent again; it is still where it was. The message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A dead letter.
+class UnknownIds(DeadLettersFailed):
+    """No letter has these ids; nothing was done.
 
     Attributes:
-        incoming: what acknowledges it.
-        id: twelve hexadecimal digits, the same at each look; two letters that are the same in
-            everything share it.
-        status: the HTTP status that was answered; None where the broker gave the request up (the
-            delivery limit).
-        error: why, in a line.
-        failed_at: when, as it was written into the letter.
+        ids: as they were given.
     """
 
-    delivery: Delivery
-    incoming: AbstractIncomingMessage
-    id: str
-    status: int | None
-    error: str
-    failed_at: str | None
-
-    @classmethod
-    def of(cls, delivery: Delivery, incoming: AbstractIncomingMessage) -> "Letter":
-        """Read a letter from how it was delivered."""
-        headers = delivery.message.headers
-        status = headers.get(ERROR_STATUS_HEADER)
-        deaths = headers.get("x-death")
-        error, failed_at = headers.get(ERROR_HEADER), headers.get(FAILED_AT_HEADER)
-        if error is None and isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):
-            error = f"given up by the broker: {deaths[0].get('reason', 'unknown')}"
-            failed_at = deaths[0].get("time")
-        return cls(
-            delivery=delivery,
-            incoming=incoming,
-            id=fingerprint(delivery.message).hex[:12],
-            status=status if isinstance(status, int) else None,
-            error=str(error or ""),
-            failed_at=None if failed_at is None else str(failed_at),
-        )
-
-    @property
-    def key(self) -> str | None:
-        """The request's idempotency key, if its body can be read."""
-        try:
-            body = orjson.loads(self.delivery.message.body)
-        except orjson.JSONDecodeError:
-            return None
-        key = body.get("idempotency_key") if isinstance(body, dict) else None
-        return key if isinstance(key, str) else None
-
-    def matches(self, ids: Iterable[str], status: int | None, error: str | None) -> bool:
-        """Whether its id begins with one of these, its status is this one, and its error has this
-        text. What is not given always matches.
-        """
-        wanted = tuple(ids)
-        return (
-            (not wanted or self.id.startswith(wanted))
-            and (status is None or self.status == status)
-            and (error is None or error.lower() in self.error.lower())
-        )
+    def __init__(self, ids: Sequence[str]) -> None:
+        super().__init__(f"no dead letter has the id {', '.join(ids)}; nothing was done")
+        self.ids = ids
 
 
 Match = Callable[[Letter], bool]
@@ -131,17 +75,22 @@ Progress = Callable[[int], None]
 
 
 class DeadLetters:
-    """The dead letters of one request queue. Use :func:`open_dead_letters`."""
+    """The dead letters of one request queue. Use :func:`open_dead_letters`.
+
+    Attributes:
+        undeliverable: those that the broker can't deliver, as far as they were met.
+    """
 
     def __init__(
-        self, connection: Connection, queue: AbstractQueue, publisher: Publisher, topology: Topology
+        self, connection: Connection, reader: LetterReader, publisher: Publisher, topology: Topology
     ) -> None:
         self._connection = connection
-        self._queue = queue
+        self._reader = reader
         self._publisher = publisher
         self._topology = topology
         self._held: list[Letter] = []
         self._sent: Counter[str] = Counter()
+        self.undeliverable: list[Undeliverable] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -156,19 +105,21 @@ class DeadLetters:
 
     async def count(self) -> int:
         """How many there are."""
-        declared = await self._queue.channel.get_queue(self._queue.name)
-        return declared.declaration_result.message_count or 0
+        return await self._reader.count()
 
     async def look(self, limit: int) -> AsyncIterator[Letter]:
         """The letters from the oldest on, at most so many; all are put back in the end."""
         for _ in range(min(limit, await self.count())):
-            letter = await self._take()
-            if letter is None:
+            taken = await self._take()
+            if taken is None:
                 return
-            self._held.append(letter)
-            yield letter
+            if isinstance(taken, Letter):
+                self._held.append(taken)
+                yield taken
 
-    async def replay(self, match: Match, progress: Progress = lambda count: None) -> int:
+    async def replay(
+        self, match: Match, progress: Progress = lambda count: None, *, ids: Sequence[str] = ()
+    ) -> int:
         """Send matching letters to the request queue again, as they were first sent; returns how
         many.
 
@@ -178,44 +129,83 @@ class DeadLetters:
         had to lose (``expiration``, another user's ``user_id``, ``CC`` and ``BCC``) does not come
         back.
 
+        Args:
+            ids: each of them must be a letter's.
+
         Raises:
+            UnknownIds: one is not; nothing was done.
             DeadLettersFailed: the request queue does not stand, or is full; or a letter's
                 properties were never readable.
+            PublishersBlocked: an alarm at the broker.
         """
-        return await self._remove(match, self._send_again, progress)
+        return await self._remove(match, self._send_again, progress, ids)
 
-    async def purge(self, match: Match, progress: Progress = lambda count: None) -> int:
-        """Throw matching letters away; returns how many."""
+    async def purge(
+        self,
+        match: Match,
+        progress: Progress = lambda count: None,
+        *,
+        ids: Sequence[str] = (),
+        undeliverable: bool = False,
+    ) -> int:
+        """Throw matching letters away; returns how many.
+
+        Args:
+            ids: each of them must be a letter's.
+            undeliverable: those that the broker can't deliver as well.
+
+        Raises:
+            UnknownIds: one is not; nothing was done.
+        """
 
         async def nothing(_: Letter) -> None:
             return None
 
-        return await self._remove(match, nothing, progress)
+        removed = await self._remove(match, nothing, progress, ids)
+        for each in self.undeliverable if undeliverable else ():
+            await self._reader.acknowledge(each)
+            removed += 1
+        return removed
 
-    async def _remove(self, match: Match, first: Callable[[Letter], Any], progress: Progress) -> int:
+    async def _remove(
+        self, match: Match, first: Callable[[Letter], Any], progress: Progress, ids: Sequence[str]
+    ) -> int:
         removed = 0
         chunk: list[Letter] = []
         # As many as there are now. Letters that come in meanwhile stay, such as those that were
         # sent again and are refused again.
-        for left in range(await self.count() - 1, -1, -1):
-            letter = await self._take()
-            if letter is not None and match(letter):
-                chunk.append(letter)
-            elif letter is not None:
-                self._held.append(letter)
+        for _ in range(await self.count()):
+            taken = await self._take()
             progress(1)
-            if chunk and (len(chunk) == CHUNK or not left or letter is None):
+            if taken is None:
+                break
+            if not isinstance(taken, Letter):
+                continue
+            if not match(taken):
+                self._held.append(taken)
+                continue
+            chunk.append(taken)
+            # Ids are looked for first: all of them, or nothing is done.
+            if len(chunk) >= CHUNK and not ids:
                 removed += await self._settle(chunk, first)
                 chunk = []
-            if letter is None:
-                break
+        self.raise_for_unknown(ids, [*self._held, *chunk])
+        for start in range(0, len(chunk), CHUNK):
+            removed += await self._settle(chunk[start : start + CHUNK], first)
         return removed
+
+    @staticmethod
+    def raise_for_unknown(ids: Sequence[str], letters: Iterable[Letter]) -> None:
+        """Raise :class:`UnknownIds` unless each id is the beginning of a letter's."""
+        theirs = [letter.id for letter in letters]
+        if unknown := [each for each in ids if not any(known.startswith(each) for known in theirs)]:
+            raise UnknownIds(unknown)
 
     async def _settle(self, chunk: list[Letter], first: Callable[[Letter], Any]) -> int:
         done = await asyncio.gather(*(first(letter) for letter in chunk), return_exceptions=True)
         for letter, failed in zip(chunk, done, strict=True):
             if failed is None:
-                await letter.incoming.ack()
+                await letter.taken.acknowledge()
             else:
                 self._held.append(letter)
         for failed in done:
@@ -242,13 +232,14 @@ class DeadLetters:
         until: float | None = None
         while waiting.total():
             letter = await self._take()
-            if letter is not None:
+            if isinstance(letter, Letter):
                 self._held.append(letter)
                 if waiting[letter.id]:
                     waiting[letter.id] -= 1
                     refused.append(letter)
+            if letter is not None:
                 continue
-            requests = (await self._queue.channel.get_queue(self._topology.queue)).declaration_result
+            requests = await self._reader.look_at(self._topology.queue)
             if not requests.consumer_count:
                 raise DeadLettersFailed(
                     f"Nobody consumes '{self._topology.queue}': what was sent waits there for a worker."
@@ -267,8 +258,7 @@ class DeadLetters:
         return sent_again(message, self._topology.queue)
 
     async def _publish(self, letter: Letter, publication: Publication) -> None:
-        confirmation = await self._publisher.publish([publication])
-        await confirmation.wait(CONFIRM_TIMEOUT)
+        confirmation = await unless_blocked(self._connection.frames, self._until_confirmed(publication))
         if confirmation.fates[0] is Fate.RETURNED:
             raise DeadLettersFailed(f"{letter.id}: the queue '{publication.queue}' does not stand")
         if not confirmation.flawless:
@@ -276,18 +266,26 @@ class DeadLetters:
                 f"{letter.id}: the broker does not take it: is '{publication.queue}' full?"
             )
 
-    async def _take(self) -> Letter | None:
-        incoming = await self._queue.get(fail=False)
-        if incoming is None:
-            return None
-        return Letter.of(delivery_of(incoming, self._connection.frames, self._queue.channel), incoming)
+    async def _until_confirmed(self, publication: Publication) -> Confirmation:
+        confirmation = await self._publisher.publish([publication])
+        await confirmation.wait(CONFIRM_TIMEOUT)
+        return confirmation
+
+    async def _take(self) -> Letter | Undeliverable | None:
+        taken = await self._reader.take()
+        if isinstance(taken, Undeliverable):
+            self.undeliverable.append(taken)
+            return taken
+        return None if taken is None else Letter.of(taken)
 
     async def _renew(self) -> None:
         """Replace letters that were looked at too often."""
         for letter in self._held:
             if letter.delivery.delivery_count >= LOOKS:
-                await self._publish(letter, _counted_anew(letter.delivery.message, self._queue.name))
-                await letter.incoming.ack()
+                await self._publish(
+                    letter, _counted_anew(letter.delivery.message, self._topology.dead_letter_queue)
+                )
+                await letter.taken.acknowledge()
 
 
 def sent_again(message: Message, queue: str) -> Publication:
@@ -332,16 +330,18 @@ async def open_dead_letters(urls: str, topology: Topology) -> AsyncIterator[Dead
         BrokerUnavailable, BrokerRefused: see :func:`worker.broker.connection.connect`.
         DeadLettersFailed: the queue does not stand.
     """
-    connection = await connect(urls, name="flow-run-worker dead-letters", connection_class=Connection)
+    # Publishing has a connection of its own: the broker stops reading from it during an alarm.
+    connection = await connect(urls, name=f"{NAME} publishing", connection_class=Connection)
+    reader = LetterReader(urls, topology.dead_letter_queue, connection)
     try:
-        channel = await connection.channel(publisher_confirms=False)
-        queue = await channel.get_queue(topology.dead_letter_queue)
+        await reader.count()
         publisher = Publisher(connection, await connection.channel())
-        async with DeadLetters(connection, queue, publisher, topology) as letters:
+        async with DeadLetters(connection, reader, publisher, topology) as letters:
             yield letters
     except ChannelNotFoundEntity:
         raise DeadLettersFailed(
             f"The queue '{topology.dead_letter_queue}' does not stand at this broker."
         ) from None
     finally:
+        await reader.close()
         await close_quietly(connection)

@@ -369,3 +369,77 @@ async def test_a_queue_that_does_not_stand_is_told(dead_letters: Callable[..., A
     done = await dead_letters("list")
     assert done.code == 1
     assert "does not stand" in done.err
+
+
+@pytest.mark.parametrize("doing", ["replay", "purge"])
+async def test_an_id_that_no_letter_has_is_told_and_nothing_is_done(
+    start_worker: StartWorker,
+    producer: Producer,
+    sqlite_url: str,
+    dead_letters: Callable[..., Any],
+    doing: str,
+) -> None:
+    await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, {"flow_id": 2})
+    known = (await listed(dead_letters))[0]["id"]
+    for options in ([], ["--yes"]) if doing == "purge" else ([],):
+        for ids in (["nosuchid"], [known, "nosuchid"]):
+            done = await dead_letters(doing, *ids, *options)
+            assert done.code == 2
+            assert "no dead letter has the id nosuchid" in done.err
+            assert not done.out
+            await all_back(producer, 2)
+    empty = await dead_letters(doing, "")
+    assert empty.code == 2
+    await all_back(producer, 2)
+    assert await producer.depth() == 0
+
+
+MOVED = {
+    "expired": ({"x-message-ttl": 1}, "expired: it expired before a worker took it"),
+    "maxlen": ({"x-max-length": 1}, "maxlen: the request queue was full"),
+    "rejected": ({}, "rejected: a consumer rejected it"),
+    "delivery_limit": ({"x-queue-type": "quorum", "x-delivery-limit": 1}, "delivery_limit: it was delivered"),
+}
+
+
+@pytest.mark.parametrize("reason", MOVED)
+async def test_why_the_broker_moved_a_letter_is_told(
+    producer: Producer, dead_letters: Callable[..., Any], amqp_url: str, queue: str, reason: str
+) -> None:
+    await command("topology", "declare", amqp_url=amqp_url, queue=queue)
+    arguments, said = MOVED[reason]
+    origin = await producer.channel.declare_queue(
+        f"{queue}.origin",
+        durable=True,
+        arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{queue}.dead", **arguments},
+    )
+    for _ in range(2 if reason == "maxlen" else 1):
+        await producer.channel.default_exchange.publish(aio_pika.Message(b"{}"), origin.name)
+    if reason in ("rejected", "delivery_limit"):
+        for _ in range(1 if reason == "rejected" else 3):
+            if (message := await origin.get(fail=False)) is not None:
+                await message.reject(requeue=reason == "delivery_limit")
+    await all_back(producer, 1)
+    (letter,) = await listed(dead_letters)
+    assert (letter["status"], letter["error"].startswith(f"moved by the broker: {said}")) == (None, True)
+    assert letter["failed_at"] is not None
+    await producer.channel.queue_delete(origin.name)
+
+
+async def test_a_letter_without_any_reason_is_said_to_have_none(
+    producer: Producer, dead_letters: Callable[..., Any], amqp_url: str, queue: str
+) -> None:
+    await command("topology", "declare", amqp_url=amqp_url, queue=queue)
+    for headers in (
+        {},
+        {"x-death": "odd"},
+        {"x-death": [7]},
+        {"x-first-death-reason": "expired"},
+        {"x-death": [{"reason": "new in RabbitMQ 9"}]},
+    ):
+        message = aio_pika.Message(str(headers).encode(), headers=headers)  # type: ignore[arg-type]
+        await producer.channel.default_exchange.publish(message, f"{queue}.dead")
+    errors = [each["error"] for each in await listed(dead_letters)]
+    assert [error.split(":")[0] for error in errors] == ["unknown"] * 3 + ["moved by the broker"] * 2
+    assert "expired before" in errors[3]
+    assert errors[4] == "moved by the broker: new in RabbitMQ 9: unknown"

@@ -7,6 +7,7 @@ take most of a second.
 
 import logging
 import sys
+from types import TracebackType
 from typing import Annotated, NoReturn
 
 import typer
@@ -67,6 +68,7 @@ def failures() -> tuple[type[Exception], ...]:
     from worker.client import ClientError
     from worker.contract.errors import Fault
     from worker.dead_letters import DeadLettersFailed
+    from worker.letter_reader import ReadingFailed
     from worker.store import StoreError
 
     return (
@@ -77,7 +79,8 @@ def failures() -> tuple[type[Exception], ...]:
         ClientError,
         DeadLettersFailed,
         Fault,
-        OSError,
+        OSError,  # a lost connection among it
+        ReadingFailed,
         StoreError,
         TopologyMismatch,
     )
@@ -87,6 +90,7 @@ def main() -> None:
     """The console script: runs the command, and tells what a user can mend in one readable line."""
     # What fails is told by the command itself, in a line; ``run`` sets the worker's own logging up.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    sys.excepthook = _tell_unforeseen
     try:
         app()
     except KeyboardInterrupt:
@@ -94,6 +98,17 @@ def main() -> None:
     except Exception as error:
         _tell(error)
         raise
+
+
+def _tell_unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback, without the URLs' passwords that may be in it."""
+    from traceback import format_exception
+
+    from worker.printable import printable
+    from worker.redaction import without_secrets
+
+    lines = "".join(format_exception(kind, error, trace))
+    print(printable(without_secrets(lines), keep="\n"), end="", file=sys.stderr, flush=True)
 
 
 def _tell(error: Exception) -> None:
@@ -112,5 +127,8 @@ def _tell(error: Exception) -> None:
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    err.print("[bold red]error[/]:", escape(message), highlight=False, soft_wrap=True)
+    from worker.redaction import without_secrets
+
+    told = escape(without_secrets(message), keep="\n")
+    err.print("[bold red]error[/]:", told, highlight=False, soft_wrap=True)
     sys.exit(code)

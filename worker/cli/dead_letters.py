@@ -7,19 +7,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.padding import Padding
 
-from worker.cli.options import AmqpUrl, Queue, escape, out, print_json, progress_bar, run_async
+from worker.cli.options import AmqpUrl, Queue, err, escape, out, print_json, progress_bar, run_async
+from worker.printable import printable_json
 
 if TYPE_CHECKING:
-    from worker.dead_letters import DeadLetters, Letter, Match
+    from worker.dead_letters import DeadLetters, Match
+    from worker.letter import Letter
     from worker.settings import Settings
 
 dead_letters_app = typer.Typer(
     help="Refused requests: look at them, send them again, throw them away.", no_args_is_help=True
 )
 
+
+def _are_ids(ids: list[str] | None) -> list[str] | None:
+    if ids and not all(ids):  # an empty one would be the beginning of all
+        raise typer.BadParameter("an id must not be empty")
+    return ids
+
+
 Ids = Annotated[
     list[str] | None,
-    typer.Argument(help="Ids as 'list' shows them. The first digits are enough.", show_default=False),
+    typer.Argument(
+        help="Ids as 'list' shows them. The first digits are enough. If there is none with one of them, "
+        "nothing is done.",
+        show_default=False,
+        callback=_are_ids,
+    ),
 ]
 Status = Annotated[
     int | None, typer.Option(help="Only those with this status, such as 422.", show_default=False)
@@ -57,12 +71,13 @@ def list_letters(
                     matching.append(each)
                 if len(matching) == limit:
                     break
+            _tell_undeliverable(letters)
             return matching
 
     found = run_async(look())
     if json_output:
         for letter in found:
-            print(orjson.dumps(_summary(letter)).decode())
+            print(printable_json(orjson.dumps(_summary(letter)).decode()))
         return
     if not total:
         out.print("There are no dead letters.")
@@ -83,6 +98,7 @@ def show(
     """Show one whole: its properties, its headers, its body."""
     from worker.settings import load_settings
 
+    _are_ids([letter_id])
     settings = load_settings(amqp_url=amqp_url, queue=queue)
 
     async def find() -> "Letter | None":
@@ -90,6 +106,7 @@ def show(
             async for each in letters.look(await letters.count()):
                 if each.matches((letter_id,), None, None):
                     return each
+            _tell_undeliverable(letters)
         return None
 
     letter = run_async(find())
@@ -152,7 +169,7 @@ def replay(
     refused: list[Letter] = []
 
     async def send(letters: "DeadLetters", progress: Any) -> int:
-        count = await letters.replay(match, progress)
+        count = await letters.replay(match, progress, ids=ids or ())
         out.print(f"{count} sent again.", highlight=False)
         if wait:
             refused.extend(await letters.refused_again())
@@ -179,29 +196,42 @@ def purge(
     every: All = False,
     status: Status = None,
     error: Error = None,
+    undeliverable: Annotated[
+        bool,
+        typer.Option("--undeliverable", help="Those that the broker can't deliver (see 'list')."),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Throw them away, for good. Tells how many they are, and asks."""
+    """Throw them away, for good. Tells how many they are, and asks.
+
+    --all throws those away as well that the broker can't deliver.
+    """
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
-    match = _match(ids, every, status, error)
+    match = _match(ids, every, status, error, undeliverable=undeliverable)
+    # Nobody can tell what is in those: they go with all, or by themselves.
+    undeliverable = undeliverable or (every and status is None and error is None)
     if not yes:
 
         async def matching() -> int:
             async with _open(settings) as letters:
-                return sum([match(each) async for each in letters.look(await letters.count())])
+                looked = [each async for each in letters.look(await letters.count())]
+                letters.raise_for_unknown(ids or (), looked)
+                return sum(map(match, looked)) + undeliverable * len(letters.undeliverable)
 
         letters_of = "dead letter" if (number := run_async(matching())) == 1 else "dead letters"
         if not number:
             out.print("No dead letter matches.")
             return
         typer.confirm(f"Throw {number} {letters_of} of {settings.queue} away?", abort=True)
-    count = _with_progress(
-        settings, "throwing away", lambda letters, progress: letters.purge(match, progress)
-    )
+
+    async def throw_away(letters: "DeadLetters", progress: Any) -> int:
+        return await letters.purge(match, progress, ids=ids or (), undeliverable=undeliverable)
+
+    count = _with_progress(settings, "throwing away", throw_away, tell=not undeliverable)
     out.print(f"{count} thrown away.", highlight=False)
 
 
@@ -211,30 +241,57 @@ def _open(settings: "Settings") -> AbstractAsyncContextManager["DeadLetters"]:
     return open_dead_letters(settings.amqp_url, settings.topology)
 
 
-def _match(ids: list[str] | None, every: bool, status: int | None, error: str | None) -> "Match":
+def _match(
+    ids: list[str] | None,
+    every: bool,
+    status: int | None,
+    error: str | None,
+    *,
+    undeliverable: bool = False,
+) -> "Match":
     if not (ids or every or status is not None or error is not None):
+        if undeliverable:
+            return lambda letter: False
         raise typer.BadParameter("name ids, --status, --error, or --all")
     return lambda letter: letter.matches(ids or (), status, error)
 
 
-def _with_progress(settings: "Settings", doing: str, work: Any) -> int:
+def _with_progress(settings: "Settings", doing: str, work: Any, *, tell: bool = True) -> int:
+    from worker.dead_letters import UnknownIds
+
     async def run() -> int:
         with progress_bar() as progress:
             async with _open(settings) as letters:
                 bar = progress.add_task(doing, total=await letters.count())
                 done: int = await work(letters, lambda count: progress.advance(bar, count))
+                if tell:
+                    _tell_undeliverable(letters)
                 return done
 
-    return run_async(run())
+    try:
+        return run_async(run())
+    except UnknownIds as error:
+        raise typer.BadParameter(str(error), param_hint="ID") from None
+
+
+def _tell_undeliverable(letters: "DeadLetters") -> None:
+    for each in letters.undeliverable:
+        err.print(
+            f"[yellow]passed over[/]: letter {each.place} from the oldest on, which this broker can't "
+            "deliver: it fails with INTERNAL_ERROR, as RabbitMQ 3 does over a message of AMQP 1.0 whose "
+            "correlation id is a number. 'purge --undeliverable' throws such ones away.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _show_in_two_lines(letter: "Letter") -> None:
     # To the second; the rest is in 'show' and in the JSON.
     failed_at = (letter.failed_at or "")[:19].replace("T", " ")
     head = (failed_at, letter.status or "-", f"{letter.delivery.size} bytes", letter.key or "")
-    about = "  ".join(escape(_cell(value)) for value in head)
+    about = "  ".join(escape(str(value)) for value in head)
     out.print(f"[bold]{letter.id}[/]  {about}", highlight=False)
-    out.print(Padding(escape(_cell(letter.error)), (0, 0, 0, 4)), highlight=False)
+    out.print(Padding(escape(letter.error), (0, 0, 0, 4)), highlight=False)
 
 
 def _summary(letter: "Letter") -> dict[str, Any]:
@@ -247,12 +304,6 @@ def _summary(letter: "Letter") -> dict[str, Any]:
         "message_id": letter.delivery.message.message_id,
         "bytes": letter.delivery.size,
     }
-
-
-def _cell(value: Any) -> str:
-    """What a producer sent neither steers the terminal nor begins a new line."""
-    text = "" if value is None else str(value)
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def _body(body: bytes) -> Any:
