@@ -162,7 +162,11 @@ class Pipeline:
         recorded = None if self._outbox is None else _record(self._outbox, decided)
         counted: set[int] = set()
         for request, outcome in decided:
-            self._pass_on(request, outcome, recorded, counted)
+            try:
+                self._pass_on(request, outcome, recorded, counted)
+            except Exception:  # the edge: a run that breaks us harms no other
+                log.exception("run_not_passed_on", message_id=request.delivery.message.message_id)
+                self._refuse(request.delivery, Unprocessable(), request.size)
         metrics.batch(len(decided), seconds)
         self._log(decided, seconds)
 
@@ -202,7 +206,8 @@ class Pipeline:
         if isinstance(outcome, Refusal):
             self._refuse(delivery, outcome, request.size)
             return
-        if delivery.size > LARGE_BODY:
+        # A run that others have changed may turn out not to be shown, and then its request is kept.
+        if delivery.size > LARGE_BODY and isinstance(outcome, Created):
             delivery = delivery.without_body()
         size = request.size
         if isinstance(outcome, Existing) or isinstance(request.new, UnresolvedRun):
@@ -228,19 +233,23 @@ class Pipeline:
         self._session.consumer.acknowledger.close()
 
     def _answer(self, done: Done, now: datetime) -> Answer:
-        delivery, outcome = done.delivery, done.outcome
-        if isinstance(outcome, Refusal):
-            limit = min(self._session.size_limit.max_size, 2 * delivery.size + ERROR_BODY_ROOM)
-            return Answer(
-                delivery,
-                outcome.status,
-                encode_error(outcome, limit),
-                refused=outcome.line,
-                replied=not isinstance(outcome, ReplyToRefused),
-            )
-        status = 201 if isinstance(outcome, Created) else 200
-        body = encode_record(outcome.run, now)
-        return Answer(delivery, status, body, run_id=outcome.run.id, recorded=done.recorded)
+        outcome = done.outcome
+        if not isinstance(outcome, Refusal):
+            try:
+                status = 201 if isinstance(outcome, Created) else 200
+                body = encode_record(outcome.run, now)
+                return Answer(done.delivery, status, body, run_id=outcome.run.id, recorded=done.recorded)
+            except Exception as error:  # the edge: a run that can't be shown harms no other
+                log.exception("record_not_written", flow_run_id=str(outcome.run.id))
+                outcome = Unprocessable(f"The run of this request exists, and can't be shown: {error}")
+        limit = min(self._session.size_limit.max_size, 2 * done.delivery.size + ERROR_BODY_ROOM)
+        return Answer(
+            done.delivery,
+            outcome.status,
+            encode_error(outcome, limit),
+            refused=outcome.line,
+            replied=not isinstance(outcome, ReplyToRefused),
+        )
 
 
 def _added_size(run: FlowRun, counted: set[int]) -> int:

@@ -115,7 +115,11 @@ async def test_a_database_that_is_away_is_waited_for_and_that_is_told(
             raise Fault("it is gone")
         return await original(runs)
 
+    async def unknown() -> bool:
+        return False
+
     monkeypatch.setattr(store, "create", away)
+    monkeypatch.setattr(store, "writes", unknown)
     waiting = await producer.publish(named("waits"))
     await serve(session, store, 1, producer)
     assert (await producer.replies_to([waiting]))[0].status == 201

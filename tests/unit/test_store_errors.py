@@ -13,12 +13,18 @@ from worker.store.errors import (
     CLASSES,
     SQLITE_CODES,
     SQLSTATES,
+    TRIES,
+    TRIES_CONTENDED,
     Blame,
     StoreError,
+    Swallowed,
     blame,
     fault,
+    is_fault,
+    is_of_row,
     opening,
     refusal,
+    tries,
 )
 
 URL = make_url("postgresql+asyncpg://user:secret@host/db")
@@ -102,6 +108,52 @@ def test_each_line_of_the_sqlstates_is_tested() -> None:
     assert tested - {""} == SQLSTATES.keys()
 
 
+def raised_by_user(state: str, **fields: str) -> asyncpg.PostgresError:
+    return asyncpg.PostgresError.new({"C": state, "M": "what was wrong", "R": "exec_stmt_raise", **fields})
+
+
+FAULTS = {
+    *("08003", "08006", "08P01", "28P01", "3D000", "53100", "53300", "58030"),
+    *("57P01", "57P02", "57P03", "57P04", "57P05"),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_an_sqlstate_is_a_fault_of_the_database_if_it_leaves_no_doubt(state: str) -> None:
+    assert is_fault(postgresql_error(state)) is (
+        state in FAULTS or state in ("57P02", "57P04", "57P05", "08003")
+    )
+    # And never where a user's code says so.
+    assert not is_fault(raised_by_user(state))
+    assert not is_fault(asyncpg.PostgresError.new({"C": state, "M": "no", "W": "PL/pgSQL function look()"}))
+    assert not is_fault(wrapped(raised_by_user(state)))
+
+
+def test_a_connection_that_breaks_is_a_fault_and_what_nobody_foresaw_is_none() -> None:
+    for error in (ConnectionResetError(), asyncpg.InterfaceError("closed"), PoolTimeout(), Fault("away")):
+        assert is_fault(error)
+    for error in (ValueError("whatever"), TimeoutError(), OverflowError(), Swallowed()):
+        assert not is_fault(error)
+    assert is_fault(sqlite_error(sqlite3.SQLITE_FULL))
+    assert not is_fault(sqlite_error(sqlite3.SQLITE_CONSTRAINT_TRIGGER))
+    assert not is_fault(sqlite_error(sqlite3.SQLITE_ERROR))
+
+
+@pytest.mark.parametrize(
+    ("state", "contended"), [("40001", True), ("55P03", True), ("57014", True), ("42501", False)]
+)
+def test_what_may_pass_by_itself_is_tried_more_often(state: str, contended: bool) -> None:
+    assert tries(postgresql_error(state)) == (TRIES_CONTENDED if contended else TRIES)
+    assert tries(raised_by_user(state)) == TRIES
+
+
+def test_a_policys_word_is_of_a_row() -> None:
+    policy = {"C": "42501", "M": "new row violates row-level security policy", "R": "ExecWithCheckOptions"}
+    assert is_of_row(asyncpg.PostgresError.new(policy))
+    assert is_of_row(raised_by_user("42501"))
+    assert not is_of_row(asyncpg.PostgresError.new({"C": "42501", "M": "denied", "R": "aclcheck_error"}))
+
+
 CODES = {
     sqlite3.SQLITE_PERM: Blame.moment,
     sqlite3.SQLITE_BUSY: Blame.moment,
@@ -140,6 +192,7 @@ def test_each_line_of_the_codes_of_sqlite_is_tested() -> None:
 UNCODED = {
     UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"): Blame.row,
     OverflowError("Python int too large to convert to SQLite INTEGER"): Blame.row,
+    Swallowed(): Blame.row,
     sqlite3.DataError("string longer than INT_MAX bytes"): Blame.row,
     sqlite3.InterfaceError("Error binding parameter 0"): Blame.row,
     sqlite3.ProgrammingError("type 'set' is not supported"): Blame.row,

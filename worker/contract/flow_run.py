@@ -4,6 +4,7 @@ names.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import NoneType
 from typing import Any
 from uuid import UUID
 
@@ -69,3 +70,27 @@ class FlowRun:
     work_pool_id: UUID | None = None
     work_pool_name: str | None = None
     pool_queue_name: str | None = None
+
+
+# What the JSON columns of a run and of its state have to hold to be shown.
+_JSON_KINDS: dict[str, tuple[type, ...]] = {
+    "parameters": (dict,),
+    "context": (dict,),
+    "empirical_policy": (dict,),
+    "tags": (list,),
+    "labels": (dict, NoneType),
+    "created_by": (dict, NoneType),
+    "job_variables": (dict, NoneType),
+}
+
+
+def odd_columns(run: FlowRun) -> list[str]:
+    """The JSON columns of a run that was read whose values are of another kind than they have to
+    be.
+    """
+    odd = [name for name, kinds in _JSON_KINDS.items() if not isinstance(getattr(run, name), kinds)]
+    if "tags" not in odd and not all(isinstance(tag, str) for tag in run.tags):
+        odd.append("tags")
+    if run.state is not None and not isinstance(run.state.state_details, dict):
+        odd.append("state_details")
+    return odd

@@ -3,8 +3,8 @@ neither Prefect's API nor SQL.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
@@ -26,6 +26,7 @@ from worker.events.event import MAX_EVENT_BYTES, RECEIVED_BYTES, Beginning, even
 from worker.mailbox import Mailbox
 from worker.observability import metrics
 from worker.tasks.budget import Budget
+from worker.tasks.isolate import Failed, isolate
 
 log = structlog.get_logger(__name__)
 
@@ -41,9 +42,8 @@ UNCONFIRMED_BYTES = 8 * 1024 * 1024
 # producer asks again soon. Prefect's automations pass over an event that they saw in the last
 # fifteen minutes (``PRECEDING_EVENT_LOOKBACK``), so that doubles of this age do no harm.
 YOUNG = timedelta(minutes=10)
-# How often the rows of a batch are looked up again after an error that is not the database's. A
-# guess, as the pipeline's.
-UNFORESEEN_TRIES = 3
+# How often the rows of a run are looked up again after an error that may be the run's. A guess.
+LOOK_UP_TRIES = 3
 
 
 class Lookup(Protocol):
@@ -76,17 +76,8 @@ class Found:
 class _Batch:
     """Waits for as long as the database or the outbox does, beside its deliveries: it is small."""
 
-    new: Sequence[Beginning]
-    found: Sequence[FlowRun]
+    runs: Sequence[Beginning | FlowRun]
     recorded: "asyncio.Future[None]"
-
-    def __len__(self) -> int:
-        return len(self.new) + len(self.found)
-
-    def apart(self) -> "Iterator[_Batch]":
-        """Each run by itself."""
-        yield from (replace(self, new=[run], found=[]) for run in self.new)
-        yield from (replace(self, new=[], found=[run]) for run in self.found)
 
 
 class Outbox:
@@ -112,17 +103,22 @@ class Outbox:
         Returns:
             Done once the broker has confirmed all of them; None if there are none.
         """
-        beginnings = {run.id: each for run in new if (each := Beginning.of_new(run)) is not None}
+        runs: dict[UUID, Beginning | FlowRun] = {}
         now = datetime.now(UTC)
-        again = {
-            each.run.id: lightened(each.run)
-            for each in found
-            if each.run.id not in beginnings and each.needs_event(now)
-        }
-        if not (beginnings or again):
+        for each in found:
+            if each.needs_event(now):
+                runs[each.run.id] = lightened(each.run)
+        for run in new:
+            try:
+                if (beginning := Beginning.of_new(run)) is not None:
+                    runs[run.id] = beginning
+            except Exception:  # the edge: a run that breaks us harms no other
+                log.exception("event_not_made", flow_run_id=str(run.id))
+                metrics.events_left_out(1)
+        if not runs:
             return None
         recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._batches.put(_Batch(list(beginnings.values()), list(again.values()), recorded))
+        self._batches.put(_Batch(list(runs.values()), recorded))
         return recorded
 
     def close(self) -> None:
@@ -144,44 +140,51 @@ class Outbox:
             confirmation = await self._session.publisher.publish(publications)
             self._tasks.create_task(self._confirmed(confirmation, batch.recorded, size))
 
-    async def _publications(self, batch: _Batch, tries: int = UNFORESEEN_TRIES) -> list[Publication]:
+    async def _publications(self, batch: _Batch) -> list[Publication]:
         """A batch's events as messages.
 
-        Where rows can't be looked up for a reason that no rule foresees, each run is tried by
-        itself after so many tries. One for which that fails as well is left out: it is there, and
-        its request must not wait for ever.
+        A run whose rows can't be looked up, while others' can, is left out after a few tries: it is
+        there, and its request must not wait for ever.
         """
         backoff = Backoff()
+        left, events = batch.runs, list[bytes]()
         while True:
-            try:
-                runs = list(batch.new)
-                if batch.found:
-                    first = await self._lookup.first_states(run.id for run in batch.found)
-                    runs += [Beginning.of_found(run, first[run.id]) for run in batch.found if run.id in first]
-                rows = await self._lookup.related(references(runs))
-            except Fault as fault:
-                log.warning("events_wait_for_database", error=str(fault), tries=backoff.tries + 1)
-            except Exception:  # the edge, as in the pipeline
-                log.exception("events_look_up_failed", runs=len(batch))
-                if backoff.tries >= tries:
-                    if len(batch) == 1:
-                        metrics.events_left_out(1)
-                        return []
-                    return [each for run in batch.apart() for each in await self._publications(run, tries=0)]
-            else:
-                return [each async for each in self._messages(runs, rows)]
+            results = await isolate(left, self._events, stop=Fault)
+            events += [each for each in results if isinstance(each, bytes)]
+            failed = [
+                (run, each.error) for run, each in zip(left, results, strict=True) if isinstance(each, Failed)
+            ]
+            for run, error in failed:
+                if not isinstance(error, Fault):
+                    log.error("event_not_made", flow_run_id=str(run.id), exc_info=error)
+            if backoff.tries >= LOOK_UP_TRIES:
+                left_out = [error for _, error in failed if not isinstance(error, Fault)]
+                metrics.events_left_out(len(left_out))
+                failed = [(run, error) for run, error in failed if isinstance(error, Fault)]
+            if not failed:
+                return [each async for each in self._messages(events)]
+            left = [run for run, _ in failed]
+            reason = str(failed[-1][1])
+            log.warning("events_wait_for_database", error=reason, tries=backoff.tries + 1, runs=len(left))
             await backoff.sleep()
 
-    async def _messages(self, runs: Iterable[Beginning], rows: RelatedRows) -> AsyncIterator[Publication]:
+    async def _events(self, runs: Sequence[Beginning | FlowRun]) -> Sequence[bytes | None]:
+        """The event of each run as JSON; None where there is none, or Prefect would drop it."""
+        found = [run for run in runs if isinstance(run, FlowRun)]
+        first = await self._lookup.first_states(run.id for run in found) if found else {}
+        began = [_beginning(run, first) for run in runs]
+        rows = await self._lookup.related(references(filter(None, began)))
+        return [None if run is None else _written(run, rows) for run in began]
+
+    async def _messages(self, events: Iterable[bytes]) -> AsyncIterator[Publication]:
         """The events in messages, each a JSON list that the broker takes."""
         takes = self._session.size_limit.takes
         most = CHUNK_BYTES if await takes(CHUNK_BYTES) else self._session.size_limit.max_size
         chunk: list[bytes] = []
         size = 0
-        for run in runs:
-            written = _written(run, rows)
-            if written is None or (len(written) > most - 2 and not await takes(len(written) + 2)):
-                log.warning("event_left_out", flow_run_id=str(run.id), bytes=len(written or b""))
+        for written in events:
+            if len(written) > most - 2 and not await takes(len(written) + 2):
+                log.warning("event_left_out", bytes=len(written), reason="the broker does not take it")
                 metrics.events_left_out(1)
                 continue
             if chunk and (len(chunk) == CHUNK_MAX or size + len(written) + len("[]") > most):
@@ -228,11 +231,17 @@ class Outbox:
             return None
 
 
+def _beginning(run: Beginning | FlowRun, first: Mapping[UUID, FlowRunState]) -> Beginning | None:
+    if isinstance(run, Beginning):
+        return run
+    return Beginning.of_found(run, first[run.id]) if run.id in first else None
+
+
 def _written(run: Beginning, rows: RelatedRows) -> bytes | None:
     """An event as JSON; None if there can be none, or Prefect would drop it."""
-    try:
-        written = dumps(event(run, rows))
-    except Exception:  # the edge: a run that breaks us harms no other
-        log.exception("event_not_written", flow_run_id=str(run.id))
-        return None
-    return written if len(written) + RECEIVED_BYTES <= MAX_EVENT_BYTES else None
+    written = dumps(event(run, rows))
+    if len(written) + RECEIVED_BYTES <= MAX_EVENT_BYTES:
+        return written
+    log.warning("event_left_out", flow_run_id=str(run.id), bytes=len(written))
+    metrics.events_left_out(1)
+    return None

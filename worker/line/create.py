@@ -141,8 +141,8 @@ class Create:
             elif well and outcome.refusal is not None:
                 self._try_again(request, outcome, decided)
             elif alone and self._written > request.written:
-                fault = outcome.reason
                 self._try_again(replace(request, written=self._written), _of_fault(outcome), decided)
+                fault = None if decided else outcome.reason
             else:
                 fault = fault or outcome.reason
                 self.requests.put(request)
@@ -201,11 +201,12 @@ class Create:
                 raise DatabaseAway(fault)
             await self._backoff.sleep()
             try:
-                self._written += await self._store.writes()
+                if await self._store.writes():
+                    self._written += 1
+                    metrics.database_here()
+                return
             except Fault as error:
                 fault = str(error)
-            else:
-                return
 
 
 def _sorted(

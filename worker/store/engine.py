@@ -21,7 +21,7 @@ from worker.contract.encoding import dumps_text
 from worker.contract.errors import Fault
 from worker.database_url import read_database_url
 from worker.store.connector import CONNECT_TIMEOUT, PLANNING, is_pooler, local_only, read_url
-from worker.store.errors import Blame, StoreError, blame, opening
+from worker.store.errors import Blame, StoreError, blame, fault, opening
 from worker.store.file import ConnectionLost, DatabaseFile
 
 # A statement that takes longer makes us ask whether the server is still there, and this long it may
@@ -77,7 +77,10 @@ class Database:
         transaction = transaction or self.pooler
         engine = self.transactions if transaction else self.engine
         async with _unless_silent(self.knock):
-            connection = await engine.connect()
+            try:
+                connection = await engine.connect()
+            except Exception as error:
+                raise fault(error) from error  # no run is to blame, whatever it says
             server, serves = driver(connection), False
             local_only.discard(server)
             try:

@@ -23,14 +23,18 @@ class StoreError(Exception):
     """
 
 
+class Swallowed(Exception):
+    """The database has taken a row without an error, and does not have it."""
+
+
 class Blame(Enum):
-    """What an error says."""
+    """What an error says. All but the first may be a row's fault as well, see :func:`is_fault`."""
 
     row = "a row that this database does not take: it is refused, and the others are stored"
     batch = "a statement that took too long: half of it may not"
     connection = "a connection that serves no more: it is dropped, and a new one may serve"
-    moment = "the database at this moment, or what its operator has to mend: waited out"
-    unforeseen = "none of these: a row's fault if it stays with that row while the database answers"
+    moment = "the database at this moment, or what its operator has to mend"
+    unforeseen = "none of these"
 
 
 # By SQLSTATE; the longest beginning counts (PostgreSQL's manual, appendix A).
@@ -83,10 +87,24 @@ SQLITE_CODES = {
     sqlite3.SQLITE_NOTADB: Blame.connection,
 }
 
+# SQLSTATEs that leave no doubt: connections, login, resources, an operator, the system below. Any
+# other may come of one row: of its policy, its trigger, the rows that it locks.
+_FAULTS = ("08", "28", "3D", "53", "57P", "58")
+# In PostgreSQL's source, the functions that raise what a user's code says: PL/pgSQL's RAISE and
+# ASSERT, and those of PL/Python, PL/Perl and PL/Tcl. Their SQLSTATE may be any.
+_RAISED_BY_USER = frozenset(
+    ("exec_stmt_raise", "exec_stmt_assert", "PLy_elog_impl", "plperl_util_elog", "croak_cstr", "pltcl_elog")
+)
+# Locks, deadlocks, serialization, time: such a failure may not come again. Other runs are refused
+# sooner, since many of them would fill the prefetch. Guesses.
+_CONTENDED = ("40", "55P03", "57014")
+TRIES, TRIES_CONTENDED = 3, 8
+
 # By class, for what carries no code; the first that fits counts.
 CLASSES: dict[type[BaseException], Blame] = {
     UnicodeEncodeError: Blame.row,
     OverflowError: Blame.row,
+    Swallowed: Blame.row,
     sqlite3.DataError: Blame.row,
     sqlite3.InterfaceError: Blame.row,  # a value that can't be bound
     sqlite3.ProgrammingError: Blame.row,  # the same
@@ -110,9 +128,51 @@ def blame(error: BaseException) -> Blame:
     return next((said for kind, said in CLASSES.items() if isinstance(error, kind)), Blame.unforeseen)
 
 
+def is_fault(error: BaseException) -> bool:
+    """Whether an error leaves no doubt that the database is away or busy, or writes nothing.
+
+    Of others it is known once the database was seen to write, or not to write, another row.
+    """
+    if isinstance(error, Fault):
+        return True
+    error = driver_error(error)
+    if state := getattr(error, "sqlstate", None):
+        return state.startswith(_FAULTS) and not _is_raised_by_user(error)
+    return blame(error) in (Blame.connection, Blame.moment)
+
+
+def is_of_row(error: BaseException) -> bool:
+    """Whether an error comes of what a user's code, or a policy, says of a row."""
+    error = driver_error(error)
+    by_policy = getattr(error, "server_source_function", None) == "ExecWithCheckOptions"
+    return by_policy or _is_raised_by_user(error)
+
+
+def _is_raised_by_user(error: BaseException) -> bool:
+    # An error's context is not empty where it was raised within a function.
+    within = getattr(error, "context", None)
+    return bool(within) or getattr(error, "server_source_function", None) in _RAISED_BY_USER
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether a row refers to another that is not there."""
+    error = driver_error(error)
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, asyncpg.ForeignKeyViolationError) or code == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
+
+
+def tries(error: BaseException) -> int:
+    """How often a run is tried over which the database fails while it writes others."""
+    state = getattr(driver_error(error), "sqlstate", None) or ""
+    contended = state.startswith(_CONTENDED) and not _is_raised_by_user(driver_error(error))
+    return TRIES_CONTENDED if contended else TRIES
+
+
 def refusal(error: BaseException) -> Refusal:
     """The answer to the request whose row the database does not take."""
     error = driver_error(error)
+    if isinstance(error, Swallowed):
+        return IntegrityConflict("The database does not keep this run: a trigger takes its row away.")
     if isinstance(error, (asyncpg.IntegrityConstraintViolationError, sqlite3.IntegrityError)):
         return IntegrityConflict(str(error))
     return Unprocessable(f"The database cannot store this run: {error}")

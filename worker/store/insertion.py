@@ -1,36 +1,40 @@
 """Inserts runs, and finds among them those that a database does not take; knows no keys."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import sqlalchemy as sa
-import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.contract.decode import CreateRequest
 from worker.contract.encoding import dumps_text
-from worker.contract.errors import Fault
-from worker.creation import NewRun
+from worker.contract.errors import Fault, IntegrityConflict
+from worker.contract.flow_run import FlowRun
+from worker.contract.request import CreateFlowRun
+from worker.creation import NewRun, new_run
 from worker.store.engine import driver
-from worker.store.errors import Blame, blame, fault, refusal
-from worker.store.outcome import Created, Outcome
+from worker.store.errors import Blame, Swallowed, blame, fault, is_fault, is_gone, is_of_row, refusal, tries
+from worker.store.guard import Guard
+from worker.store.outcome import Created, Outcome, Undecided
 from worker.store.prefect import follow
 from worker.store.reading import Reader
 from worker.store.statements import bound, given
-from worker.store.tables import task_run, task_run_state
-
-log = structlog.get_logger(__name__)
+from worker.store.tables import flow_run, task_run, task_run_state
+from worker.tasks.isolate import Failed, isolate
 
 # How long statements stay small after one was too large; seconds. A guess.
 SMALL_SECONDS = 60.0
 # A batch is bounded by the bytes of its requests. So much may come from elsewhere into a statement,
 # such as a deployment's parameters into each of its runs; bytes, of the order of a batch's own.
 ADDED_MAX = 8 * 1024 * 1024
-# A database that answers, and takes none of so many statements in a row, is left alone for a while.
-FAULTS_MAX = 10
+# A database that takes none of this many statements in a row, nor a row of our own, is left alone
+# for a while. A guess.
+FAILURES_MAX = 10
+# A row that was looked up may be gone when the run is inserted: it is looked up once more.
+TRIES_GONE = 2
 
 
 class Insertion:
@@ -38,61 +42,40 @@ class Insertion:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._guard = Guard(reader.database)
         self._limit = 0
         self._limited_until = 0.0
+        self._stored: FlowRun | None = None
 
     async def insert(self, runs: Sequence[NewRun]) -> dict[UUID, Outcome]:
-        """Insert runs; those that conflict with a run that exists are left out.
+        """Insert runs; those that conflict with a row that exists are left out.
 
-        Where a statement fails and the database still answers, one of its runs may be the cause:
-        its halves are tried, each in a transaction of its own, down to that run. Where what failed
-        may pass by itself, this goes on as the same runs are given again.
+        Where a statement fails, its halves are tried, each in a transaction of its own, down to the
+        run that is to blame. A run over which the database fails with an error that may be its own
+        is undecided: it is the run's matter if the database writes others.
 
         Returns:
-            By id, the runs that were inserted, and a refusal for each that the database can't
-            store.
+            By id, the runs that were inserted, a refusal for each that the database can't store,
+            and what is undecided.
 
         Raises:
-            Fault: the database is away or busy. Of each statement nothing was stored, or all of it.
+            Fault: the database is away or busy, or lacks the unique index. Nothing was stored.
         """
-        stored: dict[UUID, Outcome] = {}
-        faults: list[Fault] = []
-        again: set[UUID] = set()
-        pieces = deque(self._pieces(runs))
-        while pieces:
-            piece = pieces.popleft()
-            run_id, alone = piece[0].run.id, len(piece) == 1
-            try:
-                ids = await self._insert_together(piece)
-            except Fault:
-                raise
-            except Exception as error:
-                said = blame(error)
-                if said is not Blame.row:
-                    try:
-                        await self._reader.ping()
-                    except Fault:
-                        raise fault(error) from error
-                if said in (Blame.moment, Blame.connection, Blame.batch):
-                    self._narrow(len(piece))
-                if said in (Blame.moment, Blame.connection) or (said is Blame.batch and alone):
-                    faults.append(fault(error))
-                    if not alone or len(faults) == FAULTS_MAX:
-                        break
-                elif not alone:
-                    half = len(piece) // 2
-                    pieces.extendleft((piece[half:], piece[:half]))
-                elif said is Blame.unforeseen and run_id not in again:
-                    again.add(run_id)
-                    pieces.appendleft(piece)
-                else:
-                    log.warning("run_not_stored", flow_run_id=str(run_id), error=repr(error))
-                    stored[run_id] = refusal(error)
-            else:
-                stored |= {new.run.id: Created(new.run) for new in piece if new.run.id in ids}
-        if faults:
-            raise faults[0]
-        return stored
+        await self._guard.look()
+        attempts = _Attempts(self)
+        outcomes: dict[UUID, Outcome] = {}
+        failed: dict[UUID, Exception] = {}
+        for piece in self._pieces(runs):
+            for new, result in zip(piece, await isolate(piece, attempts, stop=Fault), strict=True):
+                if isinstance(result, Failed):
+                    failed[new.run.id] = result.error
+                elif result is not None:
+                    outcomes[new.run.id] = result
+                    self._stored = result.run
+        wrote = attempts.wrote or bool(outcomes)
+        for run_id, error in failed.items():
+            outcomes[run_id] = undecided(error, wrote=wrote)
+        return outcomes
 
     def _pieces(self, runs: Sequence[NewRun]) -> Iterator[Sequence[NewRun]]:
         """As many runs at a time as one statement may have now."""
@@ -101,31 +84,60 @@ class Insertion:
             size = min(size, max(1, ADDED_MAX // added))
         return (runs[start : start + size] for start in range(0, len(runs), size))
 
-    def _narrow(self, size: int) -> None:
+    def narrow(self, size: int) -> None:
         """Let statements be smaller than this for a while."""
         limit = max(1, size // 2)
         self._limit = min(limit, self._limit) if monotonic() < self._limited_until else limit
         self._limited_until = monotonic() + SMALL_SECONDS
 
-    async def _insert_together(self, runs: Sequence[NewRun]) -> set[UUID]:
-        """Insert runs, all or none; returns the ids of those that are new."""
+    async def insert_together(self, runs: Sequence[NewRun]) -> set[UUID]:
+        """Insert runs, all or none; returns the ids of those that are new.
+
+        Raises:
+            Swallowed: the database has taken a row, and does not have it.
+        """
         subflows = [
             new for new in runs if self._reader.statements.prefect and new.run.parent_task_run_id is not None
         ]
         # On PostgreSQL one statement is all there is to it, and commits by itself.
-        several = self._reader.statements.sqlite or bool(subflows)
+        several = self._reader.statements.sqlite or self._guard.has_triggers or bool(subflows)
         async with self._reader.database.connect(transaction=several) as connection:
             ids = await self._execute(connection, runs)
             if subflows:
                 await self._let_parents_follow(connection, [new for new in subflows if new.run.id in ids])
+            if self._guard.has_triggers:
+                await self._see(connection, ids)
         return ids
 
-    async def _execute(self, connection: AsyncConnection, runs: Sequence[NewRun]) -> set[UUID]:
+    async def _see(self, connection: AsyncConnection, ids: Collection[UUID]) -> None:
+        found = await connection.execute(self._reader.statements.complete, given((each,) for each in ids))
+        if len(found.all()) < len(ids):
+            raise Swallowed
+
+    async def explain(self, new: NewRun) -> Outcome:
+        """Why the database neither inserts a run nor has one of its key; nothing is kept."""
+        try:
+            async with self._reader.database.connect(transaction=True) as connection:
+                ids = await self._execute(connection, [new], self._reader.statements.create_plainly)
+                if new.run.id not in ids:
+                    raise Swallowed
+                await self._see(connection, ids)
+                await connection.rollback()
+        except Exception as error:
+            return undecided(error, wrote=True)
+        # It would take the run now. Whatever was in its way is gone.
+        vanished = "The run was created, or one of its key was there, and is there no more."
+        return Undecided(vanished, refusal=IntegrityConflict(vanished), blamed=True)
+
+    async def _execute(
+        self, connection: AsyncConnection, runs: Sequence[NewRun], create: str | None = None
+    ) -> set[UUID]:
         statements, server = self._reader.statements, driver(connection)
+        create = create or statements.create
         rows = statements.new_rows(new.run for new in runs)
         if not statements.sqlite:
-            return {row[0] for row in await server.fetch(statements.create, *rows)}
-        ids = [row[0] for row in await server.execute_fetchall(statements.create, rows)]
+            return {row[0] for row in await server.fetch(create, *rows)}
+        ids = [row[0] for row in await server.execute_fetchall(create, rows)]
         if ids:
             await server.execute_fetchall(statements.create_states, (*rows, dumps_text(ids)))
         return {UUID(each) for each in ids}
@@ -147,18 +159,105 @@ class Insertion:
             await connection.execute(its.values(bound(task_run, changes)))
             parent |= changes
 
-    async def try_writing(self, new: NewRun) -> None:
-        """Raise Fault unless the database writes; what is wrong with the run is passed over."""
+    async def writes(self) -> bool:
+        """Whether the database takes a row like any other, of our own; nothing is kept.
+
+        Returns:
+            False where it does not, and the reason may be in the row.
+
+        Raises:
+            Fault: it is away or busy, or writes nothing.
+        """
         try:
             async with self._reader.database.connect(transaction=True) as connection:
                 if self._reader.statements.sqlite:
                     # A run that is taken back would not reach the file. Its version number does.
                     version = (await connection.exec_driver_sql("PRAGMA user_version")).scalar()
                     await connection.exec_driver_sql(f"PRAGMA user_version = {version:d}")
+                    await connection.exec_driver_sql("SAVEPOINT trial")
+                try:
+                    await self._execute(connection, [await self._trial(connection)])
+                except Exception as error:
+                    if is_fault(error) or blame(error) is not Blame.row:
+                        raise
+                if self._reader.statements.sqlite:
+                    await connection.exec_driver_sql("ROLLBACK TO trial")
                 else:
-                    await self._execute(connection, [new])
                     await connection.rollback()
         except Exception as error:
-            if blame(error) is not Blame.row:
+            if is_fault(error) or not is_of_row(error):
                 raise fault(error) from error
+            return False
         await self._reader.wait_for_standby()
+        return True
+
+    async def _trial(self, connection: AsyncConnection) -> NewRun:
+        """A run with the references of one that the database has, as far as there is one."""
+        flow_id = self._stored.flow_id if self._stored else None
+        if flow_id is None:
+            flow_id = (await connection.execute(sa.select(flow_run.c.flow_id).limit(1))).scalar()
+        body = CreateFlowRun(flow_id=flow_id or uuid4(), name=f"trial-{uuid4()}")
+        return new_run(CreateRequest(body), datetime.now(UTC))
+
+
+class _Attempts:
+    """Inserts the runs of one call of :meth:`Insertion.insert`.
+
+    Attributes:
+        wrote: whether the database was seen to take a row of our own.
+    """
+
+    def __init__(self, insertion: Insertion) -> None:
+        self.wrote = False
+        self._insertion = insertion
+        self._failed = 0
+        self._away: Fault | None = None
+
+    async def __call__(self, runs: Sequence[NewRun]) -> Sequence[Created | None]:
+        """Insert runs, all or none; None for each that conflicts with a row that exists.
+
+        Raises:
+            Fault: the database is away or busy.
+            Exception: one of the runs may be to blame.
+        """
+        if self._away is not None:
+            raise self._away
+        try:
+            ids = await self._insertion.insert_together(runs)
+        except Exception as error:
+            if blame(error) is Blame.batch:
+                self._insertion.narrow(len(runs))
+            try:
+                await self._look_into(error)
+            except Fault as away:
+                self._away = away
+                raise
+            raise
+        return [Created(new.run) if new.run.id in ids else None for new in runs]
+
+    async def _look_into(self, error: Exception) -> None:
+        """Raise Fault if the database is to blame for an error."""
+        if is_fault(error):
+            raise fault(error) from error
+        if blame(error) is Blame.row or self.wrote:
+            return
+        self._failed += 1
+        self.wrote = await self._insertion.writes()
+        if not self.wrote and self._failed >= FAILURES_MAX:
+            raise fault(error) from error
+
+
+def undecided(error: Exception, *, wrote: bool) -> Outcome:
+    """What becomes of a run over which alone the database fails.
+
+    Args:
+        wrote: whether the database was seen to write another run.
+    """
+    if is_fault(error):
+        return Undecided(str(fault(error)))
+    reason = str(fault(error))
+    if is_gone(error):
+        return Undecided(reason, refusal=refusal(error), blamed=True, tries=TRIES_GONE)
+    if blame(error) is Blame.row:
+        return refusal(error)
+    return Undecided(reason, refusal=refusal(error), blamed=wrote, tries=tries(error))

@@ -40,6 +40,11 @@ class Undecided:
     blamed: bool = False
     tries: int = 3
 
+    @property
+    def is_fault(self) -> bool:
+        """Whether the database may be to blame, and no run is."""
+        return self.ready is None and not self.blamed
+
 
 Decision = Created | Existing | Refusal
 Outcome = Decision | Undecided

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
-from warnings import catch_warnings, simplefilter
 
 import sqlalchemy as sa
 
@@ -21,11 +20,9 @@ from worker.contract.state import TERMINAL_TYPES, StateType
 from worker.creation import NewRun, uuid7
 from worker.store.reading import Reader, Row
 from worker.store.tables import (
-    UNIQUE_INDEX,
     block_document,
     deployment,
     flow,
-    flow_run,
     metadata,
     prefect_metadata,
     task_run,
@@ -209,12 +206,6 @@ def problems(inspector: sa.Inspector) -> list[str]:
                 is_now := _family(columns[column.name])
             ):
                 found.append(f"{table.name}.{column.name} is {is_now}, not {wanted}")
-    with catch_warnings():
-        # Prefect's indexes of expressions, which SQLAlchemy passes over on SQLite with a warning
-        # each.
-        simplefilter("ignore", sa.exc.SAWarning)
-        if not inspector.has_index(flow_run.name, UNIQUE_INDEX):
-            found.append(f"no unique index {UNIQUE_INDEX}")
     return found
 
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from worker.contract.flow_run import FlowRunState
 from worker.contract.related import References, Related, RelatedRows
 from worker.store.engine import Database, driver
-from worker.store.errors import Blame, blame, fault
+from worker.store.errors import fault, is_fault
 from worker.store.statements import Statements, given
 from worker.store.tables import deployment, flow, flow_run_state, task_run, work_pool, work_queue
 
@@ -44,9 +44,9 @@ class Reader:
             async with self.database.connect() as connection:
                 return list(await connection.execute(query, given(wanted)))
         except Exception as error:
-            if blame(error) in (Blame.row, Blame.unforeseen):
-                raise  # the pipeline finds whose it is
-            raise fault(error) from error
+            if is_fault(error):
+                raise fault(error) from error
+            raise  # the line finds whose it is
 
     async def rows(
         self, key: sa.Column[Any], values: Iterable[Any], *columns: sa.Column[Any]

@@ -7,7 +7,7 @@ thousand would cost more to compile and bind than the database takes to store th
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache, lru_cache, reduce
 from operator import attrgetter
 from typing import Any
@@ -31,6 +31,8 @@ from worker.store.tables import (
 )
 
 _COLUMNS = (*flow_run.columns, *flow_run_state.columns)
+# What is read of a run and its state.
+SHOWN = _COLUMNS
 _RUN, _RUN_AND_STATE = len(flow_run.columns), len(_COLUMNS)
 
 _values = attrgetter(
@@ -39,6 +41,11 @@ _values = attrgetter(
 )
 _TIMESTAMPS = [place for place, column in enumerate(_COLUMNS) if isinstance(column.type, sa.DateTime)]
 _INTERVALS = [place for place, column in enumerate(_COLUMNS) if isinstance(column.type, sa.Interval)]
+
+
+# No conflict target: the primary key counts as well, for runs whose id is their message's
+# fingerprint.
+_UNLESS_THERE = "ON CONFLICT DO NOTHING"
 
 
 class Statements:
@@ -53,6 +60,8 @@ class Statements:
         sqlite: it is SQLite's; else PostgreSQL's.
         create: inserts runs, each unless it exists, and returns the ids of those that it inserted.
             PostgreSQL's inserts their states as well.
+        create_plainly: the same, which fails where a run exists.
+        complete: the ids of some runs, of those that are there with their states.
         create_states: SQLite's, for the states of the runs with the ids of its second parameter.
         read_by_key: the runs of some flows and idempotency keys.
         read_by_id: the runs of some ids.
@@ -72,13 +81,11 @@ class Statements:
         self._interval = _as_text(flow_run.c.total_run_time.type, dialect) or str
         insert_runs, insert_states = self._insert(flow_run, 0), self._insert(flow_run_state, _RUN)
         id_of_run = self._taken(flow_run.c.id, 0)
-        # No conflict target: the primary key counts as well, for runs whose id is their message's
-        # fingerprint.
         if self.sqlite:
             # MATERIALIZED: or else SQLite writes out the array again for each of its columns. WHERE
             # true: or else it takes ON CONFLICT for the beginning of a join's condition.
             new = "WITH new AS MATERIALIZED (SELECT value FROM json_each(?))"
-            self.create = f"{new} {insert_runs} FROM new WHERE true ON CONFLICT DO NOTHING RETURNING id"
+            self.create = f"{new} {insert_runs} FROM new WHERE true {_UNLESS_THERE} RETURNING id"
             self.create_states = (
                 f"{new} {insert_states} FROM new WHERE {id_of_run} IN (SELECT value FROM json_each(?))"
             )
@@ -87,12 +94,17 @@ class Statements:
                 WITH new AS MATERIALIZED (
                     SELECT sent.value::jsonb AS value FROM unnest($1::text[]) AS sent(value)
                 ), run AS (
-                    {insert_runs} FROM new ON CONFLICT DO NOTHING RETURNING id
+                    {insert_runs} FROM new {_UNLESS_THERE} RETURNING id
                 ), state AS (
                     {insert_states} FROM new JOIN run ON run.id = {id_of_run}
                 )
                 SELECT id FROM run
             """
+        self.create_plainly = self.create.replace(_UNLESS_THERE, "")
+        complete, theirs = self._given(flow_run.c.id)
+        complete = complete.join(flow_run, theirs)
+        complete = complete.join(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
+        self.complete = sa.select(flow_run.c.id).select_from(complete)
         self.read_by_key = self._read(flow_run.c.flow_id, flow_run.c.idempotency_key)
         self.read_by_id = self._read(flow_run.c.id)
         self.sizes_by_key = self._sizes(flow_run.c.flow_id, flow_run.c.idempotency_key)
@@ -193,6 +205,15 @@ class Statements:
         identity = flow_run.c.id, flow_run.c.flow_id, flow_run.c.idempotency_key
         return sa.select(*identity, size.label("size")).select_from(found)
 
+    def read_columns(
+        self, key: Sequence[sa.Column[Any]], columns: Sequence[sa.Column[Any]]
+    ) -> sa.Select[Any]:
+        """Some columns of runs and their states."""
+        rows, theirs = self._given(*key)
+        found = rows.join(flow_run, theirs)
+        found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
+        return sa.select(*_shown(columns)).select_from(found)
+
     def _lookup(self, key: sa.Column[Any], *columns: sa.Column[Any]) -> sa.Select[Any]:
         rows, theirs = self._given(key)
         shown = _shown(dict.fromkeys((key, *columns)))
@@ -249,10 +270,17 @@ def given(rows: Iterable[Sequence[Any]]) -> dict[str, str]:
 
 def run_of(row: Sequence[Any]) -> FlowRun:
     """A run from a row of :attr:`Statements.read_by_key` or :attr:`Statements.read_by_id`."""
-    values = tuple(row)
+    values = tuple(map(_aware, row))
     state = values[_RUN:_RUN_AND_STATE]
     shown = None if state[0] is None else FlowRunState(*state)
     return FlowRun(*values[:_RUN], shown, *values[_RUN_AND_STATE:])  # type: ignore[call-arg]  # by place
+
+
+def _aware(value: Any) -> Any:
+    """A point in time with its zone: asyncpg reads ``infinity`` as the last one without."""
+    if type(value) is datetime and value.tzinfo is None:
+        return value.replace(tzinfo=UTC)
+    return value
 
 
 def bound(table: sa.Table, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,36 +3,37 @@ no broker.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
+import sqlalchemy as sa
 import structlog
 
-from worker.contract.decode import CreateRequest, DeploymentRequest
+from worker.contract.decode import DeploymentRequest
 from worker.contract.errors import DeploymentNotFound, Fault, Refusal, Unprocessable
-from worker.contract.flow_run import FlowRun
-from worker.contract.request import CreateFlowRun
-from worker.creation import NewRun, Requested, UnresolvedRun, new_run
+from worker.contract.flow_run import FlowRun, odd_columns
+from worker.creation import NewRun, Requested, UnresolvedRun
 from worker.redaction import redact
 from worker.store import migrations
 from worker.store.deployments import resolve_deployments, warn_of_unserved
 from worker.store.engine import Database, open_database, parse_url, prepare_to_write
-from worker.store.errors import Blame, blame, refusal
-from worker.store.insertion import Insertion
+from worker.store.errors import Blame, blame, first_line, is_fault
+from worker.store.insertion import Insertion, undecided
 from worker.store.outcome import Existing, Outcome, Undecided
 from worker.store.prefect import References, resolve
 from worker.store.reading import Reader
 from worker.store.room import in_turns
-from worker.store.statements import run_of
+from worker.store.statements import SHOWN, run_of
+from worker.store.tables import flow_run
 from worker.store.work_queues import fill_work_queues
+from worker.tasks.isolate import Failed, isolate
 from worker.tasks.turns import Turns
 
 log = structlog.get_logger(__name__)
 
-# A run that is deleted between the conflict with it and the look at it: the batch tries again, this
-# often.
-MAX_ROUNDS = 10
+# A run may be deleted between the conflict with it and the look at it. Then it is tried again, this
+# often at most, before the database is asked what is in its way.
+MAX_ROUNDS = 3
 # Characters of runs that exist and are read at a time, to be answered: a request of 100 bytes may
 # be answered with a run of a megabyte, which takes up to 25 times as much once it is read.
 READ_MAX = 2 * 1024 * 1024
@@ -89,24 +90,24 @@ class Store(Reader):
         await self.database.close()
 
     async def writes(self) -> bool:
-        """Whether the database takes a row of our own, which is not kept; raises Fault while it is
-        away or busy.
+        """Whether the database takes a row like any other, of our own; nothing is kept.
+
+        Returns:
+            False where it does not, and the reason may be in the row.
+
+        Raises:
+            Fault: it is away or busy, or writes nothing.
         """
-        now = datetime.now(UTC)
-        body = CreateFlowRun(flow_id=uuid4(), name="trial")
-        await self._insertion.try_writing(new_run(CreateRequest(body), now))
-        return True
+        return await self._insertion.writes()
 
     async def undecided(self, error: Exception) -> Outcome:
-        """What becomes of a request over which alone :meth:`create` fails, other than by Fault."""
-        if blame(error) is Blame.row:
-            return refusal(error)
-        log.error("run_not_created", exc_info=error)
+        """What becomes of a request over which alone :meth:`create` fails."""
+        if not (is_fault(error) or blame(error) is Blame.row):
+            log.error("run_not_created", exc_info=error)
         try:
-            blamed = await self.writes()
+            return undecided(error, wrote=await self.writes())
         except Fault as fault:
-            return Undecided(str(fault))
-        return Undecided(repr(error), refusal=Unprocessable(), blamed=blamed)
+            return undecided(fault, wrote=False)
 
     async def create(self, requested: Sequence[Requested]) -> list[Outcome]:
         """Create runs that don't exist yet.
@@ -131,11 +132,14 @@ class Store(Reader):
         references = await self._resolve([each for each in runs if isinstance(each, NewRun)])
         batch = _Batch(runs, references.refused)
         for _ in range(MAX_ROUNDS):
-            leaders = batch.leaders()
-            if not leaders:
-                return batch.outcomes()
-            batch.settle(await self._insert_or_read(leaders, references.missing))
-        raise Fault("runs vanish as soon as they are created")
+            if leaders := batch.leaders():
+                batch.settle(await self._insert_or_read(leaders, references.missing))
+        batch.settle({new.run.id: await self._insertion.explain(new) for new in batch.leaders()})
+        outcomes = batch.outcomes()
+        faults = [each for each in outcomes if isinstance(each, Undecided) and each.is_fault]
+        if faults and len(faults) == len(outcomes):
+            raise Fault(faults[0].reason)
+        return outcomes
 
     async def _of_deployments(self, requested: Sequence[Requested]) -> Sequence[NewRun | Outcome]:
         """Requests for runs of deployments as runs, or as their refusals; others stay."""
@@ -178,16 +182,19 @@ class Store(Reader):
         if len(outcomes) == len(runs):
             return outcomes
         conflicting = [new.run for new in runs if new.run.id not in outcomes]
+        refused = {run.id: missing[run.id] for run in conflicting if run.id in missing}
         conflicting, crowded = await self._with_room(conflicting)
         outcomes |= crowded
-        by_identity = {_identity(run): run.id for run in conflicting}
-        for existing in await self._read(conflicting):
-            # By its key, or by its id where it was asked for without one.
-            mine = by_identity.get(_identity(existing), existing.id)
-            outcomes[mine] = Existing(existing)
+        found = await isolate(conflicting, self._read, stop=Fault)
+        for run, existing in zip(conflicting, found, strict=True):
+            if isinstance(existing, Failed):
+                outcomes[run.id] = await self._unreadable(run, existing.error)
+            elif existing is not None and (odd := odd_columns(existing)):
+                outcomes[run.id] = _not_shown(f"no valid value in {', '.join(odd)}")
+            elif existing is not None:
+                outcomes[run.id] = Existing(existing)
         # Whoever made them may not have waited.
         await self.wait_for_standby()
-        refused = {run.id: missing[run.id] for run in conflicting if run.id in missing}
         return {**refused, **outcomes}
 
     async def _with_room(self, runs: list[FlowRun]) -> tuple[list[FlowRun], dict[UUID, Undecided]]:
@@ -214,14 +221,41 @@ class Store(Reader):
                 crowded[run.id] = waiting
         return here, crowded
 
-    async def _read(self, runs: Sequence[FlowRun]) -> list[FlowRun]:
-        """The runs that stand where these were to be, as they are now."""
+    async def _read(self, runs: Sequence[FlowRun]) -> list[FlowRun | None]:
+        """The runs that stand where these were to be, as they are now; None where none does."""
         keys = [_identity(run) for run in runs if run.idempotency_key is not None]
         ids = [(run.id,) for run in runs if run.idempotency_key is None]
-        found: list[FlowRun] = []
-        for query, wanted in ((self.statements.read_by_key, keys), (self.statements.read_by_id, ids)):
-            found += [run_of(row) for row in await self.query(query, wanted)]
-        return found
+        by_key = map(run_of, await self.query(self.statements.read_by_key, keys))
+        by_id = map(run_of, await self.query(self.statements.read_by_id, ids))
+        found: dict[tuple[Any, ...], FlowRun] = {_identity(run): run for run in by_key}
+        found |= {(run.id,): run for run in by_id}
+        return [found.get(_identity(run)) for run in runs]
+
+    async def _unreadable(self, run: FlowRun, error: Exception) -> Outcome:
+        """What a run is, where the one that stands in its place can't be read."""
+        if is_fault(error):
+            return undecided(error, wrote=False)
+        key = (
+            [flow_run.c.id]
+            if run.idempotency_key is None
+            else [flow_run.c.flow_id, flow_run.c.idempotency_key]
+        )
+
+        async def read(columns: Sequence[sa.Column[Any]]) -> Sequence[sa.Column[Any]]:
+            await self.query(self.statements.read_columns(key, columns), [_identity(run)])
+            return columns
+
+        odd = zip(SHOWN, await isolate(SHOWN, read, stop=Fault), strict=True)
+        wrong = [
+            f"{column.table.name}.{column.name}: {first_line(result.error)}"
+            for column, result in odd
+            if isinstance(result, Failed)
+        ]
+        return _not_shown("; ".join(wrong) or first_line(error))
+
+
+def _not_shown(reason: str) -> Refusal:
+    return Unprocessable(f"The run of this request exists, and can't be shown: {reason}")
 
 
 class _Batch:
@@ -259,7 +293,7 @@ class _Batch:
                 self._waiting[identity] = followers
                 continue
             if isinstance(outcome, Undecided):
-                later = Undecided(outcome.reason)
+                later = Undecided(outcome.reason, outcome.ready)
                 self._outcomes.update((index, later) for index, _ in followers)
             elif not isinstance(outcome, Refusal):
                 self._outcomes.update((index, Existing(outcome.run)) for index, _ in followers)

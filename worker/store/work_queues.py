@@ -16,7 +16,7 @@ from worker.contract.errors import Refusal, Unprocessable, WorkPoolNotFound
 from worker.contract.flow_run import FlowRun
 from worker.creation import uuid7
 from worker.store.engine import Database
-from worker.store.errors import Blame, blame, driver_error, fault, refusal
+from worker.store.errors import Blame, blame, driver_error, fault, is_fault, refusal
 from worker.store.reading import Reader
 from worker.store.tables import work_queue
 
@@ -94,11 +94,10 @@ async def _make(database: Database, run: FlowRun, priority: int) -> UUID | Refus
                 f"Work pool queue '{run.work_pool_name}/{name}' not found, and the worker may not make it: "
                 "make it, or GRANT INSERT ON work_queue to the worker's user; then send the request again."
             )
-        said = blame(error)
-        if said is Blame.row:
+        if is_fault(error):
+            raise fault(error) from error
+        if blame(error) is Blame.row:
             return refusal(error)
-        if said is Blame.unforeseen:
-            raise  # the pipeline finds whose it is
-        raise fault(error) from error
+        raise  # the line finds whose it is
     log.info("work_queue_made", work_pool=run.work_pool_name, work_queue=name)
     return queue_id

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from tests.conformance.cases import STATES
 from tests.support.database import fetch, fetch_runs
 from tests.support.requests import EVERY_FIELD, FLOW_ID, keyed, request, unstorable
-from worker.contract.errors import Fault, Refusal
+from worker.contract.errors import IntegrityConflict, Refusal
 from worker.contract.flow_run import FlowRun
 from worker.creation import NewRun
 from worker.store import Created, Existing, Store
@@ -144,7 +144,7 @@ async def test_a_run_that_vanishes_between_conflict_and_look_is_created(
     await store.create(keyed(["k"]))
     read, deleter = store._read, await Store.open(database_url, migrate=True)
 
-    async def read_too_late(runs: Sequence[FlowRun]) -> list[FlowRun]:
+    async def read_too_late(runs: Sequence[FlowRun]) -> list[FlowRun | None]:
         monkeypatch.undo()
         await _delete(deleter, "k")
         return await read(runs)
@@ -157,15 +157,17 @@ async def test_a_run_that_vanishes_between_conflict_and_look_is_created(
     assert run_of(outcomes[0]).id == batch[0].run.id
 
 
-async def test_runs_that_always_vanish_are_a_fault(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_conflicts_with_one_that_is_not_found_is_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await store.create(keyed(["k"]))
 
-    async def nothing(runs: Sequence[FlowRun]) -> list[FlowRun]:
-        return []
+    async def nothing(runs: Sequence[FlowRun]) -> list[FlowRun | None]:
+        return [None] * len(runs)
 
     monkeypatch.setattr(store, "_read", nothing)
-    with pytest.raises(Fault):
-        await store.create(keyed(["k"]))
+    (refused,) = await store.create(keyed(["k"]))
+    assert isinstance(refused, IntegrityConflict)
 
 
 async def _delete(store: Store, key: str) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, Connection
 from worker.contract.errors import Fault
 from worker.store.engine import Database, open_database, parse_url
 from worker.store.errors import StoreError, opening
+from worker.store.guard import lacks_unique_index
 from worker.store.prefect import MARKS, problems
 from worker.store.tables import metadata
 
@@ -132,7 +133,7 @@ def _inspect(connection: Connection, kind: Kind) -> Schema:
     ours = sorted(tables & set(metadata.tables))
     found: list[str] = []
     if prefect:
-        found = problems(inspector)
+        found = [*problems(inspector), *lacks_unique_index(connection)]
     elif kind == "prefect":
         # No Prefect server could start on it, so that waiting for one is in vain.
         if VERSION_TABLE in tables or (ours and "alembic_version" not in tables):
@@ -152,6 +153,8 @@ def _inspect(connection: Connection, kind: Kind) -> Schema:
             f"The database schema is at {revision}, which this version does not know: "
             "a newer worker has upgraded it. Run that version."
         ]
+    else:
+        found = lacks_unique_index(connection)
     return Schema(prefect, revision, _head(), found)
 
 
