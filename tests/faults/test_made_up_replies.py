@@ -10,8 +10,11 @@ import base64
 import os
 import struct
 import time
+from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID, uuid4
+
+import aio_pika
 
 from tests.conftest import StartWorker
 from tests.support.database import fetch
@@ -89,3 +92,86 @@ async def test_made_up_names_hold_up_nobody_and_lose_no_session(
     assert worker.output.count("no requester has this direct reply-to") == MADE_UP
     (counted,) = await fetch(sqlite_url, "SELECT count(*) AS n FROM flow_run")
     assert counted["n"] == MADE_UP + len(tasks)
+
+
+async def written_by_the_broker(producer: Producer) -> str:
+    """A direct reply-to name as RabbitMQ writes it into a request."""
+    channel = await producer.connection.channel()
+    replies = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
+    await replies.consume(lambda _: None, no_ack=True)  # type: ignore[arg-type]  # nothing comes
+    seen = await channel.declare_queue(exclusive=True)
+    asking = aio_pika.Message(b"", reply_to="amq.rabbitmq.reply-to")
+    await channel.default_exchange.publish(asking, routing_key=seen.name)
+    async with asyncio.timeout(60):
+        message = await seen.get(no_ack=True, timeout=60)
+    assert message is not None
+    assert message.reply_to is not None
+    return message.reply_to
+
+
+def forged(name: str) -> list[str]:
+    """Names of the same node that RabbitMQ would never write, or not for a channel of now."""
+    encoded, key = name.removeprefix("amq.rabbitmq.reply-to.").split(".")
+    term = base64.b64decode(encoded)
+    node, (number, serial, creation) = term[5:-12], struct.unpack(">III", term[-12:])
+    length = struct.pack(">H", len(node))
+    own = b"\x83Xv" + length + node
+    terms = [
+        # The old forms of a process id and of an atom.
+        *(b"\x83g" + kind + length + node + bytes(9) for kind in (b"d", b"v")),
+        b"\x83Xd" + length + node + bytes(12),
+        b"\x83Xw" + length[1:] + node + bytes(12),
+        # Processes that no Erlang, or not every Erlang, has.
+        *(
+            own + struct.pack(">III", *process)
+            for process in (
+                (2**15, 0, creation),
+                (2**32 - 1, 0, creation),
+                (number, 2**13, creation),
+                (number, 2**32 - 1, creation),
+                (2**28, 2**20, creation),
+                (0, 0, 0),
+                (number + 1, serial, creation),
+                (number, serial, creation + 1),
+                (2**20, serial, creation + 1),
+            )
+        ),
+        # Another way to write the node's number.
+        *(
+            b"\x83Xv" + struct.pack(">H", len(other)) + other + term[-12:]
+            for other in (b"reply@0" + node[6:], b"reply@+" + node[6:], b"other" + node[5:])
+        ),
+        b"\x83d\0\1a",
+        b"\x83",
+    ]
+    names = [f"amq.rabbitmq.reply-to.{base64.b64encode(each).decode()}.{key}" for each in terms]
+    keys = ("AAAA", "", "a.b", "\u00fc", "A" * 22 + "==")
+    return names + [f"amq.rabbitmq.reply-to.{encoded}.{each}" for each in keys]
+
+
+async def test_made_up_names_of_a_node_that_stands_cost_its_requesters_nothing(
+    start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str
+) -> None:
+    """They come first, between and last; half of the good ones ask for the first time meanwhile."""
+    worker = await asyncio.to_thread(start_worker, sqlite_url)
+    names = forged(await written_by_the_broker(producer))
+    good: list[Any] = []
+    async with AsyncExitStack() as stack:
+        for _ in range(4):
+            for name in names:
+                await producer.publish({"flow_id": FLOW_ID}, reply_to=name)
+            client = await stack.enter_async_context(FlowRunClient(amqp_url, queue=producer.queue))
+            good += [
+                asyncio.create_task(client.create_flow_run(flow_id=UUID(FLOW_ID), timeout=120))
+                for _ in range(50)
+            ]
+        assert len(await asyncio.gather(*good)) == 200
+    assert (await producer.request({"flow_id": FLOW_ID})).status == 201
+
+    def all_settled() -> bool:
+        return worker.metric("flow_run_worker_in_flight") == 0
+
+    await asyncio.to_thread(wait_until, all_settled, "the end of the made-up ones", 120)
+    assert await asyncio.to_thread(worker.terminate) == 0
+    assert await producer.depth() == 0
+    assert "session_lost" not in worker.output

@@ -43,6 +43,8 @@ CLOSE_TIMEOUT = 5.0
 # written before is in the socket by then.
 BLOCKED_CLOSE_TIMEOUT = 0.5
 
+# With this an operator, or its own end, makes the broker close a connection: it is no error.
+FORCED = "CONNECTION_FORCED"
 # The end of a connection of which the broker said nothing.
 GONE = "the connection to the broker ended, and the broker did not say why (did it, or the network, fail?)"
 # In the reason of a broker that has as many connections as it may have (of a user, a virtual host);
@@ -64,6 +66,10 @@ _PERHAPS_CERTIFICATE = (
 
 class BrokerUnavailable(ConnectionError):
     """The broker cannot be reached now; it may be reached later."""
+
+
+class DeliveryFailed(BrokerUnavailable):
+    """The broker let us in, and closed the connection over an error as soon as we consumed."""
 
 
 class BrokerRefused(Exception):
@@ -105,8 +111,9 @@ class ChannelLost(ConnectionError):
 
 
 @contextmanager
-def lost_with(channel: AbstractChannel) -> Iterator[None]:
-    """Raise :class:`ChannelLost` for all the ways in which aiormq ends a wait when a channel ends.
+def lost_with(channel: AbstractChannel | aio_pika.Connection) -> Iterator[None]:
+    """Raise :class:`ChannelLost` for all the ways in which aiormq ends a wait when a channel, or a
+    connection, ends.
 
     Besides its own errors they are a bare ``Exception``, when the connection's end was read with
     its last frames, and a ``CancelledError`` in a task that nobody cancelled, after missed
@@ -145,9 +152,9 @@ async def unless_blocked(watch: Watch, publishing: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((work, blocked), timeout=BLOCKED_CLOSE_TIMEOUT)
 
 
-def _said(channel: AbstractChannel) -> str | None:
+def _said(channel: AbstractChannel | aio_pika.Connection) -> str | None:
     # aio-pika has no public way from a channel to its connection.
-    watch = watch_of(getattr(channel, "_connection", None))
+    watch = watch_of(getattr(channel, "_connection", channel))
     return watch.closed if watch else None
 
 
