@@ -6,6 +6,7 @@ are passed over.
 """
 
 import asyncio
+import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from worker.broker.publication import (
     DELIVERY_MODE_HEADER,
     EVENT_TYPE,
     RAW_PROPERTIES_HEADER,
+    USER_HEADER,
     Publication,
     events_message,
 )
@@ -315,10 +317,14 @@ def sent_again(message: Message, queue: str) -> Publication:
 
 
 def _counted_anew(message: Message, queue: str) -> Publication:
-    """A dead letter as it is, but for the header that counts its deliveries."""
+    """A dead letter as it is, but for the header that counts its deliveries; and for ``user_id``,
+    over which the broker closes the channel, and which it leaves in a letter that it makes itself.
+    """
     values = split(message.raw_properties)
-    headers = split_table(values["headers"])
-    values["headers"] = join_table(each for each in headers if each[0] != DELIVERY_COUNT_HEADER)
+    headers = [each for each in split_table(values["headers"]) if each[0] != DELIVERY_COUNT_HEADER]
+    if user := values.pop("user_id", b"")[1:]:
+        headers.append((USER_HEADER, b"S" + struct.pack(">I", len(user)) + user))
+    values["headers"] = join_table(headers)
     return Publication(queue, join(in_order(values)), message.body)
 
 

@@ -34,7 +34,7 @@ from worker.broker.publication import (
 from worker.contract.decode import decode
 from worker.contract.errors import MAX_LINE, Refusal
 from worker.contract.message import Message, fingerprint
-from worker.dead_letters import sent_again
+from worker.dead_letters import _counted_anew, sent_again
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 FRAME_MAX = 131_072
@@ -170,6 +170,17 @@ def test_no_letter_names_a_user_to_the_broker() -> None:
     letter = letter_of(join({"user_id": short_string("worker")}))
     assert letter.user_id is None
     assert letter.headers["x-original-user-id"] == "worker"
+
+
+def test_a_letter_that_the_broker_made_can_be_put_back_by_another_user() -> None:
+    """It leaves ``user_id`` in it, over which it then closes the channel."""
+    own = {"user_id": short_string("producer"), "message_id": short_string("mine")}
+    letter = died(read_message(join(in_order({**own, "headers": bytes(4)})), b"body"))
+    put_back = _counted_anew(letter, "q.dead")
+    read = read_message(put_back.properties, put_back.body)
+    assert (read.user_id, read.message_id) == (None, "mine")
+    assert read.headers == {"x-death": [], "x-original-user-id": "producer"}
+    assert split(sent_again(read, "q").properties) == {"message_id": short_string("mine")}
 
 
 def test_properties_that_end_too_early_are_kept_whole_and_never_sent_again() -> None:

@@ -35,6 +35,7 @@ PERSISTENT = b"\2"  # as it stands in the property
 
 RAW_PROPERTIES_HEADER = f"{ORIGINAL_PREFIX}properties"
 DELIVERY_MODE_HEADER = f"{ORIGINAL_PREFIX}delivery-mode"
+USER_HEADER = f"{ORIGINAL_PREFIX}user-id"
 
 # A reason that even the smallest frame (4 KiB) has to hold, beside properties of 255 bytes each.
 MAX_SHORT_ERROR = 100
@@ -211,7 +212,7 @@ def dead_letter_copy(
     if values.pop("expiration", b""):
         moved[_original("expiration")] = message.expiration
     if values.pop("user_id", b""):
-        moved[_original("user_id")] = message.user_id
+        moved[USER_HEADER] = message.user_id
     reason = _reason(status, error, now)
     if table := values.get("headers"):
         try:

@@ -20,6 +20,7 @@ from worker.broker.publication import EVENTS_HEADER, refused_event
 from worker.broker.publisher import Fate
 from worker.contract.encoding import dumps
 from worker.events.api import APIAway, EventsRefused, PrefectAPI
+from worker.events.outbox import CHUNK_MAX
 from worker.events.stay import PREFETCH, Stay
 from worker.observability import metrics
 
@@ -196,8 +197,9 @@ class HandOver:
 
 
 def _count(message: AbstractIncomingMessage) -> int:
+    """How many events a message has, as it says; another than the worker can have written it."""
     count = message.headers.get(EVENTS_HEADER)
-    return count if isinstance(count, int) and count > 0 else 1
+    return min(count, CHUNK_MAX) if isinstance(count, int) and count > 0 else 1
 
 
 def _joined(messages: Sequence[AbstractIncomingMessage]) -> bytes:
