@@ -6,14 +6,16 @@ import asyncio
 import signal
 from collections.abc import Coroutine
 from dataclasses import replace
+from time import monotonic
 from typing import Any, TypeVar
 
 import structlog
 
 from worker import __version__
 from worker.backoff import Backoff
-from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost, DeliveryFailed
 from worker.broker.session import Session
+from worker.broker.suspects import Suspects
 from worker.broker.topology import TopologyMismatch
 from worker.collector import relieve_collector
 from worker.contract.errors import Fault
@@ -36,6 +38,11 @@ log = structlog.get_logger(__name__)
 # fleet of workers does not come back in one moment, and one whose sessions are lost at once does
 # not spin. A guess.
 REOPEN_SECONDS = 0.2
+# A delivery over which the broker ends sessions is a dead letter after 21 of them, by the queue's
+# delivery limit. So many in a row may end within so many seconds, with nothing served, before the
+# pauses grow.
+MAX_IN_VAIN = 30
+IN_VAIN_SECONDS = 10.0
 # How long, in seconds, to wait for a cancelled pipeline when we leave.
 LEAVE_SECONDS = 2.0
 
@@ -72,6 +79,10 @@ class Service:
         self._store: Store | None = None
         self._traces = open_traces(settings.queue)
         self._served = False
+        # Messages whose answers may be why a session ended; and what tells how to open the next.
+        self._suspects = Suspects()
+        self._careful = False
+        self._in_vain = 0
 
     def stop(self, reason: str = "asked to") -> None:
         """Leave: consume no more, finish what is in flight within the shutdown timeout."""
@@ -138,7 +149,7 @@ class Service:
             if self._served:
                 metrics.reconnects.inc()
             pipeline = Pipeline(session, store, self._settings, self._traces)
-            reason = "stopping"
+            reason, opened = "stopping", monotonic()
             try:
                 await self._serve(session, store, pipeline)
             except* ChannelLost as lost:
@@ -150,9 +161,13 @@ class Service:
             finally:
                 self._served = True
                 metrics.broker_away(reason)
+                self._careful = session.ended_over_delivery or (self._careful and not session.consumer.calm)
+                stayed = monotonic() - opened
+                in_vain = not session.consumer.answered and stayed < IN_VAIN_SECONDS
+                self._in_vain = self._in_vain + 1 if in_vain else 0
                 await session.close()
                 self._traces.lost()
-            backoff = Backoff(first=REOPEN_SECONDS)
+            backoff = self._before_reopening(backoff)
             await backoff.sleep(self._stopping)
             await self._until_database_writes(store)
 
@@ -168,6 +183,8 @@ class Service:
                     prefetch_size=self._settings.prefetch_size,
                     max_message_size=self._settings.max_message_size,
                     try_out="publish first" if self._served else "consume first",
+                    careful=self._careful,
+                    suspects=self._suspects,
                 )
             )
         except (BrokerUnavailable, BrokerRefused, TopologyMismatch) as error:
@@ -176,8 +193,16 @@ class Service:
             # Once it let us in: a limit of connections, a right or a password for a moment.
             metrics.broker_away(str(error))
             log.warning("broker_away", error=str(error), tries=backoff.tries + 1)
+            if isinstance(error, DeliveryFailed):
+                self._careful = True
+                self._in_vain += 1
+                backoff = self._before_reopening(backoff)
             await backoff.sleep(self._stopping)
             return None
+
+    def _before_reopening(self, backoff: Backoff) -> Backoff:
+        """How long to stay away after a session: it grows once too many have ended in vain."""
+        return Backoff(first=REOPEN_SECONDS) if self._in_vain <= MAX_IN_VAIN else backoff
 
     async def _serve(self, session: Session, store: Store, pipeline: Pipeline) -> None:
         """Serve one session until it is lost or we are to stop."""

@@ -6,8 +6,8 @@ else waits for it. A dead letter is tried until it is taken; a reply within reas
 """
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import Enum
 from functools import partial
@@ -16,7 +16,7 @@ from time import monotonic
 import structlog
 
 from worker.answer import Answer
-from worker.broker.connection import ChannelLost
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost
 from worker.broker.publication import Publication
 from worker.broker.publisher import Confirmation, Fate
 from worker.broker.session import Session
@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 # Confirms mostly come within milliseconds. One that hangs (a reply queue without a majority) must
 # not hold up the acknowledgement of its neighbours for longer than this many seconds.
 HANGING_SECONDS = 2.0
+_CLOSES = "the broker closes the connection over it"
 
 
 class _Verdict(Enum):
@@ -88,7 +89,10 @@ class Settlement:
                 self._tasks.create_task(self._settle_after_trial(answer, reply_to or ""))
                 continue
             each = due_of(self._session, answer, may=may)
-            if self._is_large(each):
+            if self._is_suspect(each):
+                self._set_aside(answer.delivery.tag, each.publications[-1].queue)
+                self._tasks.create_task(self._publish_alone(each))
+            elif self._is_large(each):
                 self._tasks.create_task(self._publish_large(each))
             else:
                 due.append(each)
@@ -101,14 +105,17 @@ class Settlement:
 
     async def _publish(self, due: Sequence[Due]) -> None:
         if due:
-            confirmation = await self._session.publisher.publish(_all_publications(due))
+            with self._suspecting(lambda: due):
+                confirmation = await self._session.publisher.publish(_all_publications(due))
             self._tasks.create_task(self._confirmed(due, confirmation))
 
     async def _settle_after_trial(self, answer: Answer, reply_to: str) -> None:
         """Settle the answer to a direct reply-to whose node nobody has seen; nobody else waits."""
         may = await self._may_publish(reply_to)
         due = due_of(self._session, answer, may=may)
-        if self._is_large(due):
+        if self._is_suspect(due):
+            await self._publish_alone(due)
+        elif self._is_large(due):
             await self._publish_large(due)
         else:
             await self._publish([due])
@@ -148,7 +155,8 @@ class Settlement:
             place += len(each.publications)
         while places:
             try:
-                await confirmation.wait(HANGING_SECONDS)
+                with self._suspecting(partial(_unanswered, places, confirmation)):
+                    await confirmation.wait(HANGING_SECONDS)
             except ChannelLost as lost:
                 if not apart:
                     raise
@@ -160,11 +168,7 @@ class Settlement:
                 verdicts = [] if confirmation.flawless else self._judge(each, confirmation, place)
                 if _Verdict.TIME in verdicts:
                     hanging.append((place, each))
-                elif _Verdict.ANOTHER_NAME in verdicts:
-                    self._tasks.create_task(self._publish_renamed(each, verdicts))
-                elif _Verdict.ANOTHER_TRY in verdicts:
-                    self._publish_later(each, verdicts)
-                else:
+                elif not self._goes_out_again(each, verdicts):
                     settled.append(each)
             if settled:
                 metrics.confirmed(monotonic() - started)
@@ -202,6 +206,16 @@ class Settlement:
             prefetch=in_flight.fitting(max(self._prefetch, LEAST_PREFETCH)),
         )
 
+    def _goes_out_again(self, due: Due, verdicts: list[_Verdict]) -> bool:
+        """Have what the broker did not take published again, if there is any."""
+        if _Verdict.ANOTHER_NAME in verdicts:
+            self._tasks.create_task(self._publish_renamed(due, verdicts))
+        elif _Verdict.ANOTHER_TRY in verdicts:
+            self._publish_later(due, verdicts)
+        else:
+            return False
+        return True
+
     async def _publish_renamed(self, due: Due, verdicts: list[_Verdict]) -> None:
         """Publish a reply that came back to the queue of which its ``reply_to`` is the address."""
         publications: list[Publication] = []
@@ -214,7 +228,11 @@ class Settlement:
                     publications.append(replace(publication, queue=queue))
                 else:
                     unroutable(due.answer, queue, NO_REQUESTER)
-        await self._publish([replace(due, publications=tuple(publications))])
+        due = replace(due, publications=tuple(publications))
+        if self._is_suspect(due):
+            await self._publish_alone(due)
+        else:
+            await self._publish([due])
 
     def _publish_later(self, due: Due, verdicts: Sequence[_Verdict]) -> None:
         missing = tuple(
@@ -268,14 +286,62 @@ class Settlement:
                 left = await self._confirmed(due, confirmation, apart=True)
         except ChannelLost as lost:
             self._session.raise_if_lost(lost)
-        if len(left) > 1:  # over which of them it was closed is seen then
-            for each in left:
-                await self._publish_apart([each])
-        elif left:
-            (each,) = left
-            reason = "the broker closes the channel over it"
-            unroutable(each.answer, each.answer.delivery.message.reply_to, reason)
-            self._settle_all([replace(each, rejected=each.answer.refused is not None)])
+        self._suspect(left)
+        for each in left:
+            await self._publish_alone(each)
+
+    async def _publish_alone(self, due: Due) -> None:
+        """Publish an answer over which the broker may have closed a connection: each publication
+        alone. One over which it closes that as well is given up; a dead letter the broker then
+        makes by itself.
+        """
+        if self._is_large(due) and not await self._session.size_limit.takes(due.size):
+            due = shortened(self._session, due)
+        verdicts: list[_Verdict] = []
+        blamed = False
+        for publication in due.publications:
+            confirmation = await self._alone(due, publication)
+            if confirmation is not None:
+                (verdict,) = self._judge(replace(due, publications=(publication,)), confirmation, 0)
+                verdicts.append(_Verdict.ANOTHER_TRY if verdict is _Verdict.TIME else verdict)
+                continue
+            blamed = True
+            verdicts.append(_Verdict.NOTHING)
+            if publication.queue == self._dead_letter_queue:
+                due = replace(due, rejected=True)
+                log.warning("dead_letter_left_to_the_broker", reason=_CLOSES, queue=publication.queue)
+            else:
+                unroutable(due.answer, publication.queue, _CLOSES)
+        if not (blamed or _Verdict.ANOTHER_NAME in verdicts):
+            self._session.suspects.discard(due.answer.delivery.message)
+        if not self._goes_out_again(due, verdicts):
+            self._settle_all([due])
+
+    async def _alone(self, due: Due, publication: Publication) -> Confirmation | None:
+        """What the broker says of a publication; None if it closes the connection over it."""
+        while True:
+            try:
+                return await self._session.publish_alone(publication)
+            except (BrokerUnavailable, BrokerRefused) as error:
+                log.warning("not_published_alone", error=str(error), tries=due.backoff.tries + 1)
+                await due.backoff.sleep()
+
+    @contextmanager
+    def _suspecting(self, unanswered: Callable[[], Iterable[Due]]) -> Iterator[None]:
+        """What the broker has not answered for when it ends the session may be why it does."""
+        try:
+            yield
+        except BaseException:
+            if self._session.publisher.lost:
+                self._suspect(unanswered())
+            raise
+
+    def _is_suspect(self, due: Due) -> bool:
+        suspects = self._session.suspects
+        return bool(suspects and due.publications) and due.answer.delivery.message in suspects
+
+    def _suspect(self, due: Iterable[Due]) -> None:
+        self._session.suspects.add(each.answer.delivery.message for each in due)
 
     def _settle_all(self, settled: Sequence[Due]) -> None:
         if answers := [each.answer for each in settled if not each.rejected]:
@@ -313,6 +379,13 @@ class Settlement:
         self._open -= len(settled)
         if not self._open:
             self._all_settled.set()
+
+
+def _unanswered(places: Iterable[tuple[int, Due]], confirmation: Confirmation) -> Iterator[Due]:
+    """The answers of which the broker has not answered for all, each with its first place."""
+    for place, each in places:
+        if None in confirmation.fates[place : place + len(each.publications)]:
+            yield each
 
 
 def _all_publications(due: Sequence[Due]) -> list[Publication]:

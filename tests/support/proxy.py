@@ -3,7 +3,7 @@ knows no protocol.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Self
 
@@ -67,10 +67,22 @@ class Proxy:
             self._writers.discard(writer)
             return
         self._writers.add(there_writer)
-        await asyncio.gather(self._pass(reader, there_writer), self._pass(there_reader, writer))
+        await asyncio.gather(
+            self._pass(reader, there_writer, lambda data: self.from_client(data, writer)),
+            self._pass(there_reader, writer),
+        )
         self._writers -= {writer, there_writer}
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def from_client(self, data: bytes, client: asyncio.StreamWriter) -> bytes:
+        """What goes on to the server of what a client sent; for who has something to say to it."""
+        return data
+
+    async def _pass(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        look: Callable[[bytes], bytes] = lambda data: data,
+    ) -> None:
         """Pass on what one side sends until it ends or the other side is gone."""
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64)
         loop = asyncio.get_running_loop()
@@ -92,7 +104,7 @@ class Proxy:
                 await self._open.wait()
                 if not data:
                     break
-                writer.write(data)
+                writer.write(look(data))
                 await writer.drain()
         except OSError:
             pass

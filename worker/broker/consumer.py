@@ -51,6 +51,7 @@ class Consumer:
         underlay: the same channel, as aiormq has it.
         lost: done once the session has ended.
         prefetch_size: bytes of deliveries that are held at the most; one more is let in.
+        careful: whether the last session ended over what was delivered; see :meth:`consume`.
 
     Attributes:
         deliveries: what came in. Closed when the session is lost or consuming has stopped.
@@ -69,6 +70,8 @@ class Consumer:
         underlay: aiormq.abc.AbstractChannel,
         lost: "asyncio.Future[ChannelLost]",
         prefetch_size: int,
+        *,
+        careful: bool = False,
     ) -> None:
         self.deliveries: Mailbox[Delivery] = Mailbox(lambda delivery: delivery.size)
         self.in_flight = InFlight(prefetch_size, self._pause_reading, self._resume_reading)
@@ -88,7 +91,11 @@ class Consumer:
         self._following_sizes: asyncio.Task[None] | None = None
         self._patience: asyncio.Timeout | None = None
         self._calm = asyncio.Event()
+        self._suspect_count = 1 if careful else SUSPECT_DELIVERY_COUNT
         self._stopped = False
+        self._dropping = False
+        self._reading = asyncio.Event()
+        self._reading.set()
         lost.add_done_callback(lambda _: self.deliveries.close())
 
     async def consume(self, prefetch: int) -> None:
@@ -97,7 +104,8 @@ class Consumer:
 
         Begins with one at a time, and goes on so while requests come that were delivered too often
         before: one of them may be what ended the worker that had it, and the broker counts that
-        against all that were in flight.
+        against all that were in flight. A careful consumer goes on so while any come that were
+        delivered before.
 
         Raises:
             ChannelLost: the session ended, or the broker does not let us consume.
@@ -109,13 +117,27 @@ class Consumer:
             self._full_prefetch = prefetch
             await self._change(self.in_flight.fitting(prefetch))
 
+    @property
+    def calm(self) -> bool:
+        """Whether it no longer consumes one at a time."""
+        return self._calm.is_set()
+
     async def renew(self) -> None:
         """Consume with as much prefetch again: what is unacknowledged by now counts for it no more.
+        Begins once the connection is read, as the broker's answer is not before.
 
         Raises:
             ChannelLost: the session ended.
         """
+        await self._reading.wait()
         await self._change(self.prefetch)
+
+    def drop(self) -> None:
+        """Take nothing more: what still comes is the broker's again once the channel is closed. The
+        connection is read again, for the broker's answers.
+        """
+        self._dropping = True
+        self._resume_reading()
 
     async def stop(self) -> None:
         """Cancel the consumer. What was delivered until then stays in :attr:`deliveries`, which is
@@ -126,6 +148,8 @@ class Consumer:
         """
         self._stopped = True
         self._calm.set()
+        if self.in_flight.paused:
+            self.drop()
         await self._change(0)
         self.deliveries.close()
 
@@ -140,7 +164,7 @@ class Consumer:
                 raise self._lost.result()
             tag, self._tag = self._tag, None
             try:
-                seconds = None if self.in_flight.paused else QUEUE_TIMEOUT
+                seconds = QUEUE_TIMEOUT if self._reading.is_set() else None
                 async with asyncio.timeout(seconds) as self._patience, self.acknowledger.writing:
                     with lost_with(self._channel):
                         if tag is not None:
@@ -164,7 +188,7 @@ class Consumer:
         """
         last = -1
         ended = time.monotonic() + STOP_SECONDS
-        while self._last_tag != last and not self._lost.done():
+        while self._last_tag != last and not (self._lost.done() or self._dropping):
             if self._stopped and time.monotonic() > ended:
                 return  # with requests coming steadily, it would be until the prefetch is full
             last = self._last_tag
@@ -203,14 +227,19 @@ class Consumer:
         """
         if self._patience is not None and not self._patience.expired():
             until = asyncio.get_running_loop().time() + QUEUE_TIMEOUT
-            self._patience.reschedule(None if self.in_flight.paused else until)
+            self._patience.reschedule(until if self._reading.is_set() else None)
 
     def _pause_reading(self) -> None:
+        if self._stopped or self._dropping:
+            self._dropping = True
+            return
         self._frames.pause_reading()
+        self._reading.clear()
         self._be_patient()
 
     def _resume_reading(self) -> None:
         self._frames.resume_reading()
+        self._reading.set()
         self._be_patient()
 
     async def _came(self, incoming: AbstractIncomingMessage) -> None:
@@ -219,9 +248,11 @@ class Consumer:
 
     def delivered(self, delivery: Delivery) -> None:
         """Take what came in. Called within a read of the socket."""
-        if delivery.delivery_count < SUSPECT_DELIVERY_COUNT:
+        if delivery.delivery_count < self._suspect_count:
             self._calm.set()
         self._last_tag = delivery.tag
+        if self._dropping:
+            return
         self._be_patient()
         self.in_flight.add(delivery.tag, delivery.size)
         self.deliveries.put(delivery)

@@ -153,6 +153,11 @@ class Publisher:
             raise self._lost or ChannelLost(error) from error
         return confirmation
 
+    @property
+    def lost(self) -> bool:
+        """Whether its channel has ended."""
+        return self._lost is not None or self._channel.is_closed
+
     async def try_out(self, size: int = 0) -> None:
         """Publish a message to a queue that does not stand: the broker sends it back, or refuses.
 

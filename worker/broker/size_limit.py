@@ -52,15 +52,22 @@ class SizeLimit:
         return size <= self.max_size
 
     async def _try(self, size: int) -> None:
-        """What the broker says when it closes the channel teaches the limit."""
-        try:
-            async with self._session.another_publisher() as publisher:
-                await publisher.try_out(size)
-            self.taken = size
-        except ChannelLost as lost:
-            self._session.raise_if_lost(lost)
-            limit = _LIMIT.search(str(lost))
-            self.max_size = int(limit[1]) if limit else size - 1
-            if limit:
-                self.taken = self.max_size
-            log.warning("broker_limits_messages", max_size=self.max_size)
+        """What the broker says when it closes the channel teaches the limit. A connection that ends
+        says less: it counts the second time.
+        """
+        for last_try in (False, True):
+            try:
+                async with self._session.another_publisher() as publisher:
+                    await publisher.try_out(size)
+                self.taken = size
+                return
+            except ChannelLost as lost:
+                self._session.raise_if_lost(lost)
+                if not (lost.closed_over or last_try):
+                    continue
+                limit = _LIMIT.search(str(lost))
+                self.max_size = int(limit[1]) if limit else size - 1
+                if limit:
+                    self.taken = self.max_size
+                log.warning("broker_limits_messages", max_size=self.max_size)
+                return

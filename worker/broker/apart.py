@@ -1,0 +1,50 @@
+"""Connections beside the session's two, for what could end or hold up those; knows no requests."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from worker.broker.connection import close_quietly, connect
+from worker.broker.transport import Connection
+
+
+class Apart:
+    """A connection that is open while somebody uses it. Unlike the consuming one it is always read,
+    so that the broker's answers are seen; and its end is nobody else's.
+
+    Args:
+        urls: the broker.
+        name: the connection's name as the management UI shows it.
+    """
+
+    def __init__(self, urls: str, name: str) -> None:
+        self._urls = urls
+        self._name = name
+        self._connection: Connection | None = None
+        self._opening = asyncio.Lock()
+        self._users = 0
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """The connection; another one where the last has ended.
+
+        Raises:
+            BrokerUnavailable, BrokerRefused: see :func:`worker.broker.connection.connect`.
+        """
+        self._users += 1
+        try:
+            async with self._opening:
+                if self._connection is None or self._connection.is_closed:
+                    self._connection = await connect(self._urls, name=self._name, connection_class=Connection)
+                connection = self._connection
+            yield connection
+        finally:
+            self._users -= 1
+            if not self._users:
+                await self.leave()
+
+    async def leave(self) -> None:
+        """Close the connection; who needs one then gets another."""
+        last, self._connection = self._connection, None
+        if last is not None:
+            await close_quietly(last)
