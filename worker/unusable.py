@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from worker.contract.decode import DeploymentRequest, depth_exceeds
 from worker.contract.errors import UnusableInPrefect
 from worker.contract.flow_run import FlowRun
-from worker.contract.related import MAX_RELATED
+from worker.contract.related import MAX_EVENT_NAME, MAX_RELATED
 from worker.contract.state import DateTime
 from worker.creation import NewRun
 
@@ -22,6 +22,16 @@ from worker.creation import NewRun
 MAX_LEVELS = 254 - 3
 # A run's state is an object in the run.
 MAX_STATE_LEVELS = MAX_LEVELS - 1
+# A row of PostgreSQL's indexes has up to 2,704 bytes. Prefect has the tags and the name of an event
+# in indexes. One that does not fit is lost, and all events that are stored together with it. As for
+# idempotency keys, the limit is the same on SQLite, and however well a text compresses.
+MAX_INDEXED_BYTES = 2_500
+# Text of so few characters can't have more bytes.
+_SHORT = MAX_INDEXED_BYTES // 4
+_NOT_INDEXED = (
+    f"of more than {MAX_INDEXED_BYTES:,} bytes is in no event that Prefect could store, and other events are "
+    "lost with it"
+)
 # An event names these besides tags: flow, deployment, work queue, work pool, task run, creator.
 _MAX_ROWS = 6
 
@@ -33,7 +43,12 @@ def unusable(new: NewRun, tags: Sequence[Collection[str] | None]) -> UnusableInP
         tags: of the run's flow, of the deployment unless the run has its tags already, and of the
             parent task run; of those that are there.
     """
-    return (_too_deep(new.run) if new.deep else None) or _no_result(new.run) or _too_many_tags(new, tags)
+    return (
+        (_too_deep(new.run) if new.deep else None)
+        or _no_result(new.run)
+        or _too_long(new.run)
+        or _too_many_tags(new, tags)
+    )
 
 
 def _too_deep(run: FlowRun) -> UnusableInPrefect | None:
@@ -48,6 +63,16 @@ def _too_deep(run: FlowRun) -> UnusableInPrefect | None:
         if depth_exceeds(value, levels + 1):
             why = f"JSON nested deeper than {levels} levels here is in no list that Prefect could show"
             return UnusableInPrefect(why, *place.split("."))
+    return None
+
+
+def _too_long(run: FlowRun) -> UnusableInPrefect | None:
+    for tag in run.tags:
+        if len(tag) > _SHORT and len(tag.encode()) > MAX_INDEXED_BYTES:
+            return UnusableInPrefect(f"A tag {_NOT_INDEXED}", "tags")
+    name = run.state_name or ""
+    if len(name) > _SHORT and len(name[:MAX_EVENT_NAME].encode()) > MAX_INDEXED_BYTES:
+        return UnusableInPrefect(f"A name {_NOT_INDEXED}", "state", "name")
     return None
 
 

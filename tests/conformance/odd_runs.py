@@ -1,8 +1,10 @@
 """Odd requests that are right at first sight, and whether Prefect can handle the run of each."""
 
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from string import ascii_letters, digits
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +26,7 @@ class Odd:
         deployment: fields of the deployment.
         parent: fields of the parent task run; None for none.
         typed: whether the deployment's own endpoint is asked.
+        stored: whether its events can be stored on PostgreSQL.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Odd:
     deployment: dict[str, Any] = field(default_factory=dict)
     parent: dict[str, Any] | None = None
     typed: bool = False
+    stored: bool = True
 
     def body(self, **references: Any) -> bytes:
         """The request, for a flow, a deployment and a work pool that exist."""
@@ -107,6 +111,20 @@ def _tagged() -> Iterator[Odd]:
     yield Odd("96 tags with the parent's, and the parent", {"tags": tags(46)}, usable=False, parent=of_parent)
     yield Odd("95 tags, by an automation", {"tags": tags(95)}, headers=_AUTOMATION)
     yield Odd("96 tags, by an automation", {"tags": tags(96)}, usable=False, headers=_AUTOMATION)
+
+
+def noise(count: int, alphabet: str = ascii_letters + digits) -> str:
+    """Text that does not compress."""
+    return "".join(random.Random(7).choices(alphabet, k=count))
+
+
+def _long() -> Iterator[Odd]:
+    ideographs = "".join(map(chr, range(0x4E00, 0x9FA5)))
+    yield Odd("a tag of 2,500 bytes", {"tags": [noise(2500)]})
+    yield Odd("a tag of 2,800 bytes", {"tags": [noise(2800)]}, usable=False, stored=False)
+    yield Odd("a state's name of 2,499 bytes", _scheduled(name=noise(833, ideographs)))
+    name = noise(899, ideographs)
+    yield Odd("a state's name of 2,697 bytes", _scheduled(name=name), usable=False, stored=False)
 
 
 def _results() -> Iterator[Odd]:
@@ -183,8 +201,7 @@ def _texts() -> Iterator[Odd]:
         yield Odd(f"the text {text[:9]!r}", {**fields, **keys, **state, "tags": [text, ""]})
     for name in ("", "Late", "AwaitingRetry", "Paused"):
         yield Odd(f"the state {name!r}", _scheduled(name=name))
-    long = {"name": "a" * 10_000, "tags": ["t" * 100_000]}
-    yield Odd("long texts", {**long, **_scheduled(message="x" * 500_000)})
+    yield Odd("long texts", {"name": "a" * 10_000, **_scheduled(message="x" * 500_000)})
 
 
 def _others() -> Iterator[Odd]:
@@ -219,6 +236,7 @@ def _others() -> Iterator[Odd]:
 ODD: dict[str, tuple[Odd, ...]] = {
     "deep": tuple(_deep()),
     "tagged": tuple(_tagged()),
+    "long": tuple(_long()),
     "results": tuple(_results()),
     "numbers and times": tuple(_values()),
     "texts": tuple(_texts()),

@@ -117,6 +117,10 @@ class PrefectServer:
             self._process.stop()
             self._process = None
 
+    def log(self) -> str:
+        """What it has written so far."""
+        return (self._folder / "output").read_text()
+
     def _healthy(self) -> bool:
         try:
             return httpx.get(f"{self.api}/health", timeout=2).status_code == 200

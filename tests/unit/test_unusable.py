@@ -48,6 +48,11 @@ def data(value: Any) -> dict[str, Any]:
         (data({"storage_key": 1}), "body.state.data"),
         (data({"storage_key": "a", "serializer": {"type": "pickle", "picklelib": "os"}}), "body.state.data"),
         (data(["storage_key"]), None),
+        ({"tags": ["a" * 2500, "é" * 1250]}, None),
+        ({"tags": ["a", "é" * 1251]}, "body.tags"),
+        ({"state": {"type": "PENDING", "name": "語" * 833}}, None),
+        ({"state": {"type": "PENDING", "name": "語" * 834}}, "body.state.name"),
+        ({"state": {"type": "PENDING", "name": "a" * 100_000}}, None),
     ],
 )  # fmt: skip
 def test_json_that_prefect_cannot_show_is_told_by_its_place(

@@ -7,6 +7,9 @@ from uuid import UUID
 # What Prefect takes in an event, by default (``server.events.maximum_related_resources``). Beyond
 # it neither its own endpoint makes a run, nor can the state of one be changed.
 MAX_RELATED = 100
+# The same of an event's name, in characters (``maximum_event_name_length``); its own endpoint makes
+# no run beyond it.
+MAX_EVENT_NAME = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,13 @@ from uuid import UUID
 
 from worker.contract.flow_run import FlowRun, FlowRunState
 from worker.contract.immutable import immutable
-from worker.contract.related import MAX_RELATED, References, Related, RelatedRows
+from worker.contract.related import MAX_EVENT_NAME, MAX_RELATED, References, Related, RelatedRows
 from worker.contract.state import StateType
 
 # Prefect's limit of a state's message in an event (``TRUNCATE_STATE_MESSAGES_AT``); characters.
 MAX_STATE_MESSAGE = 100_000
-# What its API takes in an event, by default (``server.events.maximum_event_name_length`` and
-# ``maximum_size_bytes``). Beyond the first its own endpoint makes no run. What is larger than the
-# last it drops.
-MAX_EVENT_NAME = 1024
+# What its API takes in an event, by default (``server.events.maximum_size_bytes``). What is larger
+# it drops.
 MAX_EVENT_BYTES = 1_500_000
 # Room within the last for what the server adds: when it received the event.
 RECEIVED_BYTES = 100
