@@ -5,6 +5,7 @@ Each rule was found by asking a server: ``tests/conformance/test_odd_runs.py`` a
 """
 
 from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -32,6 +33,8 @@ _NOT_INDEXED = (
     f"of more than {MAX_INDEXED_BYTES:,} bytes is in no event that Prefect could store, and other events are "
     "lost with it"
 )
+# asyncpg stores it as ``-infinity``.
+_FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
 # An event names these besides tags: flow, deployment, work queue, work pool, task run, creator.
 _MAX_ROWS = 6
 
@@ -46,6 +49,7 @@ def unusable(new: NewRun, tags: Sequence[Collection[str] | None]) -> UnusableInP
     return (
         (_too_deep(new.run) if new.deep else None)
         or _no_result(new.run)
+        or _too_early(new.run)
         or _too_long(new.run)
         or _too_many_tags(new, tags)
     )
@@ -64,6 +68,13 @@ def _too_deep(run: FlowRun) -> UnusableInPrefect | None:
             why = f"JSON nested deeper than {levels} levels here is in no list that Prefect could show"
             return UnusableInPrefect(why, *place.split("."))
     return None
+
+
+def _too_early(run: FlowRun) -> UnusableInPrefect | None:
+    if run.expected_start_time != _FIRST_INSTANT:
+        return None
+    why = "The first instant of the year 1 is infinity on PostgreSQL, and Prefect can't say how late runs are"
+    return UnusableInPrefect(why, "state", "state_details", "scheduled_time")
 
 
 def _too_long(run: FlowRun) -> UnusableInPrefect | None:

@@ -26,7 +26,7 @@ class Odd:
         deployment: fields of the deployment.
         parent: fields of the parent task run; None for none.
         typed: whether the deployment's own endpoint is asked.
-        stored: whether its events can be stored on PostgreSQL.
+        stored: whether PostgreSQL stores its times and its events as they are.
     """
 
     name: str
@@ -182,8 +182,10 @@ def _values() -> Iterator[Odd]:
     yield Odd("odd fractions", raw=", ".join(columns))
     labels = (1.5, 2**63, 2**70, -0.0, 1e308, True, "x" * 300_000)
     yield Odd("odd labels", {"labels": {f"{number}": value for number, value in enumerate(labels)}})
+    first = {"scheduled_time": "0001-01-01T00:00:00Z"}
+    yield Odd("the first instant", _scheduled(state_details=first), usable=False, stored=False)
     for time in (
-        "0001-01-01T00:00:00Z",
+        "0001-01-01T00:00:00.000001Z",
         "1000-01-01T00:00:00+14:00",
         "2024-01-01T00:00:00-12:34",
         "2262-04-12T00:00:00Z",

@@ -6,13 +6,14 @@ each way in which the server shows a run, and is then moved on.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from tests.conformance.comparison import comparable, differences
@@ -288,7 +289,20 @@ async def test_what_is_refused_could_not_be_handled(handling: Handling, lenient:
         assert await handling.failures(await _made(lenient, odd, scene), scene), odd.name
 
 
-@pytest.mark.parametrize("shared", ["postgresql"], indirect=True, scope="package")
+on_postgresql = pytest.mark.parametrize("shared", ["postgresql"], indirect=True, scope="package")
+
+
+@on_postgresql
+async def test_the_first_instant_makes_no_time_of_a_run(handling: Handling, lenient: Store) -> None:
+    (odd,) = (odd for odd in ODD["numbers and times"] if not odd.usable)
+    scene = await handling.scene(odd)
+    await _made(lenient, odd, scene)
+    with suppress(httpx.TransportError):  # it breaks the connection over it
+        flow = {"flows": {"id": {"any_": [scene.flow]}}}
+        assert (await handling.both.http.post("/flow_runs/lateness", json=flow)).status_code == 503
+
+
+@on_postgresql
 async def test_what_is_too_long_takes_the_events_of_others_with_it(
     handling: Handling, lenient: Store
 ) -> None:

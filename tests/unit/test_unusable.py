@@ -31,6 +31,10 @@ def data(value: Any) -> dict[str, Any]:
     return {"state": {"type": "COMPLETED", "data": value}}
 
 
+def scheduled(time: str) -> dict[str, Any]:
+    return {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": time}}}
+
+
 @pytest.mark.parametrize(
     ("fields", "place"),
     [
@@ -48,6 +52,9 @@ def data(value: Any) -> dict[str, Any]:
         (data({"storage_key": 1}), "body.state.data"),
         (data({"storage_key": "a", "serializer": {"type": "pickle", "picklelib": "os"}}), "body.state.data"),
         (data(["storage_key"]), None),
+        (scheduled("0001-01-01T00:00:00.000001Z"), None),
+        (scheduled("0001-01-01T00:00:00Z"), "body.state.state_details.scheduled_time"),
+        (scheduled("9999-12-31T23:59:59.999999Z"), None),
         ({"tags": ["a" * 2500, "é" * 1250]}, None),
         ({"tags": ["a", "é" * 1251]}, "body.tags"),
         ({"state": {"type": "PENDING", "name": "語" * 833}}, None),
