@@ -1,15 +1,21 @@
 """The side port: liveness, readiness and metrics over HTTP. Requests do not pass here.
 
 It runs on the worker's own event loop, so an answer from ``/livez`` says that this loop runs.
+Whoever reaches the port costs the worker little: a connection is for one request, connections are
+few and short, and all readers share one look at the database a second.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 
@@ -20,6 +26,27 @@ log = structlog.get_logger(__name__)
 
 # A database that does not answer within so many seconds counts as away. Most probes wait longer.
 PING_TIMEOUT = 2.0
+# What a look at the database finds counts for so many seconds.
+FRESH_SECONDS = 1.0
+# Connections at once; beyond, one makes room for another, so that a probe always gets in. Each
+# takes a file descriptor and, with headers as large as they may be, 128 KiB. Probes and scrapers
+# have a few.
+CONNECTIONS_MAX = 200
+# A guess, while no connection can be accepted.
+ACCEPT_AGAIN_SECONDS = 0.1
+# How long a connection may last. A probe takes milliseconds, and waits for PING_TIMEOUT at most.
+CONNECTION_SECONDS = 10.0
+# How long it may say nothing while others wait to get in.
+SILENT_SECONDS = 0.25
+# A crowd of readers takes turns with the worker's requests. An answer takes half a millisecond, so
+# these take a tenth of the event loop.
+ANSWERS_PER_SECOND = 200
+# Bytes of a line or a header, and the number of headers. A browser sends 20, with cookies of 4 KB.
+LINE_MAX = 4096
+HEADERS_MAX = 32
+
+# aiohttp logs a traceback for what is no HTTP, and anyone may send that.
+_silent = logging.Logger("aiohttp.server", logging.CRITICAL + 1)
 
 Ping = Callable[[], Awaitable[None]]
 
@@ -29,8 +56,8 @@ class PortTaken(Exception):
 
 
 @asynccontextmanager
-async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> AsyncIterator[None]:
-    """Serve ``/livez``, ``/readyz`` and ``/metrics`` within the context.
+async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> AsyncIterator[str]:
+    """Serve ``/livez``, ``/readyz`` and ``/metrics`` within the context; gives the URL.
 
     Args:
         port: 0 for any free one.
@@ -41,57 +68,224 @@ async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> Asyn
     Raises:
         PortTaken: the port is demanded, and taken.
     """
+    database = _Database(ping)
 
     async def readyz(_: web.Request) -> web.Response:
-        state = await _state(ping)
+        state = await _state(database)
         return web.json_response(state, status=200 if state["ready"] else 503)
 
     async def metrics(request: web.Request) -> web.Response:
-        await _state(ping)
+        await _state(database)
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(REGISTRY), headers={"Content-Type": content_type})
 
-    app = web.Application()
+    # Connections whose request waits for its turn, or for the database.
+    asking: set[web.RequestHandler] = set()
+    app = web.Application(middlewares=[_one_at_a_time(asking)])
     app.add_routes([web.get("/livez", _livez), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        logger=_silent,
+        handle_signals=False,
+        shutdown_timeout=1.0,
+        max_line_size=LINE_MAX,
+        max_field_size=LINE_MAX,
+        max_headers=HEADERS_MAX,
+        # Bodies mean nothing here: they are neither unpacked nor read to their end.
+        auto_decompress=False,
+        lingering_time=0,
+    )
     await runner.setup()
+    assert runner.server is not None
+    connections = _Connections(runner.server, asking)
+    tasks = [asyncio.create_task(connections.end_old_ones())]
+    listening: list[socket.socket] = []
     try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            if demanded:
-                raise PortTaken(f"WORKER_HTTP_HOST {host}, WORKER_HTTP_PORT {port}: {error}") from error
-            log.warning("http_port_taken", host=host, port=port, error=str(error), instead="a free one")
-            await web.TCPSite(runner, host, 0).start()
-        log.info("http", url=f"http://{host}:{runner.addresses[0][1]}", paths="/livez /readyz /metrics")
-        yield
+        listening += await _listen(host, port, demanded=demanded)
+        tasks += [asyncio.create_task(connections.accept(each)) for each in listening]
+        url = f"http://{host}:{listening[0].getsockname()[1]}"
+        log.info("http", url=url, paths="/livez /readyz /metrics")
+        yield url
     finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for each in listening:
+            each.close()
+        database.close()
         await runner.cleanup()
 
 
-async def _state(ping: Ping) -> dict[str, Any]:
-    """Whether requests are served; and for broker and database ``ok``, or the reason why not."""
-    database = readiness.database
-    if database is None:
-        pinging = asyncio.ensure_future(ping())
-        # It is cancelled and not awaited: a task that waits for a silent database may take as long
-        # as the silence to end.
-        done, _ = await asyncio.wait((pinging,), timeout=PING_TIMEOUT)
+async def _listen(host: str, port: int, *, demanded: bool) -> list[socket.socket]:
+    """A socket for each address of the host; raises as :func:`side_port` does."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = dict.fromkeys((family, address[:2]) for family, _, _, _, address in found)
+        listening = [socket.create_server(address, family=family) for family, address in addresses]
+    except OSError as error:
+        if demanded:
+            raise PortTaken(f"WORKER_HTTP_HOST {host}, WORKER_HTTP_PORT {port}: {error}") from error
+        log.warning("http_port_taken", host=host, port=port, error=str(error), instead="a free one")
+        return await _listen(host, 0, demanded=True)
+    for each in listening:
+        each.setblocking(False)
+    return listening
+
+
+class _Connections:
+    """Few connections at a time, and none for long, whatever their clients do or leave undone.
+
+    Args:
+        server: serves them.
+        asking: those whose request waits for its answer.
+    """
+
+    def __init__(self, server: web.Server, asking: Container[web.RequestHandler]) -> None:
+        self._server = server
+        self._asking = asking
+        self._since: dict[web.RequestHandler, float] = {}
+
+    async def accept(self, listening: socket.socket) -> None:
+        """Accept connections, one a turn of the event loop: so a probe's request is read before
+        many others come in.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listening)
+                self._make_room()
+                _, connection = await loop.connect_accepted_socket(self._server, accepted)
+                self._since[connection] = monotonic()
+            except OSError as error:  # the client is gone, or the files have run out
+                log.debug("http_not_accepted", error=str(error))
+                await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
+
+    def _make_room(self) -> None:
+        """Where there are too many, end the oldest that is silent, or else the newest that waits
+        for its answer.
+        """
+        open_ = self._server.connections
+        if len(open_) < CONNECTIONS_MAX:
+            return
+        oldest = next((each for each in open_ if each not in self._asking), None)
+        waiting = next((each for each in reversed(open_) if each in self._asking), None)
+        if waiting is None or (oldest is not None and self._age(oldest) > SILENT_SECONDS):
+            waiting = oldest
+        if waiting is not None:
+            _abort(waiting)
+
+    def _age(self, connection: web.RequestHandler) -> float:
+        return monotonic() - self._since.get(connection, monotonic())
+
+    async def end_old_ones(self) -> None:
+        """End what is open for too long."""
+        while True:
+            await asyncio.sleep(CONNECTION_SECONDS / 10)
+            open_ = self._server.connections
+            self._since = {each: self._since[each] for each in open_ if each in self._since}
+            for each in open_:
+                if self._age(each) > CONNECTION_SECONDS:
+                    _abort(each)
+
+
+def _abort(connection: web.RequestHandler) -> None:
+    """End a connection now: one that is closed would wait until its client has read all."""
+    if connection.transport is not None:
+        connection.transport.abort()
+
+
+class _Turns:
+    """Lets answers pass one at a time, and so many a second at the most."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._next_at = 0.0
+
+    async def wait(self) -> None:
+        """Wait for a turn."""
+        async with self._lock:
+            if (left := self._next_at - monotonic()) > 0:
+                await asyncio.sleep(left)
+            self._next_at = monotonic() + 1 / ANSWERS_PER_SECOND
+
+
+def _one_at_a_time(asking: set[web.RequestHandler]) -> Middleware:
+    """Answers take turns, and end their connection. Liveness waits for no readers of the others."""
+    alive, others = _Turns(), _Turns()
+
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response: web.StreamResponse
+        try:
+            if request.path == "/livez":
+                await alive.wait()
+            else:
+                asking.add(request.protocol)
+                await others.wait()
+            response = await handler(request)
+        except web.HTTPException as refused:
+            response = web.Response(status=refused.status, text=refused.text, headers=refused.headers)
+        except Exception:  # the edge: a reader that breaks us harms no other
+            log.exception("http_failed", path=request.path)
+            response = web.Response(status=500)
+        finally:
+            asking.discard(request.protocol)
+        response.force_close()
+        return response
+
+    return answer
+
+
+class _Database:
+    """Looks at the database, once for all who ask within a second."""
+
+    def __init__(self, ping: Ping) -> None:
+        self._ping = ping
+        # The last ping, or the one under way: a silent database may take long to fail one.
+        self._pinging: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[str | None] | None = None
+        self._fresh_until = 0.0
+
+    async def away(self) -> str | None:
+        """Why the database is away; None if it answers."""
+        if self._looking is None or (self._looking.done() and monotonic() > self._fresh_until):
+            self._looking = asyncio.create_task(self._look())
+        return await asyncio.shield(self._looking)
+
+    async def _look(self) -> str | None:
+        away = None
+        if self._pinging is None or self._pinging.done():
+            self._pinging = asyncio.ensure_future(self._ping())
+        done, _ = await asyncio.wait((self._pinging,), timeout=PING_TIMEOUT)
         if not done:
-            pinging.cancel()
-            pinging.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-            database = f"no answer within {PING_TIMEOUT:g} seconds"
-        elif isinstance(error := pinging.exception(), Fault):
-            database = str(error)
+            away = f"no answer within {PING_TIMEOUT:g} seconds"
+        elif isinstance(error := self._pinging.exception(), Fault):
+            away = str(error)
         elif error is not None:
             raise error
         # An idle worker would not notice by itself that its database is gone.
-        dependency_up.labels("database").set(database is None)
+        dependency_up.labels("database").set(away is None)
+        self._fresh_until = monotonic() + FRESH_SECONDS
+        return away
+
+    def close(self) -> None:
+        """Ask no more."""
+        for task in (self._looking, self._pinging):
+            if task is not None:
+                task.cancel()
+                task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+
+async def _state(database: _Database) -> dict[str, Any]:
+    """Whether requests are served; and for broker and database ``ok``, or the reason why not."""
+    away = readiness.database or await database.away()
     broker = readiness.broker
     state = {
-        "ready": broker is None and database is None,
+        "ready": broker is None and away is None,
         "broker": broker or "ok",
-        "database": database or "ok",
+        "database": away or "ok",
     }
     # They do not make a worker unready: good requests are served.
     if readiness.dead_letters is not None:
