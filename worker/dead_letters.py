@@ -8,7 +8,7 @@ are passed over.
 import asyncio
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,7 @@ from typing import Any, Self
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from worker.broker.connection import close_quietly, connect, unless_blocked
+from worker.broker.login import login_of
 from worker.broker.properties import in_order, join, join_table, split, split_table
 from worker.broker.publication import (
     APP_ID,
@@ -84,8 +85,14 @@ class DeadLetters:
     """
 
     def __init__(
-        self, connection: Connection, reader: LetterReader, publisher: Publisher, topology: Topology
+        self,
+        connection: Connection,
+        reader: LetterReader,
+        publisher: Publisher,
+        topology: Topology,
+        fleet_logins: Collection[str],
     ) -> None:
+        self._fleet_logins = fleet_logins
         self._connection = connection
         self._reader = reader
         self._publisher = publisher
@@ -217,7 +224,7 @@ class DeadLetters:
 
     async def _send_again(self, letter: Letter) -> None:
         try:
-            publication = self._publication_of(letter.delivery.message)
+            publication = await self._publication_of(letter.delivery.message)
         except ValueError as error:
             raise DeadLettersFailed(f"{letter.id}: {error}, so it can't be sent again; purge it") from error
         await self._publish(letter, publication)
@@ -253,10 +260,18 @@ class DeadLetters:
             await asyncio.sleep(0.1)
         return refused
 
-    def _publication_of(self, message: Message) -> Publication:
-        """A request is for the request queue; an event that Prefect refused, for the outbox."""
+    async def _publication_of(self, message: Message) -> Publication:
+        """A request is for the request queue; an event that Prefect refused, for the outbox.
+
+        Raises:
+            ValueError: as of :func:`sent_again`; or no worker has set the event aside. A producer's
+                request may look like one, and has no ``user_id`` as a letter.
+        """
         if (message.app_id, message.type) == (APP_ID, EVENT_TYPE):
-            return events_message(self._topology.events_queue, [message.body])
+            login = await login_of(self._connection)
+            if login is not None and message.user_id not in {login, *self._fleet_logins}:
+                raise ValueError("it looks like an event, and no worker wrote it (see WORKER_FLEET_USERS)")
+            return events_message(self._topology.events_queue, [message.body], login)
         return sent_again(message, self._topology.queue)
 
     async def _publish(self, letter: Letter, publication: Publication) -> None:
@@ -329,8 +344,14 @@ def _counted_anew(message: Message, queue: str) -> Publication:
 
 
 @asynccontextmanager
-async def open_dead_letters(urls: str, topology: Topology) -> AsyncIterator[DeadLetters]:
+async def open_dead_letters(
+    urls: str, topology: Topology, fleet_logins: Collection[str] = ()
+) -> AsyncIterator[DeadLetters]:
     """The dead letters of a request queue.
+
+    Args:
+        fleet_logins: of workers, besides the login of the URL; events that others wrote are not
+            sent again.
 
     Raises:
         BrokerUnavailable, BrokerRefused: see :func:`worker.broker.connection.connect`.
@@ -342,7 +363,7 @@ async def open_dead_letters(urls: str, topology: Topology) -> AsyncIterator[Dead
     try:
         await reader.count()
         publisher = Publisher(connection, await connection.channel())
-        async with DeadLetters(connection, reader, publisher, topology) as letters:
+        async with DeadLetters(connection, reader, publisher, topology, fleet_logins) as letters:
             yield letters
     except ChannelNotFoundEntity:
         raise DeadLettersFailed(

@@ -14,13 +14,18 @@ from uuid import uuid4
 import aio_pika
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from tests.support.certificates import Authority
 from tests.support.command import command
 from tests.support.processes import free_ports
 from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
+from worker.broker.connection import close_quietly, connect
+from worker.broker.login import login_of
 from worker.broker.publication import events_message
 from worker.broker.session import Session
+from worker.broker.transport import Connection
 from worker.events.emitter import Emitter
 from worker.observability import metrics
 from worker.observability.metrics import readiness
@@ -116,7 +121,7 @@ async def put(amqp_url: str, settings: Settings) -> AsyncIterator[Outbox]:
         ids = [str(uuid4()) for _ in range(count)]
         events = [json.dumps({"id": each, **fields}).encode() for each in ids]
         confirmation = await session.publisher.publish(
-            [events_message(settings.topology.events_queue, events)]
+            [events_message(settings.topology.events_queue, events, await session.login())]
         )
         await confirmation.done
         assert confirmation.flawless
@@ -222,6 +227,7 @@ async def test_a_bad_event_is_set_aside_alone_and_can_be_sent_again(
             headers=letter.headers,
             type=letter.type,
             app_id=letter.app_id,
+            user_id="guest",
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         )
         await producer.channel.default_exchange.publish(message, f"{producer.queue}.dead")
@@ -368,3 +374,96 @@ async def test_the_outbox_shows_its_age_and_number(
             while metrics.outbox_messages.collect()[0].samples[0].value != 2:
                 await asyncio.sleep(0.1)
     assert metrics.outbox_age.collect()[0].samples[0].value == 0
+
+
+@pytest.fixture
+async def other_user(rabbitmq: RabbitMQ, amqp_url: str) -> AsyncIterator[str]:
+    """The URL of a user of the broker that may publish, and is no worker."""
+    user = f"other-{uuid4().hex[:8]}"
+    await asyncio.to_thread(rabbitmq.ctl, "add_user", user, "password")
+    await asyncio.to_thread(rabbitmq.ctl, "set_permissions", user, "^$", r"^amq\.default$", "^$")
+    yield str(URL(amqp_url).with_user(user).with_password("password"))
+    await asyncio.to_thread(rabbitmq.ctl, "delete_user", user)
+
+
+async def forge(url: str, queue: str, **properties: Any) -> str:
+    """Write an event past the worker; returns its id."""
+    event_id = str(uuid4())
+    async with await aio_pika.connect(url) as connection:
+        body = json.dumps([{"id": event_id, "event": "prefect.flow-run.Completed"}]).encode()
+        message = aio_pika.Message(body, headers={"events": 1}, app_id="flow-run-worker", **properties)
+        channel = await connection.channel()
+        await channel.default_exchange.publish(message, queue, mandatory=True)
+    return event_id
+
+
+async def test_an_event_of_no_worker_is_set_aside_and_reaches_nobody(
+    api: API, settings: Settings, put: Outbox, producer: Producer, other_user: str
+) -> None:
+    outbox, user = settings.topology.events_queue, URL(other_user).user
+    ids = await put(2)
+    await forge(other_user, outbox)
+    await forge(other_user, outbox, user_id=user)
+    ids += await put(2)
+    counted = metrics.events_total.labels("forged")._value.get()
+    async with api.serve(), emitting(settings):
+        await api.has_taken(ids)
+        letters = await producer.dead_letters(2)
+    assert api.taken == ids
+    assert [letter.headers["x-error-status"] for letter in letters] == [403, 403]
+    reasons = [letter.headers["x-error"] for letter in letters]
+    assert all("No event of a worker" in reason for reason in reasons)
+    assert f"'{user}'" in reasons[1]
+    assert metrics.events_total.labels("forged")._value.get() == counted + 2
+    await empty(producer, settings)
+
+
+async def test_events_of_other_logins_of_the_fleet_count(
+    api: API, settings: Settings, producer: Producer, put: Outbox, other_user: str
+) -> None:
+    user = URL(other_user).user
+    event_id = await forge(other_user, settings.topology.events_queue, user_id=user)
+    fleet = settings.model_copy(update={"fleet_users": f"another, {user}"})
+    async with api.serve(), emitting(fleet):
+        await api.has_taken([event_id])
+    await empty(producer, settings)
+
+
+async def test_what_was_left_without_a_user_is_set_aside_and_can_be_sent_again(
+    api: API, settings: Settings, put: Outbox, producer: Producer, amqp_url: str
+) -> None:
+    """As version 0.2.0 wrote events."""
+    event_id = await forge(amqp_url, settings.topology.events_queue)
+    async with api.serve(), emitting(settings):
+        async with asyncio.timeout(60):
+            while not await producer.depth(settings.topology.dead_letter_queue):
+                await asyncio.sleep(0.05)
+        given = {"amqp_url": amqp_url, "queue": settings.queue}
+        again = await command("dead-letters", "replay", **given)
+        assert again.code == 0, again.out + again.err
+        await api.has_taken([event_id])
+    assert api.taken == [event_id]
+
+
+async def test_a_request_that_looks_like_an_event_is_never_sent_again_as_one(
+    settings: Settings, put: Outbox, producer: Producer, amqp_url: str, other_user: str
+) -> None:
+    given = {"amqp_url": amqp_url, "queue": settings.queue}
+    properties = {"type": "prefect_event", "user_id": URL(other_user).user}
+    await forge(other_user, settings.topology.dead_letter_queue, **properties)
+    again = await command("dead-letters", "replay", **given)
+    assert again.code == 1
+    assert "no worker wrote it" in again.err + again.out
+    assert await producer.depth(settings.topology.events_queue) == 0
+
+
+@pytest.mark.parametrize("guess", ["guest", "someone-else"])
+async def test_the_broker_says_who_is_logged_in(amqp_url: str, guess: str) -> None:
+    """With certificates or OAuth the URL's user is not the one that the broker knows."""
+    connection = await connect(amqp_url, name="test", connection_class=Connection)
+    try:
+        connection.url = connection.url.with_user(guess)
+        assert await login_of(connection) == "guest"
+        assert not connection.is_closed
+    finally:
+        await close_quietly(connection)

@@ -281,7 +281,7 @@ def test_numbers_in_headers_have_the_type_that_every_adapter_passes_on() -> None
         header
         for each in (reply(request, status=201, body=b"{}", now=NOW), wrong, letter)
         for header in split_table(split(each.properties)["headers"])
-    ] + split_table(split(events_message("e", [b"{}"]).properties)["headers"])
+    ] + split_table(split(events_message("e", [b"{}"], "worker").properties)["headers"])
     numbers = [(name, value) for name, value in headers if value[:1] != b"S"]
     assert numbers == [
         ("status", b"I" + struct.pack(">i", 201)),

@@ -240,21 +240,35 @@ def dead_letter_copy(
     return publication
 
 
-def events_message(queue: str, events: Sequence[bytes]) -> Publication:
-    """Events, each as JSON, as one message of the outbox: the list that Prefect's API takes."""
+def events_message(queue: str, events: Sequence[bytes], login: str | None) -> Publication:
+    """Events, each as JSON, as one message of the outbox: the list that Prefect's API takes.
+
+    Args:
+        login: the user that publishes; the broker vouches for it.
+    """
     values = {
         "content_type": _JSON,
         "headers": _table({EVENTS_HEADER: len(events)}),
         "delivery_mode": PERSISTENT,
         "timestamp": _SECONDS.pack(int(time.time())),
+        **_user_id(login),
         "app_id": _APP_ID,
     }
     return Publication(queue, props.join(values), b"[%b]" % b",".join(events))
 
 
-def refused_event(event: bytes, *, queue: str, status: int, error: str, now: datetime) -> Publication:
+def _user_id(login: str | None) -> dict[str, bytes]:
+    return {} if login is None else {"user_id": props.short_string(login)}
+
+
+def refused_event(
+    event: bytes, *, queue: str, status: int, error: str, now: datetime, login: str | None
+) -> Publication:
     """An event that Prefect's API refuses, as a dead letter; its reason stands in the headers of
     any other.
+
+    Args:
+        login: as of :func:`events_message`.
     """
     values = {
         "content_type": _JSON,
@@ -263,6 +277,7 @@ def refused_event(event: bytes, *, queue: str, status: int, error: str, now: dat
         "message_id": props.short_string(new_message_id()),
         "timestamp": _SECONDS.pack(int(now.timestamp())),
         "type": props.short_string(EVENT_TYPE),
+        **_user_id(login),
         "app_id": _APP_ID,
     }
     return Publication(queue, props.join(values), event)

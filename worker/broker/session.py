@@ -32,6 +32,7 @@ from worker.broker.consumer import Consumer
 from worker.broker.direct_reply import DirectReplies
 from worker.broker.fast_path import BulkPublisher, DeliveryReader
 from worker.broker.in_flight import PREFETCH_SIZE
+from worker.broker.login import login_of
 from worker.broker.publication import Publication
 from worker.broker.publisher import Confirmation, Publisher
 from worker.broker.size_limit import SizeLimit
@@ -211,6 +212,10 @@ class Session:
                 log.warning("no_connection_apart", error=str(error))
                 connection = self._connections[-1]
             yield await stack.enter_async_context(_publisher(connection))
+
+    async def login(self) -> str | None:
+        """By which name the broker knows the user that publishes; as :func:`login_of`."""
+        return await login_of(self._connections[-1])
 
     async def publish_alone(self, publication: Publication) -> Confirmation | None:
         """Publish what may be why a session ended: with nothing else on its connection.

@@ -238,7 +238,7 @@ def purge(
 def _open(settings: "Settings") -> AbstractAsyncContextManager["DeadLetters"]:
     from worker.dead_letters import open_dead_letters
 
-    return open_dead_letters(settings.amqp_url, settings.topology)
+    return open_dead_letters(settings.amqp_url, settings.topology, settings.fleet_logins)
 
 
 def _match(

@@ -55,7 +55,7 @@ class Emitter:
         backoff = Backoff()
         async with PrefectAPI(self._settings) as api:
             letters, pace = self._topology.dead_letter_queue, self._settings.prefect_events_per_second
-            hand_over = HandOver(api, letters, pace, self._stopping)
+            hand_over = HandOver(api, letters, pace, self._stopping, self._settings.fleet_logins)
             while not self._stopping.is_set():
                 try:
                     await self._stay(hand_over, backoff)

@@ -7,12 +7,11 @@ this one, the event becomes a dead letter: it would hold up all that come behind
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 import orjson
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
 
 from worker.backoff import Backoff
 from worker.broker.connection import ChannelLost
@@ -21,7 +20,7 @@ from worker.broker.publisher import Fate
 from worker.contract.encoding import dumps
 from worker.events.api import APIAway, EventsRefused, PrefectAPI
 from worker.events.outbox import CHUNK_MAX
-from worker.events.stay import PREFETCH, Stay
+from worker.events.stay import PREFETCH, Stay, Taken
 from worker.observability import metrics
 
 log = structlog.get_logger(__name__)
@@ -50,12 +49,19 @@ class HandOver:
         dead_letter_queue: has what it refuses.
         events_per_second: at the most.
         stopping: no request is begun once this is set, after one has failed.
+        users: the logins of the fleet, besides this worker's.
     """
 
     def __init__(
-        self, api: PrefectAPI, dead_letter_queue: str, events_per_second: float, stopping: asyncio.Event
+        self,
+        api: PrefectAPI,
+        dead_letter_queue: str,
+        events_per_second: float,
+        stopping: asyncio.Event,
+        users: Collection[str] = (),
     ) -> None:
         self._api = api
+        self._users = frozenset(users)
         self._dead_letter_queue = dead_letter_queue
         self._seconds_per_event = 1 / events_per_second
         self._stopping = stopping
@@ -71,28 +77,50 @@ class HandOver:
             HandedBack: it takes too long.
         """
         while messages := await stay.messages.take(PREFETCH, max_size=POST_BYTES):
-            await self._hand_over(stay, messages)
+            if genuine := await self._genuine(stay, messages):
+                messages += await self._hand_over(stay, genuine)
             await stay.acknowledge(messages)
 
-    async def _hand_over(self, stay: Stay, messages: list[AbstractIncomingMessage]) -> None:
+    async def _genuine(self, stay: Stay, messages: Sequence[Taken]) -> list[Taken]:
+        """Those that a worker of the fleet has written, as the broker vouches for by ``user_id``.
+        Whoever may publish to the default exchange can write others, which become dead letters.
+        """
+        if stay.login is None:
+            return list(messages)
+        genuine: list[Taken] = []
+        for taken in messages:
+            user_id = taken.message.user_id
+            if user_id == stay.login or user_id in self._users:
+                genuine.append(taken)
+                continue
+            user = f"the user '{user_id}'" if user_id else "a user that it does not name"
+            reason = f"No event of a worker: it is of {user}, and not of '{stay.login}' (WORKER_FLEET_USERS)"
+            await self._dead_letter(stay, taken.message.body, 403, reason)
+            metrics.event_forged()
+        return genuine
+
+    async def _hand_over(self, stay: Stay, messages: list[Taken]) -> list[Taken]:
         """Hand over messages together; where the API does not take them, their events in parts.
 
-        What comes meanwhile is tried with what is left, and joins the messages.
+        Returns:
+            What came meanwhile, and was tried with what was left.
         """
+        joined: list[Taken] = []
         self._until = time.monotonic() + HOLD_SECONDS
         body, count = _joined(messages), sum(_count(message) for message in messages)
         left: list[bytes] | None = None
         while left is None or left:
             try:
                 await self._post(stay, body, count, tries=TRIES_TOGETHER)
-                return
+                return joined
             except (EventsRefused, APIAway) as error:
                 left = await self._sift(stay, _events(messages) if left is None else left, error)
             if left and len(stay.messages):
                 more = await stay.messages.take(PREFETCH, max_size=POST_BYTES)
-                messages += more
-                left += _events(more)
+                joined += more
+                left += _events(await self._genuine(stay, more))
             body, count = _list(left), len(left)
+        return joined
 
     async def _sift(self, stay: Stay, events: list[bytes], error: EventsRefused | APIAway) -> list[bytes]:
         """Hand over in parts what is not taken together, down to each event.
@@ -120,6 +148,7 @@ class HandOver:
                 taken = await self._in_halves(stay, part, failed, doubtful) or taken
         if len(events) == 1 and isinstance(error, EventsRefused):
             await self._dead_letter(stay, events[0], error.status, str(error))
+            metrics.event_refused()
         elif len(events) == 1:
             doubtful += events
         return taken
@@ -139,9 +168,11 @@ class HandOver:
             away = await self._fails(stay, event)
         except EventsRefused as refused:
             await self._dead_letter(stay, event, refused.status, str(refused))
+            metrics.event_refused()
         else:
             if away is not None:
                 await self._dead_letter(stay, event, away.status, f"{away} (and it takes others)")
+                metrics.event_refused()
         return True
 
     async def _fails(self, stay: Stay, event: bytes) -> APIAway | None:
@@ -186,38 +217,40 @@ class HandOver:
         """Keep an event that is refused where refused requests are; returns once it is there."""
         log.warning("event_refused", error=error, content=event[:200].decode(errors="replace"))
         queue = self._dead_letter_queue
-        letter = refused_event(event, queue=queue, status=status, error=error, now=datetime.now(UTC))
+        letter = refused_event(
+            event, queue=queue, status=status, error=error, now=datetime.now(UTC), login=stay.login
+        )
         confirmation = await stay.publisher.publish([letter])
         await confirmation.done
         if confirmation.fates[0] is not Fate.CONFIRMED:
             # Its message stays in the outbox, and is tried again.
             metrics.events_held(f"the queue '{queue}' does not take one that the API refuses")
             raise ChannelLost(f"the queue '{queue}' does not take a dead letter")
-        metrics.event_refused()
 
 
-def _count(message: AbstractIncomingMessage) -> int:
+def _count(taken: Taken) -> int:
     """How many events a message has, as it says; another than the worker can have written it."""
-    count = message.headers.get(EVENTS_HEADER)
+    count = taken.message.headers.get(EVENTS_HEADER)
     return min(count, CHUNK_MAX) if isinstance(count, int) and count > 0 else 1
 
 
-def _joined(messages: Sequence[AbstractIncomingMessage]) -> bytes:
+def _joined(messages: Sequence[Taken]) -> bytes:
     """The events of all messages as one JSON list."""
     if len(messages) == 1:
-        return messages[0].body
-    return b"[%b]" % b",".join(message.body[1:-1] for message in messages)
+        return messages[0].message.body
+    return b"[%b]" % b",".join(taken.message.body[1:-1] for taken in messages)
 
 
-def _events(messages: Sequence[AbstractIncomingMessage]) -> list[bytes]:
+def _events(messages: Sequence[Taken]) -> list[bytes]:
     """The events of messages, each as JSON; a body that is no list counts as one."""
     found: list[bytes] = []
-    for message in messages:
+    for taken in messages:
+        body = taken.message.body
         try:
-            events = orjson.loads(message.body)
+            events = orjson.loads(body)
         except orjson.JSONDecodeError:
             events = None
-        found += [dumps(event) for event in events] if isinstance(events, list) else [message.body]
+        found += [dumps(event) for event in events] if isinstance(events, list) else [body]
     return found
 
 

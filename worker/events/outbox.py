@@ -96,6 +96,7 @@ class Outbox:
         self._queue = session.topology.events_queue
         self._batches: Mailbox[_Batch] = Mailbox()
         self._unconfirmed = Budget(UNCONFIRMED_BYTES)
+        self._login: str | None = None
 
     def record(self, new: Iterable[FlowRun], found: Iterable[Found]) -> "asyncio.Future[None] | None":
         """Have the events of runs recorded; waits for nothing.
@@ -131,6 +132,7 @@ class Outbox:
         Raises:
             ChannelLost: the session ended; the requests of what was not recorded come again.
         """
+        self._login = await self._session.login()
         while batches := await self._batches.take(1):
             (batch,) = batches
             publications = await self._publications(batch)
@@ -188,12 +190,12 @@ class Outbox:
                 metrics.events_left_out(1)
                 continue
             if chunk and (len(chunk) == CHUNK_MAX or size + len(written) + len("[]") > most):
-                yield events_message(self._queue, chunk)
+                yield events_message(self._queue, chunk, self._login)
                 chunk, size = [], 0
             chunk.append(written)
             size += len(written) + len(",")
         if chunk:
-            yield events_message(self._queue, chunk)
+            yield events_message(self._queue, chunk, self._login)
 
     async def _confirmed(
         self, confirmation: Confirmation, recorded: "asyncio.Future[None]", size: int

@@ -9,8 +9,11 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
 from worker.broker.connection import ChannelLost, lost_with
 from worker.broker.consumer import delivery_of
+from worker.broker.login import login_of
 from worker.broker.publisher import Publisher
 from worker.broker.transport import Connection
+from worker.contract.immutable import immutable
+from worker.contract.message import Message
 from worker.mailbox import Mailbox
 
 # Messages that are held at once. Each has one batch's events, and those of quiet times have one:
@@ -18,6 +21,19 @@ from worker.mailbox import Mailbox
 PREFETCH = 20
 # How often the outbox is counted; seconds.
 COUNT_SECONDS = 5.0
+
+
+@immutable
+class Taken:
+    """A message of the outbox.
+
+    Attributes:
+        incoming: by which it is acknowledged; aio-pika does not see its properties.
+        message: with its properties.
+    """
+
+    incoming: AbstractIncomingMessage
+    message: Message
 
 
 class Stay:
@@ -28,13 +44,20 @@ class Stay:
         publisher: for dead letters.
         lost: why the channel ended.
         count: messages in the outbox, with those that are held.
+        login: by which name the broker knows the worker; None where it does not tell.
     """
 
     def __init__(
-        self, connection: Connection, channel: AbstractChannel, queue: AbstractQueue, publisher: Publisher
+        self,
+        connection: Connection,
+        channel: AbstractChannel,
+        queue: AbstractQueue,
+        publisher: Publisher,
+        login: str | None,
     ) -> None:
-        self.messages: Mailbox[AbstractIncomingMessage] = Mailbox(lambda message: len(message.body))
+        self.messages: Mailbox[Taken] = Mailbox(lambda taken: len(taken.message.body))
         self.publisher = publisher
+        self.login = login
         self.lost = ChannelLost("closed by the worker")
         self.messages_are_lost = False
         self.count = 0
@@ -55,7 +78,8 @@ class Stay:
         channel = await connection.channel(publisher_confirms=False)
         with lost_with(channel):
             outbox = await channel.get_queue(queue, ensure=False)
-        stay = cls(connection, channel, outbox, Publisher(connection, await connection.channel()))
+        publisher = Publisher(connection, await connection.channel())
+        stay = cls(connection, channel, outbox, publisher, await login_of(connection))
         channel.close_callbacks.add(stay._closed)
         underlay = await channel.get_underlay_channel()
         underlay.on_consumer_cancel_callbacks.add(stay._cancelled)
@@ -77,12 +101,12 @@ class Stay:
                 self.count = (declared.message_count or 0) + len(self._held)
             await asyncio.sleep(COUNT_SECONDS)
 
-    async def acknowledge(self, messages: Sequence[AbstractIncomingMessage]) -> None:
+    async def acknowledge(self, messages: Sequence[Taken]) -> None:
         """Take messages out of the outbox: all that came up to the last of these."""
         with lost_with(self._channel):
-            await messages[-1].ack(multiple=True)
-        for message in messages:
-            self._held.pop(message.delivery_tag or 0, None)
+            await messages[-1].incoming.ack(multiple=True)
+        for taken in messages:
+            self._held.pop(taken.incoming.delivery_tag or 0, None)
 
     async def cancel(self) -> None:
         """Consume no more."""
@@ -92,10 +116,10 @@ class Stay:
         self.messages.close()
 
     async def _came(self, incoming: AbstractIncomingMessage) -> None:
-        delivery_of(incoming, self._connection.frames, self._channel)  # its properties are not kept
-        published = incoming.timestamp
+        message = delivery_of(incoming, self._connection.frames, self._channel).message
+        published = message.timestamp
         self._held[incoming.delivery_tag or 0] = published.timestamp() if published else time.time()
-        self.messages.put(incoming)
+        self.messages.put(Taken(incoming, message))
 
     async def _closed(self, _: object, error: BaseException | None) -> None:
         self._end(ChannelLost(error))

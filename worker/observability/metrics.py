@@ -52,8 +52,8 @@ _harmful_policies = Gauge(
     "or nobody can look.",
 )
 events_total = Counter("flow_run_worker_events", "Events of new runs, by what became of them.", ["outcome"])
-_delivered, _refused, _left_out = (
-    events_total.labels(outcome) for outcome in ("delivered", "refused", "left_out")
+_delivered, _refused, _left_out, _forged = (
+    events_total.labels(outcome) for outcome in ("delivered", "refused", "left_out", "forged")
 )
 outbox_age = Gauge(
     "flow_run_worker_events_outbox_age_seconds",
@@ -220,6 +220,11 @@ def events_delivered(count: int) -> None:
 def event_refused() -> None:
     """Count an event that Prefect's API refused."""
     _refused.inc()
+
+
+def event_forged() -> None:
+    """Count a message of the outbox that no worker has written."""
+    _forged.inc()
 
 
 def events_left_out(count: int) -> None:
