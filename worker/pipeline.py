@@ -8,7 +8,6 @@ those of the one before it are being confirmed.
 
 import asyncio
 import logging
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from time import monotonic
@@ -18,11 +17,11 @@ import structlog
 from worker.answer import Answer
 from worker.broker.delivery import Delivery
 from worker.broker.session import Session
+from worker.contract.allowed import ReplyQueues
 from worker.contract.decode import decode, decoded_size
 from worker.contract.encoding import dumps
 from worker.contract.errors import Refusal, ReplyToRefused, Unprocessable, encode_error
 from worker.contract.flow_run import FlowRun
-from worker.contract.message import DIRECT_REPLY_TO, reply_queues
 from worker.contract.record import encode_record
 from worker.creation import Requested, UnresolvedRun, requested_run
 from worker.events.outbox import Found, Outbox
@@ -63,6 +62,8 @@ class Pipeline:
         self._store = store
         self._settings = settings
         self._traces = traces
+        self._allowed = settings.allowed
+        self._reply_queues = ReplyQueues(settings.reply_to_pattern, session.topology.queue)
         self._max_decoded = int(settings.prefetch_size * DECODED_SHARE)
         self._max_settled = int(settings.prefetch_size * SETTLED_SHARE)
         self._done: Mailbox[Done] = Mailbox(lambda done: done.size)
@@ -126,23 +127,15 @@ class Pipeline:
     def _new_run(self, delivery: Delivery, now: datetime) -> Requested:
         message = delivery.message
         traceparent = self._traces.taken(delivery)
-        if message.reply_to and not all(map(self._may_reply_to, reply_queues(message.reply_to))):
+        if message.reply_to and message.reply_to not in self._reply_queues:
             raise ReplyToRefused(message.reply_to)
         request = decode(
             message,
             max_body_bytes=self._settings.max_body_bytes,
             max_parameter_size=self._settings.max_parameter_size,
         )
+        self._allowed.check_job_variables(request.body.job_variables)
         return requested_run(request, now, traceparent=traceparent or request.traceparent)
-
-    def _may_reply_to(self, queue: str) -> bool:
-        topology = self._session.topology
-        if queue in (topology.queue, topology.dead_letter_queue, topology.events_queue):
-            return False
-        pattern = self._settings.reply_to_pattern
-        return (
-            pattern is None or queue.startswith(DIRECT_REPLY_TO) or re.fullmatch(pattern, queue) is not None
-        )
 
     def _refuse(self, delivery: Delivery, refusal: Refusal, size: int) -> None:
         log.warning(

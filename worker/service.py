@@ -130,6 +130,7 @@ class Service:
                         self._settings.database_url,
                         migrate=self._settings.migrate,
                         kind=self._settings.database_kind,
+                        allowed=self._settings.allowed,
                     )
                 )
             except Fault as fault:

@@ -22,6 +22,7 @@ from yarl import URL
 from worker.broker.in_flight import PREFETCH_SIZE
 from worker.broker.topology import EVENTS_SUFFIX, Topology
 from worker.broker.urls import ENCODE, check_urls, split_urls, with_password_file_in_each
+from worker.contract.allowed import Allowed, Names
 from worker.contract.message import MAX_MESSAGE_SIZE
 from worker.contract.request import MAX_PARAMETER_SIZE
 from worker.database_url import read_database_url
@@ -173,7 +174,26 @@ class Settings(BaseSettings):
     reply_to_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
         None,
         description="A regular expression that a reply queue's name must match as a whole; direct "
-        "reply-to always may be used.",
+        "reply-to always may be used. none allows no others.",
+    )
+    flow_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
+        None,
+        description="A regular expression that the name of a flow must match as a whole for producers to "
+        "have runs of it; none allows no flow. In a database of the worker's own, which has no names, it "
+        "is the flow's id.",
+    )
+    deployment_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
+        None,
+        description="The same for deployments, as FLOW/DEPLOYMENT, named or given by their id. In a "
+        "database of the worker's own it is the deployment_id.",
+    )
+    variable_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
+        None,
+        description="The same for the workspace variables that a request's parameters and job variables "
+        "are filled in from. A deployment's own parameters may name any.",
+    )
+    job_variable_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
+        None, description="The same for the names of job variables that a request may set."
     )
     max_body_bytes: int = Field(
         1_048_576, ge=1, description="Bytes of a body at the most; a larger one is refused with 413."
@@ -221,6 +241,12 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="How many events are handed to the API in a second at the most, by all workers together.",
     )
+    fleet_users: str = Field(
+        "",
+        description="Logins at the broker of other workers of this queue, and of who sends refused events "
+        "again, separated by commas. Events of other users than these and the worker's own become dead "
+        "letters.",
+    )
     migrate: bool = Field(
         False, description="Bring a PostgreSQL schema up to date at the start (SQLite's always is)."
     )
@@ -244,6 +270,21 @@ class Settings(BaseSettings):
     shutdown_timeout: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds to finish what is in flight after SIGTERM."
     )
+
+    @property
+    def fleet_logins(self) -> frozenset[str]:
+        """The logins of WORKER_FLEET_USERS."""
+        return frozenset(each.strip() for each in self.fleet_users.split(",") if each.strip())
+
+    @property
+    def allowed(self) -> Allowed:
+        """What producers may name."""
+        return Allowed(
+            flows=Names(self.flow_pattern, "WORKER_FLOW_PATTERN"),
+            deployments=Names(self.deployment_pattern, "WORKER_DEPLOYMENT_PATTERN"),
+            variables=Names(self.variable_pattern, "WORKER_VARIABLE_PATTERN"),
+            job_variables=Names(self.job_variable_pattern, "WORKER_JOB_VARIABLE_PATTERN"),
+        )
 
     @property
     def topology(self) -> Topology:

@@ -18,8 +18,5 @@ GRANT CONNECT ON DATABASE flow_runs, prefect TO flow_runs_worker;
 \connect flow_runs
 -- Tables that the owner makes later ('flow-run-worker db upgrade'), those of later versions too.
 ALTER DEFAULT PRIVILEGES FOR ROLE flow_runs_owner IN SCHEMA public GRANT SELECT, INSERT ON TABLES TO flow_runs_worker;
-
-\connect prefect
--- Tables that Prefect makes at its start. UPDATE is for the one table that needs it, which isn't there yet: prefect-rights.sql.
-ALTER DEFAULT PRIVILEGES FOR ROLE prefect IN SCHEMA public GRANT SELECT ON TABLES TO flow_runs_worker;
+-- On the tables that Prefect makes at its start: prefect-rights.sql.
 SQL

@@ -45,8 +45,7 @@ def as_worker(url: str) -> str:
     asyncio.run(
         execute(
             url,
-            f"CREATE ROLE {role} LOGIN",
-            f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}",
+            f"DO $$ BEGIN CREATE ROLE {role} LOGIN; EXCEPTION WHEN duplicate_object THEN END $$",
             (ROOT / "deploy/postgresql/prefect-rights.sql").read_text(),
         )
     )

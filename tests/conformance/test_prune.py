@@ -14,12 +14,12 @@ from sqlalchemy.engine import make_url
 from tests.conformance.shared import Both, Shared
 from tests.support.command import command
 from tests.support.database import execute, fetch
+from worker.store.rights import PRUNE_PREFECT, grants
 
 # A role that may delete old runs, with the rights that deploy/docs/rights-and-security.md lists.
 PRUNER = (
     "CREATE ROLE flow_runs_pruner LOGIN",
-    "GRANT SELECT ON ALL TABLES IN SCHEMA public TO flow_runs_pruner",
-    "GRANT DELETE ON flow_run, log, artifact TO flow_runs_pruner",
+    *grants(PRUNE_PREFECT, "flow_runs_pruner").splitlines(),
 )
 
 

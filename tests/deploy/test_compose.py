@@ -31,6 +31,7 @@ from worker.broker import policies
 from worker.broker.topology import NO_DELIVERY_LIMIT, Topology
 from worker.client import AccessRefused, FlowRunClient
 from worker.contract.message import DIRECT_REPLY_TO
+from worker.store.rights import PREFECT
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 DEFINITIONS = ROOT / "deploy/rabbitmq/definitions.json"
@@ -326,8 +327,7 @@ def test_rights_on_prefects_tables(cluster: Cluster) -> None:
     """On tables of the same names; ``tests/conformance`` has a worker with these rights on a
     Prefect server's own.
     """
-    tables = ("flow_run", "flow_run_state", "task_run_state", "task_run", "work_queue", "block_document")
-    for table in tables:
+    for table in {right.table for right in PREFECT} | {"configuration"}:
         assert cluster.psql("prefect", "prefect", "-c", f"CREATE TABLE {table} (id int)").returncode == 0
     granted = cluster.psql("prefect", "prefect", "-f", str(ROOT / "deploy/postgresql/prefect-rights.sql"))
     assert granted.returncode == 0, granted.stderr
@@ -337,9 +337,7 @@ def test_rights_on_prefects_tables(cluster: Cluster) -> None:
     )
     printed = cluster.psql("postgres", "prefect", "-At", "-F", " ", "-c", query).stdout
     assert {tuple(line.split()) for line in printed.splitlines()} == {
-        *((table, "SELECT") for table in tables),
-        *((table, "INSERT") for table in ("flow_run", "flow_run_state", "task_run_state", "work_queue")),
-        ("task_run", "UPDATE"),
+        (right.table, right.privilege) for right in PREFECT if right.column is None
     }
 
 

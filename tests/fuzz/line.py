@@ -33,6 +33,8 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 DEPLOYMENT = Deployment(
     id=UUID(int=1),
     flow_id=UUID(int=2),
+    flow_name="f",
+    name="d",
     version="1",
     tags=["a"],
     labels={"a": 1},

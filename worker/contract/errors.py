@@ -62,6 +62,15 @@ class ReplyToRefused(Refusal):
         super().__init__(f"Replies are not sent to the queue '{reply_to}'.")
 
 
+class NotAllowed(Refusal):
+    """The request names something that a setting keeps from producers."""
+
+    status = 400
+
+    def __init__(self, what: str, name: str, setting: str) -> None:
+        super().__init__(f"The {what} '{name}' is not allowed here: {setting} does not match it.")
+
+
 class WorkPoolNotFound(Refusal):
     """No work pool or work queue of that name (``WorkerLookups``)."""
 

@@ -33,6 +33,8 @@ class Deployment:
 
     id: UUID
     flow_id: UUID
+    flow_name: str
+    name: str
     version: str | None
     tags: list[str]
     labels: dict[str, Any] | None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from worker.contract.allowed import Names
 from worker.contract.decode import MAX_DEPTH, depth_exceeds
 from worker.contract.encoding import dumps
 from worker.contract.errors import HydrationRefused, ParametersTooLarge
@@ -76,6 +77,29 @@ def variable_names(parameters: Iterable[tuple[dict[str, Any], int]], known: Vari
         except (HydrationRefused, ParametersTooLarge):
             continue
     return asked.names
+
+
+def check_variables(parameters: dict[str, Any], variables: Variables, allowed: Names) -> None:
+    """Raise NotAllowed over a variable that these parameters may not name, and HydrationRefused as
+    :func:`hydrate` does.
+
+    Args:
+        variables: as of :func:`hydrate`.
+    """
+    hydrate(parameters, _Allowed(variables, allowed))
+
+
+class _Allowed(dict[str, Any]):
+    """Variables, of which some must not be asked for, be they there or not."""
+
+    def __init__(self, variables: Variables, allowed: Names) -> None:
+        super().__init__()
+        self._variables = variables
+        self._allowed = allowed
+
+    def __missing__(self, name: str) -> Any:
+        self._allowed.check("variable", name)
+        return self._variables[name]
 
 
 class _Asked(dict[str, Any]):

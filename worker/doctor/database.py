@@ -18,14 +18,7 @@ from worker.redaction import redact
 from worker.settings import Settings
 from worker.store import StoreError, migrations
 from worker.store.engine import Database, open_database, parse_url
-from worker.store.tables import (
-    flow_run,
-    flow_run_state,
-    prefect_metadata,
-    task_run,
-    task_run_state,
-    work_queue,
-)
+from worker.store.rights import PREFECT, SECRET, STANDALONE
 
 # If the clocks differ by more seconds than this, the times in a run's record look out of order.
 CLOCK_SECONDS = 1.0
@@ -183,27 +176,18 @@ def _postgresql(connection: sa.Connection, *, prefect: bool) -> list[Finding]:
                 "writes", Verdict.problem, "the server is a standby, in recovery", "Point at the primary."
             )
         )
-    needed = {flow_run.name: "SELECT, INSERT", flow_run_state.name: "SELECT, INSERT"}
-    if prefect:
-        needed |= dict.fromkeys(prefect_metadata.tables, "SELECT")
-        needed |= {task_run.name: "SELECT, UPDATE", task_run_state.name: "SELECT, INSERT"}
-    for table, privileges in needed.items():
-        if ask("SELECT to_regclass(:table) IS NOT NULL", table=table):
-            lacking = [
-                p
-                for p in privileges.split(", ")
-                if not ask("SELECT has_table_privilege(:t, :p)", t=table, p=p)
-            ]
-            if lacking:
-                user = ask("SELECT current_user")
-                advice = f'GRANT {privileges} ON {table} TO "{user}";'
-                findings.append(
-                    Finding("privileges", Verdict.problem, f"no {', '.join(lacking)} on {table}", advice)
-                )
-    if prefect and not ask("SELECT has_table_privilege(:t, 'INSERT')", t=work_queue.name):
-        user = ask("SELECT current_user")
-        detail = f"no INSERT on {work_queue.name}: a request that names a queue which is not there is refused"
-        advice = f'GRANT INSERT ON {work_queue.name} TO "{user}";'
+    for right in PREFECT if prefect else STANDALONE:
+        if ask("SELECT to_regclass(:table) IS NOT NULL", table=right.table) and not ask(right.question):
+            advice = right.grant(ask("SELECT current_user"))
+            detail = f"no {right.where}"
+            if right.needed_by:
+                refused = f"{detail}: refused are {right.needed_by}"
+                findings.append(Finding("privileges", Verdict.warning, refused, advice))
+            else:
+                findings.append(Finding("privileges", Verdict.problem, detail, advice))
+    if secrets := [table for table in SECRET if prefect and _may_read(connection, table)]:
+        advice = "Give the worker a role of its own, with the rights of deploy/postgresql/prefect-rights.sql."
+        detail = f"may read the secrets of Prefect in {' and '.join(secrets)}, and need not"
         findings.append(Finding("privileges", Verdict.warning, detail, advice))
     if not any(finding.verdict is Verdict.problem for finding in findings):
         findings.append(Finding("writes", Verdict.ok, "may read and insert"))
@@ -217,3 +201,12 @@ def _postgresql(connection: sa.Connection, *, prefect: bool) -> list[Finding]:
     else:
         findings.append(Finding("durability", Verdict.ok, "a commit is on disk before it is answered"))
     return findings
+
+
+def _may_read(connection: sa.Connection, table: str) -> bool:
+    """Whether any of a table's columns but the id can be read."""
+    query = (
+        "SELECT count(*) > 0 FROM pg_attribute WHERE attrelid = to_regclass(:table) AND attnum > 0 "
+        "AND attname <> 'id' AND has_column_privilege(attrelid, attnum, 'SELECT')"
+    )
+    return bool(connection.execute(sa.text(query), {"table": table}).scalar())

@@ -14,6 +14,7 @@ import structlog
 from pydantic_core import from_json
 from sqlalchemy import Select
 
+from worker.contract.allowed import Allowed
 from worker.contract.decode import CreateRequest, decoded_size
 from worker.contract.encoding import dumps
 from worker.contract.errors import DeploymentNotFound, Refusal
@@ -21,10 +22,10 @@ from worker.contract.state import StateType
 from worker.creation import NewRun, UnresolvedRun
 from worker.deployments.creation import hydrated_limit, merged_parameters, run_of_deployment
 from worker.deployments.deployment import Deployment, WorkQueue
-from worker.deployments.hydration import variable_names
+from worker.deployments.hydration import check_variables, variable_names
 from worker.deployments.job_variables import job_template
 from worker.store.outcome import Undecided
-from worker.store.reading import Reader, Row
+from worker.store.reading import Reader, Row, Unreadable
 from worker.store.room import NO_ROOM, in_turns
 from worker.store.tables import block_document, variable
 from worker.tasks.budget import Budget
@@ -52,14 +53,18 @@ REMEMBERED = 1000
 
 
 async def resolve_deployments(
-    reader: Reader, unresolved: Sequence[UnresolvedRun], turns: Turns
+    reader: Reader, unresolved: Sequence[UnresolvedRun], turns: Turns, allowed: Allowed
 ) -> Sequence[NewRun | Refusal | Undecided]:
     """Turn requests for runs of deployments into runs, or into their refusals.
 
     Args:
         turns: of those whose deployments have no room beside the others'; they are undecided.
+        allowed: what producers may name.
     """
-    deployments = await _deployments(reader, unresolved, turns)
+    try:
+        deployments = await _deployments(reader, unresolved, turns)
+    except Unreadable as unreadable:
+        return [unreadable.refusal] * len(unresolved)
     asked = [(each, deployments.get(_which(each))) for each in unresolved]
     there = [(each, deployment) for each, deployment in asked if isinstance(deployment, Deployment)]
     merged = [
@@ -68,10 +73,21 @@ async def resolve_deployments(
     variables = await _variables(reader, merged)
     templates = {deployment.job_template for _, deployment in there if deployment.job_template is not None}
     blocks = {block for each in templates for block in job_template(each).blocks}
-    known = {row.id for row in await reader.rows(block_document.c.id, blocks)}
+    no_blocks: Refusal | None = None
+    known: set[UUID] = set()
+    try:
+        known |= {row.id for row in await reader.rows(block_document.c.id, blocks)}
+    except Unreadable as unreadable:
+        no_blocks = unreadable.refusal
 
     def resolved(each: UnresolvedRun, deployment: Deployment) -> NewRun | Refusal:
         try:
+            allowed.flows.check("flow", deployment.flow_name)
+            allowed.deployments.check("deployment", f"{deployment.flow_name}/{deployment.name}")
+            if no_blocks and deployment.job_template and job_template(deployment.job_template).blocks:
+                return no_blocks
+            if allowed.variables.limited:
+                check_variables(each.request.body.parameters, variables, allowed.variables)
             return run_of_deployment(each, deployment, variables=variables, blocks=known)
         except Refusal as refusal:
             return refusal.with_traceback(None)
@@ -84,7 +100,11 @@ async def resolve_deployments(
         if deployment is None:
             body = each.request.body
             name = body.deployment_id if body.deployment_name is None else f"'{body.deployment_name}'"
-            runs.append(DeploymentNotFound(f"There is no deployment {name}."))
+            if body.deployment_name is not None and body.deployment_name not in allowed.deployments:
+                # As if it were there: a producer need not know.
+                runs.append(allowed.deployments.refusal("deployment", body.deployment_name))
+            else:
+                runs.append(DeploymentNotFound(f"There is no deployment {name}."))
         elif isinstance(deployment, Undecided):
             runs.append(deployment)
         elif not hydrated.fits(1):
@@ -168,6 +188,8 @@ def _deployment(row: Row, template: str | None) -> Deployment:
     return Deployment(
         id=row.id,
         flow_id=row.flow_id,
+        flow_name=row.flow_name,
+        name=row.name,
         version=row.version,
         tags=row.tags or [],
         labels=row.labels,
@@ -204,9 +226,23 @@ async def _variables(reader: Reader, parameters: Sequence[tuple[dict[str, Any], 
     # The name of one may be in another: that takes another round.
     while names := variable_names(parameters, known) - asked:
         asked |= names
-        found = await reader.rows(variable.c.name, names, variable.c.value)
+        try:
+            found = await reader.rows(variable.c.name, names, variable.c.value)
+        except Unreadable as unreadable:
+            return _Unreadable(unreadable.refusal)
         known |= {row.name: row.value for row in found}
     return known
+
+
+class _Unreadable(dict[str, Any]):
+    """Variables that can't be read: whoever asks for one is refused."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__()
+        self._refusal = refusal
+
+    def __missing__(self, name: str) -> Any:
+        raise self._refusal
 
 
 def warn_of_unserved(runs: Iterable[NewRun], warned: set[UUID]) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker.contract.errors import Fault, IntegrityConflict, Refusal, Unprocessable
 from worker.redaction import redact
+from worker.store.rights import mended
 
 
 class StoreError(Exception):
@@ -175,7 +176,8 @@ def refusal(error: BaseException) -> Refusal:
         return IntegrityConflict("The database does not keep this run: a trigger takes its row away.")
     if isinstance(error, (asyncpg.IntegrityConstraintViolationError, sqlite3.IntegrityError)):
         return IntegrityConflict(str(error))
-    return Unprocessable(f"The database cannot store this run: {error}")
+    advice = f". {mended(str(error))}" if isinstance(error, asyncpg.InsufficientPrivilegeError) else ""
+    return Unprocessable(f"The database cannot store this run: {error}{advice}")
 
 
 def fault(error: BaseException) -> Fault:

@@ -12,13 +12,14 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from worker.contract.allowed import Allowed
 from worker.contract.decode import CreateRequest
-from worker.contract.errors import IntegrityConflict, Refusal, WorkPoolNotFound
+from worker.contract.errors import IntegrityConflict, NotAllowed, Refusal, WorkPoolNotFound
 from worker.contract.flow_run import FlowRun
 from worker.contract.request import CreateFlowRun
 from worker.contract.state import TERMINAL_TYPES, StateType
 from worker.creation import NewRun, uuid7
-from worker.store.reading import Reader, Row
+from worker.store.reading import Reader, Row, Unreadable
 from worker.store.tables import (
     block_document,
     deployment,
@@ -51,9 +52,12 @@ class References:
     refused: dict[UUID, Refusal] = field(default_factory=dict)
 
 
-async def resolve(reader: Reader, runs: Sequence[NewRun]) -> References:
+async def resolve(reader: Reader, runs: Sequence[NewRun], allowed: Allowed) -> References:
     """Look up what the runs refer to, each kind once for all of them, and fill in what follows from
     it.
+
+    Args:
+        allowed: what producers may name.
     """
     references = References()
     # Runs of deployments have their labels and queues from these.
@@ -62,13 +66,22 @@ async def resolve(reader: Reader, runs: Sequence[NewRun]) -> References:
     names = (body.work_pool_name for _, body in requests)
     pools = await _by(reader, pool.name, names, pool.id, pool.default_queue_id)
     pool_ids = [each.id for each in pools.values()]
-    queues = await reader.rows(queue.work_pool_id, pool_ids, queue.id, queue.name)
+    queues: Sequence[Row] = ()
+    unreadable = pools.refusal
+    try:
+        queues = await reader.rows(queue.work_pool_id, pool_ids, queue.id, queue.name)
+    except Unreadable as error:
+        unreadable = error.refusal
     for run, body in requests:
-        if refusal := _fill_work_queue(run, body, pools, queues):
+        refusal = unreadable if body.work_pool_name else None
+        if refusal := refusal or _fill_work_queue(run, body, pools, queues):
             references.refused[run.id] = refusal
-    flows = await _by(reader, flow.c.id, (new.run.flow_id for new in runs), flow.c.labels, flow.c.tags)
     ids, of = (body.deployment_id for _, body in requests), deployment.c
-    deployments = await _by(reader, of.id, ids, of.flow_id, of.labels, of.tags)
+    deployments = await _by(reader, of.id, ids, of.flow_id, of.labels, of.tags, of.name)
+    flow_ids = {*(new.run.flow_id for new in runs), *(each.flow_id for each in deployments.values())}
+    of_flows = await reader.rows(flow.c.id, flow_ids, flow.c.labels, flow.c.tags, flow.c.name)
+    flows = {row.id: row for row in of_flows}
+    references.refused |= _not_allowed((run for run, _ in requests), flows, deployments, allowed)
     parents = (new.run.parent_task_run_id for new in runs)
     tasks = await _by(reader, task_run.c.id, parents, task_run.c.tags)
     documents = await _by(reader, block_document.c.id, (new.run.infrastructure_document_id for new in runs))
@@ -76,24 +89,75 @@ async def resolve(reader: Reader, runs: Sequence[NewRun]) -> References:
         run.labels = _labels(run, body, flows.get(run.flow_id), deployments.get(run.deployment_id))
     for new in runs:
         run = new.run
+        if run.flow_id not in flows:
+            references.missing[run.id] = IntegrityConflict(f"There is no flow {run.flow_id}.")
         for what, value, found in (
-            ("flow", run.flow_id, flows),
+            ("deployment", run.deployment_id if deployments.refusal else None, deployments),
             ("parent task run", run.parent_task_run_id, tasks),
             ("infrastructure document", run.infrastructure_document_id, documents),
         ):
             if value is not None and value not in found:
-                references.missing.setdefault(run.id, IntegrityConflict(f"There is no {what} {value}."))
+                conflict = IntegrityConflict(f"There is no {what} {value}.")
+                references.missing.setdefault(run.id, found.refusal or conflict)
         rows = flows.get(run.flow_id), deployments.get(run.deployment_id), tasks.get(run.parent_task_run_id)
         if why := unusable(new, [row.tags for row in rows if row is not None]):
             references.missing.setdefault(run.id, why)
     return references
 
 
-async def _by(
-    reader: Reader, key: sa.Column[Any], values: Iterable[Any], *columns: sa.Column[Any]
-) -> dict[Any, Row]:
-    found = await reader.rows(key, {value for value in values if value}, *columns)
-    return {row[0]: row for row in found}
+def _check_allowed(
+    run: FlowRun, flows: Mapping[UUID, Row], deployments: Mapping[UUID, Row], allowed: Allowed
+) -> None:
+    """Raise NotAllowed over the flow and the deployment that a request has by their ids. One that
+    is not there has no name, and so its id in place of one.
+    """
+    if allowed.flows.limited:
+        of = flows.get(run.flow_id)
+        allowed.flows.check("flow", of.name if of else str(run.flow_id))
+    if allowed.deployments.limited and run.deployment_id is not None:
+        name = str(run.deployment_id)
+        if of := deployments.get(run.deployment_id):
+            theirs = flows.get(of.flow_id)
+            name = f"{theirs.name if theirs else of.flow_id}/{of.name}"
+        allowed.deployments.check("deployment", name)
+
+
+def check_standalone(runs: Iterable[NewRun], allowed: Allowed) -> References:
+    """In a database of our own, ids stand for names."""
+    return References(refused=_not_allowed((new.run for new in runs), {}, {}, allowed))
+
+
+def _not_allowed(
+    runs: Iterable[FlowRun], flows: Mapping[UUID, Row], deployments: Mapping[UUID, Row], allowed: Allowed
+) -> dict[UUID, Refusal]:
+    refused: dict[UUID, Refusal] = {}
+    for run in runs if allowed.flows.limited or allowed.deployments.limited else ():
+        try:
+            _check_allowed(run, flows, deployments, allowed)
+        except NotAllowed as refusal:
+            refused[run.id] = refusal.with_traceback(None)
+    return refused
+
+
+class _Rows(dict[Any, Row]):
+    """Rows by what they were looked up by.
+
+    Attributes:
+        refusal: what requests are answered that refer to one, if none can be read; else None.
+    """
+
+    refusal: Refusal | None = None
+
+
+async def _by(reader: Reader, key: sa.Column[Any], values: Iterable[Any], *columns: sa.Column[Any]) -> _Rows:
+    found = _Rows()
+    try:
+        rows = await reader.rows(key, {value for value in values if value}, *columns)
+    except Unreadable as unreadable:
+        found.refusal = unreadable.refusal
+    else:
+        found.update((row[0], row) for row in rows)
+    return found
 
 
 def _fill_work_queue(

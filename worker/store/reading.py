@@ -8,11 +8,14 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from asyncpg import InsufficientPrivilegeError, UndefinedTableError
 
+from worker.contract.errors import Fault, Unprocessable
 from worker.contract.flow_run import FlowRunState
 from worker.contract.related import References, Related, RelatedRows
 from worker.store.engine import Database, driver
-from worker.store.errors import fault, is_fault
+from worker.store.errors import driver_error, fault, first_line, is_fault
+from worker.store.rights import mended
 from worker.store.statements import Statements, given
 from worker.store.tables import deployment, flow, flow_run_state, task_run, work_pool, work_queue
 
@@ -25,6 +28,22 @@ WAIT_FOR_STANDBY = (
 )
 # No more than an event says.
 _SAID = {field.name for field in fields(Related)}
+
+
+class Unreadable(Fault):
+    """A right on a table is missing, or the table. Nothing is served where all requests need it; or
+    else it refuses those that do.
+
+    Attributes:
+        refusal: what these are answered.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        reason = first_line(driver_error(error))
+        super().__init__(reason)
+        self.refusal = Unprocessable(
+            f"The worker may not look up what this request refers to: {reason}. {mended(reason)}"
+        )
 
 
 class Reader:
@@ -44,6 +63,8 @@ class Reader:
             async with self.database.connect() as connection:
                 return list(await connection.execute(query, given(wanted)))
         except Exception as error:
+            if isinstance(driver_error(error), (InsufficientPrivilegeError, UndefinedTableError)):
+                raise Unreadable(error) from error
             if is_fault(error):
                 raise fault(error) from error
             raise  # the line finds whose it is
@@ -91,7 +112,10 @@ class Reader:
 
     async def _related(self, table: sa.Table, ids: Iterable[UUID]) -> dict[UUID, Related]:
         said = [column for column in table.columns if column.name in _SAID]
-        found = await self.rows(table.c.id, ids, *said)
+        try:
+            found = await self.rows(table.c.id, ids, *said)
+        except Unreadable:  # as where the row is gone
+            return {}
         present = ({name: each for name, each in row._mapping.items() if each is not None} for row in found)
         return {each["id"]: Related(**each) for each in present}
 

@@ -9,6 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 import structlog
 
+from worker.contract.allowed import Allowed
 from worker.contract.decode import DeploymentRequest
 from worker.contract.errors import DeploymentNotFound, Fault, Refusal, Unprocessable
 from worker.contract.flow_run import FlowRun, odd_columns
@@ -20,8 +21,8 @@ from worker.store.engine import Database, open_database, parse_url, prepare_to_w
 from worker.store.errors import Blame, blame, first_line, is_fault
 from worker.store.insertion import Insertion, undecided
 from worker.store.outcome import Existing, Outcome, Undecided
-from worker.store.prefect import References, resolve
-from worker.store.reading import Reader
+from worker.store.prefect import References, check_standalone, resolve
+from worker.store.reading import Reader, Unreadable
 from worker.store.room import in_turns
 from worker.store.statements import SHOWN, run_of
 from worker.store.tables import flow_run
@@ -49,8 +50,9 @@ class Store(Reader):
         description: where it is, without a password.
     """
 
-    def __init__(self, database: Database, *, prefect: bool) -> None:
+    def __init__(self, database: Database, *, prefect: bool, allowed: Allowed) -> None:
         super().__init__(database, prefect=prefect)
+        self._allowed = allowed
         self._warned: set[UUID] = set()
         self._turns = Turns()
         self._insertion = Insertion(self)
@@ -58,13 +60,16 @@ class Store(Reader):
         self.description = redact(database.url.render_as_string(hide_password=False))
 
     @classmethod
-    async def open(cls, url: str, *, migrate: bool, kind: migrations.Kind = "any") -> "Store":
+    async def open(
+        cls, url: str, *, migrate: bool, kind: migrations.Kind = "any", allowed: Allowed | None = None
+    ) -> "Store":
         """Connect, and see to it that the schema is there.
 
         Args:
             url: ``sqlite+aiosqlite:///FILE`` or ``postgresql+asyncpg://…``.
             migrate: bring a PostgreSQL schema up to date first. SQLite's always is.
             kind: which kind of database is demanded.
+            allowed: what producers may name; all by default.
 
         Raises:
             StoreError: the URL, the login, the name, the schema or the kind is wrong.
@@ -80,7 +85,7 @@ class Store(Reader):
         except BaseException:
             await database.close()
             raise
-        store = cls(database, prefect=found.prefect)
+        store = cls(database, prefect=found.prefect, allowed=allowed or Allowed())
         if not (found.prefect or found.revision):
             log.info("database_created", database=store.description, kind=store.kind)
         return store
@@ -149,7 +154,7 @@ class Store(Reader):
         if self.kind == "standalone":
             no = "A database of the worker's own has no deployments."
             return [each if isinstance(each, NewRun) else DeploymentNotFound(no) for each in requested]
-        resolved = await resolve_deployments(self, unresolved, self._turns)
+        resolved = await resolve_deployments(self, unresolved, self._turns, self._allowed)
         # A message that made its run before is answered with it, whatever has become of the
         # deployment since. A request with a key is refused all the same, as in Prefect.
         refused = {
@@ -164,8 +169,8 @@ class Store(Reader):
 
     async def _resolve(self, runs: Sequence[NewRun]) -> References:
         if self.kind == "standalone":
-            return References()
-        references = await resolve(self, runs)
+            return check_standalone(runs, self._allowed)
+        references = await resolve(self, runs, self._allowed)
         there = [new for new in runs if new.run.id not in references.missing]
         of_deployments = [new.run for new in there if isinstance(new.request, DeploymentRequest)]
         references.refused |= await fill_work_queues(self, of_deployments)
@@ -183,9 +188,12 @@ class Store(Reader):
             return outcomes
         conflicting = [new.run for new in runs if new.run.id not in outcomes]
         refused = {run.id: missing[run.id] for run in conflicting if run.id in missing}
-        conflicting, crowded = await self._with_room(conflicting)
+        try:
+            conflicting, crowded = await self._with_room(conflicting)
+            found = await isolate(conflicting, self._read, stop=Fault)
+        except Unreadable as unreadable:
+            return {**dict.fromkeys((run.id for run in conflicting), unreadable.refusal), **outcomes}
         outcomes |= crowded
-        found = await isolate(conflicting, self._read, stop=Fault)
         for run, existing in zip(conflicting, found, strict=True):
             if isinstance(existing, Failed):
                 outcomes[run.id] = await self._unreadable(run, existing.error)

@@ -17,7 +17,7 @@ from worker.contract.flow_run import FlowRun
 from worker.creation import uuid7
 from worker.store.engine import Database
 from worker.store.errors import Blame, blame, driver_error, fault, is_fault, refusal
-from worker.store.reading import Reader
+from worker.store.reading import Reader, Unreadable
 from worker.store.tables import work_queue
 
 log = structlog.get_logger(__name__)
@@ -38,7 +38,10 @@ async def fill_work_queues(reader: Reader, runs: Sequence[FlowRun]) -> dict[UUID
     lacking = [run for run in runs if run.work_pool_id is not None and run.work_queue_id is None]
     of = work_queue.c
     pool_ids = {run.work_pool_id for run in lacking}
-    rows = await reader.rows(of.work_pool_id, pool_ids, of.name, of.id, of.priority)
+    try:
+        rows = await reader.rows(of.work_pool_id, pool_ids, of.name, of.id, of.priority)
+    except Unreadable as unreadable:
+        return {run.id: unreadable.refusal for run in lacking}
     queues: dict[tuple[UUID | None, str | None], UUID | Refusal]
     queues = {(row.work_pool_id, row.name): row.id for row in rows}
     priorities: dict[UUID | None, list[int]] = defaultdict(list)

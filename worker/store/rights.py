@@ -1,0 +1,102 @@
+"""The rights that a worker's role needs in PostgreSQL, and what each is for. ``doctor``, refusals
+and ``deploy/postgresql`` follow this list. Knows no connection.
+"""
+
+import re
+from collections.abc import Sequence
+
+from worker.contract.immutable import immutable
+
+
+@immutable
+class Right:
+    """A right on a table.
+
+    Attributes:
+        privilege: such as ``SELECT``.
+        column: the only one that it is for; None for the whole table.
+        needed_by: the requests that are refused without it; empty where none is served.
+    """
+
+    privilege: str
+    table: str
+    column: str | None = None
+    needed_by: str = ""
+
+    @property
+    def where(self) -> str:
+        """The privilege on the table, as GRANT has it."""
+        column = f" ({self.column})" if self.column else ""
+        return f"{self.privilege}{column} ON {self.table}"
+
+    def grant(self, role: str) -> str:
+        """The statement that gives it to a role."""
+        return f'GRANT {self.where} TO "{role}";'
+
+    @property
+    def question(self) -> str:
+        """Asks PostgreSQL whether the current user has it."""
+        if self.column:
+            return f"SELECT has_column_privilege('{self.table}', '{self.column}', '{self.privilege}')"
+        return f"SELECT has_table_privilege('{self.table}', '{self.privilege}')"
+
+
+_RUNS = tuple(
+    Right(privilege, table) for table in ("flow_run", "flow_run_state") for privilege in ("SELECT", "INSERT")
+)
+_DEPLOYMENTS = "runs of deployments"
+_QUEUES = "requests that name a work pool, and runs of deployments"
+_SUBFLOWS = "subflows, which have a parent_task_run_id"
+
+# In a database of the worker's own.
+STANDALONE = (Right("SELECT", "flow_run_worker_version"), *_RUNS)
+# In a Prefect server's. Not in it is the table of configuration, which has the key of the secrets.
+# Of blocks, which have the secrets, only the ids are read.
+PREFECT = (
+    Right("SELECT", "alembic_version"),
+    *_RUNS,
+    Right("SELECT", "flow"),
+    Right("SELECT", "deployment", needed_by=_DEPLOYMENTS),
+    Right("SELECT", "work_pool", needed_by=_QUEUES),
+    Right("SELECT", "work_queue", needed_by=_QUEUES),
+    Right("INSERT", "work_queue", needed_by="requests that name a work queue which is not there yet"),
+    Right("SELECT", "variable", needed_by="parameters that are filled in from workspace variables"),
+    Right("SELECT", "block_document", "id", "infrastructure documents, and pools that refer to blocks"),
+    Right("SELECT", "artifact", needed_by="requests for a run that is there already"),
+    Right("SELECT", "task_run", needed_by=_SUBFLOWS),
+    Right("UPDATE", "task_run", needed_by=_SUBFLOWS),
+    Right("INSERT", "task_run_state", needed_by=_SUBFLOWS),
+)
+# Tables that have Prefect's secrets: the key that it encrypts with, and what is encrypted with it.
+SECRET = ("configuration", "block_document")
+# Of the role that deletes old runs, and of no worker.
+PRUNE_STANDALONE = (
+    Right("SELECT", "flow_run_worker_version"),
+    Right("SELECT", "flow_run"),
+    Right("DELETE", "flow_run"),
+)
+PRUNE_PREFECT = (
+    Right("SELECT", "alembic_version"),
+    *(
+        Right(privilege, table)
+        for table in ("flow_run", "log", "artifact")
+        for privilege in ("SELECT", "DELETE")
+    ),
+    Right("SELECT", "artifact_collection"),
+)
+
+
+def mended(error: str) -> str:
+    """What mends PostgreSQL's ``permission denied for table …``: the rights on that table."""
+    words = set(re.findall(r"\w+", error))
+    wanted = [right.grant("WORKER") for right in PREFECT if right.table in words]
+    return " ".join(wanted) or "'flow-run-worker doctor' says more."
+
+
+def grants(rights: Sequence[Right], role: str) -> str:
+    """The statements that give a role its rights, one for each privilege."""
+    tables: dict[str, list[str]] = {}
+    for right in rights:
+        kind = f"{right.privilege} ({right.column})" if right.column else right.privilege
+        tables.setdefault(kind, []).append(right.table)
+    return "".join(f"GRANT {kind} ON {', '.join(names)} TO {role};\n" for kind, names in tables.items())
