@@ -155,6 +155,17 @@ def kind(name: Any, **fields: Any) -> dict[str, Any]:
     return {"__prefect_kind": name, **fields}
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_variable_whose_name_no_database_stores_is_not_asked_for(name: str) -> None:
+    named: dict[str, Any] = {"a": kind("workspace_variable", variable_name=name)}
+    assert variable_names([(named, 1000)], {}) == set()
+    with pytest.raises(HydrationRefused, match="not found in workspace"):
+        hydrate(named, {})
+    # It may come out of a text that is read.
+    named["a"]["variable_name"] = kind("json", value=json.dumps(name))
+    assert variable_names([(named, 1000)], {}) == set()
+
+
 @pytest.mark.parametrize(
     ("value", "hydrated"),
     [

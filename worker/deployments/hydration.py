@@ -199,7 +199,8 @@ def _variable(value: dict[str, Any], variables: Variables) -> Any:
     name = _inner(value["variable_name"], variables)
     if name is _LEFT_OUT:
         return name
-    if not isinstance(name, str):
+    # A name that no database stores is not asked for: the query would fail for all.
+    if not isinstance(name, str) or any(unstorable([name])):
         raise UnknownVariable(name)
     try:
         return variables[name]
