@@ -2,7 +2,8 @@
 real ones, ended with them.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,11 +11,14 @@ from uuid import uuid4
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.support.memory_limit import limited
 from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
 
+# Of the container's memory; MiB.
+MANIFESTS_LIMIT = 512
 # Folders and files of tests by how long they take.
 LONGEST = ("conformance", "test_faults.py", "faults", "deploy")
 
@@ -126,3 +130,14 @@ async def producer(amqp_url: str, queue: str) -> AsyncIterator[Producer]:
     """
     async with Producer(amqp_url, queue) as producer:
         yield producer
+
+
+@pytest.fixture
+def worker_in_limit() -> Iterator[Sequence[str]]:
+    """The command of a worker in the manifests' limit of memory."""
+    with ExitStack() as stack:
+        try:
+            command = stack.enter_context(limited(MANIFESTS_LIMIT))
+        except OSError as error:
+            pytest.skip(f"no memory cgroup can be made here: {error}")
+        yield command

@@ -8,13 +8,11 @@ container's limit does (a memory cgroup, which needs root).
 
 import argparse
 import asyncio
-import os
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -26,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.conformance.prefect_server import PrefectServer
+from tests.support.memory_limit import limited
 from tests.support.postgresql import PostgreSQL
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.shapes import MIB, OF_DEPLOYMENTS, PLAIN, Shape
@@ -48,22 +47,6 @@ class Measured:
     seconds: float
     statuses: Counter[int]
     dead_letters: int
-
-
-@contextmanager
-def limited(mebibytes: int) -> Iterator[Sequence[str]]:
-    """A command that runs a worker within a memory limit, in MiB; none for 0."""
-    if not mebibytes:
-        yield ()
-        return
-    second = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    group = Path("/sys/fs/cgroup", "" if second else "memory", f"flow-run-worker-{os.getpid()}")
-    group.mkdir()
-    try:
-        (group / ("memory.max" if second else "memory.limit_in_bytes")).write_text(str(mebibytes * MIB))
-        yield ("sh", "-c", f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -m worker run", "sh")
-    finally:
-        group.rmdir()
 
 
 class Replies:

@@ -2,36 +2,24 @@
 container's limit of memory, with good requests among it.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 
 import pytest
 
-from tests.benchmarks.memory import limited, measure
+from tests.benchmarks.memory import measure
 from tests.conformance.prefect_server import PrefectServer
 from tests.support.shapes import MIB, OF_DEPLOYMENTS, Shape
 
 # Of the benchmark's requests.
 SCALE = 0.2
-# The manifests' limit, and what a worker stays below, in MiB.
-LIMIT, LARGEST = 512, 400
-
-
-@pytest.fixture
-def command() -> Iterator[Sequence[str]]:
-    """Runs a worker in the limit."""
-    with ExitStack() as stack:
-        try:
-            command = stack.enter_context(limited(LIMIT))
-        except OSError as error:
-            pytest.skip(f"no memory cgroup can be made here: {error}")
-        yield command
+# What a worker stays below, in MiB.
+LARGEST = 400
 
 
 @pytest.mark.parametrize("shape", OF_DEPLOYMENTS, ids=lambda shape: shape.what)
 async def test_a_worker_in_its_limit_answers_all(
-    prefect: PrefectServer, amqp_url: str, command: Sequence[str], shape: Shape
+    prefect: PrefectServer, amqp_url: str, worker_in_limit: Sequence[str], shape: Shape
 ) -> None:
-    measured = await measure(amqp_url, prefect.database_url, prefect.api, shape, SCALE, command)
+    measured = await measure(amqp_url, prefect.database_url, prefect.api, shape, SCALE, worker_in_limit)
     assert measured.statuses[201] >= int(shape.small * SCALE)
     assert measured.peak < LARGEST * MIB

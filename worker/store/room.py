@@ -1,4 +1,4 @@
-"""How much is read from a database at a time: what has no room waits for its turn."""
+"""Bounds how much is read from a database at a time. The rest waits for its turn."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -18,8 +18,8 @@ def in_turns(
     """Items, each with None if there is room for it, or that it is undecided until its turn.
 
     Args:
-        items: with their sizes. The first one has room, whatever its size.
-        max_size: what has room together, now and with each turn.
+        items: with their sizes. The first one always has room.
+        max_size: of the items that are read together, now and in each turn.
     """
     budget, turn = Budget(max_size), None
     for item, size in items:

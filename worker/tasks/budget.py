@@ -1,11 +1,11 @@
-"""A bound in bytes on what is held at one time; knows nothing of what that is."""
+"""Bounds the bytes that are held at one time; knows nothing of their owners."""
 
 import asyncio
 
 
 class Budget:
-    """Counts bytes that are held, up to a limit. What is larger than the limit is held alone, so
-    that it is served as well.
+    """Counts held bytes up to a limit. A single item that is larger than the limit fits while
+    nothing else is held, so that it is served as well.
 
     Single event loop, not thread safe.
 
@@ -19,25 +19,25 @@ class Budget:
         self._less: asyncio.Event | None = None
 
     def fits(self, size: int) -> bool:
-        """Whether so many bytes more may be held now."""
+        """Whether ``size`` more bytes may be held now."""
         return not self.held or self.held + size <= self._max_bytes
 
     def take(self, size: int) -> bool:
-        """Hold so many bytes more, if they fit; tells whether."""
+        """Hold ``size`` more bytes if they fit. Returns whether they did."""
         if not self.fits(size):
             return False
         self.held += size
         return True
 
     def change(self, by: int) -> None:
-        """Hold so many bytes more, whether they fit or not; or less, for a negative number."""
+        """Change what is held by some bytes, whether they fit or not."""
         self.held += by
         if by < 0 and self._less is not None:
             self._less.set()
             self._less = None
 
     async def room(self, size: int = 0) -> None:
-        """Wait until so many bytes fit. What the waiting task then takes, it takes at once."""
+        """Wait until ``size`` more bytes fit. Take them before the next ``await``."""
         while not self.fits(size):
             self._less = self._less or asyncio.Event()
             await self._less.wait()

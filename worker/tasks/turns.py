@@ -1,17 +1,15 @@
-"""Lets those that wait have their turns, one after the other; knows nothing of what they wait
-for.
-"""
+"""Hands out turns, one after the other; knows nothing of the work that waits for them."""
 
 import asyncio
 from collections import deque
 
-# A turn comes after so many seconds at the latest: whoever was to end the one before it may never
-# do so, as when what it waited for came to nothing. A guess.
+# A turn begins after this many seconds at the latest, as the turn before it may never be ended: a
+# session may be lost in between. A guess.
 LONGEST_SECONDS = 10.0
 
 
 class Turns:
-    """Futures that are done one at a time. Whoever ends a turn calls :meth:`next`.
+    """Futures that are done one at a time, at each call of :meth:`next`.
 
     Single event loop, not thread safe.
     """
@@ -35,7 +33,7 @@ class Turns:
 
 
 def _begin(turn: "asyncio.Future[None]") -> bool:
-    """Begin a turn; tells whether it had not begun before."""
+    """Begin a turn. Returns False if it has begun before."""
     if turn.done():
         return False
     turn.set_result(None)
