@@ -146,7 +146,7 @@ class Pipeline:
             correlation_id=delivery.message.correlation_id,
         )
         # It shows the request, so it takes as much.
-        self._done.put(Done(delivery, refusal.with_traceback(None), size))
+        self._done.put(Done(delivery, refusal.freed(), size))
 
     def _created(self, decided: Sequence[Decided], seconds: float) -> None:
         """Hand on what became of a batch. Records are written by the next stage: the database waits

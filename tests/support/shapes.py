@@ -289,11 +289,11 @@ OF_DEPLOYMENTS = (
         ),
     ),
     Shape(
-        "100 work pools with templates of 300 KiB",
+        "8 work pools with templates of 300 KiB",
         _of_deployment(job_variables={"p0": "a"}),
         400,
         small=2000,
-        deployments=Deployments(400, {}, pools=100, template=_template(300 * _KB)),
+        deployments=Deployments(400, {}, pools=8, template=_template(300 * _KB)),
     ),
     Shape(
         "variables that amplify 500 kB to 30 MB",

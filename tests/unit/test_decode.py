@@ -261,3 +261,11 @@ def test_no_other_field_takes_such_a_number(field: str, number: str) -> None:
     body = f'{{"flow_id": "{FLOW}", "state": {details}}}'.encode()
     (detail,) = refusal(body).body["exception_detail"]
     assert detail["loc"] == ["body", "state", "state_details", field]
+
+
+@pytest.mark.parametrize("body", [b"[" * 1000, b'{"flow_id": 1', b'{"flow_id": 1}'])
+def test_a_refusal_that_is_freed_holds_no_frame(body: bytes) -> None:
+    with pytest.raises(Refusal) as raised:
+        decode(Message(body, {}), max_body_bytes=1_000_000)
+    refusal = raised.value.freed()
+    assert (refusal.__traceback__, refusal.__context__, refusal.__cause__) == (None, None, None)

@@ -2,7 +2,7 @@
 fault of ours is no answer.
 """
 
-from typing import Any
+from typing import Any, Self
 
 from .encoding import dumps
 
@@ -32,6 +32,11 @@ class Refusal(Exception):
         super().__init__(line)
         self.line = _one_line(line)
         self.body: dict[str, Any] = {"detail": line} if body is None else body
+
+    def freed(self) -> Self:
+        """The same without the frames in which it was raised: they hold the decoded request."""
+        self.__context__ = None
+        return self.with_traceback(None)
 
 
 class ApiVersionRefused(Refusal):

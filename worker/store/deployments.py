@@ -90,7 +90,7 @@ async def resolve_deployments(
                 check_variables(each.request.body.parameters, variables, allowed.variables)
             return run_of_deployment(each, deployment, variables=variables, blocks=known)
         except Refusal as refusal:
-            return refusal.with_traceback(None)
+            return refusal.freed()
 
     runs: list[NewRun | Refusal | Undecided] = []
     hydrated = Budget(VALUES_MAX)
