@@ -23,16 +23,12 @@ from worker.creation import NewRun
 MAX_LEVELS = 254 - 3
 # A run's state is an object in the run.
 MAX_STATE_LEVELS = MAX_LEVELS - 1
-# A row of PostgreSQL's indexes has up to 2,704 bytes. Prefect has the tags and the name of an event
-# in indexes. One that does not fit is lost, and all events that are stored together with it. As for
-# idempotency keys, the limit is the same on SQLite, and however well a text compresses.
+# A row of PostgreSQL's indexes has up to 2,704 bytes, and Prefect has an event's tags in one. An
+# event that does not fit is lost, with all that are stored together with it. As for idempotency
+# keys, the limit is the same on SQLite, and however well a text compresses.
 MAX_INDEXED_BYTES = 2_500
 # Text of so few characters can't have more bytes.
 _SHORT = MAX_INDEXED_BYTES // 4
-_NOT_INDEXED = (
-    f"of more than {MAX_INDEXED_BYTES:,} bytes is in no event that Prefect could store, and other events are "
-    "lost with it"
-)
 # asyncpg stores it as ``-infinity``.
 _FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
 # An event names these besides tags: flow, deployment, work queue, work pool, task run, creator.
@@ -80,10 +76,12 @@ def _too_early(run: FlowRun) -> UnusableInPrefect | None:
 def _too_long(run: FlowRun) -> UnusableInPrefect | None:
     for tag in run.tags:
         if len(tag) > _SHORT and len(tag.encode()) > MAX_INDEXED_BYTES:
-            return UnusableInPrefect(f"A tag {_NOT_INDEXED}", "tags")
+            why = f"A tag of more than {MAX_INDEXED_BYTES:,} bytes costs Prefect this and other events"
+            return UnusableInPrefect(why, "tags")
     name = run.state_name or ""
     if len(name) > _SHORT and len(name[:MAX_EVENT_NAME].encode()) > MAX_INDEXED_BYTES:
-        return UnusableInPrefect(f"A name {_NOT_INDEXED}", "state", "name")
+        why = f"A name of more than {MAX_INDEXED_BYTES:,} bytes does not fit into Prefect's indexes"
+        return UnusableInPrefect(why, "state", "name")
     return None
 
 

@@ -123,8 +123,6 @@ def _long() -> Iterator[Odd]:
     yield Odd("a tag of 2,500 bytes", {"tags": [noise(2500)]})
     yield Odd("a tag of 2,800 bytes", {"tags": [noise(2800)]}, usable=False, stored=False)
     yield Odd("a state's name of 2,499 bytes", _scheduled(name=noise(833, ideographs)))
-    name = noise(899, ideographs)
-    yield Odd("a state's name of 2,697 bytes", _scheduled(name=name), usable=False, stored=False)
 
 
 def _results() -> Iterator[Odd]:
