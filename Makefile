@@ -18,7 +18,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfil
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help check test test-rabbitmq4 image fuzz soak lint demo run bench reference servers clean
+.PHONY: help check test test-rabbitmq4 image fuzz soak among-good lint demo run bench reference servers clean
 
 help:                 ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -79,6 +79,9 @@ reference: $(VENV)/installed-test   ## Pin the Prefect that VERSION in tests/con
 
 soak: $(VENV)/installed-test servers   ## All faults mixed for MINUTES (20), in an order that SEED (1) decides; DATABASE postgresql or sqlite
 	@$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),20) --seed $(or $(SEED),1) --database $(or $(DATABASE),postgresql)
+
+among-good: $(VENV)/installed-test servers   ## Each bad kind among 2,000 good requests, on each database, by one worker and by three
+	@$(BIN)/python -m tests.faults.among_good
 
 clean:                ## Remove what the targets made
 	@# An interrupted test leaves the image mounted.

@@ -1,0 +1,483 @@
+"""Requests of every bad kind among many good ones: the good ones are all answered, the bad ones get
+their right answer, and nothing waits for a restart.
+
+``python -m tests.faults.among_good`` serves each kind alone and in tens, on each database, by one
+worker and by three, and prints how long the good ones took beside the time without the bad ones.
+"""
+
+import argparse
+import asyncio
+import base64
+import sqlite3
+import struct
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import httpx
+from rich.console import Console
+from sqlalchemy.engine import make_url
+
+from tests.conformance.prefect_server import PrefectServer
+from tests.support.database import execute, fetch
+from tests.support.postgresql import PostgreSQL
+from tests.support.producer import Producer
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.worker_process import ROOT, WorkerProcess
+from worker.store import migrations
+
+console = Console(width=130)
+
+Where = Literal["postgresql", "sqlite", "prefect"]
+EVERYWHERE: tuple[Where, ...] = ("postgresql", "sqlite", "prefect")
+ON_POSTGRESQL: tuple[Where, ...] = ("postgresql", "prefect")
+# Seconds after which a good request counts as held up.
+PATIENCE = 240.0
+GOOD = 2_000
+FROM_DEPLOYMENT = "create_flow_run_from_deployment"
+# PostgreSQL's own codes, which a trigger may raise as well, and one that is nobody's.
+RAISED = ("42501", "42P01", "40001", "55000", "0A000", "57014", "25006", "53100", "08006", "P0001", "45000")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A kind of request that is not to hold up others.
+
+    Attributes:
+        name: what is wrong with it.
+        body: of the request of this number; it is a good one otherwise.
+        statuses: that may be answered.
+        properties: AMQP properties besides those of a good one, by the request's number.
+        where: databases on which it can be.
+        replied: whether a reply can reach anybody.
+    """
+
+    name: str
+    body: Callable[[int, "Scene"], dict[str, Any] | bytes]
+    statuses: frozenset[int]
+    properties: Callable[[int], dict[str, Any]] = field(default=lambda _: {})
+    where: tuple[Where, ...] = EVERYWHERE
+    replied: bool = True
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A database on which all bad kinds can be asked for, and the broker's queue.
+
+    Attributes:
+        url: the database's, as the workers have it.
+        admin: the same for its owner.
+        deployments: ids of deployments with large parameters; none but on a Prefect database.
+    """
+
+    where: Where
+    broker: RabbitMQ
+    url: str
+    admin: str
+    flow_id: str
+    folder: Path
+    deployments: tuple[str, ...] = ()
+
+
+def plain(**fields: Any) -> Callable[[int, Scene], dict[str, Any]]:
+    """A request for a run of the flow; ``#`` in a text stands for the request's number."""
+
+    def body(number: int, scene: Scene) -> dict[str, Any]:
+        numbered = {
+            name: value.replace("#", f"{number}") if isinstance(value, str) else value
+            for name, value in fields.items()
+        }
+        return {"flow_id": scene.flow_id, **numbered}
+
+    return body
+
+
+def _deep(levels: int) -> Callable[[int, Scene], bytes]:
+    def body(_: int, scene: Scene) -> bytes:
+        head = b'{"flow_id": "%s", "parameters": {"a": ' % scene.flow_id.encode()
+        return head + b"[" * levels + b"]" * levels + b"}}"
+
+    return body
+
+
+def _of_deployment(**fields: Any) -> Callable[[int, Scene], dict[str, Any]]:
+    def body(number: int, scene: Scene) -> dict[str, Any]:
+        return {"deployment_id": scene.deployments[number % len(scene.deployments)], **fields}
+
+    return body
+
+
+def _reply_name(tag: bytes, length: str, behind: int, node: str) -> Callable[[int], dict[str, Any]]:
+    """A direct reply-to name in one of the forms of Erlang's external terms."""
+
+    def properties(number: int) -> dict[str, Any]:
+        name = node.replace("#", f"{number}").encode()
+        term = tag + struct.pack(length, len(name)) + name + bytes(behind)
+        encoded = base64.b64encode(term).decode()
+        return {"reply_to": f"amq.rabbitmq.reply-to.{encoded}.aSiJZEuFGqmRJ4JUR3dDOQ=="}
+
+    return properties
+
+
+def kinds(broker: RabbitMQ) -> list[Bad]:
+    """All of them."""
+    refused, stored = frozenset({409, 422}), frozenset({201})
+    variable = {"__prefect_kind": "workspace_variable", "variable_name": "a\0b"}
+    return [
+        *(
+            Bad(f"a trigger raises {code}", plain(name=f"raises {code} #"), refused, where=ON_POSTGRESQL)
+            for code in RAISED
+        ),
+        Bad("row-level security refuses it", plain(name="policy #"), refused, where=ON_POSTGRESQL),
+        Bad("a trigger aborts", plain(name="aborts #"), refused, where=("sqlite",)),
+        Bad("a trigger swallows it", plain(name="swallowed #"), refused),
+        Bad("a trigger swallows it, with a key", plain(name="swallowed #", idempotency_key="sw-#"), refused),
+        # The first of them is stored.
+        Bad("an extra unique index on the name", plain(name="only once"), refused | stored),
+        Bad("a partial unique index on the tags", plain(tags=["only once"]), refused | stored),
+        Bad("a key in other letters", plain(idempotency_key="CASE-#"), refused),
+        Bad(
+            "a run that has no time",
+            plain(idempotency_key="infinite"),
+            frozenset({200, 422}),
+            where=ON_POSTGRESQL,
+        ),
+        Bad("a label of NaN", plain(labels={"a": float("nan")}), frozenset({422})),
+        Bad("NUL in the name", plain(name="a\0b"), frozenset({422})),
+        Bad("600 levels", _deep(600), frozenset({400})),
+        Bad("300 levels, of which Prefect can't read so many", _deep(300), frozenset({201, 422})),
+        Bad("120 tags", plain(tags=[f"tag-{number}" for number in range(120)]), frozenset({201, 422})),
+        Bad("a refusal of 900 kB", plain(no_such_field="x" * 900_000), frozenset({422})),
+        Bad(
+            "70,000 wrong labels",
+            plain(labels={f"k{number}": [] for number in range(70_000)}),
+            frozenset({422}),
+        ),
+        Bad(
+            "made-up direct reply name, its node unknown",
+            plain(name="made up"),
+            stored,
+            _reply_name(b"\x83Xv", ">H", 12, "rabbit@made-up-#"),
+            replied=False,
+        ),
+        Bad(
+            "made-up direct reply name in the old form, its node known",
+            plain(name="made up"),
+            stored,
+            _reply_name(b"\x83gd", ">H", 9, broker.name),
+            replied=False,
+        ),
+        Bad(
+            "made-up direct reply name, its node known",
+            plain(name="made up"),
+            stored,
+            _reply_name(b"\x83Xw", ">B", 12, broker.name),
+            replied=False,
+        ),
+        Bad(
+            "user_id in a refused request",
+            plain(no_such_field=1),
+            frozenset({422}),
+            lambda _: {"user_id": "guest"},
+        ),
+        Bad(
+            "a left-over x-delivery-count",
+            plain(name="left over"),
+            stored,
+            lambda number: {"headers": {"x-delivery-count": 1 + number % 19}},
+        ),
+        Bad(
+            "NUL in a variable's name",
+            _of_deployment(parameters={"a": variable}),
+            frozenset({400, 404, 409, 422}),
+            lambda _: {"type": FROM_DEPLOYMENT},
+            where=("prefect",),
+        ),
+        Bad(
+            "a deployment with large parameters",
+            _of_deployment(),
+            frozenset({201, 422}),
+            lambda _: {"type": FROM_DEPLOYMENT},
+            where=("prefect",),
+        ),
+    ]
+
+
+# What a user may have done to the tables; each is told by a name, a tag or a key of a run.
+_ON_POSTGRESQL = (
+    """
+    CREATE FUNCTION among_good() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF NEW.name LIKE 'raises %' THEN
+            RAISE EXCEPTION 'no run of this name' USING ERRCODE = split_part(NEW.name, ' ', 2);
+        END IF;
+        IF NEW.name LIKE 'swallowed %' THEN RETURN NULL; END IF;
+        RETURN NEW;
+    END $$""",
+    "CREATE TRIGGER among_good BEFORE INSERT ON flow_run FOR EACH ROW EXECUTE FUNCTION among_good()",
+    "ALTER TABLE flow_run ENABLE ROW LEVEL SECURITY",
+    "CREATE POLICY all_see ON flow_run FOR SELECT USING (true)",
+    "CREATE POLICY few_write ON flow_run FOR INSERT WITH CHECK (name NOT LIKE 'policy %')",
+    "CREATE POLICY all_change ON flow_run FOR UPDATE USING (true)",
+    "CREATE UNIQUE INDEX once_by_name ON flow_run (name) WHERE name = 'only once'",
+    "CREATE UNIQUE INDEX once_by_tag ON flow_run ((tags ->> 0)) WHERE tags ->> 0 = 'only once'",
+    "CREATE UNIQUE INDEX any_case ON flow_run (lower(idempotency_key))"
+    " WHERE lower(idempotency_key) LIKE 'case-%'",
+    "UPDATE flow_run SET expected_start_time = 'infinity' WHERE idempotency_key = 'infinite'",
+)
+_ON_SQLITE = (
+    "CREATE TRIGGER aborts BEFORE INSERT ON flow_run WHEN NEW.name LIKE 'aborts %' "
+    "BEGIN SELECT RAISE(ABORT, 'no run of this name'); END",
+    "CREATE TRIGGER swallows BEFORE INSERT ON flow_run WHEN NEW.name LIKE 'swallowed %' "
+    "BEGIN SELECT RAISE(IGNORE); END",
+    "CREATE UNIQUE INDEX once_by_name ON flow_run (name) WHERE name = 'only once'",
+    "CREATE UNIQUE INDEX once_by_tag ON flow_run (tags) WHERE tags LIKE '[\"only once\"]'",
+    "CREATE UNIQUE INDEX any_case ON flow_run (idempotency_key COLLATE NOCASE)",
+)
+_KEYS = ("infinite", *(f"case-{number}" for number in range(100)))
+
+
+@asynccontextmanager
+async def open_scene(
+    where: Where, broker: RabbitMQ, cluster: PostgreSQL, folder: Path
+) -> AsyncIterator[Scene]:
+    """A database with what a user may have done to its tables, and with a role that has the
+    worker's rights alone.
+    """
+    folder.mkdir(exist_ok=True)
+    flow_id, deployments = str(uuid4()), tuple[str, ...]()
+    if where == "sqlite":
+        admin = url = f"sqlite+aiosqlite:///{folder}/flow_runs.db"
+        await migrations.upgrade(admin)
+    else:
+        admin = await asyncio.to_thread(cluster.create_database)
+        rights = "GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO flow_runs_worker"
+        if where == "prefect":
+            flow_id, deployments = await asyncio.to_thread(_prefect_objects, PrefectServer(admin))
+            rights = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO flow_runs_worker;"
+            rights += (ROOT / "deploy/postgresql/prefect-rights.sql").read_text()
+        else:
+            await migrations.upgrade(admin)
+        role = "CREATE ROLE flow_runs_worker LOGIN"
+        await execute(admin, f"DO $$ BEGIN {role}; EXCEPTION WHEN duplicate_object THEN NULL; END $$", rights)
+        url = make_url(admin).set(username="flow_runs_worker").render_as_string(hide_password=False)
+    scene = Scene(where, broker, url, admin, flow_id, folder, deployments)
+    # The runs that are there already, before the tables are changed.
+    async with serving(scene, 1) as served:
+        replies = await served.producer.replies_to(
+            [await served.producer.publish({"flow_id": flow_id, "idempotency_key": key}) for key in _KEYS]
+        )
+        assert {reply.status for reply in replies} == {201}
+    if where == "sqlite":
+        await asyncio.to_thread(_execute_on_sqlite, folder / "flow_runs.db")
+    else:
+        await execute(admin, *_ON_POSTGRESQL)
+    yield scene
+
+
+def _execute_on_sqlite(file: Path) -> None:
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        for statement in _ON_SQLITE:
+            connection.execute(statement)
+
+
+def _prefect_objects(server: PrefectServer) -> tuple[str, tuple[str, ...]]:
+    """A flow, and deployments of it with parameters of 476 KiB."""
+    with server, httpx.Client(base_url=server.api, timeout=60) as http:
+
+        def post(path: str, body: dict[str, Any]) -> str:
+            response = http.post(path, json=body)
+            response.raise_for_status()
+            return str(response.json()["id"])
+
+        flow_id = post("/flows/", {"name": "among good"})
+        post("/work_pools/", {"name": "pool", "type": "process"})
+        large = {"text": "x" * 476 * 1024}
+        return flow_id, tuple(
+            post(
+                "/deployments/",
+                {
+                    "name": f"large-{number}",
+                    "flow_id": flow_id,
+                    "work_pool_name": "pool",
+                    "parameters": large,
+                },
+            )
+            for number in range(10)
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What became of good requests, with bad ones among them.
+
+    Attributes:
+        seconds: until the last good one was answered.
+        wrong: what was not answered, or not as it should be.
+    """
+
+    seconds: float
+    wrong: tuple[str, ...]
+
+
+class Served:
+    """Workers on a scene's database, and a producer at their queue."""
+
+    def __init__(self, scene: Scene, producer: Producer, workers: Sequence[WorkerProcess]) -> None:
+        self.scene = scene
+        self.producer = producer
+        self.workers = workers
+        self.refused = 0
+        self._number = 0
+
+    async def serve(self, kinds: Sequence[Bad], count: int, good: int = GOOD) -> Measured:
+        """Send good requests with ``count`` of each of these kinds among them, and wait until each
+        is answered.
+        """
+        sent: list[tuple[Bad | None, str, dict[str, Any] | bytes, dict[str, Any]]] = [
+            (None, uuid4().hex, {"flow_id": self.scene.flow_id}, {}) for _ in range(good)
+        ]
+        bad = [kind for _ in range(count) for kind in kinds]
+        for place, kind in enumerate(bad):
+            self._number += 1
+            body, properties = kind.body(self._number, self.scene), kind.properties(self._number)
+            sent.insert((place + 1) * len(sent) // (len(bad) + 1), (kind, uuid4().hex, body, properties))
+        unreplied_before = await self._made_up()
+        started = time.monotonic()
+        for start in range(0, len(sent), 200):
+            await asyncio.gather(
+                *(
+                    self.producer.publish(body, correlation_id=id_, **properties)
+                    for _, id_, body, properties in sent[start : start + 200]
+                )
+            )
+        good_ids = [id_ for kind, id_, *_ in sent if kind is None]
+        wrong = [f"{missing} good ones unanswered" for missing in await self._missing(good_ids) if missing]
+        seconds = time.monotonic() - started
+        bad_ids = [id_ for kind, id_, *_ in sent if kind is not None and kind.replied]
+        await self._missing(bad_ids)
+        for kind, id_, *_ in sent:
+            statuses = [reply.status for reply in self.producer.replies[id_]]
+            if kind is None:
+                if statuses not in ([201], []):
+                    wrong.append(f"a good one: {statuses}")
+            elif kind.replied:
+                self.refused += bool(statuses and statuses[0] >= 400)
+                if len(statuses) != 1 or statuses[0] not in kind.statuses:
+                    wrong.append(f"{kind.name}: {statuses}")
+        unreplied = sum(not kind.replied for kind in bad)
+        async with asyncio.timeout(PATIENCE):
+            while unreplied and await self._made_up() - unreplied_before < unreplied:
+                await asyncio.sleep(0.1)
+        wrong += [f"worker {number} ended" for number, each in enumerate(self.workers) if each.process.poll()]
+        return Measured(seconds, tuple(f"{count} x {what}" for what, count in Counter(wrong).items()))
+
+    async def _missing(self, ids: Sequence[str]) -> list[int]:
+        """How many of these have no reply when there was time enough."""
+        until = time.monotonic() + PATIENCE
+        while missing := sum(not self.producer.replies[each] for each in ids):
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(0.01)
+        return [missing]
+
+    async def _made_up(self) -> int:
+        (row,) = await fetch(self.scene.admin, "SELECT count(*) AS n FROM flow_run WHERE name = 'made up'")
+        return int(row["n"])
+
+    async def end(self) -> list[str]:
+        """End the workers; returns what is not as it should be then."""
+        wrong = []
+        letters = await self.producer.depth(f"{self.producer.queue}.dead")
+        if letters != self.refused:
+            wrong.append(f"{letters} dead letters of {self.refused} refused ones")
+        for worker in self.workers:
+            if status := (await asyncio.to_thread(worker.readiness))[0] != 200:
+                wrong.append(f"/readyz {status}")
+            if code := await asyncio.to_thread(worker.terminate):
+                wrong.append(f"exit code {code}")
+            if "Traceback" in worker.output:
+                wrong.append(f"a traceback in {worker.log}")
+        if left := await self.producer.depth():
+            wrong.append(f"{left} left in the queue")
+        return wrong
+
+
+@asynccontextmanager
+async def serving(scene: Scene, count: int) -> AsyncIterator[Served]:
+    queue = f"among-good-{uuid4().hex[:8]}.create"
+    user = f"workers-{uuid4().hex[:8]}"
+    await asyncio.to_thread(scene.broker.ctl, "add_user", user, user)
+    await asyncio.to_thread(scene.broker.ctl, "set_permissions", user, ".*", ".*", ".*")
+    environment = {
+        "WORKER_AMQP_URL": f"amqp://{user}:{user}@127.0.0.1:{scene.broker.port}/",
+        "WORKER_DATABASE_URL": scene.url,
+        "WORKER_DATABASE_KIND": "prefect" if scene.where == "prefect" else "standalone",
+        "WORKER_QUEUE": queue,
+        "WORKER_HTTP_PORT": "0",
+    }
+    workers: list[WorkerProcess] = []
+    try:
+        for number in range(count):
+            workers.append(WorkerProcess(scene.folder / f"{queue}-{number}.log", environment))
+        for worker in workers:
+            await asyncio.to_thread(worker.wait_until_logged, "serving")
+        async with Producer(scene.broker.url, queue) as producer:
+            yield Served(scene, producer, workers)
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+async def measure(where: Where, workers: int, chosen: str, broker: RabbitMQ, cluster: PostgreSQL) -> bool:
+    """Serve each kind whose name has this text, alone and in tens; returns whether all was
+    right.
+    """
+    right = True
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            open_scene(where, broker, cluster, Path(folder)) as scene,
+            serving(scene, workers) as served,
+        ):
+            await served.serve((), 0)  # connections, statements and code are warm then
+            without = sorted([(await served.serve((), 0)).seconds for _ in range(3)])[1]
+            console.print(f"[bold]{where}, {workers} workers[/]: {GOOD:,} good ones in {without:.2f} s")
+            for kind in kinds(broker):
+                if where not in kind.where or chosen not in kind.name:
+                    continue
+                for count in (1, 10):
+                    measured = await served.serve([kind], count)
+                    ratio = measured.seconds / without
+                    console.print(f"  {count:2} x {kind.name}: {measured.seconds:.2f} s, ratio {ratio:.2f}")
+                    for each in measured.wrong:
+                        console.print(f"     [red]{each}")
+                    right = right and not measured.wrong
+            for each in await served.end():
+                right = False
+                console.print(f"  [red]{each}")
+    return right
+
+
+async def main(databases: Sequence[Where], fleets: Sequence[int], chosen: str) -> int:
+    """Measure; returns the exit code."""
+    right = True
+    with RabbitMQ() as broker, PostgreSQL() as cluster:
+        for where in databases:
+            for workers in fleets:
+                right = await measure(where, workers, chosen, broker, cluster) and right
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--database", choices=EVERYWHERE, action="append")
+    parser.add_argument("--workers", type=int, action="append")
+    parser.add_argument("--kind", default="", help="those whose name has this text")
+    given = parser.parse_args()
+    sys.exit(asyncio.run(main(given.database or EVERYWHERE, given.workers or (1, 3), given.kind)))
