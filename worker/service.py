@@ -238,7 +238,9 @@ class Service:
                     log.warning("shutdown_timeout", handed_back="what is still in flight")
             if session.lost.done():
                 lost = session.lost.result()
-                if lost.refused and not (self._served or session.consumer.answered):
+                # A token that has expired is no right that was missing from the start.
+                may_change = self._served or session.consumer.answered or self._settings.amqp_password_file
+                if lost.refused and not may_change:
                     raise BrokerRefused(f"The broker refuses what the worker needs: {lost}")
                 raise lost
             if serving.done():

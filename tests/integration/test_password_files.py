@@ -3,7 +3,11 @@ and what is wrong with one is waited out.
 """
 
 import asyncio
+import base64
+import json
 import os
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -214,3 +218,68 @@ async def test_a_client_reads_the_file_that_its_url_names(
         secret.rotate("second")
         rabbitmq.ctl("close_all_user_connections", user, "to see whether it comes back")
         await client.create_flow_run(FLOW_ID)
+
+
+class Tokens:
+    """Signs tokens of OAuth 2 as RabbitMQ takes them (RFC 7519, RS256)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._key, self.public = folder / "token.key", folder / "token.pem"
+        self._openssl("genpkey", "-algorithm", "RSA", "-out", str(self._key))
+        self._openssl("pkey", "-in", str(self._key), "-pubout", "-out", str(self.public))
+
+    def issue(self, seconds: float) -> str:
+        """A token with all rights for so long."""
+        rights = [f"rabbitmq.{right}:*/*" for right in ("configure", "read", "write")]
+        claims = {"aud": ["rabbitmq"], "scope": rights, "exp": int(time.time() + seconds)}
+        parts = ({"alg": "RS256", "typ": "JWT", "kid": "ours"}, claims)
+        signed = b".".join(_encoded(json.dumps(part).encode()) for part in parts)
+        signature = self._openssl("dgst", "-sha256", "-sign", str(self._key), stdin=signed)
+        return (signed + b"." + _encoded(signature)).decode()
+
+    def _openssl(self, *arguments: str, stdin: bytes = b"") -> bytes:
+        done = subprocess.run(
+            ["openssl", *arguments], input=stdin, capture_output=True, check=True, timeout=300
+        )
+        return done.stdout
+
+
+def _encoded(part: bytes) -> bytes:
+    return base64.urlsafe_b64encode(part).rstrip(b"=")
+
+
+async def test_a_token_that_expires_is_followed_by_the_one_in_the_file(
+    start_worker: StartWorker, sqlite_url: str, queue: str, tmp_path: Path
+) -> None:
+    """The broker refuses one that has expired, and the worker waits for another."""
+    tokens = Tokens(tmp_path)
+    node = RabbitMQ(
+        plugins=["rabbitmq_auth_backend_oauth2"],
+        settings={
+            "auth_backends.1": "rabbit_auth_backend_oauth2",
+            "auth_backends.2": "internal",
+            "auth_oauth2.resource_server_id": "rabbitmq",
+            "auth_oauth2.default_key": "ours",
+            "auth_oauth2.signing_keys.ours": str(tokens.public),
+        },
+    )
+    with node:
+        secret = Secret(tmp_path / "secret", tokens.issue(3600))
+        worker = await asyncio.to_thread(
+            start_worker,
+            sqlite_url,
+            amqp_url=str(URL(node.url).with_user("anybody").with_password("expired")),
+            amqp_password_file=secret.path,
+        )
+        secret.rotate(tokens.issue(-60))
+        async with Producer(node.url, queue) as producer:
+            # RabbitMQ 3.10 closes no connection by itself.
+            for name in node.ctl("list_connections", "pid", "user").splitlines():
+                if name.endswith("anybody"):
+                    node.ctl("close_connection", name.split()[0], "its token has expired")
+            await asyncio.to_thread(worker.wait_until_logged, "refuses the login")
+            request = asyncio.create_task(producer.request({"flow_id": FLOW_ID}))
+            assert worker.readiness()[0] == 503
+            assert worker.process.poll() is None
+            secret.rotate(tokens.issue(3600))
+            assert (await request).status == 201
