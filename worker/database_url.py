@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError
 from worker.broker.urls import ENCODE
 from worker.password_file import PASSWORD_FILE
 
-# What a parameter becomes; it raises ValueError with the remedy where it can become nothing.
+# Gives what a parameter becomes, or raises ValueError with the remedy.
 _Rule = Callable[[str], Mapping[str, str]]
 
 _TRUE, _FALSE = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
@@ -50,7 +50,7 @@ def _number(name: str, *, zero: bool = True, whole: bool = True) -> _Rule:
 
 
 def _switch(on: Mapping[str, str], off: Mapping[str, str]) -> _Rule:
-    """What true and false become."""
+    """One of two, for true or false."""
 
     def rule(value: str) -> Mapping[str, str]:
         if value.lower() not in _TRUE + _FALSE:
@@ -61,7 +61,7 @@ def _switch(on: Mapping[str, str], off: Mapping[str, str]) -> _Rule:
 
 
 def _only(*values: str, remedy: str) -> _Rule:
-    """These values ask for what is done anyway."""
+    """These values change nothing. All others are refused with the remedy."""
 
     def rule(value: str) -> Mapping[str, str]:
         if value.lower() not in values:
@@ -245,7 +245,7 @@ def read_database_url(text: str) -> URL:
         raise ValueError(f"can't be read as a URL {ENCODE}") from None
     if url.get_backend_name() not in ("postgresql", "postgres"):
         return url
-    # Of what stands there twice, the last counts, as in libpq; but hosts.
+    # The last of two parameters with one name counts, as in libpq. Hosts are a list.
     given = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
     in_authority = several[2].split(",") if several else [url.host and _bracketed(url)]
     hosts = _hosts(_listed(url, "host") or in_authority, _listed(url, "port"), given.get("hostaddr"))
@@ -276,15 +276,15 @@ def _query(given: Mapping[str, str]) -> dict[str, str]:
                 became = {each or name: text for each, text in _RULES[name](value).items()}
             except ValueError as error:
                 raise ValueError(f"has '{name}' behind the '?': {error}") from None
-            # What has the name itself goes before what is translated to it.
+            # A parameter of this name goes before one that is translated to it.
             query = {**became, **query} if name not in became else {**query, **became}
         elif name.lower() in _BY_LOWER_CASE:
             raise ValueError(f"has '{name}' behind the '?': it is '{_BY_LOWER_CASE[name.lower()]}' here")
         else:
             query[name] = value
     if query.pop("channel_binding", "") == "require":
-        # asyncpg has none. What it keeps away, a stranger amid the connection, the server's
-        # certificate keeps away as well.
+        # asyncpg has none. It would keep a stranger out of the connection, and so does a verified
+        # certificate.
         if query.get("sslmode", "require") not in ("require", "verify-ca", "verify-full"):
             raise ValueError(f"has 'channel_binding' behind the '?': it needs TLS, as by {_VERIFY}")
         query = {"sslrootcert": "system", **query, "sslmode": "verify-full"}

@@ -164,7 +164,7 @@ def _keep_alive(there: socket.socket, options: dict[str, int]) -> None:
 
 
 def read_url(url: URL) -> tuple[Connector, int]:
-    """What a URL asks for, which has the form of ``read_database_url``; and how many prepared
+    """Read a URL that has the form of ``read_database_url``. Returns also how many prepared
     statements a connection may keep.
     """
     query = {name: str(value) for name, value in url.query.items()}
@@ -178,7 +178,7 @@ def read_url(url: URL) -> tuple[Connector, int]:
     taken = {name: kind(query.pop(name)) for name, kind in _ARGUMENTS.items() if name in query}
     cache_size = int(taken.pop("prepared_statement_cache_size", 100))
     arguments = {"command_timeout": STATEMENT_TIMEOUT, **login, **taken}
-    # Of what libpq has as a number, 0 and less are the system's.
+    # As in libpq, 0 and less mean the system's default.
     own = {option: int(query.pop(name)) for name, option in _KEEPALIVE_NAMES.items() if name in query}
     keepalive = {option: value for option, value in (KEEPALIVE | own).items() if value > 0}
     if "SO_KEEPALIVE" not in keepalive:

@@ -1,7 +1,7 @@
 """The file of an SQLite database: whether the one that is open is still the one at its path.
 
 SQLite goes on writing to a file that was deleted, moved away or replaced, and to a write-ahead log
-that was. Whoever opens the path next finds none of it.
+that was. The next process that opens the path finds none of it.
 """
 
 import os
@@ -45,9 +45,9 @@ class DatabaseFile:
     def __init__(self, engine: AsyncEngine, path: str) -> None:
         self._path = path
         self._open: _Identity | None = None
-        # Of the log and of its index, once they are there.
+        # The log and its index, once they are there.
         self._companions: dict[str, _Identity] = {}
-        # What the connection has seen of a file that is another one now, or none.
+        # The newest run of the open file, once another file or none is at the path.
         self._newest: str | None = None
         self._filled = self._emptied = False
         self._told = ""
@@ -103,8 +103,8 @@ class DatabaseFile:
         raise self._fault(moved)
 
     async def _save(self, server: Any) -> bool:
-        """Note the newest run, by which a copy is known; and write what is in the log into the open
-        file, which has all then if it is moved back. Returns whether that was done.
+        """Note the newest run, to know a copy again. Write the log into the open file, so that it
+        has all if it is moved back. Returns whether the log was written.
         """
         if self._emptied:
             return False
@@ -117,14 +117,14 @@ class DatabaseFile:
         return False
 
     def _moved(self) -> str:
-        """What is wrong at the path; empty if it is right."""
+        """Tell what is wrong at the path; empty if it is right."""
         try:
             there = os.stat(self._path)
         except OSError as error:
             return f"the file {self._path} is gone ({error.strerror}). {_RESTORE}"
         if (there.st_dev, there.st_ino) != self._open:
             return f"another file than the one that is open stands at {self._path}. {_RESTORE}"
-        # What is written into the same file, as by cp, is not what the connection has read of it.
+        # cp writes into the same file, and the connection has read other pages of it.
         self._emptied = self._emptied or (self._filled and not there.st_size)
         self._filled = self._filled or there.st_size > 0
         if self._emptied:
@@ -178,5 +178,5 @@ class DatabaseFile:
 
 
 def _existing(path: str) -> str:
-    """A name by which SQLite makes no file."""
+    """The file's name for SQLite, which then makes none."""
     return f"{Path(path).absolute().as_uri()}?mode=rw"
