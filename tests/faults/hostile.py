@@ -278,6 +278,12 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("direct reply-to that nobody made", GOOD, 201, {"reply_to": "amq.rabbitmq.reply-to.nobody"}, replied=False),
     Hostile("direct reply-to of nothing", GOOD, 201, {"reply_to": "amq.rabbitmq.reply-to."}, replied=False),
     Hostile("direct reply-to that is no process", GOOD, 201, {"reply_to": "amq.rabbitmq.reply-to.g1h3AAFh.AAAA"}, replied=False),
+    Hostile("direct reply-to in an old form", GOOD, 201, {"reply_to": "amq.rabbitmq.reply-to.g2dkAA9yZXBseUAxMjgyMTEzODAAAAKwAAAAAAE=.aSiJZEuFGqmRJ4JUR3dDOQ=="}, replied=False),
+    Hostile("direct reply-to as an address", GOOD, 201, {"reply_to": f"/queue/{ELSEWHERE}"}, replied=False),
+    Hostile("reply to the address of no queue, refused", b"{}", 422, {"reply_to": "/queue//queue/no-such-queue"}, replied=False),
+    Hostile("reply to an address that is no text", GOOD, 201, {"reply_to": "/queues/%FF%00%2F"}, replied=False),
+    Hostile("reply to the address of nothing", GOOD, 201, {"reply_to": "/amq/queue/"}, replied=False),
+    Hostile("reply to the address of the request queue", GOOD, 400, {"reply_to": f"/queues/{QUEUE}"}, replied=False),
     Hostile("direct reply-to of another cluster", GOOD, 201, {"reply_to": ELSEWHERE}, replied=False),
     Hostile("direct reply-to of another cluster, refused", b"{}", 422, {"reply_to": ELSEWHERE}, replied=False),
     # Headers
