@@ -28,6 +28,7 @@ from yarl import URL
 
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import ROOT
+from worker.broker.control import WatchedConnection, watch_of
 from worker.broker.transport import HEARTBEAT, Connection, FrameReader, Transport
 
 CAPPED = ("aio-pika", "aiormq", "pamqp")
@@ -317,6 +318,18 @@ async def test_a_message_of_our_own_properties_goes_out_with_them_by_aiormq(
     assert connection.frames.properties == {(channel.number, incoming.delivery_tag): raw}
 
 
+# ``aio_pika.Channel._connection``, and ``feed_data`` of the reader of ``TCPTransportFactory``
+async def test_a_channel_leads_to_its_connection_and_a_replaced_feed_data_is_called(amqp_url: str) -> None:
+    connection = WatchedConnection(URL(amqp_url))
+    read: list[int] = []
+    connection.frames.note = lambda buffer, start: read.append(start)  # type: ignore[method-assign]
+    await connection.connect()
+    assert len(read) == 3  # connection.start, tune, open-ok
+    channel = await connection.channel()
+    assert watch_of(channel._connection) is connection.frames  # type: ignore[attr-defined]
+    await connection.close()
+
+
 def test_every_line_of_the_list_has_its_test() -> None:
     """The list is the docstring of the module; a line that is added there is to be added here."""
     import worker.broker.fast_path as fast_path
@@ -329,5 +342,6 @@ def test_every_line_of_the_list_has_its_test() -> None:
         "aiormq.Channel",
         "aiormq.Connection.connection_tune.frame_max",
         "pamqp.commands.Basic.Properties.marshal",
+        "aio_pika.Channel._connection",
     ]
     assert [re.search(r"``([\w.]+)", line)[1] for line in lines] == pinned  # type: ignore[index]

@@ -17,6 +17,8 @@ document (their versions are capped in ``pyproject.toml``;
   ``aiormq.abc.ChannelFrame``; and ``on_consumer_cancel_callbacks``.
 - ``aiormq.Connection.connection_tune.frame_max``.
 - ``pamqp.commands.Basic.Properties.marshal``, which pamqp calls to write a content header.
+- ``aio_pika.Channel._connection``, and that asyncio calls ``feed_data`` of the very reader that
+  ``aiormq.connection.TCPTransportFactory`` returns (:mod:`worker.broker.control`).
 """
 
 import asyncio
