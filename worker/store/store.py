@@ -3,6 +3,7 @@ no broker.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from worker.store.errors import Blame, blame, first_line, is_fault
 from worker.store.insertion import Insertion, undecided
 from worker.store.outcome import Existing, Outcome, Undecided
 from worker.store.prefect import References, check_standalone, resolve
-from worker.store.reading import Reader, Unreadable
+from worker.store.reading import Reader, Row, Unreadable
 from worker.store.room import in_turns
 from worker.store.statements import SHOWN, run_of
 from worker.store.tables import flow_run
@@ -162,7 +163,9 @@ class Store(Reader):
             for each, refusal in zip(unresolved, resolved, strict=True)
             if isinstance(refusal, Refusal) and each.request.run_id
         }
-        found = await self.query(self.statements.read_by_id, [(each,) for each in refused])
+        found: Sequence[Row] = ()
+        with suppress(Unreadable):
+            found = await self.query(self.statements.read_by_id, [(each,) for each in refused])
         made_before = {run.id: Existing(run) for run in map(run_of, found)}
         theirs = (made_before.get(each.run_id, run) for each, run in zip(unresolved, resolved, strict=True))
         return [each if isinstance(each, NewRun) else next(theirs) for each in requested]
@@ -241,6 +244,8 @@ class Store(Reader):
 
     async def _unreadable(self, run: FlowRun, error: Exception) -> Outcome:
         """What a run is, where the one that stands in its place can't be read."""
+        if isinstance(error, Unreadable):
+            return error.refusal
         if is_fault(error):
             return undecided(error, wrote=False)
         key = (
