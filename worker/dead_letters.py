@@ -271,7 +271,9 @@ class DeadLetters:
             login = await login_of(self._connection)
             if login is not None and message.user_id not in {login, *self._fleet_logins}:
                 raise ValueError("it looks like an event, and no worker wrote it (see WORKER_FLEET_USERS)")
-            return events_message(self._topology.events_queue, [message.body], login)
+            # One event; or the list of a message that no worker's login wrote.
+            events = message.body.removeprefix(b"[").removesuffix(b"]")
+            return events_message(self._topology.events_queue, [events], login)
         return sent_again(message, self._topology.queue)
 
     async def _publish(self, letter: Letter, publication: Publication) -> None:

@@ -302,7 +302,8 @@ async def test_what_is_no_list_becomes_a_dead_letter_and_harms_no_other(
 
     api.answer = answer
     good = await put(2)
-    message = aio_pika.Message(b'[{"no": "id"}]', delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+    persistent = aio_pika.DeliveryMode.PERSISTENT
+    message = aio_pika.Message(b'[{"no": "id"}]', delivery_mode=persistent, user_id="guest")
     await producer.channel.default_exchange.publish(message, settings.topology.events_queue)
     good += await put(2)
     async with api.serve(), emitting(settings):
@@ -439,7 +440,7 @@ async def test_what_was_left_without_a_user_is_set_aside_and_can_be_sent_again(
             while not await producer.depth(settings.topology.dead_letter_queue):
                 await asyncio.sleep(0.05)
         given = {"amqp_url": amqp_url, "queue": settings.queue}
-        again = await command("dead-letters", "replay", **given)
+        again = await command("dead-letters", "replay", "--all", **given)
         assert again.code == 0, again.out + again.err
         await api.has_taken([event_id])
     assert api.taken == [event_id]
@@ -451,7 +452,7 @@ async def test_a_request_that_looks_like_an_event_is_never_sent_again_as_one(
     given = {"amqp_url": amqp_url, "queue": settings.queue}
     properties = {"type": "prefect_event", "user_id": URL(other_user).user}
     await forge(other_user, settings.topology.dead_letter_queue, **properties)
-    again = await command("dead-letters", "replay", **given)
+    again = await command("dead-letters", "replay", "--all", **given)
     assert again.code == 1
     assert "no worker wrote it" in again.err + again.out
     assert await producer.depth(settings.topology.events_queue) == 0
