@@ -11,6 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from tests.support.checks import ChecksHere
 from worker.broker.properties import _SIZES, read_message, split, split_table
 from worker.broker.publication import dead_letter_copy, reply
 from worker.contract.decode import decode
@@ -19,6 +20,7 @@ from worker.contract.message import MAX_MESSAGE_SIZE, Message, fingerprint
 from worker.contract.record import encode_record
 from worker.creation import NewRun, UnresolvedRun, requested_run
 from worker.dead_letters import sent_again
+from worker.deployments.checking import renderer
 from worker.deployments.creation import hydrated_limit, merged_parameters, run_of_deployment
 from worker.deployments.deployment import Deployment, WorkQueue
 from worker.deployments.hydration import variable_names
@@ -50,6 +52,7 @@ DEPLOYMENT = Deployment(
     queue=WorkQueue(UUID(int=3), "default", UUID(int=4), "pool"),
     job_template='{"variables": {"type": "object", "properties": {"cpu": {"type": "integer"}}}}',
 )
+CHECKS = ChecksHere()
 VARIABLES = {"v": [1, None, "text"]}
 
 _DIALECTS: tuple[sa.Dialect, ...] = (sqlite.dialect(), postgresql.dialect())
@@ -71,8 +74,9 @@ def serve(message: Message) -> int:
         request = decode(message, max_body_bytes=MAX_BODY_BYTES)
         new = requested_run(request, NOW, traceparent=request.traceparent)
         if isinstance(new, UnresolvedRun):
-            variable_names([(merged_parameters(new, DEPLOYMENT), hydrated_limit(new, DEPLOYMENT))], {})
-            new = run_of_deployment(new, DEPLOYMENT, variables=VARIABLES, blocks={})
+            merged, limit = merged_parameters(new, DEPLOYMENT), hydrated_limit(new, DEPLOYMENT)
+            variable_names(merged, {}, renderer(CHECKS, new, DEPLOYMENT), limit)
+            new = run_of_deployment(new, DEPLOYMENT, variables=VARIABLES, blocks={}, checks=CHECKS)
         unusable(new, [DEPLOYMENT.tags])
     except Refusal as refusal:
         status, answer = refusal.status, _refused(message, refusal)

@@ -3,6 +3,7 @@ checked. tests/conformance compares all of it with Prefect; here is what it rest
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +12,9 @@ from uuid import UUID
 import pytest
 
 from tests.fuzz.line import DEPLOYMENT, VARIABLES
+from tests.support.checks import ChecksHere
+from worker.checks.jobs import JobTemplate, Verdict, block_references
+from worker.checks.schemas import Invalid, Schema, Unusable
 from worker.contract.decode import CreateRequest, DeploymentRequest, decode
 from worker.contract.errors import (
     BlockNotFound,
@@ -30,8 +34,6 @@ from worker.creation import NewRun, UnresolvedRun, requested_run
 from worker.deployments.creation import run_of_deployment
 from worker.deployments.deployment import Deployment
 from worker.deployments.hydration import hydrate, variable_names
-from worker.deployments.job_variables import check_job_variables, job_template
-from worker.deployments.schemas import Invalid, Schema, Unusable
 from worker.store.work_queues import free_priority
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -43,11 +45,13 @@ def decoded(type_: str | None = FROM_DEPLOYMENT, **fields: Any) -> CreateRequest
     return decode(Message(body, {}, message_id="m", type=type_), max_body_bytes=100_000)
 
 
-def created(deployment: Deployment = DEPLOYMENT, **fields: Any) -> FlowRun:
+def created(deployment: Deployment = DEPLOYMENT, there: Collection[UUID] = (), **fields: Any) -> FlowRun:
     """The row of a run of a deployment."""
     unresolved = requested_run(decoded(deployment_name="flow/name", **fields), NOW)
     assert isinstance(unresolved, UnresolvedRun)
-    return run_of_deployment(unresolved, deployment, variables=VARIABLES, blocks={}).run
+    return run_of_deployment(
+        unresolved, deployment, variables=VARIABLES, blocks=there, checks=ChecksHere()
+    ).run
 
 
 def test_the_type_alone_makes_a_request_one_for_a_deployment() -> None:
@@ -89,7 +93,8 @@ def test_each_try_asks_for_the_same_run() -> None:
     unresolved = requested_run(request, NOW)
     assert isinstance(unresolved, UnresolvedRun)
     first, second = [
-        run_of_deployment(unresolved, DEPLOYMENT, variables={}, blocks={}).run.id for _ in range(2)
+        run_of_deployment(unresolved, DEPLOYMENT, variables={}, blocks={}, checks=ChecksHere()).run.id
+        for _ in range(2)
     ]
     assert first == second
 
@@ -151,6 +156,11 @@ def test_the_first_thing_that_is_wrong_is_told(
             created(deployment, **fields)
 
 
+def render(template: Any) -> Verdict:
+    """Stands for the process that renders templates."""
+    return Verdict("invalid", "why") if template == "{{ bad }}" else Verdict("text", f"<{template}>")
+
+
 def kind(name: Any, **fields: Any) -> dict[str, Any]:
     return {"__prefect_kind": name, **fields}
 
@@ -158,12 +168,12 @@ def kind(name: Any, **fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"])
 def test_a_variable_whose_name_no_database_stores_is_not_asked_for(name: str) -> None:
     named: dict[str, Any] = {"a": kind("workspace_variable", variable_name=name)}
-    assert variable_names([(named, 1000)], {}) == set()
+    assert variable_names(named, {}, render, 1000) == set()
     with pytest.raises(HydrationRefused, match="not found in workspace"):
-        hydrate(named, {})
+        hydrate(named, {}, render)
     # It may come out of a text that is read.
     named["a"]["variable_name"] = kind("json", value=json.dumps(name))
-    assert variable_names([(named, 1000)], {}) == set()
+    assert variable_names(named, {}, render, 1000) == set()
 
 
 @pytest.mark.parametrize(
@@ -175,13 +185,16 @@ def test_a_variable_whose_name_no_database_stores_is_not_asked_for(name: str) ->
         (kind("workspace_variable", variable_name=kind("json", value='"v"')), VARIABLES["v"]),
         ([kind("json"), 1, kind("workspace_variable")], [1]),
         (kind("jinja", template="no mark"), "no mark"),
+        (kind("jinja", template="{{ 1 }}"), "<{{ 1 }}>"),
+        (kind("jinja", template=["no mark"]), ["no mark"]),
+        (kind("jinja", template=kind("json", value='"{{ 1 }}"')), "<{{ 1 }}>"),
         (kind("nothing we know", value=1), 1),
         (kind([], value=1), 1),
         (kind("json", value="1e999"), float("inf")),
     ],
 )
 def test_a_kind_is_replaced_by_its_value(value: Any, hydrated: Any) -> None:
-    assert hydrate({"a": value}, VARIABLES) == {"a": hydrated}
+    assert hydrate({"a": value}, VARIABLES, render) == {"a": hydrated}
 
 
 @pytest.mark.parametrize(
@@ -192,8 +205,8 @@ def test_a_kind_is_replaced_by_its_value(value: Any, hydrated: Any) -> None:
         (kind("json", value="nul"), "Invalid JSON: Expecting value: line 1 column 1"),
         (kind("workspace_variable", variable_name="w"), "Variable 'w' not found in workspace."),
         (kind("workspace_variable", variable_name={"v": 1}), "Variable '{'v': 1}' not found"),
-        (kind("jinja", template="{{ 1 }}"), "renders no jinja templates"),
-        (kind("jinja", template=5), "renders no jinja templates"),
+        (kind("jinja", template="{{ bad }}"), "why"),
+        (kind("jinja", template=5), "Invalid jinja: the template is no text"),
         (kind("json", value='"a\\u0000"'), "a: Input should not contain NUL"),
         (kind("json", value="[" * 501 + "]" * 501), "nested too deep"),
         (kind("json", value="[" * 100_000), "nested too deep"),
@@ -202,7 +215,7 @@ def test_a_kind_is_replaced_by_its_value(value: Any, hydrated: Any) -> None:
 )
 def test_why_a_kind_has_no_value_is_told(value: Any, reason: str) -> None:
     with pytest.raises(HydrationRefused) as refused:
-        hydrate({"a": value}, VARIABLES)
+        hydrate({"a": value}, VARIABLES, render)
     assert str(refused.value).startswith("Error hydrating flow run parameters: ")
     assert reason in str(refused.value)
 
@@ -216,7 +229,9 @@ def with_variables(count: int, *, limit: int = MAX_PARAMETER_SIZE) -> NewRun:
     message = Message(json.dumps(body).encode(), {}, type=FROM_DEPLOYMENT)
     unresolved = requested_run(decode(message, max_body_bytes=1_000_000, max_parameter_size=limit), NOW)
     assert isinstance(unresolved, UnresolvedRun)
-    return run_of_deployment(unresolved, DEPLOYMENT, variables={"v": "a" * 4998}, blocks={})
+    return run_of_deployment(
+        unresolved, DEPLOYMENT, variables={"v": "a" * 4998}, blocks={}, checks=ChecksHere()
+    )
 
 
 def test_what_variables_add_to_a_run_is_counted() -> None:
@@ -245,24 +260,22 @@ def test_values_are_measured_before_they_are_looked_at() -> None:
 
     asked = {"x": [kind("workspace_variable", variable_name="v")] * 1000}
     with pytest.raises(ParametersTooLarge):
-        hydrate(asked, {"v": Shown({"a": 1})}, 1000)
+        hydrate(asked, {"v": Shown({"a": 1})}, render, 1000)
 
 
 def test_parameters_without_a_kind_are_not_copied() -> None:
     parameters = {"a": [[{}]] * 3}
-    assert hydrate(parameters, {}) is parameters
+    assert hydrate(parameters, {}, render) is parameters
 
 
 def test_variables_are_asked_for_in_rounds() -> None:
     """As far as it can be seen: what another variable names is asked for in the next."""
     inner = kind("workspace_variable", variable_name=kind("workspace_variable", variable_name="v"))
-    asked = [
-        ({"a": inner, "b": kind("workspace_variable", variable_name="w")}, 100),
-        ({"a": kind("json", value="]")}, 100),
-    ]
-    assert variable_names(asked, {}) == {"v"}
-    assert variable_names(asked, {"v": "x"}) == {"x", "w"}
-    assert variable_names(asked, {"v": "x", "w": 1, "x": 2}) == set()
+    asked = {"a": inner, "b": kind("workspace_variable", variable_name="w")}
+    assert variable_names(asked, {}, render) == {"v"}
+    assert variable_names(asked, {"v": "x"}, render) == {"x", "w"}
+    assert variable_names(asked, {"v": "x", "w": 1, "x": 2}, render) == set()
+    assert variable_names({"a": kind("json", value="]")}, {}, render) == set()
 
 
 def test_a_schema_of_pydantic_1_is_mended() -> None:
@@ -312,44 +325,45 @@ def template(**properties: Any) -> str:
     return json.dumps({"variables": {"type": "object", "properties": properties, "required": ["image"]}})
 
 
+def outcome(template: str, *variables: Any) -> str:
+    return JobTemplate(template).verdict(variables).outcome
+
+
 def test_defaults_and_variables_go_over_each_other() -> None:
     text = template(image={"type": "string"}, cpu={"type": "integer", "default": 1})
-    check_job_variables(text, '{"image": "a"}', None)
-    check_job_variables(text, None, {"image": "a", "cpu": 2})
-    check_job_variables(text, '{"image": 1}', {"image": "a"})
-    for of_deployment, of_request in (
-        (None, None),
-        ('{"image": 1}', None),
-        ('{"image": "a"}', {"image": 1}),
-        ('{"image": "a"}', {"cpu": "x"}),
-    ):
-        with pytest.raises(JobVariablesRefused, match=r"^Error creating flow run: Validation failed"):
-            check_job_variables(text, of_deployment, of_request)
+    assert outcome(text, {"image": "a"}) == "fits"
+    assert outcome(text, None, {"image": "a", "cpu": 2}) == "fits"
+    assert outcome(text, {"image": 1}, {"image": "a"}) == "fits"
+    for variables in ((), ({"image": 1},), ({"image": "a"}, {"image": 1}), ({"image": "a"}, {"cpu": "x"})):
+        assert outcome(text, *variables) == "invalid"
 
 
 def test_where_a_default_does_not_fit_nothing_is_required() -> None:
-    check_job_variables(template(image={"type": "string", "default": 1}), None, None)
+    assert outcome(template(image={"type": "string", "default": 1})) == "fits"
 
 
 def test_a_block_that_gives_a_default_has_to_be_there() -> None:
     reference = {"$ref": {"block_document_id": str(BLOCK)}}
     text = template(image={"type": "string", "default": reference})
-    assert job_template(text).blocks == {BLOCK}
-    job_template(text).check_blocks({BLOCK: {}})
-    check_job_variables(text, None, None)
+    assert block_references(text) == {"image": BLOCK}
+    assert outcome(text) == "fits"
+    deployment = replace(DEPLOYMENT, job_template=text)
     with pytest.raises(BlockNotFound):
-        job_template(text).check_blocks({})
+        created(deployment)
+    assert created(deployment, there={BLOCK})
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"variables": {}}', '{"variables": null}', "null"])
 def test_without_variables_in_the_template_all_are_taken(text: str) -> None:
-    check_job_variables(text, '{"a": 1}', {"b": 2})
+    assert outcome(text, {"a": 1}, {"b": 2}) == "fits"
 
 
 def test_a_template_that_is_no_schema_is_told_each_time() -> None:
+    ready = JobTemplate('{"variables": {"type": 7}}')
     for _ in range(2):
-        with pytest.raises(SchemaRefused, match="Invalid schema"):
-            check_job_variables('{"variables": {"type": 7}}', None, {"a": 1})
+        found = ready.verdict([{"a": 1}])
+        assert (found.outcome, found.references) == ("unusable", 0)
+        assert found.message.startswith("Invalid schema")
 
 
 @pytest.mark.parametrize(
@@ -357,24 +371,3 @@ def test_a_template_that_is_no_schema_is_told_each_time() -> None:
 )
 def test_a_new_queue_has_the_first_free_priority(taken: list[int], free: int) -> None:
     assert free_priority(taken) == free
-
-
-@pytest.mark.parametrize(
-    ("schema", "value"),
-    [
-        # Each character more takes twice the time: these 60 would take thousands of years.
-        ({"properties": {"x": {"pattern": "^(a+)+$"}}}, "a" * 60 + "!"),
-        # 5,000 objects that can't be sorted are compared with each other.
-        ({"properties": {"x": {"uniqueItems": True}}}, [{"a": number} for number in range(5000)]),
-    ],
-)
-def test_a_check_without_end_is_ended_and_the_next_is_made(schema: dict[str, Any], value: Any) -> None:
-    ready = Schema(schema)
-    with pytest.raises(Invalid, match=r"it takes more than 1\.0 seconds"):
-        ready.check({"x": value})
-    ready.check({"x": "aaa"})
-
-
-def test_a_large_request_is_checked_for_longer() -> None:
-    with pytest.raises(Invalid, match=r"more than 2\.0 seconds"):
-        Schema({"pattern": "^(a+)+$"}).check("a" * 60 + "!", size=50_000)

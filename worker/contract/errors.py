@@ -142,6 +142,15 @@ class JobVariablesRefused(Refusal):
     status = 422
 
 
+class CheckTooCostly(Refusal):
+    """A check takes more time or memory than one request may cost. Prefect would go on with it."""
+
+    status = 422
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"Error creating flow run: {what} can't be checked: {why}.")
+
+
 class IntegrityConflict(Refusal):
     """A row that the request refers to does not exist (``integrity_exception_handler``)."""
 

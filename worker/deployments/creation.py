@@ -3,30 +3,19 @@ request's, and whether they fit each other.
 """
 
 from collections.abc import Collection
-from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from pydantic_core import from_json
-
 from worker.contract.encoding import dumps
-from worker.contract.errors import NoWorkPool, ParametersRefused, ParametersTooLarge, SchemaRefused
+from worker.contract.errors import NoWorkPool, ParametersTooLarge
 from worker.contract.request import NO_LIMIT
 from worker.contract.state import StateCreate, StateType
 from worker.creation import NewRun, UnresolvedRun, run_row
+from worker.deployments.checking import Checks, check_job_variables, check_parameters, renderer
 from worker.deployments.deployment import Deployment
 from worker.deployments.hydration import Variables, hydrate
-from worker.deployments.job_variables import check_job_variables, job_template
-from worker.deployments.schemas import Invalid, Schema, Unusable
-
-# Parameter schemas that are kept ready. A guess at how many one worker meets at a time.
-SCHEMAS_MAX = 256
 
 _SCHEDULED = StateCreate(type=StateType.SCHEDULED)
-_NO_SCHEMA = (
-    "Error updating deployment: Cannot update parameters because parameter schema enforcement is enabled "
-    "and the deployment does not have a valid parameter schema."
-)
 
 
 def merged_parameters(unresolved: UnresolvedRun, deployment: Deployment) -> dict[str, Any]:
@@ -43,7 +32,12 @@ def hydrated_limit(unresolved: UnresolvedRun, deployment: Deployment) -> int:
 
 
 def run_of_deployment(
-    unresolved: UnresolvedRun, deployment: Deployment, *, variables: Variables, blocks: Collection[UUID]
+    unresolved: UnresolvedRun,
+    deployment: Deployment,
+    *,
+    variables: Variables,
+    blocks: Collection[UUID],
+    checks: Checks,
 ) -> NewRun:
     """Make the rows for a request (``create_flow_run_from_deployment``).
 
@@ -53,22 +47,23 @@ def run_of_deployment(
     Args:
         variables: workspace variables by name, as far as the parameters need them.
         blocks: the block documents of the pool's template that are there.
+        checks: makes the checks.
 
     Raises:
         Refusal: what Prefect's endpoint answers, in the order of its checks.
+        Pending: a check is under way.
     """
     request = unresolved.request
     body = request.body
     size = request.size + deployment.size
     merged = merged_parameters(unresolved, deployment)
     limit = hydrated_limit(unresolved, deployment)
-    parameters = hydrate(merged, variables, limit)
+    parameters = hydrate(merged, variables, renderer(checks, unresolved, deployment), limit)
     enforced = body.enforce_parameter_schema
     if deployment.enforce_parameter_schema if enforced is None else enforced:
-        _check_parameters(parameters, deployment.parameter_schema, size)
+        check_parameters(checks, deployment, parameters, size)
     if deployment.job_template is not None:
-        job_template(deployment.job_template).check_blocks(blocks)
-        check_job_variables(deployment.job_template, deployment.job_variables, body.job_variables, size)
+        check_job_variables(checks, deployment, body.job_variables, size, blocks)
     if body.work_queue_name and deployment.queue is None:
         raise NoWorkPool(body.work_queue_name, deployment.id)
     run = run_row(
@@ -104,19 +99,3 @@ def run_of_deployment(
         if limit != NO_LIMIT and added > limit:
             raise ParametersTooLarge(limit)
     return NewRun(request, run, added, deep)
-
-
-def _check_parameters(parameters: dict[str, Any], schema: str | None, size: int) -> None:
-    if schema is None:
-        raise ParametersRefused(_NO_SCHEMA)
-    try:
-        _schema(schema).check(parameters, size)
-    except Invalid as wrong:
-        raise ParametersRefused(f"Error creating flow run: {wrong}") from None
-    except Unusable as wrong:
-        raise SchemaRefused(str(wrong)) from None
-
-
-@lru_cache(maxsize=SCHEMAS_MAX)
-def _schema(text: str) -> Schema:
-    return Schema(from_json(text))

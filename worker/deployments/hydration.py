@@ -2,10 +2,12 @@
 list (``prefect.utilities.schema_tools.hydration``).
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+from worker.checks.jobs import Verdict
 from worker.contract.allowed import Names
 from worker.contract.decode import MAX_DEPTH, depth_exceeds
 from worker.contract.encoding import dumps
@@ -22,6 +24,14 @@ _TOO_DEEP = "They are nested too deep."
 _LEFT_OUT = object()
 
 Variables = Mapping[str, Any]
+Render = Callable[[Any], Verdict]
+
+
+class Given(NamedTuple):
+    """What values are made of; see :func:`hydrate`."""
+
+    variables: Variables
+    render: Render
 
 
 class UnknownVariable(HydrationRefused):
@@ -31,23 +41,27 @@ class UnknownVariable(HydrationRefused):
         super().__init__(f"Variable '{name}' not found in workspace.")
 
 
-def hydrate(parameters: dict[str, Any], variables: Variables, max_size: int = NO_LIMIT) -> dict[str, Any]:
+def hydrate(
+    parameters: dict[str, Any], variables: Variables, render: Render, max_size: int = NO_LIMIT
+) -> dict[str, Any]:
     """Parameters with the values that they stand for.
 
     Args:
         variables: the workspace variables by name, as far as these parameters need them.
+        render: gives the text of a jinja template.
         max_size: of the values of variables in them, as JSON in bytes; :data:`NO_LIMIT`.
 
     Raises:
         HydrationRefused: a value can't be had, or can't be stored.
         ParametersTooLarge: these values are larger.
+        Exception: what ``render`` raises.
     """
     if not _has_kind(parameters):
         return parameters
     if max_size != NO_LIMIT:
         variables = _Bounded(variables, max_size)
     try:
-        hydrated = _hydrated(parameters, variables)
+        hydrated = _hydrated(parameters, Given(variables, render))
     except RecursionError:
         raise HydrationRefused(_TOO_DEEP) from None
     if hydrated is _LEFT_OUT:
@@ -62,31 +76,31 @@ def hydrate(parameters: dict[str, Any], variables: Variables, max_size: int = NO
     return hydrated
 
 
-def variable_names(parameters: Iterable[tuple[dict[str, Any], int]], known: Variables) -> set[str]:
-    """Workspace variables that these parameters need, besides those that are known.
+def variable_names(
+    parameters: dict[str, Any], known: Variables, render: Render, max_size: int = NO_LIMIT
+) -> set[str]:
+    """Workspace variables that parameters need, besides those that are known.
 
     A name may be in another variable, so ask again once these are known.
 
-    Args:
-        parameters: with the ``max_size`` of each, as for :func:`hydrate`.
+    Raises:
+        Exception: what ``render`` raises.
     """
     asked = _Asked(known)
-    for each, max_size in parameters:
-        try:
-            hydrate(each, asked, max_size)
-        except (HydrationRefused, ParametersTooLarge):
-            continue
+    with contextlib.suppress(HydrationRefused, ParametersTooLarge):
+        hydrate(parameters, asked, render, max_size)
+    return asked.names
     return asked.names
 
 
-def check_variables(parameters: dict[str, Any], variables: Variables, allowed: Names) -> None:
-    """Raise NotAllowed over a variable that these parameters may not name, and HydrationRefused as
-    :func:`hydrate` does.
+def check_variables(parameters: dict[str, Any], variables: Variables, allowed: Names, render: Render) -> None:
+    """Raise NotAllowed over a variable that these parameters may not name, and what :func:`hydrate`
+    raises.
 
     Args:
-        variables: as of :func:`hydrate`.
+        variables, render: as of :func:`hydrate`.
     """
-    hydrate(parameters, _Allowed(variables, allowed))
+    hydrate(parameters, _Allowed(variables, allowed), render)
 
 
 class _Allowed(dict[str, Any]):
@@ -152,37 +166,37 @@ def _has_kind(value: Any) -> bool:
     return False
 
 
-def _hydrated(value: Any, variables: Variables) -> Any:
+def _hydrated(value: Any, given: Given) -> Any:
     if isinstance(value, dict):
         if KIND in value:
             kind = value[KIND]
             read = _KINDS.get(kind) if isinstance(kind, str) else None
-            return value.get("value") if read is None else read(value, variables)
+            return value.get("value") if read is None else read(value, given)
         return {
             name: hydrated
             for name, each in value.items()
-            if (hydrated := _hydrated(each, variables)) is not _LEFT_OUT
+            if (hydrated := _hydrated(each, given)) is not _LEFT_OUT
         }
     if isinstance(value, list):
-        return [hydrated for each in value if (hydrated := _hydrated(each, variables)) is not _LEFT_OUT]
+        return [hydrated for each in value if (hydrated := _hydrated(each, given)) is not _LEFT_OUT]
     return value
 
 
-def _inner(value: Any, variables: Variables) -> Any:
+def _inner(value: Any, given: Given) -> Any:
     """What a kind is made of may be of a kind itself."""
-    return _hydrated(value, variables) if isinstance(value, dict) else value
+    return _hydrated(value, given) if isinstance(value, dict) else value
 
 
-def _none(value: dict[str, Any], variables: Variables) -> Any:
+def _none(value: dict[str, Any], given: Given) -> Any:
     if "value" not in value:
         raise HydrationRefused("Missing 'value' key in __prefect object")
-    return _hydrated(value["value"], variables)
+    return _hydrated(value["value"], given)
 
 
-def _json(value: dict[str, Any], variables: Variables) -> Any:
+def _json(value: dict[str, Any], given: Given) -> Any:
     if "value" not in value:
         return _LEFT_OUT
-    text = _inner(value["value"], variables)
+    text = _inner(value["value"], given)
     if not isinstance(text, str):
         return text
     try:
@@ -193,36 +207,43 @@ def _json(value: dict[str, Any], variables: Variables) -> Any:
         raise HydrationRefused(f"Invalid JSON: {error}") from None
 
 
-def _variable(value: dict[str, Any], variables: Variables) -> Any:
+def _variable(value: dict[str, Any], given: Given) -> Any:
     if "variable_name" not in value:
         return _LEFT_OUT
-    name = _inner(value["variable_name"], variables)
+    name = _inner(value["variable_name"], given)
     if name is _LEFT_OUT:
         return name
     # A name that no database stores is not asked for: the query would fail for all.
     if not isinstance(name, str) or any(unstorable([name])):
         raise UnknownVariable(name)
     try:
-        return variables[name]
+        return given.variables[name]
     except KeyError:
         raise UnknownVariable(name) from None
 
 
-def _jinja(value: dict[str, Any], variables: Variables) -> Any:
-    """A template is refused: nothing bounds the time and the memory that it takes. As nothing is
-    there for it to refer to, whoever sends it can render it as well.
-    """
+def _jinja(value: dict[str, Any], given: Given) -> Any:
     if "template" not in value:
         raise HydrationRefused("Missing 'template' key in __prefect object")
-    template = _inner(value["template"], variables)
+    template = _inner(value["template"], given)
     if template is _LEFT_OUT:
         return template
-    if not isinstance(template, str) or any(mark in template for mark in _TEMPLATE_MARKS):
-        raise HydrationRefused("This worker renders no jinja templates: send the text that is meant.")
-    return template
+    # As Prefect does, take a list or an object as it is, where no text in it may be a template. To
+    # another value Prefect answers 500.
+    text = str(template) if isinstance(template, (dict, list)) else template
+    if isinstance(text, str) and not any(mark in text for mark in _TEMPLATE_MARKS):
+        return template
+    if not isinstance(template, str):
+        raise HydrationRefused("Invalid jinja: the template is no text.")
+    found = given.render(template)
+    if found.outcome == "costly":
+        raise HydrationRefused(f"Invalid jinja: {found.message}")
+    if found.outcome != "text":
+        raise HydrationRefused(found.message)
+    return found.message
 
 
-_KINDS: dict[str, Callable[[dict[str, Any], Variables], Any]] = {
+_KINDS: dict[str, Callable[[dict[str, Any], Given], Any]] = {
     "none": _none,
     "json": _json,
     "workspace_variable": _variable,

@@ -78,6 +78,18 @@ stage_seconds = Histogram(
 )
 _decode, _create, _reply = (stage_seconds.labels(stage) for stage in ("decode", "create", "reply"))
 
+checks_waiting = Gauge(
+    "flow_run_worker_checks_waiting",
+    "Checks of parameters, job variables and templates that wait for the process that makes costly ones, or "
+    "are under way there.",
+)
+_checks = Histogram(
+    "flow_run_worker_check_seconds", "CPU time of one check in that process.", buckets=_SECONDS
+)
+_costly = Counter(
+    "flow_run_worker_checks_ended", "Checks that were ended, as they took too much time or memory."
+)
+
 build = Info("flow_run_worker_build", "The version that runs.")
 build.info({"version": __version__})
 dependency_up = Gauge("flow_run_worker_dependency_up", "1 if it answers, 0 if it is away.", ["dependency"])
@@ -123,6 +135,12 @@ def batch(size: int, seconds: float) -> None:
     """Count a batch that was stored."""
     batch_size.observe(size)
     _create.observe(seconds)
+
+
+def checked(seconds: float, *, costly: bool) -> None:
+    """Count a check that was made in the process of its own."""
+    _checks.observe(seconds)
+    _costly.inc(costly)
 
 
 def confirmed(seconds: float) -> None:

@@ -4,7 +4,6 @@ turns these requests into runs; and warns of runs that no work pool's worker see
 
 import asyncio
 import json
-import re
 from collections.abc import Hashable, Iterable, Sequence
 from time import monotonic
 from typing import Any
@@ -14,16 +13,17 @@ import structlog
 from pydantic_core import from_json
 from sqlalchemy import Select
 
+from worker.checks.checks import Checks, Pending
 from worker.contract.allowed import Allowed
 from worker.contract.decode import CreateRequest, decoded_size
 from worker.contract.encoding import dumps
 from worker.contract.errors import DeploymentNotFound, Refusal
 from worker.contract.state import StateType
 from worker.creation import NewRun, UnresolvedRun
+from worker.deployments.checking import renderer
 from worker.deployments.creation import hydrated_limit, merged_parameters, run_of_deployment
 from worker.deployments.deployment import Deployment, WorkQueue
 from worker.deployments.hydration import check_variables, variable_names
-from worker.deployments.job_variables import job_template
 from worker.store.outcome import Undecided
 from worker.store.reading import Reader, Row, Unreadable
 from worker.store.room import NO_ROOM, in_turns
@@ -33,14 +33,8 @@ from worker.tasks.turns import Turns
 
 log = structlog.get_logger(__name__)
 
-# A request of more bytes is checked in a thread, since that may take seconds: jsonschema goes
-# through 500 KB of small values at some 10 us each.
-LARGE = 16 * 1024
-# Checking holds the event loop; so many seconds at a time.
+# Looking at requests holds the event loop; so many seconds at a time.
 HELD_SECONDS = 0.005
-# What may take for ever in a schema. It is checked in the main thread, which alone can be
-# interrupted (``within``).
-_ENDLESS = re.compile('"(?:pattern(?:Properties)?|uniqueItems)"')
 
 # Characters that deployments have in a batch: parameters, schemas, job variables, templates. And
 # bytes that their parameters take, estimated by decoded_size. A batch of deployments that are
@@ -53,11 +47,17 @@ REMEMBERED = 1000
 
 
 async def resolve_deployments(
-    reader: Reader, unresolved: Sequence[UnresolvedRun], turns: Turns, allowed: Allowed
+    reader: Reader,
+    checks: Checks,
+    unresolved: Sequence[UnresolvedRun],
+    turns: Turns,
+    allowed: Allowed,
 ) -> Sequence[NewRun | Refusal | Undecided]:
-    """Turn requests for runs of deployments into runs, or into their refusals.
+    """Turn requests for runs of deployments into runs, or into their refusals. One whose check is
+    under way is undecided.
 
     Args:
+        checks: makes the checks.
         turns: of those whose deployments have no room beside the others'; they are undecided.
         allowed: what producers may name.
     """
@@ -65,65 +65,131 @@ async def resolve_deployments(
         deployments = await _deployments(reader, unresolved, turns)
     except Unreadable as unreadable:
         return [unreadable.refusal] * len(unresolved)
-    asked = [(each, deployments.get(_which(each))) for each in unresolved]
-    there = [(each, deployment) for each, deployment in asked if isinstance(deployment, Deployment)]
-    merged = [
-        (merged_parameters(each, deployment), hydrated_limit(each, deployment)) for each, deployment in there
+    asked = [
+        _Asked(each, deployment, checks, allowed)
+        if isinstance(deployment, Deployment)
+        else _unasked(each, deployment, allowed)
+        for each in unresolved
+        for deployment in (deployments.get(_which(each)),)
     ]
-    variables = await _variables(reader, merged)
-    templates = {deployment.job_template for _, deployment in there if deployment.job_template is not None}
-    blocks = {block for each in templates for block in job_template(each).blocks}
-    no_blocks: Refusal | None = None
-    known: set[UUID] = set()
+    there = [each for each in asked if isinstance(each, _Asked)]
+    pace = _Pace()
+    variables = await _variables(reader, there, pace)
+    templates = {each.deployment.job_template for each in there if each.deployment.job_template is not None}
+    blocks = {
+        block for each in templates for block in checks.blocks(each).values() if isinstance(block, UUID)
+    }
+    known: set[UUID] | Refusal
     try:
-        known |= {row.id for row in await reader.rows(block_document.c.id, blocks)}
+        known = {row.id for row in await reader.rows(block_document.c.id, blocks)}
     except Unreadable as unreadable:
-        no_blocks = unreadable.refusal
-
-    def resolved(each: UnresolvedRun, deployment: Deployment) -> NewRun | Refusal:
-        try:
-            allowed.flows.check("flow", deployment.flow_name)
-            allowed.deployments.check("deployment", f"{deployment.flow_name}/{deployment.name}")
-            if no_blocks and deployment.job_template and job_template(deployment.job_template).blocks:
-                return no_blocks
-            if allowed.variables.limited:
-                check_variables(each.request.body.parameters, variables, allowed.variables)
-            return run_of_deployment(each, deployment, variables=variables, blocks=known)
-        except Refusal as refusal:
-            return refusal.freed()
-
+        known = unreadable.refusal
     runs: list[NewRun | Refusal | Undecided] = []
     hydrated = Budget(VALUES_MAX)
     crowded: Undecided | None = None
-    since = monotonic()
-    for each, deployment in asked:
-        if deployment is None:
-            body = each.request.body
-            name = body.deployment_id if body.deployment_name is None else f"'{body.deployment_name}'"
-            if body.deployment_name is not None and body.deployment_name not in allowed.deployments:
-                # As if it were there: a producer need not know.
-                runs.append(allowed.deployments.refusal("deployment", body.deployment_name))
-            else:
-                runs.append(DeploymentNotFound(f"There is no deployment {name}."))
-        elif isinstance(deployment, Undecided):
-            runs.append(deployment)
+    for each in asked:
+        if not isinstance(each, _Asked):
+            runs.append(each)
         elif not hydrated.fits(1):
             crowded = crowded or Undecided(NO_ROOM, turns.wait(first=True))
             runs.append(crowded)
-        elif each.request.size > LARGE and not any(
-            _ENDLESS.search(text) for text in (deployment.parameter_schema, deployment.job_template) if text
-        ):
-            runs.append(await asyncio.to_thread(resolved, each, deployment))
         else:
-            runs.append(resolved(each, deployment))
-            if monotonic() - since > HELD_SECONDS:
-                await asyncio.sleep(0)
-                since = monotonic()
-        # A variable may stand for a few bytes of the request, and be JSON that is read.
-        new = runs[-1]
-        if isinstance(new, NewRun) and isinstance(deployment, Deployment) and new.added > deployment.size:
-            hydrated.change(decoded_size(dumps(new.run.parameters)))
+            new = each.resolved(variables, known)
+            runs.append(new)
+            # A variable may stand for a few bytes of the request, and be JSON that is read.
+            if isinstance(new, NewRun) and new.added > each.deployment.size:
+                hydrated.change(decoded_size(dumps(new.run.parameters)))
+            await pace.rest()
     return runs
+
+
+def _unasked(unresolved: UnresolvedRun, undecided: Undecided | None, allowed: Allowed) -> Refusal | Undecided:
+    """What becomes of a request whose deployment is not there, or has to wait for its turn."""
+    if undecided is not None:
+        return undecided
+    body = unresolved.request.body
+    if body.deployment_name is not None and body.deployment_name not in allowed.deployments:
+        # As if it were there: a producer need not know.
+        return allowed.deployments.refusal("deployment", body.deployment_name)
+    name = body.deployment_id if body.deployment_name is None else f"'{body.deployment_name}'"
+    return DeploymentNotFound(f"There is no deployment {name}.")
+
+
+class _Asked:
+    """A request with its deployment.
+
+    Attributes:
+        deployment: the deployment.
+    """
+
+    def __init__(
+        self, unresolved: UnresolvedRun, deployment: Deployment, checks: Checks, allowed: Allowed
+    ) -> None:
+        self.deployment = deployment
+        self._allowed = allowed
+        self._unresolved = unresolved
+        self._checks = checks
+        self._pending: Pending | None = None
+
+    def variable_names(self, known: dict[str, Any]) -> set[str]:
+        """The variables that it needs, as far as its templates are rendered."""
+        self._pending = None
+        try:
+            return variable_names(
+                merged_parameters(self._unresolved, self.deployment),
+                known,
+                renderer(self._checks, self._unresolved, self.deployment),
+                hydrated_limit(self._unresolved, self.deployment),
+            )
+        except Pending as pending:
+            self._pending = pending
+            return set()
+
+    def resolved(
+        self, variables: dict[str, Any], blocks: set[UUID] | Refusal
+    ) -> NewRun | Refusal | Undecided:
+        """Its run, or why there is none.
+
+        Args:
+            blocks: those that are there; or why they can't be read.
+        """
+        try:
+            return self._resolved(variables, blocks)
+        except Refusal as refusal:
+            return refusal.freed()
+        except Pending as pending:
+            return Undecided(str(pending), pending.ready)
+
+    def _resolved(self, variables: dict[str, Any], blocks: set[UUID] | Refusal) -> NewRun:
+        deployment, allowed = self.deployment, self._allowed
+        allowed.flows.check("flow", deployment.flow_name)
+        allowed.deployments.check("deployment", f"{deployment.flow_name}/{deployment.name}")
+        if isinstance(blocks, Refusal):
+            if deployment.job_template is not None and self._checks.blocks(deployment.job_template):
+                raise blocks
+            blocks = set()
+        # It may be rendered by now, but variables that it names were not looked up.
+        if self._pending is not None:
+            raise self._pending
+        if allowed.variables.limited:
+            render = renderer(self._checks, self._unresolved, deployment)
+            check_variables(self._unresolved.request.body.parameters, variables, allowed.variables, render)
+        return run_of_deployment(
+            self._unresolved, deployment, variables=variables, blocks=blocks, checks=self._checks
+        )
+
+
+class _Pace:
+    """Lets others have a turn while many requests are looked at."""
+
+    def __init__(self) -> None:
+        self._since = monotonic()
+
+    async def rest(self) -> None:
+        """Rest if that is due."""
+        if monotonic() - self._since > HELD_SECONDS:
+            await asyncio.sleep(0)
+            self._since = monotonic()
 
 
 def _which(unresolved: UnresolvedRun) -> Hashable:
@@ -220,18 +286,24 @@ def _text(json_text: str | None) -> str | None:
     return None if json_text == "null" else json_text
 
 
-async def _variables(reader: Reader, parameters: Sequence[tuple[dict[str, Any], int]]) -> dict[str, Any]:
+async def _variables(reader: Reader, requests: Sequence[_Asked], pace: _Pace) -> dict[str, Any]:
     known: dict[str, Any] = {}
     asked: set[str] = set()
     # The name of one may be in another: that takes another round.
-    while names := variable_names(parameters, known) - asked:
+    while True:
+        names: set[str] = set()
+        for each in requests:
+            names |= each.variable_names(known)
+            await pace.rest()
+        names -= asked
+        if not names:
+            return known
         asked |= names
         try:
             found = await reader.rows(variable.c.name, names, variable.c.value)
         except Unreadable as unreadable:
             return _Unreadable(unreadable.refusal)
         known |= {row.name: row.value for row in found}
-    return known
 
 
 class _Unreadable(dict[str, Any]):

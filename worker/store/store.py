@@ -10,6 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 import structlog
 
+from worker.checks.checks import Checks
 from worker.contract.allowed import Allowed
 from worker.contract.decode import DeploymentRequest
 from worker.contract.errors import DeploymentNotFound, Fault, Refusal, Unprocessable
@@ -57,6 +58,7 @@ class Store(Reader):
         self._warned: set[UUID] = set()
         self._turns = Turns()
         self._insertion = Insertion(self)
+        self._checks = Checks()
         self.kind: Literal["standalone", "prefect"] = "prefect" if prefect else "standalone"
         self.description = redact(database.url.render_as_string(hide_password=False))
 
@@ -92,7 +94,8 @@ class Store(Reader):
         return store
 
     async def close(self) -> None:
-        """Close the connections."""
+        """End the checks that are under way, and close the connections."""
+        await self._checks.close()
         await self.database.close()
 
     async def writes(self) -> bool:
@@ -155,13 +158,13 @@ class Store(Reader):
         if self.kind == "standalone":
             no = "A database of the worker's own has no deployments."
             return [each if isinstance(each, NewRun) else DeploymentNotFound(no) for each in requested]
-        resolved = await resolve_deployments(self, unresolved, self._turns, self._allowed)
+        resolved = await resolve_deployments(self, self._checks, unresolved, self._turns, self._allowed)
         # A message that made its run before is answered with it, whatever has become of the
         # deployment since. A request with a key is refused all the same, as in Prefect.
         refused = {
             each.run_id
             for each, refusal in zip(unresolved, resolved, strict=True)
-            if isinstance(refusal, Refusal) and each.request.run_id
+            if isinstance(refusal, (Refusal, Undecided)) and each.request.run_id
         }
         found: Sequence[Row] = ()
         with suppress(Unreadable):

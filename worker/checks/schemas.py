@@ -8,10 +8,14 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, SchemaError, ValidationError
 from jsonschema.exceptions import best_match
+from jsonschema.protocols import Validator
+from jsonschema.validators import extend
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from worker.deployments.time_limit import TimeIsUp, within
+from worker.checks.ordinary import cost_of
+from worker.checks.remembering import Remembering, can_be_remembered
+from worker.checks.unique import unique_items
 
 
 class Invalid(Exception):
@@ -22,17 +26,17 @@ class Unusable(Exception):
     """The schema can't be checked against, in Prefect's words."""
 
 
-CIRCULAR = "Invalid schema: Unable to validate schema with circular references."
+class NotOrdinary(Exception):
+    """The schema is not plainly valid, or a check against it not plainly cheap."""
 
-# CPU seconds that a check may take: a pattern may take for ever with a text that nearly matches,
-# and uniqueItems with many objects. Meanwhile the worker does nothing else.
-CHECK_SECONDS = 1.0
-# And so many more for each byte of what is checked: the library goes through small values at some
-# 10 us each, and the smallest have two bytes. Four times that, for a slower machine.
-CHECK_SECONDS_PER_BYTE = 20e-6
+
+CIRCULAR = "Invalid schema: Unable to validate schema with circular references."
 
 # What a schema that is none leads to, in the library and in the mending: it is not written for it.
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError)
+_UNIQUE = {"uniqueItems": unique_items}
+_PLAIN: Any = extend(Draft202012Validator, _UNIQUE)  # type: ignore[no-untyped-call]
+_REMEMBERING = Remembering()
 
 
 class Schema:
@@ -44,9 +48,14 @@ class Schema:
         none_for_default: null may stand where there is a default, when it is mended.
         required: whether what it says to be required is.
         given: names that are taken to be there, though they are not in what is checked.
+        ordinary: take none but an ordinary one, at which nothing takes long.
+
+    Attributes:
+        cost: as of :func:`cost_of`.
 
     Raises:
         Unusable: it is no schema.
+        NotOrdinary: it is not ordinary, or no schema.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class Schema:
         none_for_default: bool = False,
         required: bool = True,
         given: Container[str] = (),
+        ordinary: bool = False,
     ) -> None:
         try:
             if mended:
@@ -65,37 +75,30 @@ class Schema:
                 schema = _without_required(schema)
             elif given and "required" in schema:
                 schema["required"] = [name for name in schema["required"] if name not in given]
-            Draft202012Validator.check_schema(schema)
+            self.cost = cost_of(schema)
+            if self.cost is None:
+                if ordinary:
+                    raise NotOrdinary
+                Draft202012Validator.check_schema(schema)
         except SchemaError as error:
             raise Unusable(f"Invalid schema: {error.message}") from None
         except RecursionError:
             raise Unusable(CIRCULAR) from None
         except _BROKEN as error:
             raise Unusable(f"Invalid schema: {error}") from None
+        kind = _REMEMBERING.validator if self.cost is None and can_be_remembered(schema) else _PLAIN
         arguments: dict[str, Any] = {"registry": Registry()}
-        self._validator = Draft202012Validator(schema, **arguments)
-        self._with_formats = Draft202012Validator(
-            schema, format_checker=Draft202012Validator.FORMAT_CHECKER, **arguments
-        )
+        self._validator = kind(schema, **arguments)
+        self._with_formats = kind(schema, format_checker=Draft202012Validator.FORMAT_CHECKER, **arguments)
 
-    def check(self, value: Any, size: int = 0) -> None:
+    def check(self, value: Any) -> None:
         """Check a value. Formats, such as that of a date, are not looked at.
 
-        Args:
-            size: of the value as JSON, in bytes, where it may be large: so long it may take.
-
         Raises:
-            Invalid: it does not fit; the most telling reason. Or this takes too long to say.
+            Invalid: it does not fit; the most telling reason.
             Unusable: the schema refers to itself without end.
         """
-        seconds = CHECK_SECONDS + size * CHECK_SECONDS_PER_BYTE
-        try:
-            error = within(seconds, lambda: self._first(self._validator, value))
-        except TimeIsUp:
-            raise Invalid(
-                f"Validation failed. Failure reason: it takes more than {seconds:.1f} seconds; "
-                "a pattern in the schema may, or uniqueItems"
-            ) from None
+        error = self._first(self._validator, value)
         if error is not None:
             path = error.json_path
             field = "" if path == "$" else f" for field {path.replace('$.', '')!r}"
@@ -105,7 +108,8 @@ class Schema:
         """Whether a value fits, formats included; raises as :meth:`check` does otherwise."""
         return self._first(self._with_formats, value) is None
 
-    def _first(self, validator: Draft202012Validator, value: Any) -> ValidationError | None:
+    def _first(self, validator: Validator, value: Any) -> ValidationError | None:
+        _REMEMBERING.forget()
         try:
             error: ValidationError | None = best_match(validator.iter_errors(value))
             return error

@@ -1,0 +1,127 @@
+"""The process in which costly checks are made: ``python -m worker.checks``, started by
+:mod:`worker.checks.process`. It reads jobs from its standard input and writes verdicts to its
+standard output, one after the other, until the input ends or the job's time is over.
+"""
+
+import contextlib
+import json
+import marshal
+import os
+import resource
+import signal
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from worker.checks.jobs import PREPARE, Prepared, Verdict
+from worker.checks.wire import HEAD, MISSING, Job, Reply
+
+# What the process may take for its data, in bytes. It begins with some 20 MB; a schema of 2 MB
+# takes 60 MB when it is prepared. A worker and this fit into the manifests' limit together.
+DATA_MAX = 160 * 1024 * 1024
+# Texts of schemas that are kept ready, in bytes: in memory they take some 20 times as much.
+READY_MAX = 2 * 1024 * 1024
+# Linux's PR_SET_PDEATHSIG.
+_PARENT_DEATH_SIGNAL = 1
+
+
+class _Ready:
+    """Schemas and templates that are ready to be checked against, by kind and digest."""
+
+    def __init__(self) -> None:
+        self._ready: OrderedDict[tuple[str, bytes], tuple[Prepared, int]] = OrderedDict()
+        self._size = 0
+
+    def get(self, job: Job) -> Prepared | None:
+        """What a job needs; None if it has to be sent."""
+        key = job.kind, job.digest
+        if key in self._ready:
+            self._ready.move_to_end(key)
+            return self._ready[key][0]
+        if job.text is None:
+            return None
+        made = PREPARE[job.kind](job.text)
+        self._ready[key] = made, len(job.text)
+        self._size += len(job.text)
+        while self._size > READY_MAX and len(self._ready) > 1:
+            self._size -= self._ready.popitem(last=False)[1][1]
+        return made
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    jobs, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    # Whatever a library prints is no reply.
+    os.dup2(2, 1)
+    _be_the_first_to_go()
+    ready = _Ready()
+    while (job := _next(jobs)) is not None:
+        used = time.process_time()
+        # The kernel ends the process when its time is over: nothing else ends a match of a pattern.
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used + job.seconds) + 1, resource.RLIM_INFINITY))
+        reply, last = _reply(job, ready)
+        data = json.dumps([time.process_time() - used, *reply]).encode()
+        replies.write(HEAD.pack(len(data)) + data)
+        replies.flush()
+        if last:
+            return
+
+
+def _reply(job: Job, ready: _Ready) -> tuple[Reply, bool]:
+    """What a job leads to, and whether the process is no good after it."""
+    try:
+        if job.kind == "template":
+            from worker.checks.templates import rendered
+
+            verdict = rendered(job.value, job.room)
+        else:
+            prepared = ready.get(job)
+            if prepared is None:
+                return (MISSING, "", None), False
+            verdict = prepared.verdict(job.value)
+    except MemoryError:
+        return ("costly", f"it takes more than {DATA_MAX >> 20} MiB of memory", None), True
+    except RecursionError:
+        verdict = Verdict("costly", "it is nested too deep")
+    except Exception as error:  # the edge: the libraries were not made for what comes here
+        verdict = Verdict("unusable", f"Invalid schema: {error}")
+    # Longer ones are left out of an answer.
+    return (verdict.outcome, verdict.message[: job.room], verdict.references), False
+
+
+def _next(jobs: BinaryIO) -> Job | None:
+    head = jobs.read(HEAD.size)
+    if len(head) < HEAD.size:
+        return None
+    return Job(*marshal.loads(jobs.read(*HEAD.unpack(head))))  # noqa: S302  # the worker wrote it
+
+
+def _be_the_first_to_go() -> None:
+    """See to it that nothing that happens here is the worker's harm: limit the memory, end with the
+    worker, and be what the kernel ends where memory is short.
+    """
+    parent = os.getppid()
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (DATA_MAX, DATA_MAX))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A terminal's Ctrl-C is the worker's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if sys.platform == "linux":
+        _at_parents_end()(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+def _at_parents_end() -> Callable[..., Any]:
+    import ctypes
+
+    return ctypes.CDLL(None).prctl
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The process that makes costly checks, as the worker sees it: started when it is needed, asked one
+job after the other, and ended with its job when that takes too long.
+"""
+
+import asyncio
+import contextlib
+import json
+import marshal
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from worker.checks.jobs import Verdict
+from worker.checks.wire import HEAD, MISSING, Job
+
+log = structlog.get_logger(__name__)
+
+# A job's CPU time is limited by the kernel. On a machine without a free CPU it may take so many
+# times as long until that is used up; then the process is ended from here. A guess.
+PATIENCE = 4
+# To start the interpreter and jsonschema takes 0.3 seconds of CPU. Seconds.
+START_SECONDS = 60.0
+# A reply is a message of at most a job's room, each character up to six bytes, and a few more.
+_REPLY_ROOM = 1000
+
+
+class CantStart(Exception):
+    """The process can't be started now."""
+
+
+class _Ended(Exception):
+    """The process ended within a job."""
+
+
+class CheckProcess:
+    """At most one process at a time. :meth:`verdict` may run once at a time."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._sent: set[tuple[str, bytes]] = set()
+
+    async def verdict(self, job: Job) -> tuple[Verdict, float]:
+        """Make a check.
+
+        Args:
+            job: with the schema's text.
+
+        Returns:
+            What it found, and the seconds of CPU that it took.
+
+        Raises:
+            CantStart: there is no process.
+        """
+        # Somebody else may have ended the process: that is not this job's fault.
+        for _ in range(2):
+            try:
+                return await self._ask(job)
+            except TimeoutError:
+                await self.close()
+                reason = f"it takes more than {job.seconds:.0f} seconds of CPU time"
+                return Verdict("costly", reason), job.seconds
+            except _Ended:
+                status = await self.close()
+                if status == -signal.SIGXCPU:
+                    reason = f"it takes more than {job.seconds:.0f} seconds of CPU time"
+                    return Verdict("costly", reason), job.seconds
+            except BaseException:
+                await self.close()
+                raise
+        return Verdict("costly", f"the process that makes it ends over it (status {status})"), 1.0
+
+    async def close(self) -> int | None:
+        """End the process; returns how it ended."""
+        process, self._process = self._process, None
+        self._sent.clear()
+        if process is None:
+            return None
+        try:
+            # One that ended by itself within a job may not have been collected yet.
+            async with asyncio.timeout(0.5 if _at_end(process) else 0):
+                return await process.wait()
+        except TimeoutError:
+            pass
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        return await process.wait()
+
+    async def _ask(self, job: Job) -> tuple[Verdict, float]:
+        process = self._process or await self._start()
+        known = (job.kind, job.digest) in self._sent
+        sent = job._replace(text=None) if known else job
+        async with asyncio.timeout(job.seconds * PATIENCE):
+            outcome, message, references, seconds = await _exchange(process, sent)
+            if outcome == MISSING:
+                self._sent.clear()
+                outcome, message, references, seconds = await _exchange(process, job)
+        self._sent.add((job.kind, job.digest))
+        return Verdict(outcome, message, references), seconds
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        package = Path(__file__).parent.parent.parent
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "worker.checks",
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    # No password, no token: what runs there may be another's template.
+                    env={"PYTHONPATH": os.pathsep.join((str(package), *filter(None, sys.path)))},
+                    start_new_session=True,
+                )
+        except (OSError, TimeoutError) as error:
+            raise CantStart(str(error) or type(error).__name__) from error
+        log.info("check_process_started", pid=self._process.pid)
+        return self._process
+
+
+async def _exchange(process: asyncio.subprocess.Process, job: Job) -> tuple[Any, str, int | None, float]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    data = marshal.dumps(tuple(job), 2)
+    try:
+        process.stdin.write(HEAD.pack(len(data)))
+        process.stdin.write(data)
+        await process.stdin.drain()
+        (size,) = HEAD.unpack(await process.stdout.readexactly(HEAD.size))
+        if size > 6 * job.room + _REPLY_ROOM:
+            raise _Ended
+        seconds, outcome, message, references = json.loads(await process.stdout.readexactly(size))
+    except (OSError, asyncio.IncompleteReadError) as error:
+        raise _Ended from error
+    return outcome, message, references, seconds
+
+
+def _at_end(process: asyncio.subprocess.Process) -> bool:
+    return process.stdout is not None and process.stdout.at_eof()
