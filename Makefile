@@ -55,10 +55,13 @@ $(VENV)/installed-fuzz: $(VENV)/installed-test
 	$(call install,atheris==3.0.0)
 	@touch $@
 
-fuzz: $(VENV)/installed-fuzz   ## Fuzz the line in process, guided by coverage, for FUZZ_SECONDS (300); what is found is kept in .cache/fuzz
+fuzz: $(VENV)/installed-fuzz   ## Fuzz the line, and then checks, in process, guided by coverage, each for FUZZ_SECONDS (300); what is found is kept in .cache/fuzz
 	@$(BIN)/python -m tests.fuzz.seeds .cache/fuzz/corpus
 	$(BIN)/python -m tests.fuzz.fuzz_line -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=20 -rss_limit_mb=2048 \
 		-dict=tests/fuzz/line.dict -artifact_prefix=.cache/fuzz/ -print_final_stats=1 .cache/fuzz/corpus
+	@mkdir -p .cache/fuzz/checks
+	$(BIN)/python -m tests.fuzz.fuzz_checks -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 \
+		-artifact_prefix=.cache/fuzz/ -print_final_stats=1 .cache/fuzz/checks
 
 lint: $(VENV)/installed-test   ## Check style and types
 	$(BIN)/ruff check .

@@ -3,10 +3,11 @@ can't be sorted: 40,000 objects take it minutes.
 """
 
 from collections.abc import Callable, Iterator
+from operator import ne
 from typing import Any
 
 from jsonschema import ValidationError
-from jsonschema._utils import equal, unbool
+from jsonschema._utils import unbool
 from jsonschema.protocols import Validator
 
 
@@ -32,7 +33,8 @@ def are_unique(items: list[Any]) -> bool:
                 return False
             seen.add(text)
         return True
-    return not any(map(equal, in_order, in_order[1:]))
+    texts = [canonical(each) for each in in_order] if len(in_order) > 1 else []
+    return all(map(ne, texts, texts[1:]))
 
 
 def canonical(value: Any) -> str:
