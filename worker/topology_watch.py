@@ -1,5 +1,5 @@
-"""Watches over what must stand at the broker, beside all else: declares again what vanished, and
-tells what policies do to it. It serves no request, and disturbs none.
+"""Watches over the topology at the broker, beside all else: declares again what vanished, and logs
+what policies do to it. It serves no request, and disturbs none.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-# Between two looks, in seconds. What vanished is to be seen within a minute, and a look takes some
-# seconds at a busy broker.
+# Between two looks, in seconds. A missing queue is to be seen within a minute, and a look takes
+# some seconds at a busy broker.
 LOOK_EVERY = 30.0
 # For one look; seconds. A quorum queue without a majority answers nothing.
 LOOK_TIMEOUT = 20.0
-# A look that is under way may take so long to end when the worker stops; seconds.
+# When the worker stops, the look that is under way has this many seconds to end.
 STOP_SECONDS = 5.0
 
 
@@ -103,10 +103,10 @@ class TopologyWatch:
         A user who may not declare is not made to try at each look: the broker logs each refusal.
 
         Args:
-            bound: whether the queue was bound a moment ago; None where nobody knows.
+            bound: whether the queue was bound a moment ago; None if that is not known.
 
         Returns:
-            What is wrong and could not be mended.
+            A fault that could not be mended, or None.
         """
         if self._may_declare or await self._topology.missing(connection):
             self._may_declare = await self._topology.ensure(connection)
@@ -123,8 +123,8 @@ class TopologyWatch:
         return None
 
     async def _ask_management(self) -> bool | None:
-        """Tell what the queues' policies do; returns whether the queue is bound, or None where
-        nobody knows.
+        """Note what the queues' policies do; returns whether the queue is bound, or None if that is
+        not known.
         """
         if self._settings.management_url is None:
             return None
@@ -145,7 +145,7 @@ class TopologyWatch:
         return bound
 
     def _away(self, reason: str) -> None:
-        """What ends a session as well is the session's to tell."""
+        """Note why nothing can be looked at, unless the session is away too: it says why."""
         if metrics.readiness.broker is None:
             self._tell(f"can't be looked at: {reason}")
 

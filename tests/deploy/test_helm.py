@@ -71,7 +71,7 @@ def test_chart_gives_what_the_kustomization_gives(kustomization: str, kind: str)
     settings = dict(the("ConfigMap", built)["data"])
     own = ("WORKER_DATABASE_KIND", "WORKER_SHUTDOWN_TIMEOUT")
     added = {name: settings[name] for name in settings.keys() - set(own) - _defaults().keys()}
-    more = the("Deployment", built)["spec"]["template"]["spec"]["containers"][0]["env"][2:]
+    more = the("Deployment", built)["spec"]["template"]["spec"]["containers"][0]["env"][3:]  # behind the URLs
     rendered = render({"databaseKind": kind, "settings": added, "env": more})
     assert sorted(each["kind"] for each in rendered) == sorted(each["kind"] for each in built)
     assert the("ConfigMap", rendered)["data"] == settings

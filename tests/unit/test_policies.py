@@ -20,7 +20,7 @@ def told(queue: str, definition: dict[str, Any], **seen: Any) -> list[tuple[bool
 @pytest.mark.parametrize(
     ("queue", "definition", "loses", "text"),
     [
-        (REQUESTS, {"expires": 60000}, True, "deletes the queue with all in it"),
+        (REQUESTS, {"expires": 60000}, True, "deletes the queue and its messages"),
         (DEAD, {"expires": 60000}, True, "60,000 ms"),
         (REQUESTS, {"message-ttl": 5}, True, "moves requests to flow-runs.create.dead"),
         (DEAD, {"message-ttl": 5}, True, "drops letters"),

@@ -18,8 +18,8 @@ from worker.broker.topology import NO_DELIVERY_LIMIT, Topology
 # people mostly give. A guess.
 POLICY = "flow-run-worker"
 PRIORITY = 1000
-# With less, somebody who looks at the dead letters in the management UI destroys them one day.
-# RabbitMQ 4 has 20. A guess.
+# A lower delivery limit of the dead letters is reached one day by looking at them in the management
+# UI. RabbitMQ 4 has 20. A guess.
 MANY_LOOKS = 1000
 
 
@@ -83,7 +83,7 @@ def _sentences(
     if (expires := settings.get("expires")) is not None:
         yield (
             True,
-            f"deletes the queue with all in it once nobody has consumed it for {expires:,} ms (expires)",
+            f"deletes the queue and its messages when nobody used it for {expires:,} ms (expires)",
         )
     if (ttl := settings.get("message-ttl")) is not None:
         becomes = f"moves {messages} to {topology.dead_letter_queue}" if requests else f"drops {messages}"
