@@ -116,9 +116,10 @@ def _tell(error: Exception) -> None:
     from aiormq.exceptions import ChannelAccessRefused
     from pydantic import ValidationError
 
+    from worker.dead_letters import UnknownIds
     from worker.settings import SettingsError
 
-    if isinstance(error, (SettingsError, ValidationError)):
+    if isinstance(error, (SettingsError, ValidationError, UnknownIds)):
         _fail(str(error), code=2)
     if isinstance(error, ChannelAccessRefused):
         _fail(f"The broker refuses this to the user of the URL, who lacks a right: {error}")

@@ -257,8 +257,6 @@ def _match(
 
 
 def _with_progress(settings: "Settings", doing: str, work: Any, *, tell: bool = True) -> int:
-    from worker.dead_letters import UnknownIds
-
     async def run() -> int:
         with progress_bar() as progress:
             async with _open(settings) as letters:
@@ -268,10 +266,7 @@ def _with_progress(settings: "Settings", doing: str, work: Any, *, tell: bool = 
                     _tell_undeliverable(letters)
                 return done
 
-    try:
-        return run_async(run())
-    except UnknownIds as error:
-        raise typer.BadParameter(str(error), param_hint="ID") from None
+    return run_async(run())
 
 
 def _tell_undeliverable(letters: "DeadLetters") -> None:
