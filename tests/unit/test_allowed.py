@@ -4,11 +4,18 @@ from typing import Any
 
 import pytest
 
+from worker.checks.jobs import Verdict
 from worker.contract.allowed import NAME_MAX, Allowed, Names, ReplyQueues
 from worker.contract.errors import HydrationRefused, NotAllowed
 from worker.deployments.hydration import check_variables
 
 PUBLIC = Names("public_.*", "WORKER_VARIABLE_PATTERN")
+
+
+def no_template(template: Any) -> Verdict:
+    raise AssertionError(f"nothing is rendered: {template}")
+
+
 VARIABLES = {"secret": "s", "public_a": 1, "public_name": "secret"}
 
 
@@ -70,13 +77,13 @@ def test_what_is_refused_is_told_with_its_setting_and_without_the_pattern() -> N
 )
 def test_a_variable_is_not_read_by_any_way(value: Any) -> None:
     with pytest.raises(NotAllowed):
-        check_variables({"p": value}, VARIABLES, PUBLIC)
+        check_variables({"p": value}, VARIABLES, PUBLIC, no_template)
 
 
 def test_variables_that_are_allowed_are_read() -> None:
-    check_variables({"p": [variable("public_a"), {"secret": "secret"}]}, VARIABLES, PUBLIC)
+    check_variables({"p": [variable("public_a"), {"secret": "secret"}]}, VARIABLES, PUBLIC, no_template)
     with pytest.raises(HydrationRefused):
-        check_variables({"p": variable("public_missing")}, VARIABLES, PUBLIC)
+        check_variables({"p": variable("public_missing")}, VARIABLES, PUBLIC, no_template)
 
 
 @pytest.mark.parametrize(

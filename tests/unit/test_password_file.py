@@ -8,7 +8,8 @@ from yarl import URL
 
 from worker.broker.urls import check_urls, split_urls, with_password
 from worker.password_file import PasswordUnreadable, read_password
-from worker.settings import load_settings, redact
+from worker.redaction import redact
+from worker.settings import load_settings
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,6 @@ def variable_names(
     with contextlib.suppress(HydrationRefused, ParametersTooLarge):
         hydrate(parameters, asked, render, max_size)
     return asked.names
-    return asked.names
 
 
 def check_variables(parameters: dict[str, Any], variables: Variables, allowed: Names, render: Render) -> None:
