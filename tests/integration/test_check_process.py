@@ -82,6 +82,30 @@ async def test_a_process_that_somebody_else_ended_costs_nobody_a_verdict(checks:
     assert (await final(parameters(checks, {"x": "aa"}))).outcome == "fits"
 
 
+async def test_while_it_can_not_be_started_nobody_is_refused(
+    checks: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(sys, "executable", "/bin/false")
+        asked = asyncio.create_task(final(parameters(checks, {"x": "a"})))
+        await asyncio.sleep(1)
+        assert not asked.done()
+    assert (await asked).outcome == "fits"
+
+
+async def test_a_circular_schema_is_refused_in_prefects_words(checks: Checks) -> None:
+    """Wherever the recursion is noticed, in Python or in Rust."""
+    first = None
+    for number in range(20):
+        schema: Any = {"$ref": "#", "properties": {"x": {"type": "string"}}}
+        for _ in range(number):
+            schema = {"$defs": {"a": schema}, "allOf": [{"$ref": "#"}]}
+        found = await final(parameters(checks, {"x": 1}, json.dumps(schema)))
+        assert (found.outcome, found.message[:22]) == ("unusable", "Invalid schema: Unable")
+        first = first or pid(checks)
+    assert pid(checks) == first
+
+
 async def test_deployments_take_turns(checks: Checks) -> None:
     """Eight checks of one that take a second each, then one of another: it is the second."""
     slow = [
@@ -96,6 +120,7 @@ async def test_deployments_take_turns(checks: Checks) -> None:
 
 async def test_closing_ends_what_is_under_way(checks: Checks) -> None:
     asked = asyncio.create_task(final(parameters(checks, NEARLY)))
+    await asyncio.sleep(0)
     while checks._process._process is None:
         await asyncio.sleep(0.01)
     ours = pid(checks)

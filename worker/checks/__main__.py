@@ -1,6 +1,7 @@
 """The process in which costly checks are made: ``python -m worker.checks``, started by
 :mod:`worker.checks.process`. It reads jobs from its standard input and writes verdicts to its
-standard output, one after the other, until the input ends or the job's time is over.
+standard output, one after the other, until the input ends or the job's time is over. An empty one
+says that it is ready.
 """
 
 import contextlib
@@ -54,10 +55,14 @@ class _Ready:
 def main() -> None:
     """Serve until the input ends."""
     jobs, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    # Whatever a library prints is no reply.
-    os.dup2(2, 1)
+    # Whatever a library prints is no reply, and no line of the worker's log.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
     _be_the_first_to_go()
     ready = _Ready()
+    replies.write(HEAD.pack(0))
+    replies.flush()
     while (job := _next(jobs)) is not None:
         used = time.process_time()
         # The kernel ends the process when its time is over: nothing else ends a match of a pattern.

@@ -104,22 +104,25 @@ class CheckProcess:
     async def _start(self) -> asyncio.subprocess.Process:
         package = Path(__file__).parent.parent.parent
         try:
+            process = self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "worker.checks",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                # No password, no token: what runs there may be another's template.
+                env={"PYTHONPATH": os.pathsep.join((str(package), *filter(None, sys.path)))},
+                start_new_session=True,
+            )
+            assert process.stdout is not None
             async with asyncio.timeout(START_SECONDS):
-                self._process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "worker.checks",
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    # No password, no token: what runs there may be another's template.
-                    env={"PYTHONPATH": os.pathsep.join((str(package), *filter(None, sys.path)))},
-                    start_new_session=True,
-                )
-        except (OSError, TimeoutError) as error:
-            raise CantStart(str(error) or type(error).__name__) from error
-        log.info("check_process_started", pid=self._process.pid)
-        return self._process
+                await process.stdout.readexactly(HEAD.size)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            status = await self.close()
+            raise CantStart(f"{error or type(error).__name__}, status {status}") from error
+        log.info("check_process_started", pid=process.pid)
+        return process
 
 
 async def _exchange(process: asyncio.subprocess.Process, job: Job) -> tuple[Any, str, int | None, float]:

@@ -119,6 +119,11 @@ class Schema:
             raise Invalid(f"Validation failed. Failure reason: {error}") from None
         except _BROKEN as error:
             raise Unusable(f"Invalid schema: {error}") from None
+        except BaseException as error:
+            # A RecursionError within the library's part that is written in Rust becomes a panic.
+            if type(error).__name__ == "PanicException":
+                raise Unusable(CIRCULAR) from None
+            raise
 
 
 def _without_required(schema: Any) -> Any:
