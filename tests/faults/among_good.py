@@ -41,6 +41,8 @@ ON_POSTGRESQL: tuple[Where, ...] = ("postgresql", "prefect")
 # Seconds after which a good request counts as held up.
 PATIENCE = 240.0
 GOOD = 2_000
+# Runs with keys that are asked for again, in other letters.
+SEEDS = 100
 FROM_DEPLOYMENT = "create_flow_run_from_deployment"
 # PostgreSQL's own codes, which a trigger may raise as well, and one that is nobody's.
 RAISED = ("42501", "42P01", "40001", "55000", "0A000", "57014", "25006", "53100", "08006", "P0001", "45000")
@@ -87,11 +89,13 @@ class Scene:
 
 
 def plain(**fields: Any) -> Callable[[int, Scene], dict[str, Any]]:
-    """A request for a run of the flow; ``#`` in a text stands for the request's number."""
+    """A request for a run of the flow; ``#`` in a text stands for the request's number, which
+    comes again after :data:`SEEDS`.
+    """
 
     def body(number: int, scene: Scene) -> dict[str, Any]:
         numbered = {
-            name: value.replace("#", f"{number}") if isinstance(value, str) else value
+            name: value.replace("#", f"{number % SEEDS}") if isinstance(value, str) else value
             for name, value in fields.items()
         }
         return {"flow_id": scene.flow_id, **numbered}
@@ -240,7 +244,7 @@ _ON_SQLITE = (
     "CREATE UNIQUE INDEX once_by_tag ON flow_run (tags) WHERE tags LIKE '[\"only once\"]'",
     "CREATE UNIQUE INDEX any_case ON flow_run (idempotency_key COLLATE NOCASE)",
 )
-_KEYS = ("infinite", *(f"case-{number}" for number in range(100)))
+_KEYS = ("infinite", *(f"case-{number}" for number in range(SEEDS)))
 
 
 @asynccontextmanager
