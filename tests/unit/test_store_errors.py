@@ -127,6 +127,8 @@ def test_an_sqlstate_is_a_fault_of_the_database_if_it_leaves_no_doubt(state: str
     assert not is_fault(raised_by_user(state))
     assert not is_fault(asyncpg.PostgresError.new({"C": state, "M": "no", "W": "PL/pgSQL function look()"}))
     assert not is_fault(wrapped(raised_by_user(state)))
+    # Nor is a connection dropped over it, or a statement made smaller.
+    assert blame(raised_by_user(state)) in (Blame.row, Blame.unforeseen)
 
 
 def test_a_connection_that_breaks_is_a_fault_and_what_nobody_foresaw_is_none() -> None:

@@ -17,7 +17,7 @@ from worker.checks.checks import Checks, Pending
 from worker.contract.allowed import Allowed
 from worker.contract.decode import CreateRequest, decoded_size
 from worker.contract.encoding import dumps
-from worker.contract.errors import DeploymentNotFound, Refusal
+from worker.contract.errors import DeploymentNotFound, Refusal, Unprocessable
 from worker.contract.state import StateType
 from worker.creation import NewRun, UnresolvedRun
 from worker.deployments.checking import renderer
@@ -103,10 +103,14 @@ async def resolve_deployments(
     return runs
 
 
-def _unasked(unresolved: UnresolvedRun, undecided: Undecided | None, allowed: Allowed) -> Refusal | Undecided:
-    """What becomes of a request whose deployment is not there, or has to wait for its turn."""
-    if undecided is not None:
-        return undecided
+def _unasked(
+    unresolved: UnresolvedRun, unusable: Undecided | Refusal | None, allowed: Allowed
+) -> Refusal | Undecided:
+    """What becomes of a request whose deployment is not there, can't be used, or has to wait for
+    its turn.
+    """
+    if unusable is not None:
+        return unusable
     body = unresolved.request.body
     if body.deployment_name is not None and body.deployment_name not in allowed.deployments:
         # As if it were there: a producer need not know.
@@ -200,12 +204,13 @@ def _which(unresolved: UnresolvedRun) -> Hashable:
 
 async def _deployments(
     reader: Reader, unresolved: Sequence[UnresolvedRun], turns: Turns
-) -> dict[Hashable, Deployment | Undecided]:
+) -> dict[Hashable, Deployment | Undecided | Refusal]:
     """The deployments that are asked for, by ids and by names, each once; or that they have to
-    wait for their turn. The one that was asked for first is always there.
+    wait for their turn, or why they can't be used. The one that was asked for first is always
+    there.
     """
     asked = dict.fromkeys(_which(each) for each in sorted(unresolved, key=lambda each: each.now))
-    found: dict[Hashable, Deployment | Undecided] = {}
+    found: dict[Hashable, Deployment | Undecided | Refusal] = {}
     statements = reader.statements
     if len(asked) == 1:
         rows = await _asked(reader, asked, statements.deployments_by_id, statements.deployments_by_name)
@@ -229,8 +234,8 @@ async def _deployments(
     rows.reverse()
     while rows:  # the text of one is let go before the next is read
         row = rows.pop()
-        each: Deployment | Undecided
-        if values.take(decoded_size(row.parameters.encode())):
+        each: Deployment | Undecided | Refusal
+        if values.take(decoded_size((row.parameters or "").encode())):
             each = _deployment(row, templates.get(row.pool_id))
         else:
             each = crowded = crowded or Undecided(NO_ROOM, turns.wait(first=True))
@@ -246,8 +251,16 @@ async def _asked(
     return [*await reader.query(by_id, ids), *await reader.query(by_name, names)]
 
 
-def _deployment(row: Row, template: str | None) -> Deployment:
-    parameters, deep = _parse(row.parameters)
+def _deployment(row: Row, template: str | None) -> Deployment | Refusal:
+    """A deployment; or a refusal that names the columns without a valid value."""
+    try:
+        parameters, deep = _parse(row.parameters or "{}")
+    except ValueError as error:
+        return Unprocessable(f"The deployment {row.id} can't be used: deployment.parameters: {error}")
+    columns = {"parameters": parameters, "tags": row.tags, "labels": row.labels}
+    if odd := [name for name, value in columns.items() if not _is_valid(name, value)]:
+        names = ", ".join(f"deployment.{name}" for name in odd)
+        return Unprocessable(f"The deployment {row.id} can't be used: no valid value in {names}")
     queue = None
     if row.pool_id is not None:
         queue = WorkQueue(row.work_queue_id, row.queue_name, row.pool_id, row.pool_name)
@@ -260,7 +273,7 @@ def _deployment(row: Row, template: str | None) -> Deployment:
         tags=row.tags or [],
         labels=row.labels,
         parameters=parameters or {},
-        size=len(row.parameters),
+        size=len(row.parameters or ""),
         deep=deep,
         parameter_schema=_text(row.parameter_openapi_schema),
         enforce_parameter_schema=row.enforce_parameter_schema,
@@ -271,6 +284,12 @@ def _deployment(row: Row, template: str | None) -> Deployment:
         queue=queue,
         job_template=_text(template),
     )
+
+
+def _is_valid(column: str, value: Any) -> bool:
+    if column == "tags":
+        return value is None or (isinstance(value, list) and all(isinstance(tag, str) for tag in value))
+    return value is None or isinstance(value, dict)
 
 
 def _parse(text: str) -> tuple[Any, bool]:

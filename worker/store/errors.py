@@ -123,7 +123,8 @@ def blame(error: BaseException) -> Blame:
     error = driver_error(error)
     if state := getattr(error, "sqlstate", None):
         beginnings = (state[:length] for length in range(len(state), 1, -1))
-        return next((SQLSTATES[each] for each in beginnings if each in SQLSTATES), Blame.unforeseen)
+        said = next((SQLSTATES[each] for each in beginnings if each in SQLSTATES), Blame.unforeseen)
+        return Blame.unforeseen if said is not Blame.row and _is_raised(error) else said
     if code := getattr(error, "sqlite_errorcode", None):
         return SQLITE_CODES.get(code & 0xFF, Blame.unforeseen)
     return next((said for kind, said in CLASSES.items() if isinstance(error, kind)), Blame.unforeseen)
@@ -151,8 +152,11 @@ def is_of_row(error: BaseException) -> bool:
 
 def _is_raised_by_user(error: BaseException) -> bool:
     # An error's context is not empty where it was raised within a function.
-    within = getattr(error, "context", None)
-    return bool(within) or getattr(error, "server_source_function", None) in _RAISED_BY_USER
+    return bool(getattr(error, "context", None)) or _is_raised(error)
+
+
+def _is_raised(error: BaseException) -> bool:
+    return getattr(error, "server_source_function", None) in _RAISED_BY_USER
 
 
 def is_gone(error: BaseException) -> bool:
