@@ -55,11 +55,11 @@ async def test_its_server_shows_what_the_replies_said(
     version: str, start_worker: StartWorker, producer: Producer, postgresql: PostgreSQL
 ) -> None:
     database_url = postgresql.create_database()
-    # Both start together.
+    # The worker is there before the tables are.
     worker = start_worker(database_url, wait=False, database_kind="prefect")
+    worker.wait_until_logged("Prefect has not made its tables")
     with PrefectServer(database_url, version) as server:
         worker.wait_until_logged("kind=prefect")
-        assert "Prefect has not made its tables" in worker.output
         different: list[str] = []
         compared = 0
         async with httpx.AsyncClient(base_url=server.api, timeout=60) as http:

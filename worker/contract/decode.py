@@ -27,7 +27,7 @@ from .immutable import immutable
 from .message import AMQP_1_0_BODY, FROM_DEPLOYMENT, Message, fingerprint
 from .policy import CreatedBy
 from .request import MAX_PARAMETER_SIZE, CreateFlowRun, limit_to_check
-from .validation import first_errors, located, unstorable
+from .validation import first_errors, located, unstorable, without_most_errors
 
 MINIMUM_API_VERSION = (0, 8, 0)
 
@@ -49,6 +49,8 @@ _SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\x00|\xed[\xa0-\xbf]")
 # FastAPI answers 400 where its parser's stack ends, near 1,000 levels; ours ends earlier, so that
 # the record can still be written, stored and sent back.
 MAX_DEPTH = 500
+# A smaller body has too few errors to hold the event loop, in bytes.
+SMALL_BODY = 16 * 1024
 # Tables within tables in the headers. None of the worker's headers is one; deeper ones could not be
 # written into the dead letter.
 MAX_HEADER_DEPTH = 100
@@ -143,9 +145,9 @@ def decode(
     limit = limit_to_check(len(message.body), max_parameter_size)
     body: CreateFlowRun | CreateFlowRunFromDeployment | None
     if message.type == FROM_DEPLOYMENT:
-        body = _validate(_from_deployment, content, limit, errors)
+        body = _validate(_from_deployment, content, len(message.body), limit, errors)
     else:
-        body = _validate(_create, content, limit, errors)
+        body = _validate(_create, content, len(message.body), limit, errors)
     if _SUSPICIOUS.search(message.body):
         errors.extend(islice(unstorable(content), MAX_ERRORS))
     if body is None or errors:
@@ -293,18 +295,19 @@ def depth_exceeds(content: Any, limit: int) -> bool:
 
 
 def _validate(
-    model: TypeAdapter[Body], content: Any, limit: int, errors: list[dict[str, Any]]
+    model: TypeAdapter[Body], content: Any, size: int, limit: int, errors: list[dict[str, Any]]
 ) -> Body | None:
     if content is None:
         errors.append({"type": "missing", "loc": ["body"], "msg": "Field required", "input": None})
         return None
+    content, more = without_most_errors(content) if size > SMALL_BODY else (content, False)
     try:
         body = model.validate_python(content, from_attributes=True, context=limit)
     except ValidationError as error:
         errors.extend(
-            located(error, "body")
-            if error.error_count() <= MAX_ERRORS
-            else first_errors(error, content, model, limit)
+            first_errors(error, content, model, limit, more=more)
+            if more or error.error_count() > MAX_ERRORS
+            else located(error, "body")
         )
         return None
     except UnicodeEncodeError:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from math import isfinite
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,6 +16,9 @@ from .state import StateCreate, StateDetails
 
 # How much of a name is shown where text cannot be stored; characters.
 _MAX_PLACE = 100
+
+# What labels may have as values.
+_LABELS = (bool, int, float, str)
 
 _MODELS = (CreateFlowRun, CreateFlowRunFromDeployment, StateCreate, StateDetails, FlowRunPolicy)
 _FIELDS = frozenset(name for model in _MODELS for name in model.model_fields)
@@ -44,8 +48,44 @@ def _without_other_kinds(errors: Sequence[ErrorDetails]) -> Iterator[ErrorDetail
             yield {**each, "loc": tuple(label)}
 
 
+def without_most_errors(content: Any) -> tuple[Any, bool]:
+    """A body without most of its errors, if it has very many, and whether that is so. Pydantic
+    takes 0.2 seconds for a megabyte of wrong labels, as it looks for all kinds of each.
+    """
+    if not isinstance(content, dict):
+        return content, False
+    cut = {
+        "labels": _until_many(content.get("labels"), _LABELS),
+        "tags": _until_many(content.get("tags"), (str,)),
+    }
+    policy = content.get("empirical_policy")
+    if isinstance(policy, dict):
+        keys = _until_many(policy.get("pause_keys"), (str,))
+        cut["empirical_policy"] = None if keys is None else {**policy, "pause_keys": keys}
+    found = {name: value for name, value in cut.items() if value is not None}
+    return ({**content, **found}, True) if found else (content, False)
+
+
+def _until_many(value: Any, kinds: tuple[type, ...]) -> Any:
+    """The beginning of a list or an object that has all the errors that are listed, and one more;
+    None if it has no more than that.
+    """
+    if not isinstance(value, (list, dict)) or len(value) <= MAX_ERRORS:
+        return None
+    each = enumerate(value.values() if isinstance(value, dict) else value)
+    wrong = (
+        place
+        for place, entry in each
+        if type(entry) not in kinds or (type(entry) is float and not isfinite(entry))
+    )
+    end = next(islice(wrong, MAX_ERRORS, None), len(value))
+    if end == len(value):
+        return None
+    return dict(islice(value.items(), end + 1)) if isinstance(value, dict) else value[: end + 1]
+
+
 def first_errors(
-    error: ValidationError, content: Any, body: TypeAdapter[Any], limit: int
+    error: ValidationError, content: Any, body: TypeAdapter[Any], limit: int, *, more: bool = False
 ) -> Iterator[dict[str, Any]]:
     """The first of very many errors, and how many there are. Pydantic can only write out all of
     them, which takes seconds and hundreds of megabytes for a large body. So the body's beginning is
@@ -53,12 +93,14 @@ def first_errors(
 
     Args:
         limit: of the parameters, as :func:`worker.contract.request.limit_to_check` returns it.
+        more: whether there are more errors, which were left out before.
     """
     try:
         body.validate_python(_beginning(content), context=limit)
     except ValidationError as of_beginning:
         yield from islice(located(of_beginning, "body"), MAX_ERRORS)
-    message = f"There are {error.error_count():,} errors, not all of which are listed"
+    count = f"more than {MAX_ERRORS}" if more else f"{error.error_count():,}"
+    message = f"There are {count} errors, not all of which are listed"
     yield {"type": "too_many_errors", "loc": ["body"], "msg": message, "input": None}
 
 
