@@ -20,8 +20,9 @@ from tests.conformance.comparison import comparable, differences
 from tests.conformance.prefect_server import VERSION
 from tests.conformance.shared import PROCESS_TEMPLATE, Both, Shared, assert_served, start_process_worker
 from tests.support.command import command
-from worker.contract.errors import Fault
-from worker.store import Store, StoreError, migrations
+from tests.support.requests import request
+from worker.contract.errors import Fault, WorkPoolNotFound
+from worker.store import Created, Store, StoreError, Undecided, migrations
 
 
 @pytest.fixture
@@ -70,6 +71,35 @@ async def test_work_pool_and_queue_are_found_by_name(both: Both) -> None:
             )
             if reply.status == 201:
                 assert_served(reply, await both.served(reply.body["id"]))
+
+
+async def test_a_queue_that_is_deleted_behind_the_look_up_is_looked_up_once_more(
+    both: Both, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow, pool, queue = await both.new_flow(), f"pool-{uuid4()}", f"queue-{uuid4()}"
+    await both.post("/work_pools/", {"name": pool, "type": "process"})
+    await both.post(f"/work_pools/{pool}/queues", {"name": queue})
+    store = await Store.open(shared.database_url, migrate=False)
+    resolve = store._resolve
+
+    async def resolve_too_early(runs: Any) -> Any:
+        references = await resolve(runs)
+        deleted = await both.prefect("DELETE", f"/work_pools/{pool}/queues/{queue}")
+        assert deleted.is_success
+        monkeypatch.undo()
+        return references
+
+    monkeypatch.setattr(store, "_resolve", resolve_too_early)
+    of_queue = request(flow_id=flow, work_pool_name=pool, work_queue_name=queue)
+    batch = [request(flow_id=flow), of_queue, request(flow_id=flow)]
+    first, undecided, last = await store.create(batch)
+    assert isinstance(first, Created)
+    assert isinstance(last, Created)
+    assert isinstance(undecided, Undecided)
+    assert undecided.blamed
+    (refused,) = await store.create([of_queue])
+    assert isinstance(refused, WorkPoolNotFound)
+    await store.close()
 
 
 async def test_rows_that_are_missing_are_conflicts_of_that_request_alone(both: Both) -> None:
