@@ -8,6 +8,7 @@ happened.
 import os
 import signal
 import sys
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ SEAMS: dict[str, tuple[Any, str, str]] = {
     "after decode, before commit": (Store, "create", "before"),
     "after commit, before reply": (Store, "create", "after"),
     "after reply, before acknowledgement": (Acknowledger, "_acknowledge_new", "before"),
-    "while decoding": (Pipeline, "_stored", "before"),
+    "while decoding": (Pipeline, "_new_run", "before"),
 }
 # Of a worker with events.
 EVENT_SEAMS: dict[str, tuple[Any, str, str]] = {
@@ -39,7 +40,7 @@ def main() -> None:
             marker.write_text(seam)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    async def patched(self: Any, *arguments: Any, **options: Any) -> Any:
+    async def patched_async(self: Any, *arguments: Any, **options: Any) -> Any:
         if when == "before":
             die()
         result = await original(self, *arguments, **options)
@@ -47,7 +48,15 @@ def main() -> None:
             die()
         return result
 
-    setattr(owner, name, patched)
+    def patched(self: Any, *arguments: Any, **options: Any) -> Any:
+        if when == "before":
+            die()
+        result = original(self, *arguments, **options)
+        if when == "after":
+            die()
+        return result
+
+    setattr(owner, name, patched_async if iscoroutinefunction(original) else patched)
     app(["run"])
 
 
