@@ -24,7 +24,7 @@ from tests.conformance.test_deployments import TYPE
 from worker.contract.decode import decode
 from worker.contract.message import Message
 from worker.creation import requested_run
-from worker.store import Created, Store
+from worker.store import Created, Store, Undecided
 from worker.store import prefect as rules
 
 # The states that a run is moved to; a Prefect worker begins with PENDING.
@@ -278,6 +278,9 @@ async def _made(store: Store, odd: Odd, scene: Scene) -> str:
     message = Message(scene.message(odd), dict(odd.headers), type=TYPE if odd.typed else None)
     new = requested_run(decode(message, max_body_bytes=2**20), datetime.now(UTC))
     (outcome,) = await store.create([new])
+    while isinstance(outcome, Undecided) and outcome.ready is not None:  # its check is under way
+        await outcome.ready
+        (outcome,) = await store.create([new])
     assert isinstance(outcome, Created), odd.name
     return str(outcome.run.id)
 
