@@ -46,9 +46,11 @@ class Mailbox(Generic[T]):
         self._closed = True
         self._changed.set()
 
-    async def room(self, max_size: int) -> None:
-        """Wait until what is inside has at most this size."""
-        while self.size > max_size:
+    async def room(self, max_size: int, beside: Callable[[], int] = lambda: 0) -> None:
+        """Wait until what is inside, and beside it, has at most this size. What is beside has to
+        come in, and be taken, to leave.
+        """
+        while self.size + beside() > max_size:
             self._taken.clear()
             await self._taken.wait()
 

@@ -106,7 +106,7 @@ class Pipeline:
         while deliveries := await self._session.consumer.deliveries.take(
             DECODE_MAX, max_size=DECODE_MAX_BYTES
         ):
-            await self._requests.room(self._max_decoded - self._creating.aside_size)
+            await self._requests.room(self._max_decoded, lambda: self._creating.aside_size)
             await self._done.room(self._max_decoded)
             started = monotonic()
             now = datetime.now(UTC)  # of all that were taken together: a database reads and writes it once

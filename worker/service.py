@@ -246,13 +246,14 @@ class Service:
             if serving.done():
                 serving.result()
         finally:
-            stopping.cancel()
             serving.cancel()
+            await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
             # What waits at a silent database is cancelled only after its own timeout; when we
             # leave, closing ends it.
             done, _ = await asyncio.wait(
                 (serving,), timeout=LEAVE_SECONDS if self._stopping.is_set() else None
             )
+            stopping.cancel()
             if done and not serving.cancelled():
                 serving.exception()
 
@@ -263,7 +264,7 @@ class Service:
         backoff = Backoff()
         while not self._stopping.is_set():
             try:
-                await store.writes()
+                await self._unless_stopping(store.writes())
             except Fault as fault:
                 await self._pause(fault, backoff)
             else:

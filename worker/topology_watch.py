@@ -8,7 +8,14 @@ import structlog
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from worker.backoff import Backoff, pause
-from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost, close_quietly, connect
+from worker.broker.connection import (
+    BrokerRefused,
+    BrokerUnavailable,
+    ChannelLost,
+    close_quietly,
+    connect,
+    lost_with,
+)
 from worker.broker.control import WatchedConnection
 from worker.broker.declaring import TopologyMismatch
 from worker.broker.management import Management, ManagementUnavailable
@@ -89,7 +96,8 @@ class TopologyWatch:
                 bound = await self._ask_management()
                 try:
                     async with asyncio.timeout(LOOK_TIMEOUT):
-                        self._tell(await self._look(connection, bound))
+                        with lost_with(connection):
+                            self._tell(await self._look(connection, bound))
                 except TopologyMismatch as error:
                     self._tell(str(error))
                 backoff.reset()

@@ -150,6 +150,9 @@ class _ResultRecordMetadata(BaseModel):
     storage_block_id: UUID | None = None
 
 
+# Prefect's serializers have up to six.
+SERIALIZER_FIELDS = 8
+
 _result = TypeAdapter(_ResultRecordMetadata)
 
 
@@ -157,6 +160,12 @@ def _no_result(run: FlowRun) -> UnusableInPrefect | None:
     data = None if run.state is None else run.state.data
     if not isinstance(data, dict) or "storage_key" not in data:
         return None
+    pending = data.get("serializer")
+    while isinstance(pending, dict):
+        # Pydantic would write out an error for each.
+        if len(pending) > SERIALIZER_FIELDS:
+            return UnusableInPrefect("The serializer of a storage_key has too many fields", "state", "data")
+        pending = pending.get("serializer")
     try:
         _result.validate_python(data)
     except ValidationError as error:

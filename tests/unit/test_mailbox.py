@@ -61,3 +61,17 @@ async def test_closing_wakes_the_one_that_waits() -> None:
     await asyncio.sleep(0)
     mailbox.close()
     assert await taking == []
+
+
+async def test_room_is_looked_at_anew_with_what_is_beside() -> None:
+    """What waits beside the mailbox may be larger than all of it, and comes back."""
+    mailbox: Mailbox[int] = Mailbox(lambda item: item)
+    beside = 100
+    waiting = asyncio.create_task(mailbox.room(10, lambda: beside))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    beside = 0
+    mailbox.put(100)
+    await mailbox.take(1)
+    async with asyncio.timeout(5):
+        await waiting

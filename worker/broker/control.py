@@ -102,8 +102,17 @@ class Watch(aiormq.TransportFactory):
         return feed_data
 
 
-class WatchedConnection(aio_pika.Connection):
-    """An aio-pika connection with such a transport, for users who read no messages in bulk.
+class EndingConnection(aio_pika.Connection):
+    """An aio-pika connection that is closed as well once the broker has ended it."""
+
+    @property
+    def is_closed(self) -> bool:
+        """aio-pika says so only of a connection that we closed."""
+        return super().is_closed or (self.transport is not None and self.transport.connection.is_closed)
+
+
+class WatchedConnection(EndingConnection):
+    """A connection with such a transport, for users who read no messages in bulk.
 
     Attributes:
         frames: the transport.

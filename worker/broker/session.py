@@ -231,15 +231,19 @@ class Session:
         self._raise_if_ended()
         # The outer one keeps the connection open for those who wait.
         async with self._alone.connection(), self._one_alone:
-            began = False
+            began = forced = False
             try:
                 async with self._alone.connection() as connection, _publisher(connection) as publisher:
                     began = True
-                    confirmation = await publisher.publish([publication])
-                    await confirmation.wait(CONFIRM_SECONDS)
-                    return confirmation
+                    try:
+                        confirmation = await publisher.publish([publication])
+                        await confirmation.wait(CONFIRM_SECONDS)
+                        return confirmation
+                    finally:
+                        forced = (connection.frames.closed or "").startswith(FORCED)
             except ChannelLost as lost:
-                if not began:
+                if not began or forced:  # an operator's doing is nothing of the publication's
+                    await self._alone.leave()
                     raise BrokerUnavailable(str(lost)) from lost
             await self._until_another_is_taken()
             self._raise_if_ended()

@@ -15,11 +15,10 @@ import struct
 from collections.abc import Callable
 from typing import Any, cast
 
-import aio_pika
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from worker.broker.control import HEAD, METHOD, METHOD_ID, Watch, short_string
+from worker.broker.control import HEAD, METHOD, METHOD_ID, EndingConnection, Watch, short_string
 
 END = 0xCE
 HEADER, BODY = 2, 3
@@ -243,7 +242,7 @@ class Transport(Watch):
             self._pause = asyncio.get_running_loop().call_later(ALIVE_SECONDS, self._stay_alive)
 
 
-class Connection(aio_pika.Connection):
+class Connection(EndingConnection):
     """An aio-pika connection with such a transport.
 
     Attributes:
@@ -254,3 +253,5 @@ class Connection(aio_pika.Connection):
         super().__init__(url, **options)
         self.frames = Transport()
         self.kwargs["transport_factory"] = self.frames
+        # Whoever waits to publish is told of the end then.
+        self.close_callbacks.add(lambda *_: self.frames.unblocked.set())

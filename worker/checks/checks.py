@@ -212,6 +212,8 @@ class Checks:
             return Verdict("costly", f"{WAITING_MAX:,} checks wait for others before it")
         held = len(data) + len(text)
         if self._waiting and self._waiting_size + held > WAITING_SIZE_MAX:
+            if monotonic() - next(iter(self._waiting.values())).since > WAIT_SECONDS / 2:
+                return Verdict("costly", "too many checks wait for others before it")
             if self._room is None:
                 self._room = asyncio.get_running_loop().create_future()
             raise Pending(self._room)
@@ -243,6 +245,10 @@ class Checks:
                 except CantStart as error:
                     log.error("check_process_not_started", error=str(error), waiting=len(self._waiting))
                     await backoff.sleep()
+                except Exception:  # the edge: its request would wait for ever
+                    log.exception("check_failed", deployment_id=str(turn.whose), kind=waiting.job.kind)
+                    verdict, seconds = Verdict("costly", "the check itself fails"), 1.0
+                    break
             backoff.reset()
             self._queue.spent(turn, seconds)
             metrics.checked(seconds, costly=verdict.outcome == "costly")

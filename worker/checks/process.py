@@ -137,7 +137,8 @@ async def _exchange(process: asyncio.subprocess.Process, job: Job) -> tuple[Any,
         if size > 6 * job.room + _REPLY_ROOM:
             raise _Ended
         seconds, outcome, message, references = json.loads(await process.stdout.readexactly(size))
-    except (OSError, asyncio.IncompleteReadError) as error:
+    # RuntimeError: uvloop's, of a pipe that ended while nothing was asked.
+    except (OSError, RuntimeError, ValueError, asyncio.IncompleteReadError) as error:
         raise _Ended from error
     return outcome, message, references, seconds
 

@@ -14,7 +14,13 @@ MAX_LINE = 500
 
 
 class Fault(Exception):
-    """A fault of ours, such as a database that is away. It is waited out, and never answered."""
+    """A fault of ours, such as a database that is away. It is waited out, and never answered.
+
+    Attributes:
+        ended: whether a connection ended over it, so that one run may be the cause.
+    """
+
+    ended = False
 
 
 class Refusal(Exception):

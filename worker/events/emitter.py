@@ -10,7 +10,14 @@ import structlog
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from worker.backoff import Backoff
-from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost, close_quietly, connect
+from worker.broker.connection import (
+    BrokerRefused,
+    BrokerUnavailable,
+    ChannelLost,
+    close_quietly,
+    connect,
+    lost_with,
+)
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.broker.transport import Connection
 from worker.events.api import PrefectAPI
@@ -82,14 +89,14 @@ class Emitter:
             self._settings.amqp_url, name="flow-run-worker events", connection_class=Connection
         )
         try:
-            await self._topology.ensure(connection)
-            stay = await Stay.begin(connection, self._topology.events_queue)
+            with lost_with(connection):
+                await self._topology.ensure(connection)
+                stay = await Stay.begin(connection, self._topology.events_queue)
             metrics.outbox_age.set_function(stay.age)
             metrics.outbox_messages.set_function(lambda: stay.count)
             stopping = asyncio.create_task(self._close_when_stopping(stay))
             counting = asyncio.create_task(stay.keep_count())
             metrics.events_held(None)
-            backoff.reset()
             try:
                 await hand_over.serve(stay)
                 if not self._stopping.is_set():
@@ -97,6 +104,8 @@ class Emitter:
             finally:
                 stopping.cancel()
                 counting.cancel()
+                if stay.acknowledged:
+                    backoff.reset()
                 metrics.outbox_age.set_function(lambda: 0.0)
                 metrics.outbox_messages.set_function(lambda: 0.0)
         finally:

@@ -3,7 +3,8 @@ neither Prefect's API nor SQL.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -107,15 +108,13 @@ class Outbox:
         runs: dict[UUID, Beginning | FlowRun] = {}
         now = datetime.now(UTC)
         for each in found:
-            if each.needs_event(now):
-                runs[each.run.id] = lightened(each.run)
+            with _edge(each.run):
+                if each.needs_event(now):
+                    runs[each.run.id] = lightened(each.run)
         for run in new:
-            try:
+            with _edge(run):
                 if (beginning := Beginning.of_new(run)) is not None:
                     runs[run.id] = beginning
-            except Exception:  # the edge: a run that breaks us harms no other
-                log.exception("event_not_made", flow_run_id=str(run.id))
-                metrics.events_left_out(1)
         if not runs:
             return None
         recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -231,6 +230,16 @@ class Outbox:
         except ChannelLost as lost:
             self._session.raise_if_lost(lost)
             return None
+
+
+@contextmanager
+def _edge(run: FlowRun) -> Iterator[None]:
+    """A run that breaks us harms no other: its event is left out."""
+    try:
+        yield
+    except Exception:
+        log.exception("event_not_made", flow_run_id=str(run.id))
+        metrics.events_left_out(1)
 
 
 def _beginning(run: Beginning | FlowRun, first: Mapping[UUID, FlowRunState]) -> Beginning | None:

@@ -43,6 +43,7 @@ class Stay:
         messages: what came in, until consuming has ended.
         publisher: for dead letters.
         lost: why the channel ended.
+        acknowledged: whether any message was.
         count: messages in the outbox, with those that are held.
         login: by which name the broker knows the worker; None where it does not tell.
     """
@@ -60,6 +61,7 @@ class Stay:
         self.login = login
         self.lost = ChannelLost("closed by the worker")
         self.messages_are_lost = False
+        self.acknowledged = False
         self.count = 0
         self._connection = connection
         self._channel = channel
@@ -105,6 +107,7 @@ class Stay:
         """Take messages out of the outbox: all that came up to the last of these."""
         with lost_with(self._channel):
             await messages[-1].incoming.ack(multiple=True)
+        self.acknowledged = True
         for taken in messages:
             self._held.pop(taken.incoming.delivery_tag or 0, None)
 

@@ -78,6 +78,7 @@ class Create:
         self._room = room
         self._aside = 0
         self._closing = False
+        self._busy = False
         self._backoff = Backoff()
         self._faults = 0
         self._away_since: float | None = None
@@ -86,7 +87,10 @@ class Create:
     def close(self) -> None:
         """Say that no new request comes: :meth:`run` ends once all are decided."""
         self._closing = True
-        if not self._aside:
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._closing and not (self._aside or self._busy or len(self.requests)):
             self.requests.close()
 
     async def run(self) -> None:
@@ -96,6 +100,7 @@ class Create:
             DatabaseAway: it took nothing for :data:`HOLD_SECONDS`.
         """
         while requests := await self.requests.take(self._limit, max_size=self._max_size):
+            self._busy = True
             started = monotonic()
             with self._traces.batch([request.delivery for request in requests]):
                 outcomes = await self._outcomes([request.new for request in requests])
@@ -109,6 +114,8 @@ class Create:
             if fault is not None:
                 await self._wait_out(fault, len(requests))
             del requests
+            self._busy = False
+            self._close_if_done()
             await self._room()
 
     async def _outcomes(self, runs: Sequence[Requested]) -> Sequence[Outcome]:
@@ -116,7 +123,7 @@ class Create:
         try:
             return await self._store.create(runs)
         except Fault as fault:
-            return [Undecided(str(fault))] * len(runs)
+            return [Undecided(str(fault), ended=fault.ended)] * len(runs)
         except Exception:  # the edge
             results = await isolate(runs, self._store.create, stop=Fault)
         return [
@@ -140,7 +147,7 @@ class Create:
                 outcome.ready.add_done_callback(partial(self._return_when_ready, request))
             elif well and outcome.refusal is not None:
                 self._try_again(request, outcome, decided)
-            elif alone and self._written > request.written:
+            elif alone and outcome.ended and self._written > request.written:
                 self._try_again(replace(request, written=self._written), _of_fault(outcome), decided)
                 fault = None if decided else outcome.reason
             else:
@@ -178,8 +185,6 @@ class Create:
         self._aside -= 1
         self.aside_size -= request.size
         self.requests.put(request)
-        if self._closing and not self._aside:
-            self.requests.close()
 
     def _database_takes_runs(self) -> None:
         metrics.database_here()

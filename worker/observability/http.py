@@ -88,6 +88,7 @@ async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> Asyn
         access_log=None,
         logger=_silent,
         handle_signals=False,
+        handler_cancellation=True,  # one whose connection made room takes no turn
         shutdown_timeout=1.0,
         max_line_size=LINE_MAX,
         max_field_size=LINE_MAX,
@@ -158,7 +159,7 @@ class _Connections:
                 self._make_room()
                 _, connection = await loop.connect_accepted_socket(self._server, accepted)
                 self._since[connection] = monotonic()
-            except OSError as error:  # the client is gone, or the files have run out
+            except Exception as error:  # the edge: the client is gone, or the files have run out
                 log.debug("http_not_accepted", error=str(error))
                 await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
 

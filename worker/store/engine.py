@@ -80,7 +80,7 @@ class Database:
             try:
                 connection = await engine.connect()
             except Exception as error:
-                raise fault(error) from error  # no run is to blame, whatever it says
+                raise Fault(str(fault(error))) from error  # no run is to blame, whatever it says
             server, serves = driver(connection), False
             local_only.discard(server)
             try:
@@ -150,7 +150,9 @@ async def _unless_silent(knock: Callable[[], Awaitable[Any]] | None) -> AsyncIte
             yield
     except TimeoutError:
         if limit.expired():
-            raise Fault("PostgreSQL: it has fallen silent") from None
+            silent = Fault("PostgreSQL: it has fallen silent")
+            silent.ended = True
+            raise silent from None
         raise
     finally:
         timer.cancel()

@@ -168,8 +168,10 @@ def is_gone(error: BaseException) -> bool:
 
 def tries(error: BaseException) -> int:
     """How often a run is tried over which the database fails while it writes others."""
-    state = getattr(driver_error(error), "sqlstate", None) or ""
-    contended = state.startswith(_CONTENDED) and not _is_raised_by_user(driver_error(error))
+    error = driver_error(error)
+    state = getattr(error, "sqlstate", None) or ""
+    contended = state.startswith(_CONTENDED) and not _is_raised_by_user(error)
+    contended = contended or isinstance(error, TimeoutError)
     return TRIES_CONTENDED if contended else TRIES
 
 
@@ -190,7 +192,9 @@ def fault(error: BaseException) -> Fault:
         return error
     error = driver_error(error)
     which = "SQLite" if isinstance(error, sqlite3.Error) else "PostgreSQL"
-    return Fault(f"{which}: {first_line(error)}")
+    made = Fault(f"{which}: {first_line(error)}")
+    made.ended = blame(error) is Blame.connection
+    return made
 
 
 def driver_error(error: BaseException) -> BaseException:

@@ -90,7 +90,8 @@ class DatabaseFile:
         """
         moved = self._moved()
         if not moved and not self._lost_companion():
-            self.check()
+            if self._told:
+                self.check()
             return
         saved = await self._save(server)
         if not moved:

@@ -166,8 +166,9 @@ class Insertion:
             False where it does not, and the reason may be in the row.
 
         Raises:
-            Fault: it is away or busy, or writes nothing.
+            Fault: it is away or busy, writes nothing, or lacks the unique index.
         """
+        await self._guard.look()
         try:
             async with self._reader.database.connect(transaction=True) as connection:
                 if self._reader.statements.sqlite:
@@ -254,7 +255,8 @@ def undecided(error: Exception, *, wrote: bool) -> Outcome:
         wrote: whether the database was seen to write another run.
     """
     if is_fault(error):
-        return Undecided(str(fault(error)))
+        away = fault(error)
+        return Undecided(str(away), ended=away.ended)
     reason = str(fault(error))
     if is_gone(error):
         return Undecided(reason, refusal=refusal(error), blamed=True, tries=TRIES_GONE)

@@ -32,6 +32,7 @@ class Undecided:
             request's own matter.
         blamed: whether the database has written another run meanwhile, and not this one.
         tries: how often a blamed run is tried before it is refused.
+        ended: as of :class:`worker.contract.errors.Fault`.
     """
 
     reason: str
@@ -39,6 +40,7 @@ class Undecided:
     refusal: Refusal | None = None
     blamed: bool = False
     tries: int = 3
+    ended: bool = False
 
     @property
     def is_fault(self) -> bool:

@@ -14,7 +14,7 @@ from worker.contract.errors import Fault, Unprocessable
 from worker.contract.flow_run import FlowRunState
 from worker.contract.related import References, Related, RelatedRows
 from worker.store.engine import Database, driver
-from worker.store.errors import driver_error, fault, first_line, is_fault
+from worker.store.errors import Blame, blame, driver_error, fault, first_line, is_fault
 from worker.store.rights import mended
 from worker.store.statements import Statements, given
 from worker.store.tables import deployment, flow, flow_run_state, task_run, work_pool, work_queue
@@ -65,7 +65,8 @@ class Reader:
         except Exception as error:
             if isinstance(driver_error(error), (InsufficientPrivilegeError, UndefinedTableError)):
                 raise Unreadable(error) from error
-            if is_fault(error):
+            # What is read has no row of a request's own: locks and time are the database's.
+            if is_fault(error) or blame(error) not in (Blame.row, Blame.unforeseen):
                 raise fault(error) from error
             raise  # the line finds whose it is
 

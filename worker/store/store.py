@@ -2,7 +2,7 @@
 no broker.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 from uuid import UUID
@@ -24,7 +24,7 @@ from worker.store.errors import Blame, blame, first_line, is_fault
 from worker.store.insertion import Insertion, undecided
 from worker.store.outcome import Existing, Outcome, Undecided
 from worker.store.prefect import References, check_standalone, resolve
-from worker.store.reading import Reader, Row, Unreadable
+from worker.store.reading import Reader, Unreadable
 from worker.store.room import in_turns
 from worker.store.statements import SHOWN, run_of
 from worker.store.tables import flow_run
@@ -111,7 +111,9 @@ class Store(Reader):
 
     async def undecided(self, error: Exception) -> Outcome:
         """What becomes of a request over which alone :meth:`create` fails."""
-        if not (is_fault(error) or blame(error) is Blame.row):
+        if is_fault(error):
+            return undecided(error, wrote=False)
+        if blame(error) is not Blame.row:
             log.error("run_not_created", exc_info=error)
         try:
             return undecided(error, wrote=await self.writes())
@@ -143,11 +145,14 @@ class Store(Reader):
         for _ in range(MAX_ROUNDS):
             if leaders := batch.leaders():
                 batch.settle(await self._insert_or_read(leaders, references.missing))
-        batch.settle({new.run.id: await self._insertion.explain(new) for new in batch.leaders()})
+        while leaders := batch.leaders():  # where one is refused, the next of its key leads
+            batch.settle({new.run.id: await self._insertion.explain(new) for new in leaders})
         outcomes = batch.outcomes()
         faults = [each for each in outcomes if isinstance(each, Undecided) and each.is_fault]
         if faults and len(faults) == len(outcomes):
-            raise Fault(faults[0].reason)
+            away = Fault(faults[0].reason)
+            away.ended = all(each.ended for each in faults)
+            raise away
         return outcomes
 
     async def _of_deployments(self, requested: Sequence[Requested]) -> Sequence[NewRun | Outcome]:
@@ -164,14 +169,27 @@ class Store(Reader):
         refused = {
             each.run_id
             for each, refusal in zip(unresolved, resolved, strict=True)
-            if isinstance(refusal, (Refusal, Undecided)) and each.request.run_id
+            if isinstance(refusal, Refusal) and each.request.run_id
         }
-        found: Sequence[Row] = ()
+        made_before: Mapping[UUID, Outcome] = {}
         with suppress(Unreadable):
-            found = await self.query(self.statements.read_by_id, [(each,) for each in refused])
-        made_before = {run.id: Existing(run) for run in map(run_of, found)}
+            made_before = await self._made_before(refused)
         theirs = (made_before.get(each.run_id, run) for each, run in zip(unresolved, resolved, strict=True))
         return [each if isinstance(each, NewRun) else next(theirs) for each in requested]
+
+    async def _made_before(self, run_ids: Collection[UUID]) -> Mapping[UUID, Outcome]:
+        """The runs of these ids that exist, as far as they can be read now."""
+        made: dict[UUID, Outcome] = {}
+        here: list[tuple[UUID]] = []
+        sizes = await self.query(self.statements.sizes_by_id, [(each,) for each in run_ids])
+        for row, waiting in in_turns(((row, row.size) for row in sizes), READ_MAX, self._turns):
+            if waiting is None:
+                here.append((row.id,))
+            else:
+                made[row.id] = waiting
+        for run in map(run_of, await self.query(self.statements.read_by_id, here)):
+            made[run.id] = _existing(run)
+        return made
 
     async def _resolve(self, runs: Sequence[NewRun]) -> References:
         if self.kind == "standalone":
@@ -203,10 +221,8 @@ class Store(Reader):
         for run, existing in zip(conflicting, found, strict=True):
             if isinstance(existing, Failed):
                 outcomes[run.id] = await self._unreadable(run, existing.error)
-            elif existing is not None and (odd := odd_columns(existing)):
-                outcomes[run.id] = _not_shown(f"no valid value in {', '.join(odd)}")
             elif existing is not None:
-                outcomes[run.id] = Existing(existing)
+                outcomes[run.id] = _existing(existing)
         # Whoever made them may not have waited.
         await self.wait_for_standby()
         return {**refused, **outcomes}
@@ -268,6 +284,12 @@ class Store(Reader):
             if isinstance(result, Failed)
         ]
         return _not_shown("; ".join(wrong) or first_line(error))
+
+
+def _existing(run: FlowRun) -> Existing | Refusal:
+    """A run that exists; or why it can't be shown."""
+    odd = odd_columns(run)
+    return _not_shown(f"no valid value in {', '.join(odd)}") if odd else Existing(run)
 
 
 def _not_shown(reason: str) -> Refusal:

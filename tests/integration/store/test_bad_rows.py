@@ -175,6 +175,18 @@ async def test_a_row_that_a_trigger_takes_away_is_refused(
     assert len(await fetch_runs(url)) == 49
 
 
+async def test_several_requests_for_a_run_that_is_taken_away_are_refused_each(store: Store, url: str) -> None:
+    await add_trigger(url, "IF new.name = 'bad' THEN RETURN NULL; END IF; RETURN new;")
+    for keys in (["a", "k", "k"], ["k", "k", "b"], ["k", "k", "k"]):
+        runs = keyed(keys)
+        for new in runs:
+            if new.run.idempotency_key == "k":
+                new.run.name = "bad"
+        outcomes = await store.create(runs)
+        for key, outcome in zip(keys, outcomes, strict=True):
+            assert isinstance(outcome, Refusal if key == "k" else Created)
+
+
 @pytest.mark.parametrize(
     "index",
     [
