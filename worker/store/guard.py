@@ -15,7 +15,7 @@ from worker.store.tables import UNIQUE_INDEX
 LOOK_SECONDS = 30.0
 
 MISSING_INDEX = (
-    f"the unique index {UNIQUE_INDEX} is missing, without which a request may make two runs. Make it: "
+    f"no unique index {UNIQUE_INDEX}, without which a request may make two runs. Make it: "
     f"CREATE UNIQUE INDEX {UNIQUE_INDEX} ON flow_run (flow_id, idempotency_key)"
 )
 
