@@ -139,7 +139,7 @@ async def test_missing_rights_are_told(
     assert code == 1
     assert found["read permission"][0] == "problem"
     assert "amq.default" in found["write permission"][1]
-    assert f'GRANT SELECT, INSERT ON flow_run_state TO "{role}"' in found["privileges"][1]
+    assert f'GRANT INSERT ON flow_run_state TO "{role}"' in found["privileges"][1]
 
 
 async def test_a_worker_needs_the_named_rights_and_no_more(

@@ -7,14 +7,16 @@ Knows the rules (each named after the one in Prefect), not how a database is ask
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from pydantic_core import from_json
 
 from worker.contract.allowed import Allowed
 from worker.contract.decode import CreateRequest
-from worker.contract.errors import IntegrityConflict, NotAllowed, Refusal, WorkPoolNotFound
+from worker.contract.errors import IntegrityConflict, NotAllowed, Refusal, Unprocessable, WorkPoolNotFound
 from worker.contract.flow_run import FlowRun
 from worker.contract.request import CreateFlowRun
 from worker.contract.state import TERMINAL_TYPES, StateType
@@ -77,16 +79,20 @@ async def resolve(reader: Reader, runs: Sequence[NewRun], allowed: Allowed) -> R
         if refusal := refusal or _fill_work_queue(run, body, pools, queues):
             references.refused[run.id] = refusal
     ids, of = (body.deployment_id for _, body in requests), deployment.c
-    deployments = await _by(reader, of.id, ids, of.flow_id, of.labels, of.tags, of.name)
+    deployments = await _by(reader, of.id, ids, of.flow_id, _text(of.labels), _text(of.tags), of.name)
     flow_ids = {*(new.run.flow_id for new in runs), *(each.flow_id for each in deployments.values())}
-    of_flows = await reader.rows(flow.c.id, flow_ids, flow.c.labels, flow.c.tags, flow.c.name)
+    columns = _text(flow.c.labels), _text(flow.c.tags), flow.c.name
+    of_flows = await reader.rows(flow.c.id, flow_ids, *columns)
     flows = {row.id: row for row in of_flows}
     references.refused |= _not_allowed((run for run, _ in requests), flows, deployments, allowed)
     parents = (new.run.parent_task_run_id for new in runs)
-    tasks = await _by(reader, task_run.c.id, parents, task_run.c.tags)
+    tasks = await _by(reader, task_run.c.id, parents, _text(task_run.c.tags))
     documents = await _by(reader, block_document.c.id, (new.run.infrastructure_document_id for new in runs))
     for run, body in requests:
-        run.labels = _labels(run, body, flows.get(run.flow_id), deployments.get(run.deployment_id))
+        try:
+            run.labels = _labels(run, body, flows.get(run.flow_id), deployments.get(run.deployment_id))
+        except Refusal as refusal:
+            references.refused[run.id] = refusal.freed()
     for new in runs:
         run = new.run
         if run.flow_id not in flows:
@@ -100,9 +106,34 @@ async def resolve(reader: Reader, runs: Sequence[NewRun], allowed: Allowed) -> R
                 conflict = IntegrityConflict(f"There is no {what} {value}.")
                 references.missing.setdefault(run.id, found.refusal or conflict)
         rows = flows.get(run.flow_id), deployments.get(run.deployment_id), tasks.get(run.parent_task_run_id)
-        if why := unusable(new, [row.tags for row in rows if row is not None]):
+        if why := unusable(new, [_tags(row) for row in rows if row is not None]):
             references.missing.setdefault(run.id, why)
     return references
+
+
+@cache
+def _text(column: sa.Column[Any]) -> sa.Label[str]:
+    """JSON as text: a row that can't be read would fail the query for all."""
+    return sa.cast(column, sa.Text).label(column.name)
+
+
+def _tags(row: Row) -> Sequence[str]:
+    """Tags as far as they are valid: an event of Prefect's has no others."""
+    try:
+        tags = from_json(row.tags or "null")
+    except ValueError:
+        return ()
+    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else ()
+
+
+def _labels_of(table: sa.Table, row: Row) -> dict[str, Any]:
+    try:
+        labels = from_json(row.labels or "null")
+    except ValueError:
+        labels = ()
+    if labels is None or isinstance(labels, dict):
+        return labels or {}
+    raise Unprocessable(f"The {table.name} {row.id} can't be used: no valid value in {table.name}.labels")
 
 
 def _check_allowed(
@@ -149,7 +180,9 @@ class _Rows(dict[Any, Row]):
     refusal: Refusal | None = None
 
 
-async def _by(reader: Reader, key: sa.Column[Any], values: Iterable[Any], *columns: sa.Column[Any]) -> _Rows:
+async def _by(
+    reader: Reader, key: sa.Column[Any], values: Iterable[Any], *columns: sa.ColumnElement[Any]
+) -> _Rows:
     found = _Rows()
     try:
         rows = await reader.rows(key, {value for value in values if value}, *columns)
@@ -187,14 +220,14 @@ def _labels(
 ) -> dict[str, Any]:
     """``with_system_labels_for_flow_run`` and ``with_system_labels_for_deployment_flow_run``."""
     of_flow = {"prefect.flow.id": str(run.flow_id)}
-    inherited = flow_row.labels if flow_row else None
+    inherited = _labels_of(flow, flow_row) if flow_row is not None else {}
     if deployment_row is not None:
         of_flow = {
             "prefect.flow.id": str(deployment_row.flow_id),
             "prefect.deployment.id": str(deployment_row.id),
         }
-        inherited = deployment_row.labels
-    return {**(inherited or {}), **of_flow, **(body.labels or {})}
+        inherited = _labels_of(deployment, deployment_row)
+    return {**inherited, **of_flow, **(body.labels or {})}
 
 
 def follow(task: Mapping[str, Any], new: NewRun, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:

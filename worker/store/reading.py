@@ -71,7 +71,7 @@ class Reader:
             raise  # the line finds whose it is
 
     async def rows(
-        self, key: sa.Column[Any], values: Iterable[Any], *columns: sa.Column[Any]
+        self, key: sa.Column[Any], values: Iterable[Any], *columns: sa.ColumnElement[Any]
     ) -> Sequence[Row]:
         """The rows in which ``key`` has one of these values: this column, and the others."""
         return await self.query(self.statements.lookup(key, *columns), [(value,) for value in values])

@@ -214,7 +214,7 @@ class Statements:
         found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
         return sa.select(*_shown(columns)).select_from(found)
 
-    def _lookup(self, key: sa.Column[Any], *columns: sa.Column[Any]) -> sa.Select[Any]:
+    def _lookup(self, key: sa.Column[Any], *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
         rows, theirs = self._given(key)
         shown = _shown(dict.fromkeys((key, *columns)))
         return sa.select(*shown).select_from(rows.join(key.table, theirs))
@@ -293,7 +293,7 @@ def bound(table: sa.Table, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shown(columns: Iterable[sa.Column[Any]]) -> list[Any]:
+def _shown(columns: Iterable[Any]) -> list[Any]:
     """Columns as they are read. A state's type is text: a newer Prefect may have more of them, and
     asyncpg would set the session to look up what it is.
     """
