@@ -117,7 +117,16 @@ def test_each_value_arrives() -> None:
     assert pod["terminationGracePeriodSeconds"] == 75
     assert container["resources"] == EVERYTHING["resources"]
     assert container["env"][-1:] == EVERYTHING["env"]
-    assert {each["valueFrom"]["secretKeyRef"]["name"] for each in container["env"][:-1]} == {"orders"}
+    of_chart = container["env"][:-1]
+    secrets = {each["valueFrom"]["secretKeyRef"]["name"] for each in of_chart if "value" not in each}
+    assert secrets == {"orders"}
+    assert {each["name"]: each["value"] for each in of_chart if "value" in each} == {
+        "WORKER_AMQP_PASSWORD_FILE": "/run/secrets/flow-run-worker/amqp-password",
+        "WORKER_PREFECT_API_AUTH_STRING_FILE": "/run/secrets/flow-run-worker/prefect-api-auth-string",
+    }
+    (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
+    assert (mount["mountPath"], mount["name"]) == ("/run/secrets/flow-run-worker", volume["name"])
+    assert volume["secret"]["secretName"] == "orders-passwords"
     migration = the("Job", manifests)["spec"]["template"]["spec"]["containers"][0]["env"][0]
     assert migration["valueFrom"]["secretKeyRef"]["name"] == "orders-owner"
     settings = the("ConfigMap", manifests)["data"]
