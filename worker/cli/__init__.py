@@ -116,12 +116,13 @@ def _tell(error: Exception) -> None:
     from aiormq.exceptions import ChannelAccessRefused
     from pydantic import ValidationError
 
+    from worker.broker.connection import ChannelLost
     from worker.dead_letters import UnknownIds
     from worker.settings import SettingsError
 
     if isinstance(error, (SettingsError, ValidationError, UnknownIds)):
         _fail(str(error), code=2)
-    if isinstance(error, ChannelAccessRefused):
+    if isinstance(error, ChannelAccessRefused) or (isinstance(error, ChannelLost) and error.refused):
         _fail(f"The broker refuses this to the user of the URL, who lacks a right: {error}")
     if isinstance(error, failures()):
         _fail(str(error))
