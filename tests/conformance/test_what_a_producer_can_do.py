@@ -194,6 +194,8 @@ async def test_no_queue_of_workers_gets_a_reply(
         for queue in (shared.queue, careful):
             other = careful if queue == shared.queue else shared.queue
             async with Producer(attacker, queue) as producer, Producer(amqp_url, queue) as owner:
+                # Other tests leave dead letters in the shared queue.
+                await (await owner.channel.get_queue(f"{queue}.dead")).purge()
                 for name in (
                     queue,
                     f"{queue}.dead",
