@@ -23,6 +23,7 @@ from worker.broker.policies import harms
 from worker.broker.topology import Topology
 from worker.observability import metrics
 from worker.settings import Settings
+from worker.tasks.ending import end
 
 log = structlog.get_logger(__name__)
 
@@ -65,9 +66,7 @@ class TopologyWatch:
         """Leave."""
         self._stopping.set()
         if self._running is not None:
-            await asyncio.wait((self._running,), timeout=STOP_SECONDS)
-            self._running.cancel()
-            await asyncio.wait((self._running,), timeout=STOP_SECONDS)
+            await end(self._running, STOP_SECONDS)
 
     async def _run(self) -> None:
         backoff = Backoff()

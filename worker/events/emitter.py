@@ -25,6 +25,7 @@ from worker.events.hand_over import HandedBack, HandOver
 from worker.events.stay import Stay
 from worker.observability import metrics
 from worker.settings import Settings
+from worker.tasks.ending import end
 
 log = structlog.get_logger(__name__)
 
@@ -54,9 +55,7 @@ class Emitter:
         """Let the request that is under way end, and leave; the rest stays in the outbox."""
         self._stopping.set()
         if self._running is not None:
-            await asyncio.wait((self._running,), timeout=STOP_SECONDS)
-            self._running.cancel()
-            await asyncio.wait((self._running,), timeout=STOP_SECONDS)
+            await end(self._running, STOP_SECONDS)
 
     async def _run(self) -> None:
         backoff = Backoff()
