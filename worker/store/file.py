@@ -45,8 +45,9 @@ class DatabaseFile:
     def __init__(self, engine: AsyncEngine, path: str) -> None:
         self._path = path
         self._open: _Identity | None = None
-        # The log and its index, once they are there.
+        # The log and its index, once they are there. SQLite follows links as it opens the file.
         self._companions: dict[str, _Identity] = {}
+        self._places: tuple[str, ...] = ()
         # The newest run of the open file, once another file or none is at the path.
         self._newest: str | None = None
         self._filled = self._emptied = False
@@ -136,18 +137,17 @@ class DatabaseFile:
         """Which of log and index is not the one that is open; empty if none. They are not there
         until something was read, and SQLite removes neither while a connection is open.
         """
-        for suffix in ("-wal", "-shm"):
-            path = os.path.realpath(self._path) + suffix
+        for path in self._places:
             try:
                 there = os.stat(path)
             except OSError:
                 found = None
             else:
                 found = (there.st_dev, there.st_ino)
-            known = self._companions.get(suffix)
+            known = self._companions.get(path)
             if known is None:
                 if found is not None:
-                    self._companions[suffix] = found
+                    self._companions[path] = found
             elif found != known:
                 return f"{path} was removed or replaced while the database was open"
         return ""
@@ -170,6 +170,8 @@ class DatabaseFile:
         self._open, self._newest = (there.st_dev, there.st_ino), None
         self._filled = self._emptied = False
         self._companions.clear()
+        file = os.path.realpath(self._path)
+        self._places = (f"{file}-wal", f"{file}-shm")
 
     def _fault(self, problem: str) -> Fault:
         if problem != self._told:
