@@ -5,6 +5,7 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Self
 from uuid import uuid4
 
@@ -18,7 +19,6 @@ class Reply:
 
     status: int
     type: str | None
-    body: Any
     correlation_id: str | None
     message_id: str | None
     app_id: str | None
@@ -30,14 +30,9 @@ class Reply:
     @classmethod
     def of(cls, message: AbstractIncomingMessage) -> Self:
         headers = dict(message.headers)
-        try:
-            body = json.loads(message.body)
-        except (ValueError, RecursionError):
-            body = None
         return cls(
             status=headers.get("status", 0),
             type=message.type,
-            body=body,
             correlation_id=message.correlation_id,
             message_id=message.message_id,
             app_id=message.app_id,
@@ -46,6 +41,14 @@ class Reply:
             headers=headers,
             raw=message.body,
         )
+
+    @cached_property
+    def body(self) -> Any:
+        """What the JSON is; None if it is none."""
+        try:
+            return json.loads(self.raw)
+        except (ValueError, RecursionError):
+            return None
 
 
 class Producer:
