@@ -1,6 +1,15 @@
-"""``python -m worker``: the same as the ``flow-run-worker`` command."""
+"""The console script ``flow-run-worker``, and ``python -m worker``: starts the command line."""
 
-from worker.cli import main
+from worker.collector import pause_collector
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    pause_collector()
+    from worker.cli import main
+
+    main()
+
 
 if __name__ == "__main__":
     main()

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 import typer
+from alembic.script import ScriptDirectory
 
 from tests.conformance.cases import CASES
 from tests.conformance.deployment_cases import CASES as DEPLOYMENT_CASES
@@ -72,6 +73,12 @@ async def test_migrations_make_every_column(tmp_path: Path) -> None:
     with closing(sqlite3.connect(file)) as connection:
         made = {row[1] for row in connection.execute("PRAGMA table_info(flow_run)")}
     assert made == {column.name for column in tables.flow_run.columns}
+
+
+def test_migrations_are_known_by_the_names_of_their_files() -> None:
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    in_order = [script.revision for script in scripts.walk_revisions()][::-1]
+    assert in_order == migrations._revisions()
 
 
 def test_client_takes_every_field() -> None:

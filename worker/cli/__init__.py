@@ -87,7 +87,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def main() -> None:
-    """The console script: runs the command, and tells what a user can mend in one readable line."""
+    """Run the command, and tell what a user can mend in one readable line."""
     # What fails is told by the command itself, in a line; ``run`` sets the worker's own logging up.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     sys.excepthook = _tell_unforeseen

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape as _escape_markup
 
+from worker.collector import resume_collector
 from worker.printable import printable, printable_json
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ def print_json(text: str) -> None:
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run on uvloop where there is one (not on Windows)."""
+    """Run on uvloop where there is one (not on Windows). What the command needs is imported by
+    then.
+    """
+    resume_collector()
     try:
         import uvloop
     except ImportError:

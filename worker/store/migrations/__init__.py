@@ -4,17 +4,13 @@ server's is left alone.
 Alembic, with a version table of its own name, so that it can't be taken for Prefect's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.engine import URL, Connection
 
 from worker.contract.errors import Fault
@@ -128,8 +124,7 @@ def _inspect(connection: Connection, kind: Kind) -> Schema:
     inspector = sa.inspect(connection)
     tables = set(inspector.get_table_names())
     prefect = tables >= MARKS
-    opts = {} if prefect else {"version_table": VERSION_TABLE}
-    revision = MigrationContext.configure(connection, opts=opts).get_current_revision()
+    revision = _revision_in(connection, "alembic_version" if prefect else VERSION_TABLE, tables)
     ours = sorted(tables & set(metadata.tables))
     found: list[str] = []
     if prefect:
@@ -148,7 +143,7 @@ def _inspect(connection: Connection, kind: Kind) -> Schema:
                 f"The database has a table '{ours[0]}' that this worker did not make: it is left untouched. "
                 "Use a database of its own."
             ]
-    elif revision not in {script.revision for script in _scripts().walk_revisions()}:
+    elif revision not in _revisions():
         found = [
             f"The database schema is at {revision}, which this version does not know: "
             "a newer worker has upgraded it. Run that version."
@@ -194,9 +189,9 @@ def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Schema:
         raise StoreError(
             f"The database schema is {state}: run 'flow-run-worker db upgrade', or start with --migrate."
         )
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", _scripts().dir)
-    command.upgrade(config, "head")
+    from worker.store.migrations.upgrading import run_migrations
+
+    run_migrations(connection)
     return found
 
 
@@ -211,13 +206,22 @@ def _awaited(what: str) -> Fault:
     )
 
 
+def _revision_in(connection: Connection, table: str, tables: Collection[str]) -> str | None:
+    """What Alembic's version table says; None where it is not among the tables, or empty."""
+    if table not in tables:
+        return None
+    revision = connection.execute(sa.select(sa.column("version_num", sa.String)).select_from(sa.table(table)))
+    return revision.scalar()
+
+
 @cache
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory(str(Path(__file__).parent))
+def _revisions() -> Sequence[str]:
+    """Our migrations in their order, as their files are named. Alembic is not needed for that."""
+    return sorted(file.name.partition("_")[0] for file in Path(__file__).parent.glob("versions/[0-9]*.py"))
 
 
 def _head() -> str:
-    return _scripts().get_current_head() or ""
+    return _revisions()[-1]
 
 
 async def with_connection(where: URL | Database, work: Callable[[Connection], T]) -> T:
