@@ -63,10 +63,11 @@ fuzz: $(VENV)/installed-fuzz   ## Fuzz the line, and then checks, in process, gu
 	$(BIN)/python -m tests.fuzz.fuzz_checks -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 \
 		-artifact_prefix=.cache/fuzz/ -print_final_stats=1 .cache/fuzz/checks
 
-lint: $(VENV)/installed-test   ## Check style and types
+lint: $(VENV)/installed-test   ## Check style, types, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 demo: $(VENV)/installed   ## Show the main job on a broker, a worker and SQLite; leaves nothing running
 	@$(BIN)/python -m tests.support.demo

@@ -5,30 +5,29 @@ nothing of requests.
 import asyncio
 import signal
 from collections.abc import Coroutine
-from dataclasses import replace
 from time import monotonic
 from typing import Any, TypeVar
 
 import structlog
 
 from worker import __version__
-from worker.backoff import Backoff
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost, DeliveryFailed
 from worker.broker.session import Session
 from worker.broker.suspects import Suspects
-from worker.broker.topology import TopologyMismatch
-from worker.collector import relieve_collector
+from worker.broker.topology import Topology, TopologyMismatch
+from worker.broker.topology_watch import TopologyWatch
 from worker.contract.errors import Fault
 from worker.events.emitter import Emitter
 from worker.line.create import DatabaseAway
+from worker.line.line import Pipeline
 from worker.observability import metrics
 from worker.observability.http import side_port
+from worker.observability.redaction import redact
 from worker.observability.traces import open_traces
-from worker.pipeline import Pipeline
-from worker.redaction import redact
 from worker.settings import Settings
 from worker.store import Store
-from worker.topology_watch import TopologyWatch
+from worker.tasks.backoff import Backoff
+from worker.tasks.collector import relieve_collector
 
 T = TypeVar("T")
 
@@ -73,8 +72,8 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._topology = replace(settings.topology, on_vanished=metrics.declared_again)
-        self._watch = TopologyWatch(settings, self._topology)
+        self._topology = Topology.of(settings.queue_names, metrics.declared_again)
+        self._watch = TopologyWatch(settings.amqp_url, settings.management_url, self._topology)
         self._stopping = asyncio.Event()
         self._store: Store | None = None
         self._traces = open_traces(settings.queue)

@@ -20,13 +20,13 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 from yarl import URL
 
 from worker.broker.in_flight import PREFETCH_SIZE
-from worker.broker.topology import EVENTS_SUFFIX, Topology
-from worker.broker.urls import ENCODE, check_urls, split_urls, with_password_file_in_each
 from worker.contract.allowed import Allowed, Names
 from worker.contract.message import MAX_MESSAGE_SIZE
 from worker.contract.request import MAX_PARAMETER_SIZE
-from worker.database_url import read_database_url
-from worker.password_file import with_password_file
+from worker.contract.topology import EVENTS_SUFFIX, QueueNames
+from worker.urls.broker import ENCODE, check_urls, split_urls, with_password_file_in_each
+from worker.urls.database import read_database_url
+from worker.urls.password_file import with_password_file
 
 PREFIX = "WORKER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -287,9 +287,9 @@ class Settings(BaseSettings):
         )
 
     @property
-    def topology(self) -> Topology:
+    def queue_names(self) -> QueueNames:
         """What must stand at the broker."""
-        return Topology(self.queue, events=self.prefect_api_url is not None)
+        return QueueNames(self.queue, events=self.prefect_api_url is not None)
 
     @model_validator(mode="after")
     def _urls_name_their_password_files(self) -> Self:

@@ -33,8 +33,8 @@ from worker.contract.decode import decode
 from worker.contract.encoding import dumps
 from worker.contract.message import Message
 from worker.contract.related import Related, RelatedRows
-from worker.creation import new_run
 from worker.events.event import Beginning, event
+from worker.runs.creation import new_run
 
 CHUNK = 200
 AWAY = "http://127.0.0.1:9/api"

@@ -22,7 +22,7 @@ from worker.contract.decode import decode
 from worker.contract.flow_run import FlowRun
 from worker.contract.message import Message
 from worker.contract.record import encode_record
-from worker.creation import new_run
+from worker.runs.creation import new_run
 from worker.store.tables import flow_run, flow_run_state
 
 

@@ -28,8 +28,8 @@ from tests.support.rabbitmq import RabbitMQ
 from tests.support.supervisor import resident
 from worker.bench import Fleet, Measurement, Requests, measure, open_load
 from worker.broker.topology import Topology
-from worker.collector import relieve_collector
 from worker.store import migrations
+from worker.tasks.collector import relieve_collector
 
 console = Console(width=130)
 PROGRAMS = {"beam.smp": "broker", "postgres": "database"}

@@ -27,8 +27,8 @@ from tests.support.rabbitmq import RabbitMQ
 from worker.bench import Fleet, Requests, open_load
 from worker.bench.load import Load
 from worker.broker.topology import Topology
-from worker.collector import relieve_collector
 from worker.store import migrations
+from worker.tasks.collector import relieve_collector
 
 # How long the latency is measured before and after, and the share of the runs that is left when the
 # command is interrupted.

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from tests.conformance.prefect_server import ROOT, VERSION, install, requirements
-from worker.doctor.prefect_versions import FILE
+from worker.operate.doctor.prefect_versions import FILE
 
 # What a version needs to be given other than its metadata ask for, to run at all.
 INSTEAD = {"3.8.8": "fastapi>=0.124,<0.125\nstarlette<0.51", "3.4.11": "fastapi<0.116"}

@@ -23,7 +23,7 @@ from tests.conformance.shared import PROCESS_TEMPLATE, Both, Shared
 from tests.conformance.test_deployments import TYPE
 from worker.contract.decode import decode
 from worker.contract.message import Message
-from worker.creation import requested_run
+from worker.runs.creation import requested_run
 from worker.store import Created, Store, Undecided
 from worker.store import prefect as rules
 

@@ -15,7 +15,7 @@ from tests.conftest import StartWorker
 from tests.support.database import fetch
 from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
-from worker.doctor.prefect_versions import version_at
+from worker.operate.doctor.prefect_versions import version_at
 
 # What depends on when one looks.
 MOVING = {"estimated_run_time", "estimated_start_time_delta"}

@@ -28,9 +28,10 @@ from tests.support.postgresql import PostgreSQL, executables
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import ROOT, WorkerProcess
 from worker.broker import policies
-from worker.broker.topology import NO_DELIVERY_LIMIT, Topology
+from worker.broker.topology import Topology
 from worker.client import AccessRefused, FlowRunClient
 from worker.contract.message import DIRECT_REPLY_TO
+from worker.contract.topology import NO_DELIVERY_LIMIT
 from worker.store.rights import PREFECT
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"

@@ -15,7 +15,7 @@ from typing import Any
 from worker.broker.acknowledger import Acknowledger
 from worker.cli import app
 from worker.events.outbox import Outbox
-from worker.pipeline import Pipeline
+from worker.line.line import Pipeline
 from worker.store import Store
 
 SEAMS: dict[str, tuple[Any, str, str]] = {

@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 from worker.cli import app
-from worker.pipeline import Pipeline
+from worker.line.line import Pipeline
 
 original = Pipeline._new_run
 

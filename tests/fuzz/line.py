@@ -18,14 +18,14 @@ from worker.contract.decode import decode
 from worker.contract.errors import Refusal, encode_error
 from worker.contract.message import MAX_MESSAGE_SIZE, Message, fingerprint
 from worker.contract.record import encode_record
-from worker.creation import NewRun, UnresolvedRun, requested_run
-from worker.dead_letters import sent_again
-from worker.deployments.checking import renderer
-from worker.deployments.creation import hydrated_limit, merged_parameters, run_of_deployment
-from worker.deployments.deployment import Deployment, WorkQueue
-from worker.deployments.hydration import variable_names
+from worker.operate.dead_letters import sent_again
+from worker.runs.creation import NewRun, UnresolvedRun, requested_run
+from worker.runs.deployments.checking import renderer
+from worker.runs.deployments.creation import hydrated_limit, merged_parameters, run_of_deployment
+from worker.runs.deployments.deployment import Deployment, WorkQueue
+from worker.runs.deployments.hydration import variable_names
+from worker.runs.unusable import unusable
 from worker.store.statements import Statements
-from worker.unusable import unusable
 
 FRAME_MAX = 131_072
 MAX_BODY_BYTES = 1_048_576

@@ -253,7 +253,7 @@ async def test_an_event_over_which_the_api_fails_while_it_takes_others_is_set_as
     """Alone in the outbox it waits: nothing tells whose fault it is."""
     monkeypatch.setattr("worker.events.api.TIMEOUT", 0.3)
     monkeypatch.setattr("worker.events.hand_over.TRIES_TOGETHER", 2)
-    monkeypatch.setattr("worker.backoff.LONGEST", 0.1)
+    monkeypatch.setattr("worker.tasks.backoff.LONGEST", 0.1)
     api.answer = lambda events, request: status if any("bad" in each for each in events) else 204
     bad = await put(1, bad=True)
     async with api.serve(), emitting(settings):
@@ -280,7 +280,7 @@ async def test_an_api_that_fails_over_every_event_is_waited_for_and_none_is_set_
 ) -> None:
     """Also while they are tried in parts; and if it fails again in the midst of that."""
     monkeypatch.setattr("worker.events.hand_over.TRIES_TOGETHER", 2)
-    monkeypatch.setattr("worker.backoff.LONGEST", 0.1)
+    monkeypatch.setattr("worker.tasks.backoff.LONGEST", 0.1)
     # By the number of the request.
     fails = {*range(1, 12), *range(13, 40), 41, 43}
     api.answer = lambda events, request: 500 if api.requests in fails else 204

@@ -9,12 +9,12 @@ import aiormq
 import pytest
 
 from tests.integration.conftest import BOTH_WAYS
-from worker.broker.delivery import Delivery
 from worker.broker.properties import join, short_string
 from worker.broker.publication import Publication
 from worker.broker.publisher import Fate
 from worker.broker.session import Session
 from worker.broker.topology import Topology
+from worker.contract.delivery import Delivery
 
 TASKS = 300
 # So large that the socket, and then the connection's own queue of frames, is full all the while.

@@ -22,8 +22,8 @@ from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from worker.client import FlowRunClient
-from worker.password_file import with_password_file
 from worker.store import migrations
+from worker.urls.password_file import with_password_file
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 

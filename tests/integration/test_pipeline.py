@@ -12,15 +12,14 @@ import pytest
 from tests.integration.conftest import BOTH_WAYS
 from tests.support.database import fetch_runs
 from tests.support.producer import Producer
-from worker import pipeline
 from worker.broker.session import Session
 from worker.contract.errors import Fault
-from worker.creation import NewRun
-from worker.line import create
+from worker.line import create, line
 from worker.line.create import DatabaseAway
+from worker.line.line import Pipeline
 from worker.observability.metrics import readiness
 from worker.observability.traces import Traces
-from worker.pipeline import Pipeline
+from worker.runs.creation import NewRun
 from worker.settings import Settings
 from worker.store import Outcome, Store
 
@@ -72,14 +71,14 @@ async def test_batches_form_by_themselves_and_all_of_them_are_answered(
 async def test_a_message_that_breaks_us_is_answered_and_kept_and_harms_no_other(
     session: Session, store: Store, producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = pipeline.decode
+    original = line.decode
 
     def breaking(message: Any, **options: Any) -> Any:
         if b"breaks" in message.body:
             raise ZeroDivisionError
         return original(message, **options)
 
-    monkeypatch.setattr(pipeline, "decode", breaking)
+    monkeypatch.setattr(line, "decode", breaking)
     ids = [await producer.publish(named(name)) for name in ("first", "breaks", "last")]
     await serve(session, store, 3, producer)
     assert [reply.status for reply in await producer.replies_to(ids)] == [201, 422, 201]

@@ -21,7 +21,7 @@ from tests.support.producer import Producer
 from tests.support.requests import FLOW_ID, request
 from tests.support.worker_process import ROOT
 from worker.contract.state import TERMINAL_TYPES, StateType
-from worker.creation import NewRun
+from worker.runs.creation import NewRun
 from worker.store import Created, Store
 
 NOW = datetime.now(UTC)

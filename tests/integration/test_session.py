@@ -17,12 +17,12 @@ from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost
 from worker.broker.consumer import SUSPECT_DELIVERY_COUNT
-from worker.broker.delivery import Delivery
 from worker.broker.properties import join, split
 from worker.broker.publication import Publication
 from worker.broker.publisher import Fate
 from worker.broker.session import Session
 from worker.broker.topology import Topology, TopologyMismatch
+from worker.contract.delivery import Delivery
 
 Open = Callable[..., Awaitable[Session]]
 

@@ -11,14 +11,14 @@ from aio_pika.exceptions import DeliveryError
 from tests.integration.conftest import BOTH_WAYS
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
-from worker import giving_up
-from worker.answer import Answer
-from worker.broker.delivery import Delivery
 from worker.broker.session import Session
 from worker.broker.topology import Topology
+from worker.contract.delivery import Delivery
+from worker.line import giving_up
+from worker.line.answer import Answer
+from worker.line.settle import Settlement
 from worker.observability import metrics
 from worker.observability.traces import Traces
-from worker.settlement import Settlement
 
 RECORD = b'{"id": 1}'
 

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import StartWorker
 from tests.support.command import command
 from tests.support.producer import Producer
-from worker.top import Page, WorkerView, quantile
+from worker.operate.top import Page, WorkerView, quantile
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 

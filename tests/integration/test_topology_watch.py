@@ -26,9 +26,9 @@ from worker.broker import policies
 from worker.broker.connection import connect
 from worker.broker.management import Management, ManagementUnavailable
 from worker.broker.topology import Topology
+from worker.broker.topology_watch import TopologyWatch
 from worker.observability import metrics
 from worker.settings import Settings
-from worker.topology_watch import TopologyWatch
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
@@ -64,7 +64,7 @@ async def watching(amqp_url: str, queue: str, **settings: str) -> AsyncIterator[
     """A watch that looks often, once it has looked."""
     chosen = Settings(amqp_url=amqp_url, queue=queue, **settings)  # type: ignore[arg-type]  # texts
     topology = Topology(queue, on_vanished=metrics.declared_again)
-    watch = TopologyWatch(chosen, topology, every=0.1)
+    watch = TopologyWatch(chosen.amqp_url, chosen.management_url, topology, every=0.1)
     watch.start()
     try:
         await until(lambda: watch._was_bound or metrics.readiness.topology is not None)

@@ -13,7 +13,7 @@ from tests.support import amqp10
 from tests.support.command import Done, command
 from tests.support.rabbitmq import RabbitMQ
 from worker.broker.topology import Topology
-from worker.dead_letters import open_dead_letters
+from worker.operate.dead_letters import open_dead_letters
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 ODD = "odd"

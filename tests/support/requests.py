@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from worker.contract.decode import decode
 from worker.contract.message import FROM_DEPLOYMENT, Message
-from worker.creation import NewRun, UnresolvedRun, new_run, requested_run
+from worker.runs.creation import NewRun, UnresolvedRun, new_run, requested_run
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 

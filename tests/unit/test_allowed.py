@@ -7,7 +7,7 @@ import pytest
 from worker.checks.jobs import Verdict
 from worker.contract.allowed import NAME_MAX, Allowed, Names, ReplyQueues
 from worker.contract.errors import HydrationRefused, NotAllowed
-from worker.deployments.hydration import check_variables
+from worker.runs.deployments.hydration import check_variables
 
 PUBLIC = Names("public_.*", "WORKER_VARIABLE_PATTERN")
 

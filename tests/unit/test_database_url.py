@@ -7,9 +7,9 @@ import ctypes.util
 
 import pytest
 
-from worker.database_url import _RULES, read_database_url
 from worker.settings import SettingsError, load_settings
 from worker.store.connector import KEEPALIVE, STATEMENT_TIMEOUT, read_url
+from worker.urls.database import _RULES, read_database_url
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.broker.delivery import Delivery
+from worker.contract.delivery import Delivery
 from worker.contract.message import Message
 
 

@@ -30,10 +30,10 @@ from worker.contract.errors import (
 from worker.contract.flow_run import FlowRun
 from worker.contract.message import FROM_DEPLOYMENT, Message
 from worker.contract.request import MAX_PARAMETER_SIZE
-from worker.creation import NewRun, UnresolvedRun, requested_run
-from worker.deployments.creation import run_of_deployment
-from worker.deployments.deployment import Deployment
-from worker.deployments.hydration import hydrate, variable_names
+from worker.runs.creation import NewRun, UnresolvedRun, requested_run
+from worker.runs.deployments.creation import run_of_deployment
+from worker.runs.deployments.deployment import Deployment
+from worker.runs.deployments.hydration import hydrate, variable_names
 from worker.store.work_queues import free_priority
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

@@ -17,9 +17,9 @@ from alembic.script import ScriptDirectory
 from tests.conformance.cases import CASES
 from tests.conformance.deployment_cases import CASES as DEPLOYMENT_CASES
 from tests.support.requests import EVERY_FIELD, request, same_as_sent
-from worker.asyncapi import schemas
 from worker.cli import app
 from worker.client import DeploymentRunFields, FlowRunFields
+from worker.contract.asyncapi import schemas
 from worker.contract.deployment_request import CreateFlowRunFromDeployment
 from worker.contract.flow_run import FlowRun
 from worker.contract.record import FlowRunRecord, encode_record

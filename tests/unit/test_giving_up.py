@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from worker import giving_up
 from worker.broker.publisher import Fate
-from worker.giving_up import GivingUp
+from worker.line import giving_up
+from worker.line.giving_up import GivingUp
 
 
 def reason(rule: GivingUp, fate: Fate | None, queue: str = "replies", **facts: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from worker.mailbox import Mailbox
+from worker.tasks.mailbox import Mailbox
 
 
 async def test_what_waits_comes_in_one_batch_up_to_the_limit() -> None:

@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy.engine import make_url
 from yarl import URL
 
-from worker.broker.urls import check_urls, split_urls, with_password
-from worker.password_file import PasswordUnreadable, read_password
-from worker.redaction import redact
+from worker.observability.redaction import redact
 from worker.settings import load_settings
+from worker.urls.broker import check_urls, split_urls, with_password
+from worker.urls.password_file import PasswordUnreadable, read_password
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from worker.broker.publication import (
 from worker.contract.decode import decode
 from worker.contract.errors import MAX_LINE, Refusal
 from worker.contract.message import Message, fingerprint
-from worker.dead_letters import _counted_anew, sent_again
+from worker.operate.dead_letters import _counted_anew, sent_again
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 FRAME_MAX = 131_072

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from worker.redaction import redact, without_secrets
+from worker.observability.redaction import redact, without_secrets
 
 SECRET = "hunter2"
 

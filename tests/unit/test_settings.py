@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from worker.redaction import redact
+from worker.observability.redaction import redact
 from worker.settings import Settings, SettingsError, load_settings, unknown_settings
 
 

@@ -12,8 +12,8 @@ import pytest
 from tests.conformance.odd_runs import nested, tags
 from worker.contract.decode import decode
 from worker.contract.message import Message
-from worker.creation import NewRun, requested_run
-from worker.unusable import unusable
+from worker.runs.creation import NewRun, requested_run
+from worker.runs.unusable import unusable
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 FLOW = str(UUID(int=1))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.broker.urls import check_urls, split_urls
+from worker.urls.broker import check_urls, split_urls
 
 FIRST, SECOND = "amqp://user:a,b@one:5672/vhost", "amqps://two/%2F?cafile=/ca,1.pem"
 

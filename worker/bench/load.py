@@ -20,14 +20,14 @@ import orjson
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
 from worker.broker.connection import PublishersBlocked, close_quietly, connect, unless_blocked
-from worker.broker.delivery import Delivery
 from worker.broker.fast_path import BulkPublisher, DeliveryReader
 from worker.broker.properties import join, short_string
 from worker.broker.publication import PERSISTENT, Publication
 from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.broker.transport import Connection
-from worker.mailbox import Mailbox
+from worker.contract.delivery import Delivery
+from worker.tasks.mailbox import Mailbox
 
 Body = Literal["small", "typical", "large"]
 Progress = Callable[[int], None]

@@ -16,11 +16,11 @@ from sqlalchemy.engine import URL, Connection
 from worker.bench.fleet import Fleet
 from worker.bench.load import BenchFailed, Body, Load, Progress, Requests, Served, open_load
 from worker.broker.topology import Topology
-from worker.collector import relieve_collector
 from worker.contract.errors import Fault
 from worker.store import StoreError, migrations
 from worker.store.engine import parse_url
 from worker.store.tables import flow_run
+from worker.tasks.collector import relieve_collector
 
 # The figures that latencies are told by.
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}

@@ -26,9 +26,9 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
-from ..password_file import PASSWORD_FILE, PasswordUnreadable
+from ..urls.broker import split_urls, with_password
+from ..urls.password_file import PASSWORD_FILE, PasswordUnreadable
 from .control import Watch, WatchedConnection, watch_of
-from .urls import split_urls, with_password
 
 ConnectionType = TypeVar("ConnectionType", bound=aio_pika.Connection)
 T = TypeVar("T")

@@ -11,11 +11,11 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
 from worker.broker.acknowledger import Acknowledger
 from worker.broker.connection import ChannelLost, lost_with
-from worker.broker.delivery import Delivery
 from worker.broker.in_flight import InFlight
 from worker.broker.properties import read_message
 from worker.broker.transport import Transport
-from worker.mailbox import Mailbox
+from worker.contract.delivery import Delivery
+from worker.tasks.mailbox import Mailbox
 
 # A quorum queue that has no leader yet, as after the broker was killed, keeps whoever declares or
 # consumes it waiting (for 65 seconds and an INTERNAL_ERROR in RabbitMQ 3.10); a new session is

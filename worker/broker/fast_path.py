@@ -30,7 +30,6 @@ from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
 
 from worker.broker.control import METHOD, METHOD_ID
-from worker.broker.delivery import Delivery
 from worker.broker.properties import read_message
 from worker.broker.publisher import Confirmation, Fate, Publisher
 from worker.broker.transport import (
@@ -42,6 +41,7 @@ from worker.broker.transport import (
     Observer,
     Transport,
 )
+from worker.contract.delivery import Delivery
 
 # What is written at once at the most; each is copied twice on its way to the socket. Bytes.
 WRITE_BYTES = 1024 * 1024

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from worker.broker.urls import split_urls, virtual_host, with_password
-from worker.password_file import PasswordUnreadable
+from worker.urls.broker import split_urls, virtual_host, with_password
+from worker.urls.password_file import PasswordUnreadable
 
 # For one answer; seconds. The API can be slow where there are many queues.
 ANSWER_TIMEOUT = 10.0

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.broker.topology import NO_DELIVERY_LIMIT, Topology
+from worker.contract.topology import NO_DELIVERY_LIMIT, QueueNames
 
 # The name of the policy that protects the worker's queues, and its priority: higher than what
 # people mostly give. A guess.
@@ -39,23 +39,23 @@ class Harm:
     remedy: str
 
 
-def pattern(topology: Topology) -> str:
+def pattern(names: QueueNames) -> str:
     """A regular expression for the names of the worker's queues."""
-    name = re.escape(topology.queue).replace(r"\-", "-")  # as people write it
+    name = re.escape(names.queue).replace(r"\-", "-")  # as people write it
     return rf"^{name}(\.(dead|events|states\.cursor))?$"
 
 
-def command(topology: Topology, vhost: str) -> str:
+def command(names: QueueNames, vhost: str) -> str:
     """The command that gives the worker's queues a policy of their own: it goes before all others,
     and has no delivery limit, for the sake of RabbitMQ 4.
     """
     definition = json.dumps({"delivery-limit": NO_DELIVERY_LIMIT})
     where = [] if vhost == "/" else ["--vhost", vhost]
     words = ["set_policy", *where, "--priority", str(PRIORITY), "--apply-to", "queues"]
-    return shlex.join(["rabbitmqctl", *words, POLICY, pattern(topology), definition])
+    return shlex.join(["rabbitmqctl", *words, POLICY, pattern(names), definition])
 
 
-def harms(topology: Topology, vhost: str, queue: str, seen: Mapping[str, Any]) -> Iterator[Harm]:
+def harms(names: QueueNames, vhost: str, queue: str, seen: Mapping[str, Any]) -> Iterator[Harm]:
     """What is wrong with a queue's policies.
 
     Args:
@@ -67,18 +67,18 @@ def harms(topology: Topology, vhost: str, queue: str, seen: Mapping[str, Any]) -
     if operators:
         named = " and ".join(filter(None, (named, f"the operator policy '{operators}'")))
     remedy = f"Give the worker's queues a policy that goes before {named or 'all others'}: "
-    remedy += command(topology, vhost)
+    remedy += command(names, vhost)
     if operators:
         remedy += f" Only who runs the broker can take these queues out of the operator policy '{operators}'."
-    for loses, text in _sentences(topology, queue, settings, seen.get("delivery_limit")):
+    for loses, text in _sentences(names, queue, settings, seen.get("delivery_limit")):
         by = f"the policy {named}" if seen.get("policy") else named
         yield Harm(loses, f"{by or 'RabbitMQ itself'} {text}", remedy)
 
 
 def _sentences(
-    topology: Topology, queue: str, settings: Mapping[str, Any], default_limit: object
+    names: QueueNames, queue: str, settings: Mapping[str, Any], default_limit: object
 ) -> Iterator[tuple[bool, str]]:
-    requests, dead = queue == topology.queue, queue == topology.dead_letter_queue
+    requests, dead = queue == names.queue, queue == names.dead_letter_queue
     messages = "requests" if requests else "letters" if dead else "messages"
     if (expires := settings.get("expires")) is not None:
         yield (
@@ -86,9 +86,9 @@ def _sentences(
             f"deletes the queue and its messages when nobody used it for {expires:,} ms (expires)",
         )
     if (ttl := settings.get("message-ttl")) is not None:
-        becomes = f"moves {messages} to {topology.dead_letter_queue}" if requests else f"drops {messages}"
+        becomes = f"moves {messages} to {names.dead_letter_queue}" if requests else f"drops {messages}"
         yield True, f"{becomes} after {ttl:,} ms (message-ttl)"
-    overflow = settings.get("overflow", topology.queues[queue].get("x-overflow", "drop-head"))
+    overflow = settings.get("overflow", names.queues[queue].get("x-overflow", "drop-head"))
     drops = overflow != "reject-publish"
     for name in ("max-length", "max-length-bytes"):
         if (limit := settings.get(name)) is not None:
@@ -100,11 +100,11 @@ def _sentences(
                     else f"takes no {messages} beyond {limit:,} ({name})"
                 ),
             )
-    if "overflow" in settings and drops and "x-overflow" in topology.queues[queue]:
+    if "overflow" in settings and drops and "x-overflow" in names.queues[queue]:
         # At-least-once dead-lettering works with reject-publish alone.
         yield True, f"may lose what the queue dead-letters or drops (overflow {overflow})"
     limit = default_limit if isinstance(default_limit, int) else settings.get("delivery-limit")
-    wanted = topology.queues[queue].get("x-delivery-limit", MANY_LOOKS)
+    wanted = names.queues[queue].get("x-delivery-limit", MANY_LOOKS)
     if isinstance(limit, int) and 0 <= limit < wanted:
         looked = "looked at" if dead else "delivered"
         becomes = "gives up" if requests else "drops"

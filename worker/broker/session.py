@@ -15,7 +15,6 @@ import structlog
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
-from worker.backoff import Backoff
 from worker.broker.apart import Apart
 from worker.broker.connection import (
     FORCED,
@@ -40,6 +39,7 @@ from worker.broker.suspects import Suspects
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.broker.transport import Connection
 from worker.contract.message import MAX_MESSAGE_SIZE
+from worker.tasks.backoff import Backoff
 
 # Both connections, the topology and all; seconds. Each connection has a limit of its own.
 OPEN_TIMEOUT = 30.0
@@ -71,7 +71,7 @@ class Session:
     ) -> None:
         self.topology = topology
         self.lost: asyncio.Future[ChannelLost] = asyncio.get_running_loop().create_future()
-        self.size_limit = SizeLimit(max_message_size, self)
+        self.size_limit = SizeLimit(max_message_size, self.another_publisher, self.raise_if_lost)
         self.direct_replies = DirectReplies(urls, f"{name} direct reply")
         self.suspects = suspects
         self.consumer: Consumer

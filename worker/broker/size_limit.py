@@ -2,14 +2,13 @@
 
 import asyncio
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 import structlog
 
 from worker.broker.connection import ChannelLost
-
-if TYPE_CHECKING:
-    from worker.broker.session import Session
+from worker.broker.publisher import Publisher
 
 log = structlog.get_logger(__name__)
 
@@ -25,17 +24,24 @@ class SizeLimit:
 
     Args:
         max_size: bytes that it takes, as far as one knows.
-        session: opens channels to try them on.
+        another_publisher: opens a channel to try them on.
+        raise_if_lost: raises what it is given where the session has ended, too.
 
     Attributes:
         taken: the largest size that it is known to take, in bytes.
         max_size: what is larger it does not take; bytes.
     """
 
-    def __init__(self, max_size: int, session: "Session") -> None:
+    def __init__(
+        self,
+        max_size: int,
+        another_publisher: Callable[[], AbstractAsyncContextManager[Publisher]],
+        raise_if_lost: Callable[[ChannelLost], None],
+    ) -> None:
         self.taken = min(TAKEN_SIZE, max_size)
         self.max_size = max_size
-        self._session = session
+        self._another_publisher = another_publisher
+        self._raise_if_lost = raise_if_lost
         self._finding_out = asyncio.Lock()
 
     async def takes(self, size: int) -> bool:
@@ -57,12 +63,12 @@ class SizeLimit:
         """
         for last_try in (False, True):
             try:
-                async with self._session.another_publisher() as publisher:
+                async with self._another_publisher() as publisher:
                     await publisher.try_out(size)
                 self.taken = size
                 return
             except ChannelLost as lost:
-                self._session.raise_if_lost(lost)
+                self._raise_if_lost(lost)
                 if not (lost.closed_over or last_try):
                     continue
                 limit = _LIMIT.search(str(lost))

@@ -15,13 +15,13 @@ from uuid import UUID
 
 import structlog
 
-from worker.backoff import Backoff
 from worker.checks.fairness import FairQueue
 from worker.checks.jobs import PREPARE, Kind, Prepared, Verdict, block_references
 from worker.checks.process import CantStart, CheckProcess
 from worker.checks.schemas import NotOrdinary
 from worker.checks.wire import Job
 from worker.observability import metrics
+from worker.tasks.backoff import Backoff
 
 log = structlog.get_logger(__name__)
 

@@ -67,8 +67,8 @@ def failures() -> tuple[type[Exception], ...]:
     from worker.broker.topology import TopologyMismatch
     from worker.client import ClientError
     from worker.contract.errors import Fault
-    from worker.dead_letters import DeadLettersFailed
-    from worker.letter_reader import ReadingFailed
+    from worker.operate.dead_letters import DeadLettersFailed
+    from worker.operate.letter_reader import ReadingFailed
     from worker.store import StoreError
 
     return (
@@ -104,8 +104,8 @@ def _tell_unforeseen(kind: type[BaseException], error: BaseException, trace: Tra
     """A traceback, without the URLs' passwords that may be in it."""
     from traceback import format_exception
 
-    from worker.printable import printable
-    from worker.redaction import without_secrets
+    from worker.observability.printable import printable
+    from worker.observability.redaction import without_secrets
 
     lines = "".join(format_exception(kind, error, trace))
     print(printable(without_secrets(lines), keep="\n"), end="", file=sys.stderr, flush=True)
@@ -117,7 +117,7 @@ def _tell(error: Exception) -> None:
     from pydantic import ValidationError
 
     from worker.broker.connection import ChannelLost
-    from worker.dead_letters import UnknownIds
+    from worker.operate.dead_letters import UnknownIds
     from worker.settings import SettingsError
 
     if isinstance(error, (SettingsError, ValidationError, UnknownIds)):
@@ -129,7 +129,7 @@ def _tell(error: Exception) -> None:
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    from worker.redaction import without_secrets
+    from worker.observability.redaction import without_secrets
 
     told = escape(without_secrets(message), keep="\n")
     err.print("[bold red]error[/]:", told, highlight=False, soft_wrap=True)

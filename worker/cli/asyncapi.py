@@ -18,17 +18,17 @@ def asyncapi(
     queue: Queue = None,
 ) -> None:
     """Print the wire contract as an AsyncAPI 3 document (JSON)."""
-    from worker.asyncapi import asyncapi as document
-    from worker.asyncapi import schemas
+    from worker.contract.asyncapi import asyncapi as document
+    from worker.contract.asyncapi import schemas
     from worker.settings import load_settings
 
-    topology = load_settings(queue=queue).topology
+    names = load_settings(queue=queue).queue_names
     if folder is None:
-        print(_json(document(topology)), end="")
+        print(_json(document(names)), end="")
         return
     folder.mkdir(parents=True, exist_ok=True)
     files = {
-        "asyncapi.json": document(topology),
+        "asyncapi.json": document(names),
         **{f"{name}.schema.json": schema for name, schema in schemas().items()},
     }
     for name, content in files.items():

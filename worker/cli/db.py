@@ -31,7 +31,7 @@ YOUNGEST = timedelta(hours=1)
 @db_app.command("upgrade")
 def db_upgrade(database_url: DatabaseUrl = None) -> None:
     """Create the tables, or bring them up to date. Changes no Prefect server's database."""
-    from worker.redaction import redact
+    from worker.observability.redaction import redact
     from worker.settings import load_settings
     from worker.store import migrations
 
@@ -98,7 +98,7 @@ def db_prune(
 
     Ctrl-C or SIGTERM end it after the transaction that is under way. Run it again for the rest.
     """
-    from worker.redaction import redact
+    from worker.observability.redaction import redact
     from worker.settings import load_settings
     from worker.store.pruning import open_pruning
 
@@ -198,7 +198,7 @@ async def _delete(
     opened: AbstractAsyncContextManager["Pruning"], total: int, batch: int, pause: float
 ) -> bool:
     """Whether all are deleted; False if that was interrupted."""
-    from worker.backoff import pause as wait
+    from worker.tasks.backoff import pause as wait
 
     deleted, started = 0, monotonic()
     async with _stop_signals() as stopping, opened as pruning:

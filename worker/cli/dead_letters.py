@@ -8,11 +8,11 @@ import typer
 from rich.padding import Padding
 
 from worker.cli.options import AmqpUrl, Queue, err, escape, out, print_json, progress_bar, run_async
-from worker.printable import printable_json
+from worker.observability.printable import printable_json
 
 if TYPE_CHECKING:
-    from worker.dead_letters import DeadLetters, Match
-    from worker.letter import Letter
+    from worker.operate.dead_letters import DeadLetters, Match
+    from worker.operate.letter import Letter
     from worker.settings import Settings
 
 dead_letters_app = typer.Typer(
@@ -161,7 +161,7 @@ def replay(
     It is safe to interrupt this and to repeat it: a request makes its run once. Only a request with
     neither an idempotency key nor a message id makes one more run each time.
     """
-    from worker.dead_letters import REFUSED_WITHIN
+    from worker.operate.dead_letters import REFUSED_WITHIN
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
@@ -236,9 +236,9 @@ def purge(
 
 
 def _open(settings: "Settings") -> AbstractAsyncContextManager["DeadLetters"]:
-    from worker.dead_letters import open_dead_letters
+    from worker.operate.dead_letters import open_dead_letters
 
-    return open_dead_letters(settings.amqp_url, settings.topology, settings.fleet_logins)
+    return open_dead_letters(settings.amqp_url, settings.queue_names, settings.fleet_logins)
 
 
 def _match(

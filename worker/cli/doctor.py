@@ -8,7 +8,7 @@ import typer
 from worker.cli.options import AmqpUrl, DatabaseUrl, Queue, escape, out, print_json, run_async
 
 if TYPE_CHECKING:
-    from worker.doctor import Finding
+    from worker.operate.doctor import Finding
 
 # By the verdict.
 _MARKS = {
@@ -32,7 +32,7 @@ def doctor(
     """
     import orjson
 
-    from worker.doctor import (
+    from worker.operate.doctor import (
         Verdict,
         examine_broker,
         examine_database,
@@ -69,7 +69,7 @@ def doctor(
 
 def _shown(finding: "Finding") -> "Finding":
     """A finding without secrets: errors of libraries are quoted in it."""
-    from worker.redaction import without_secrets
+    from worker.observability.redaction import without_secrets
 
     return replace(finding, detail=without_secrets(finding.detail))
 

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape as _escape_markup
 
-from worker.collector import resume_collector
-from worker.printable import printable, printable_json
+from worker.tasks.collector import resume_collector
+from worker.observability.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -43,7 +43,7 @@ def escape(text: str, keep: str = "") -> str:
     steer the terminal.
 
     Args:
-        keep: see :func:`worker.printable.printable`.
+        keep: see :func:`worker.observability.printable.printable`.
     """
     return _escape_markup(printable(text, keep))
 

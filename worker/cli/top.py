@@ -10,8 +10,8 @@ from rich.padding import Padding
 from worker.cli.options import AmqpUrl, Queue, escape, out, run_async
 
 if TYPE_CHECKING:
+    from worker.operate.top import View, WorkerView
     from worker.settings import Settings
-    from worker.top import View, WorkerView
 
 # The columns of a terminal that has room for a worker in a line.
 WIDE = 140
@@ -49,9 +49,9 @@ async def _watch(settings: "Settings", urls: list[str], interval: float, once: b
     """The view, if one is enough; else whoever watches ends it."""
     from rich.live import Live
 
-    from worker.top import Top
+    from worker.operate.top import Top
 
-    async with Top(urls, settings.amqp_url, settings.topology) as look:
+    async with Top(urls, settings.amqp_url, settings.queue_names) as look:
         await asyncio.sleep(interval)
         if once:
             view = await look.view()

@@ -8,7 +8,7 @@ import typer
 from worker.cli.options import AmqpUrl, Queue, out, run_async
 
 if TYPE_CHECKING:
-    from worker.broker.topology import Topology
+    from worker.contract.topology import QueueNames
 
 topology_app = typer.Typer(help="The queues and the exchange at the broker.", no_args_is_help=True)
 
@@ -17,11 +17,12 @@ topology_app = typer.Typer(help="The queues and the exchange at the broker.", no
 def topology_declare(amqp_url: AmqpUrl = None, queue: Queue = None) -> None:
     """Declare the queues, the exchange and the binding. Changes nothing that exists."""
     from worker.broker.session import Session
-    from worker.redaction import redact
+    from worker.broker.topology import Topology
+    from worker.observability.redaction import redact
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
-    topology = settings.topology
+    topology = Topology.of(settings.queue_names)
 
     async def declare() -> None:
         session = await Session.open(settings.amqp_url, topology, name="flow-run-worker topology")
@@ -37,18 +38,18 @@ def topology_show(queue: Queue = None) -> None:
     """Show what the worker declares, without asking a broker."""
     from worker.settings import load_settings
 
-    _print_topology(load_settings(queue=queue).topology)
+    _print_topology(load_settings(queue=queue).queue_names)
 
 
-def _print_topology(topology: "Topology") -> None:
+def _print_topology(names: "QueueNames") -> None:
     from rich.table import Table
 
     table = Table("what", "name", "properties")
-    for name, arguments in topology.queues.items():
+    for name, arguments in names.queues.items():
         table.add_row("queue", name, _properties(arguments))
-    if topology.exchange is not None:
-        table.add_row("exchange", topology.exchange, "direct, durable")
-        table.add_row("binding", topology.routing_key, f"{topology.exchange} -> {topology.queue}")
+    if names.exchange is not None:
+        table.add_row("exchange", names.exchange, "direct, durable")
+        table.add_row("binding", names.routing_key, f"{names.exchange} -> {names.queue}")
     out.print(table)
 
 

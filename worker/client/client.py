@@ -10,11 +10,11 @@ from uuid import UUID
 
 import aio_pika
 
-from ..backoff import Backoff
 from ..broker.connection import ChannelLost
-from ..broker.urls import check_urls
 from ..contract.message import DIRECT_REPLY_TO, FROM_DEPLOYMENT
 from ..contract.record import FlowRunRecord
+from ..tasks.backoff import Backoff
+from ..urls.broker import check_urls
 from . import errors
 from .connection import Reconnector, Sending
 from .message import Headers, Request, build_message

@@ -15,7 +15,6 @@ from aiormq.exceptions import (
     ConnectionSyntaxError,
 )
 
-from ..backoff import Backoff
 from ..broker.connection import (
     CONNECT_TIMEOUT,
     BrokerRefused,
@@ -27,6 +26,7 @@ from ..broker.connection import (
 )
 from ..broker.control import WatchedConnection
 from ..contract.message import DIRECT_REPLY_TO
+from ..tasks.backoff import Backoff
 from .errors import AccessRefused, BrokerGone, ClientError, MessageRefused, NotRoutable, NotTaken
 from .library_logs import of_the_client
 from .replies import PendingReplies, Reply

@@ -10,9 +10,9 @@ from uuid import uuid4
 import aiohttp
 import orjson
 
-from worker.password_file import PasswordUnreadable, read_password
-from worker.redaction import redact
+from worker.observability.redaction import redact
 from worker.settings import Settings
+from worker.urls.password_file import PasswordUnreadable, read_password
 
 # For one request, from the connection to the end of the answer; seconds. 200 events take a server
 # a tenth of one.

@@ -9,7 +9,6 @@ import asyncio
 import structlog
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
-from worker.backoff import Backoff
 from worker.broker.connection import (
     BrokerRefused,
     BrokerUnavailable,
@@ -25,6 +24,7 @@ from worker.events.hand_over import HandedBack, HandOver
 from worker.events.stay import Stay
 from worker.observability import metrics
 from worker.settings import Settings
+from worker.tasks.backoff import Backoff
 from worker.tasks.ending import end
 
 log = structlog.get_logger(__name__)

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 import orjson
 import structlog
 
-from worker.backoff import Backoff
 from worker.broker.connection import ChannelLost
 from worker.broker.publication import EVENTS_HEADER, refused_event
 from worker.broker.publisher import Fate
@@ -22,6 +21,7 @@ from worker.events.api import APIAway, EventsRefused, PrefectAPI
 from worker.events.outbox import CHUNK_MAX
 from worker.events.stay import PREFETCH, Stay, Taken
 from worker.observability import metrics
+from worker.tasks.backoff import Backoff
 
 log = structlog.get_logger(__name__)
 

@@ -12,7 +12,6 @@ from uuid import UUID
 
 import structlog
 
-from worker.backoff import Backoff
 from worker.broker.connection import ChannelLost
 from worker.broker.publication import Publication, events_message
 from worker.broker.publisher import Confirmation, Fate
@@ -24,10 +23,11 @@ from worker.contract.flow_run import FlowRun, FlowRunState
 from worker.contract.immutable import immutable
 from worker.contract.related import References, RelatedRows
 from worker.events.event import MAX_EVENT_BYTES, RECEIVED_BYTES, Beginning, event, lightened, references
-from worker.mailbox import Mailbox
 from worker.observability import metrics
+from worker.tasks.backoff import Backoff
 from worker.tasks.budget import Budget
 from worker.tasks.isolate import Failed, isolate
+from worker.tasks.mailbox import Mailbox
 
 log = structlog.get_logger(__name__)
 

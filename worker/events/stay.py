@@ -14,7 +14,7 @@ from worker.broker.publisher import Publisher
 from worker.broker.transport import Connection
 from worker.contract.immutable import immutable
 from worker.contract.message import Message
-from worker.mailbox import Mailbox
+from worker.tasks.mailbox import Mailbox
 
 # Messages that are held at once. Each has one batch's events, and those of quiet times have one:
 # so that many go together when the API comes back.

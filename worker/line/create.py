@@ -12,15 +12,15 @@ from time import monotonic
 
 import structlog
 
-from worker.backoff import Backoff
 from worker.contract.errors import Fault, Unprocessable
-from worker.creation import Requested
 from worker.line.values import Request
-from worker.mailbox import Mailbox
 from worker.observability import metrics
 from worker.observability.traces import Traces
+from worker.runs.creation import Requested
 from worker.store import Decision, Outcome, Store, Undecided
+from worker.tasks.backoff import Backoff
 from worker.tasks.isolate import Failed, isolate
+from worker.tasks.mailbox import Mailbox
 
 log = structlog.get_logger(__name__)
 

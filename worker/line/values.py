@@ -2,9 +2,9 @@
 
 import asyncio
 
-from worker.broker.delivery import Delivery
+from worker.contract.delivery import Delivery
 from worker.contract.immutable import immutable
-from worker.creation import Requested
+from worker.runs.creation import Requested
 from worker.store import Decision
 
 
@@ -31,7 +31,7 @@ class Done:
 
     Attributes:
         size: as of :class:`Request`.
-        recorded: as of :class:`worker.answer.Answer`.
+        recorded: as of :class:`worker.line.answer.Answer`.
     """
 
     delivery: Delivery

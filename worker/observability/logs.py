@@ -11,8 +11,8 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
-from worker.printable import printable
-from worker.redaction import without_secrets
+from worker.observability.printable import printable
+from worker.observability.redaction import without_secrets
 
 # A line is written by one call, however long it is: workers that share a pipe or a file would write
 # into each other's lines otherwise. A pipe takes PIPE_BUF (4,096) bytes as a whole; what is longer

@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 
 from worker import __version__
-from worker.broker.delivery import Delivery
+from worker.contract.delivery import Delivery
 
 log = structlog.get_logger(__name__)
 

@@ -15,8 +15,8 @@ import asyncpg
 from sqlalchemy.engine import URL
 
 from worker.contract.errors import Fault
-from worker.password_file import PASSWORD_FILE, PasswordUnreadable, read_password
 from worker.store.errors import refuses_settings
+from worker.urls.password_file import PASSWORD_FILE, PasswordUnreadable, read_password
 
 # How long a host may take to let us in; half of it where there are others to try. Seconds.
 CONNECT_TIMEOUT = 10.0

@@ -19,11 +19,11 @@ from worker.contract.decode import CreateRequest, decoded_size
 from worker.contract.encoding import dumps
 from worker.contract.errors import DeploymentNotFound, Refusal, Unprocessable
 from worker.contract.state import StateType
-from worker.creation import NewRun, UnresolvedRun
-from worker.deployments.checking import renderer
-from worker.deployments.creation import hydrated_limit, merged_parameters, run_of_deployment
-from worker.deployments.deployment import Deployment, WorkQueue
-from worker.deployments.hydration import check_variables, variable_names
+from worker.runs.creation import NewRun, UnresolvedRun
+from worker.runs.deployments.checking import renderer
+from worker.runs.deployments.creation import hydrated_limit, merged_parameters, run_of_deployment
+from worker.runs.deployments.deployment import Deployment, WorkQueue
+from worker.runs.deployments.hydration import check_variables, variable_names
 from worker.store.outcome import Undecided
 from worker.store.reading import Reader, Row, Unreadable
 from worker.store.room import NO_ROOM, in_turns

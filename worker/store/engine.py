@@ -19,10 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from worker.contract.encoding import dumps_text
 from worker.contract.errors import Fault
-from worker.database_url import read_database_url
 from worker.store.connector import CONNECT_TIMEOUT, PLANNING, is_pooler, local_only, read_url
 from worker.store.errors import Blame, StoreError, blame, fault, opening
 from worker.store.file import ConnectionLost, DatabaseFile
+from worker.urls.database import read_database_url
 
 # A statement that takes longer makes us ask whether the server is still there, and this long it may
 # take to answer that. Both together, and the two seconds that SQLAlchemy gives a connection to

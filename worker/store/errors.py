@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker.contract.errors import Fault, IntegrityConflict, Refusal, Unprocessable
-from worker.redaction import redact
+from worker.observability.redaction import redact
 from worker.store.rights import mended
 
 

@@ -14,7 +14,7 @@ from worker.contract.encoding import dumps_text
 from worker.contract.errors import Fault, IntegrityConflict
 from worker.contract.flow_run import FlowRun
 from worker.contract.request import CreateFlowRun
-from worker.creation import NewRun, new_run
+from worker.runs.creation import NewRun, new_run
 from worker.store.engine import driver
 from worker.store.errors import Blame, Swallowed, blame, fault, is_fault, is_gone, is_of_row, refusal, tries
 from worker.store.guard import Guard

@@ -20,7 +20,8 @@ from worker.contract.errors import IntegrityConflict, NotAllowed, Refusal, Unpro
 from worker.contract.flow_run import FlowRun
 from worker.contract.request import CreateFlowRun
 from worker.contract.state import TERMINAL_TYPES, StateType
-from worker.creation import NewRun, uuid7
+from worker.runs.creation import NewRun, uuid7
+from worker.runs.unusable import unusable
 from worker.store.reading import Reader, Row, Unreadable
 from worker.store.tables import (
     block_document,
@@ -32,7 +33,6 @@ from worker.store.tables import (
     work_pool,
     work_queue,
 )
-from worker.unusable import unusable
 
 # Tables by which a Prefect server's database is known.
 MARKS = frozenset({"alembic_version", "flow", "flow_run", "deployment", "work_pool"})

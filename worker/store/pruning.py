@@ -14,13 +14,13 @@ from uuid import UUID
 import asyncpg
 import sqlalchemy as sa
 
-from worker.backoff import Backoff
 from worker.contract.state import TERMINAL_TYPES
-from worker.redaction import redact
+from worker.observability.redaction import redact
 from worker.store import migrations
 from worker.store.engine import Database, open_database, parse_url
 from worker.store.errors import Blame, StoreError, blame, driver_error, fault, first_line
 from worker.store.tables import Text, Uuid, artifact, flow_run, part_of
+from worker.tasks.backoff import Backoff
 
 # To count the runs of a large table takes longer than any statement of a worker; seconds.
 STATEMENT_TIMEOUT = 3600

@@ -15,8 +15,8 @@ from worker.contract.allowed import Allowed
 from worker.contract.decode import DeploymentRequest
 from worker.contract.errors import DeploymentNotFound, Fault, Refusal, Unprocessable
 from worker.contract.flow_run import FlowRun, odd_columns
-from worker.creation import NewRun, Requested, UnresolvedRun
-from worker.redaction import redact
+from worker.observability.redaction import redact
+from worker.runs.creation import NewRun, Requested, UnresolvedRun
 from worker.store import migrations
 from worker.store.deployments import resolve_deployments, warn_of_unserved
 from worker.store.engine import Database, open_database, parse_url, prepare_to_write

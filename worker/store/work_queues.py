@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.contract.errors import Refusal, Unprocessable, WorkPoolNotFound
 from worker.contract.flow_run import FlowRun
-from worker.creation import uuid7
+from worker.runs.creation import uuid7
 from worker.store.engine import Database
 from worker.store.errors import Blame, blame, driver_error, fault, is_fault, refusal
 from worker.store.reading import Reader, Unreadable

@@ -9,7 +9,7 @@ import pytest
 from tests.support.database import execute, fetch, fetch_runs
 from tests.support.requests import keyed, request
 from worker.contract.errors import Fault, IntegrityConflict, Refusal
-from worker.creation import NewRun
+from worker.runs.creation import NewRun
 from worker.store import Created, Outcome, Store, StoreError, Undecided
 from worker.store.insertion import FAILURES_MAX
 

@@ -16,7 +16,7 @@ from tests.support.database import fetch, fetch_runs
 from tests.support.requests import EVERY_FIELD, FLOW_ID, keyed, request, unstorable
 from worker.contract.errors import IntegrityConflict, Refusal
 from worker.contract.flow_run import FlowRun
-from worker.creation import NewRun
+from worker.runs.creation import NewRun
 from worker.store import Created, Existing, Store
 from worker.store.tables import flow_run
 

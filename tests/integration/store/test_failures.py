@@ -16,7 +16,7 @@ from tests.support.postgresql import PostgreSQL
 from tests.support.proxy import Proxy
 from tests.support.requests import keyed
 from worker.contract.errors import Fault, Refusal
-from worker.creation import NewRun
+from worker.runs.creation import NewRun
 from worker.store import Created, Outcome, Store, Undecided, migrations
 from worker.store.engine import driver
 

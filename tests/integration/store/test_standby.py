@@ -9,7 +9,7 @@ from tests.support.database import alter_system, execute, fetch, fetch_runs
 from tests.support.postgresql import PostgreSQL
 from tests.support.requests import keyed
 from worker.contract.errors import Fault
-from worker.creation import NewRun
+from worker.runs.creation import NewRun
 from worker.store import Created, Existing, Store
 
 # How long a commit waits in these tests, in seconds.

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from worker.doctor.finding import Finding, Verdict
+from worker.operate.doctor.finding import Finding, Verdict
 from worker.settings import unknown_settings
 
 

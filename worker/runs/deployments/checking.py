@@ -13,9 +13,9 @@ from worker.contract.errors import (
     ParametersRefused,
     SchemaRefused,
 )
-from worker.creation import UnresolvedRun
-from worker.deployments.deployment import Deployment
-from worker.deployments.hydration import Render
+from worker.runs.creation import UnresolvedRun
+from worker.runs.deployments.deployment import Deployment
+from worker.runs.deployments.hydration import Render
 
 _NO_SCHEMA = (
     "Error updating deployment: Cannot update parameters because parameter schema enforcement is enabled "

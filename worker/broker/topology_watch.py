@@ -7,7 +7,6 @@ import asyncio
 import structlog
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
-from worker.backoff import Backoff, pause
 from worker.broker.connection import (
     BrokerRefused,
     BrokerUnavailable,
@@ -22,7 +21,7 @@ from worker.broker.management import Management, ManagementUnavailable
 from worker.broker.policies import harms
 from worker.broker.topology import Topology
 from worker.observability import metrics
-from worker.settings import Settings
+from worker.tasks.backoff import Backoff, pause
 from worker.tasks.ending import end
 
 log = structlog.get_logger(__name__)
@@ -40,13 +39,17 @@ class TopologyWatch:
     """Looks at the topology until it is stopped, on a connection of its own that is held open.
 
     Args:
-        settings: of the broker and its management API.
+        amqp_url: the broker's.
+        management_url: of its management API; None to ask the broker alone.
         topology: what must stand.
         every: seconds between two looks.
     """
 
-    def __init__(self, settings: Settings, topology: Topology, every: float = LOOK_EVERY) -> None:
-        self._settings = settings
+    def __init__(
+        self, amqp_url: str, management_url: str | None, topology: Topology, every: float = LOOK_EVERY
+    ) -> None:
+        self._amqp_url = amqp_url
+        self._management_url = management_url
         self._topology = topology
         self._every = every
         self._stopping = asyncio.Event()
@@ -87,7 +90,7 @@ class TopologyWatch:
     async def _stay(self, backoff: Backoff) -> None:
         """Look again and again, until the connection ends or we are to stop."""
         connection = await connect(
-            self._settings.amqp_url, name="flow-run-worker topology", connection_class=WatchedConnection
+            self._amqp_url, name="flow-run-worker topology", connection_class=WatchedConnection
         )
         try:
             self._may_declare = True
@@ -133,12 +136,12 @@ class TopologyWatch:
         """Note what the queues' policies do; returns whether the queue is bound, or None if that is
         not known.
         """
-        if self._settings.management_url is None:
+        if self._management_url is None:
             return None
         topology, bound = self._topology, None
         found: list[str] = []
         try:
-            async with Management(self._settings.management_url, self._settings.amqp_url) as management:
+            async with Management(self._management_url, self._amqp_url) as management:
                 for name in topology.queues:
                     if (queue := await management.queue(name)) is not None:
                         for harm in harms(topology, management.vhost, name, queue):

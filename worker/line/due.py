@@ -9,14 +9,14 @@ from time import monotonic
 
 import structlog
 
-from worker.answer import Answer
-from worker.backoff import Backoff
 from worker.broker.publication import Publication, dead_letter_copy, reply
 from worker.broker.session import Session
 from worker.contract.encoding import dumps
 from worker.contract.immutable import immutable
 from worker.contract.message import reply_queues
+from worker.line.answer import Answer
 from worker.observability import metrics
+from worker.tasks.backoff import Backoff
 
 log = structlog.get_logger(__name__)
 

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, close_quietly, connect
 from worker.broker.control import WatchedConnection
-from worker.broker.topology import Topology
+from worker.contract.topology import QueueNames
 
 # A page that takes longer counts as no answer; seconds.
 PAGE_TIMEOUT = 2.0
@@ -212,13 +212,13 @@ class Top:
     Args:
         urls: the workers' side ports.
         amqp_url: the broker.
-        topology: their queues.
+        names: their queues.
     """
 
-    def __init__(self, urls: Sequence[str], amqp_url: str, topology: Topology) -> None:
+    def __init__(self, urls: Sequence[str], amqp_url: str, names: QueueNames) -> None:
         self._urls = [url.rstrip("/") for url in urls]
         self._amqp_url = amqp_url
-        self._topology = topology
+        self._names = names
         self._connection: aio_pika.Connection | None = None
         self._channel: AbstractChannel | None = None
         self._stack = AsyncExitStack()
@@ -268,13 +268,12 @@ class Top:
                     )
                 self._channel = await self._connection.channel()
             counts = {
-                name: (await self._channel.get_queue(name)).declaration_result
-                for name in self._topology.queues
+                name: (await self._channel.get_queue(name)).declaration_result for name in self._names.queues
             }
         except (BrokerUnavailable, BrokerRefused, AMQPError, OSError) as error:
             return QueueView(time.monotonic(), error=str(error))
-        requests, dead = counts[self._topology.queue], counts[self._topology.dead_letter_queue]
-        outbox = counts.get(self._topology.events_queue)
+        requests, dead = counts[self._names.queue], counts[self._names.dead_letter_queue]
+        outbox = counts.get(self._names.events_queue)
         return QueueView(
             time.monotonic(),
             requests.message_count or 0,

@@ -40,8 +40,8 @@ from worker.broker.connection import (
     lost_with,
 )
 from worker.broker.consumer import delivery_of
-from worker.broker.delivery import Delivery
 from worker.broker.transport import Connection
+from worker.contract.delivery import Delivery
 from worker.contract.message import fingerprint
 
 NAME = "flow-run-worker dead-letters"

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import sqlalchemy as sa
 
 from worker.contract.errors import Fault
-from worker.doctor.finding import Finding, Verdict
 from worker.events.api import APIAway, EventsRefused, PrefectAPI
+from worker.operate.doctor.finding import Finding, Verdict
 from worker.settings import Settings
 from worker.store import StoreError, migrations
 from worker.store.engine import parse_url

@@ -6,14 +6,14 @@ from typing import Any
 
 import orjson
 
-from worker.broker.delivery import Delivery
+from worker.contract.delivery import Delivery
 from worker.contract.message import (
     ERROR_HEADER,
     ERROR_STATUS_HEADER,
     FAILED_AT_HEADER,
     fingerprint,
 )
-from worker.letter_reader import Taken
+from worker.operate.letter_reader import Taken
 
 # Why the broker itself moved a message here, by the reason in its header (RabbitMQ's page on
 # dead letter exchanges).

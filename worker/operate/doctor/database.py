@@ -12,9 +12,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from worker.contract.errors import Fault
-from worker.doctor.finding import Finding, Verdict
-from worker.doctor.prefect_versions import Dialect, version_at, versions
-from worker.redaction import redact
+from worker.observability.redaction import redact
+from worker.operate.doctor.finding import Finding, Verdict
+from worker.operate.doctor.prefect_versions import Dialect, version_at, versions
 from worker.settings import Settings
 from worker.store import StoreError, migrations
 from worker.store.engine import Database, open_database, parse_url

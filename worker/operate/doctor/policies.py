@@ -6,17 +6,17 @@ from yarl import URL
 
 from worker.broker.management import Management, ManagementUnavailable
 from worker.broker.policies import command, harms
-from worker.broker.topology import Topology
-from worker.broker.urls import split_urls, virtual_host
-from worker.doctor.finding import Finding, Verdict
+from worker.contract.topology import QueueNames
+from worker.operate.doctor.finding import Finding, Verdict
 from worker.settings import Settings
+from worker.urls.broker import split_urls, virtual_host
 
 
 async def examine_policies(settings: Settings) -> AsyncIterator[Finding]:
     """Ask the broker's management API, where its URL is set; changes nothing."""
-    topology = settings.topology
+    names = settings.queue_names
     if settings.management_url is None:
-        policy = command(topology, virtual_host(URL(split_urls(settings.amqp_url)[0])))
+        policy = command(names, virtual_host(URL(split_urls(settings.amqp_url)[0])))
         yield Finding(
             "policies and binding",
             Verdict.unknown,
@@ -27,11 +27,11 @@ async def examine_policies(settings: Settings) -> AsyncIterator[Finding]:
         return
     try:
         async with Management(settings.management_url, settings.amqp_url) as management:
-            for queue in topology.queues:
-                for finding in await _policies(management, topology, queue):
+            for queue in names.queues:
+                for finding in await _policies(management, names, queue):
                     yield finding
-            if topology.exchange is not None and topology.routing_key is not None:
-                yield await _binding(management, topology, topology.exchange, topology.routing_key)
+            if names.exchange is not None and names.routing_key is not None:
+                yield await _binding(management, names, names.exchange, names.routing_key)
     except ManagementUnavailable as error:
         yield Finding(
             "policies and binding",
@@ -41,12 +41,12 @@ async def examine_policies(settings: Settings) -> AsyncIterator[Finding]:
         )
 
 
-async def _policies(management: Management, topology: Topology, queue: str) -> list[Finding]:
+async def _policies(management: Management, names: QueueNames, queue: str) -> list[Finding]:
     what = f"policy of {queue}"
     seen = await management.queue(queue)
     if seen is None:
         return [Finding(what, Verdict.unknown, "does not stand, or was made some seconds ago")]
-    found = list(harms(topology, management.vhost, queue, seen))
+    found = list(harms(names, management.vhost, queue, seen))
     if not found:
         named = seen.get("policy") or "none"
         return [Finding(what, Verdict.ok, f"{named}; nothing drops, expires or limits what is in it")]
@@ -56,13 +56,13 @@ async def _policies(management: Management, topology: Topology, queue: str) -> l
     ]
 
 
-async def _binding(management: Management, topology: Topology, exchange: str, routing_key: str) -> Finding:
-    if await management.bound(exchange, routing_key, topology.queue):
-        return Finding("binding", Verdict.ok, f"{exchange} leads to {topology.queue}")
+async def _binding(management: Management, names: QueueNames, exchange: str, routing_key: str) -> Finding:
+    if await management.bound(exchange, routing_key, names.queue):
+        return Finding("binding", Verdict.ok, f"{exchange} leads to {names.queue}")
     return Finding(
         "binding",
         Verdict.problem,
-        f"{exchange} does not lead to {topology.queue}: what is published to this exchange reaches nobody",
+        f"{exchange} does not lead to {names.queue}: what is published to this exchange reaches nobody",
         "A worker makes it within a minute. If its user may not, run 'flow-run-worker topology declare' as a "
         "user who may.",
     )

@@ -24,8 +24,8 @@ from worker.broker.connection import (
 from worker.broker.control import WatchedConnection
 from worker.broker.declaring import NothingThere, TopologyMismatch, declaring
 from worker.broker.topology import Topology
-from worker.doctor.finding import Finding, Verdict
-from worker.redaction import redact
+from worker.observability.redaction import redact
+from worker.operate.doctor.finding import Finding, Verdict
 from worker.settings import Settings
 
 # The first version that has at-least-once dead-lettering of quorum queues.
@@ -58,7 +58,7 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
         return
     try:
         yield _version(connection, settings, (monotonic() - started) * 1000)
-        topology = settings.topology
+        topology = Topology.of(settings.queue_names)
         waiting: int | None = None
         outbox_stands = False
         for queue in topology.queues:

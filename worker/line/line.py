@@ -14,26 +14,26 @@ from time import monotonic
 
 import structlog
 
-from worker.answer import Answer
-from worker.broker.delivery import Delivery
 from worker.broker.session import Session
 from worker.contract.allowed import ReplyQueues
 from worker.contract.decode import decode, decoded_size
+from worker.contract.delivery import Delivery
 from worker.contract.encoding import dumps
 from worker.contract.errors import Refusal, ReplyToRefused, Unprocessable, encode_error
 from worker.contract.flow_run import FlowRun
 from worker.contract.record import encode_record
-from worker.creation import Requested, UnresolvedRun, requested_run
 from worker.events.outbox import Found, Outbox
+from worker.line.answer import Answer
 from worker.line.create import Create, Decided
+from worker.line.settle import Settlement
 from worker.line.values import Done, Request
-from worker.mailbox import Mailbox
 from worker.observability import metrics
 from worker.observability.stored import StoredLog
 from worker.observability.traces import Traces
+from worker.runs.creation import Requested, UnresolvedRun, requested_run
 from worker.settings import Settings
-from worker.settlement import Settlement
 from worker.store import Created, Decision, Existing, Store
+from worker.tasks.mailbox import Mailbox
 
 log = structlog.get_logger(__name__)
 

@@ -7,12 +7,13 @@ from typing import Any
 from pydantic import BaseModel, Field
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
-from worker import __version__
-from worker.broker.topology import Topology
 from worker.contract.deployment_request import CreateFlowRunFromDeployment
 from worker.contract.message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER, FROM_DEPLOYMENT
 from worker.contract.record import FlowRunRecord
 from worker.contract.request import CreateFlowRun
+
+from .. import __version__
+from .topology import QueueNames
 
 ASYNCAPI = "3.0.0"
 FROM_DEPLOYMENT_MESSAGE = "createFlowRunFromDeployment"
@@ -49,7 +50,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     }
 
 
-def asyncapi(topology: Topology) -> dict[str, Any]:
+def asyncapi(names: QueueNames) -> dict[str, Any]:
     """The AsyncAPI document for workers on one request queue."""
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
         (CreateFlowRun, "validation"),
@@ -75,10 +76,10 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
         "servers": {"rabbitmq": {"host": "localhost:5672", "protocol": "amqp", "protocolVersion": "0.9.1"}},
         "channels": {
             "requests": {
-                "address": topology.queue,
+                "address": names.queue,
                 "title": "The request queue",
                 "messages": requests,
-                "bindings": {"amqp": _queue(topology.queue)},
+                "bindings": {"amqp": _queue(names.queue)},
             },
             "replies": {
                 "address": None,
@@ -89,10 +90,10 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
                 },
             },
             "deadLetters": {
-                "address": topology.dead_letter_queue,
+                "address": names.dead_letter_queue,
                 "title": "Refused requests, whole",
                 "messages": {"deadLetter": {"$ref": "#/components/messages/deadLetter"}},
-                "bindings": {"amqp": _queue(topology.dead_letter_queue)},
+                "bindings": {"amqp": _queue(names.dead_letter_queue)},
             },
         },
         "operations": {
@@ -134,10 +135,10 @@ def asyncapi(topology: Topology) -> dict[str, Any]:
             "schemas": definitions["$defs"],
         },
     }
-    exchange = topology.exchange
+    exchange = names.exchange
     if exchange is not None:
         document["channels"]["exchange"] = {
-            "address": topology.routing_key,
+            "address": names.routing_key,
             "title": "The exchange, for producers that publish by name and routing key",
             "messages": requests,
             "bindings": {

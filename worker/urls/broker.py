@@ -4,7 +4,7 @@ import re
 
 from yarl import URL
 
-from ..password_file import PASSWORD_FILE, read_password, with_password_file
+from .password_file import PASSWORD_FILE, read_password, with_password_file
 
 # What stands in the way of reading a URL is most often this; the URL itself is not shown, as it has
 # the password.

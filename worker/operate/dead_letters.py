@@ -28,7 +28,6 @@ from worker.broker.publication import (
     events_message,
 )
 from worker.broker.publisher import Confirmation, Fate, Publisher
-from worker.broker.topology import Topology
 from worker.broker.transport import Connection
 from worker.contract.message import (
     DELIVERY_COUNT_HEADER,
@@ -36,8 +35,9 @@ from worker.contract.message import (
     Message,
     is_own_header,
 )
-from worker.letter import Letter
-from worker.letter_reader import NAME, LetterReader, Undeliverable
+from worker.contract.topology import QueueNames
+from worker.operate.letter import Letter
+from worker.operate.letter_reader import NAME, LetterReader, Undeliverable
 
 # RabbitMQ 4 drops a message that came back to a queue as often as its default delivery limit (20)
 # says. A letter that was looked at so often is replaced by a new copy, at the end of the queue,
@@ -89,14 +89,14 @@ class DeadLetters:
         connection: Connection,
         reader: LetterReader,
         publisher: Publisher,
-        topology: Topology,
+        names: QueueNames,
         fleet_logins: Collection[str],
     ) -> None:
         self._fleet_logins = fleet_logins
         self._connection = connection
         self._reader = reader
         self._publisher = publisher
-        self._topology = topology
+        self._names = names
         self._held: list[Letter] = []
         self._sent: Counter[str] = Counter()
         self.undeliverable: list[Undeliverable] = []
@@ -248,10 +248,10 @@ class DeadLetters:
                     refused.append(letter)
             if letter is not None:
                 continue
-            requests = await self._reader.look_at(self._topology.queue)
+            requests = await self._reader.look_at(self._names.queue)
             if not requests.consumer_count:
                 raise DeadLettersFailed(
-                    f"Nobody consumes '{self._topology.queue}': what was sent waits there for a worker."
+                    f"Nobody consumes '{self._names.queue}': what was sent waits there for a worker."
                 )
             now = asyncio.get_running_loop().time()
             until = (until or now + REFUSED_WITHIN) if not requests.message_count else None
@@ -273,8 +273,8 @@ class DeadLetters:
                 raise ValueError("it looks like an event, and no worker wrote it (see WORKER_FLEET_USERS)")
             # One event; or the list of a message that no worker's login wrote.
             events = message.body.removeprefix(b"[").removesuffix(b"]")
-            return events_message(self._topology.events_queue, [events], login)
-        return sent_again(message, self._topology.queue)
+            return events_message(self._names.events_queue, [events], login)
+        return sent_again(message, self._names.queue)
 
     async def _publish(self, letter: Letter, publication: Publication) -> None:
         confirmation = await unless_blocked(self._connection.frames, self._until_confirmed(publication))
@@ -302,7 +302,7 @@ class DeadLetters:
         for letter in self._held:
             if letter.delivery.delivery_count >= LOOKS:
                 await self._publish(
-                    letter, _counted_anew(letter.delivery.message, self._topology.dead_letter_queue)
+                    letter, _counted_anew(letter.delivery.message, self._names.dead_letter_queue)
                 )
                 await letter.taken.acknowledge()
 
@@ -347,7 +347,7 @@ def _counted_anew(message: Message, queue: str) -> Publication:
 
 @asynccontextmanager
 async def open_dead_letters(
-    urls: str, topology: Topology, fleet_logins: Collection[str] = ()
+    urls: str, names: QueueNames, fleet_logins: Collection[str] = ()
 ) -> AsyncIterator[DeadLetters]:
     """The dead letters of a request queue.
 
@@ -361,15 +361,15 @@ async def open_dead_letters(
     """
     # Publishing has a connection of its own: the broker stops reading from it during an alarm.
     connection = await connect(urls, name=f"{NAME} publishing", connection_class=Connection)
-    reader = LetterReader(urls, topology.dead_letter_queue, connection)
+    reader = LetterReader(urls, names.dead_letter_queue, connection)
     try:
         await reader.count()
         publisher = Publisher(connection, await connection.channel())
-        async with DeadLetters(connection, reader, publisher, topology, fleet_logins) as letters:
+        async with DeadLetters(connection, reader, publisher, names, fleet_logins) as letters:
             yield letters
     except ChannelNotFoundEntity:
         raise DeadLettersFailed(
-            f"The queue '{topology.dead_letter_queue}' does not stand at this broker."
+            f"The queue '{names.dead_letter_queue}' does not stand at this broker."
         ) from None
     finally:
         await reader.close()

@@ -15,17 +15,17 @@ from time import monotonic
 
 import structlog
 
-from worker.answer import Answer
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost
 from worker.broker.publication import Publication
 from worker.broker.publisher import Confirmation, Fate
 from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
-from worker.due import NO_REQUESTER, Due, count_bytes, due_of, other_queue, shortened, unroutable
-from worker.giving_up import LEAST_PREFETCH, GivingUp
+from worker.line.answer import Answer
+from worker.line.due import NO_REQUESTER, Due, count_bytes, due_of, other_queue, shortened, unroutable
+from worker.line.giving_up import LEAST_PREFETCH, GivingUp
+from worker.line.set_aside import SetAside
 from worker.observability import metrics
 from worker.observability.traces import Traces
-from worker.set_aside import SetAside
 
 log = structlog.get_logger(__name__)
 

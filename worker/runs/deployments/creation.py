@@ -10,10 +10,10 @@ from worker.contract.encoding import dumps
 from worker.contract.errors import NoWorkPool, ParametersTooLarge
 from worker.contract.request import NO_LIMIT
 from worker.contract.state import StateCreate, StateType
-from worker.creation import NewRun, UnresolvedRun, run_row
-from worker.deployments.checking import Checks, check_job_variables, check_parameters, renderer
-from worker.deployments.deployment import Deployment
-from worker.deployments.hydration import Variables, hydrate
+from worker.runs.creation import NewRun, UnresolvedRun, run_row
+from worker.runs.deployments.checking import Checks, check_job_variables, check_parameters, renderer
+from worker.runs.deployments.deployment import Deployment
+from worker.runs.deployments.hydration import Variables, hydrate
 
 _SCHEDULED = StateCreate(type=StateType.SCHEDULED)
 

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from worker.broker.urls import ENCODE
-from worker.password_file import PASSWORD_FILE
+from worker.urls.broker import ENCODE
+from worker.urls.password_file import PASSWORD_FILE
 
 # Gives what a parameter becomes, or raises ValueError with the remedy.
 _Rule = Callable[[str], Mapping[str, str]]

@@ -16,7 +16,7 @@ from worker.contract.errors import UnusableInPrefect
 from worker.contract.flow_run import FlowRun
 from worker.contract.related import MAX_EVENT_NAME, MAX_RELATED
 from worker.contract.state import DateTime
-from worker.creation import NewRun
+from worker.runs.creation import NewRun
 
 # Prefect writes its answers with orjson, which goes 254 levels deep. ``/flow_runs/paginate`` shows
 # a run deepest: an object in a list in an object.

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from uuid import UUID
 
-from worker.broker.delivery import Delivery
+from worker.contract.delivery import Delivery
 
 
 @dataclass(slots=True)
