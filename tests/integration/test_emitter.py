@@ -25,6 +25,7 @@ from worker.broker.connection import close_quietly, connect
 from worker.broker.login import login_of
 from worker.broker.publication import events_message
 from worker.broker.session import Session
+from worker.broker.topology import Topology
 from worker.broker.transport import Connection
 from worker.events.emitter import Emitter
 from worker.observability import metrics
@@ -115,13 +116,13 @@ def api() -> API:
 @pytest.fixture
 async def put(amqp_url: str, settings: Settings) -> AsyncIterator[Outbox]:
     """Puts so many events into the outbox as one message; returns their ids."""
-    session = await Session.open(amqp_url, settings.topology, name="test")
+    session = await Session.open(amqp_url, Topology.of(settings.queue_names), name="test")
 
     async def put(count: int, **fields: Any) -> list[str]:
         ids = [str(uuid4()) for _ in range(count)]
         events = [json.dumps({"id": each, **fields}).encode() for each in ids]
         confirmation = await session.publisher.publish(
-            [events_message(settings.topology.events_queue, events, await session.login())]
+            [events_message(settings.queue_names.events_queue, events, await session.login())]
         )
         await confirmation.done
         assert confirmation.flawless
@@ -133,7 +134,7 @@ async def put(amqp_url: str, settings: Settings) -> AsyncIterator[Outbox]:
 
 @asynccontextmanager
 async def emitting(settings: Settings) -> AsyncIterator[None]:
-    emitter = Emitter(settings, settings.topology)
+    emitter = Emitter(settings, Topology.of(settings.queue_names))
     emitter.start()
     try:
         yield
@@ -143,7 +144,7 @@ async def emitting(settings: Settings) -> AsyncIterator[None]:
 
 async def empty(producer: Producer, settings: Settings) -> None:
     """The outbox has nothing left, held or ready: a queue that is deleted says how much it had."""
-    deleted = await producer.channel.queue_delete(settings.topology.events_queue)
+    deleted = await producer.channel.queue_delete(settings.queue_names.events_queue)
     assert deleted.message_count == 0
 
 
@@ -175,7 +176,7 @@ async def test_what_may_pass_is_waited_out(
                 await asyncio.sleep(0.02)
     assert api.taken == ids
     await empty(producer, settings)
-    assert await producer.depth(settings.topology.dead_letter_queue) == 0
+    assert await producer.depth(settings.queue_names.dead_letter_queue) == 0
 
 
 async def test_an_api_that_is_away_or_silent_is_waited_for(
@@ -236,7 +237,7 @@ async def test_a_bad_event_is_set_aside_alone_and_can_be_sent_again(
         assert replayed.code == 0, replayed.err
         async with emitting(settings):
             await api.has_taken(bad)
-    assert await producer.depth(settings.topology.dead_letter_queue) == 0
+    assert await producer.depth(settings.queue_names.dead_letter_queue) == 0
     assert await producer.depth() == 0
     await empty(producer, settings)
 
@@ -261,7 +262,7 @@ async def test_an_event_over_which_the_api_fails_while_it_takes_others_is_set_as
         async with asyncio.timeout(120):
             while api.requests < 5:
                 await asyncio.sleep(0.02)
-        assert await producer.depth(settings.topology.dead_letter_queue) == 0
+        assert await producer.depth(settings.queue_names.dead_letter_queue) == 0
         good = await put(3)
         bad += await put(1, bad=True)
         good += await put(4)
@@ -290,7 +291,7 @@ async def test_an_api_that_fails_over_every_event_is_waited_for_and_none_is_set_
         ids += await put(2)
         await api.has_taken(ids)
     assert set(api.taken) == set(ids)
-    assert await producer.depth(settings.topology.dead_letter_queue) == 0
+    assert await producer.depth(settings.queue_names.dead_letter_queue) == 0
     await empty(producer, settings)
 
 
@@ -304,7 +305,7 @@ async def test_what_is_no_list_becomes_a_dead_letter_and_harms_no_other(
     good = await put(2)
     persistent = aio_pika.DeliveryMode.PERSISTENT
     message = aio_pika.Message(b'[{"no": "id"}]', delivery_mode=persistent, user_id="guest")
-    await producer.channel.default_exchange.publish(message, settings.topology.events_queue)
+    await producer.channel.default_exchange.publish(message, settings.queue_names.events_queue)
     good += await put(2)
     async with api.serve(), emitting(settings):
         await api.has_taken(good)
@@ -401,7 +402,7 @@ async def forge(url: str, queue: str, **properties: Any) -> str:
 async def test_an_event_of_no_worker_is_set_aside_and_reaches_nobody(
     api: API, settings: Settings, put: Outbox, producer: Producer, other_user: str
 ) -> None:
-    outbox, user = settings.topology.events_queue, URL(other_user).user
+    outbox, user = settings.queue_names.events_queue, URL(other_user).user
     ids = await put(2)
     await forge(other_user, outbox)
     await forge(other_user, outbox, user_id=user)
@@ -423,7 +424,7 @@ async def test_events_of_other_logins_of_the_fleet_count(
     api: API, settings: Settings, producer: Producer, put: Outbox, other_user: str
 ) -> None:
     user = URL(other_user).user
-    event_id = await forge(other_user, settings.topology.events_queue, user_id=user)
+    event_id = await forge(other_user, settings.queue_names.events_queue, user_id=user)
     fleet = settings.model_copy(update={"fleet_users": f"another, {user}"})
     async with api.serve(), emitting(fleet):
         await api.has_taken([event_id])
@@ -434,10 +435,10 @@ async def test_what_was_left_without_a_user_is_set_aside_and_can_be_sent_again(
     api: API, settings: Settings, put: Outbox, producer: Producer, amqp_url: str
 ) -> None:
     """As version 0.2.0 wrote events."""
-    event_id = await forge(amqp_url, settings.topology.events_queue)
+    event_id = await forge(amqp_url, settings.queue_names.events_queue)
     async with api.serve(), emitting(settings):
         async with asyncio.timeout(60):
-            while not await producer.depth(settings.topology.dead_letter_queue):
+            while not await producer.depth(settings.queue_names.dead_letter_queue):
                 await asyncio.sleep(0.05)
         given = {"amqp_url": amqp_url, "queue": settings.queue}
         again = await command("dead-letters", "replay", "--all", **given)
@@ -451,11 +452,11 @@ async def test_a_request_that_looks_like_an_event_is_never_sent_again_as_one(
 ) -> None:
     given = {"amqp_url": amqp_url, "queue": settings.queue}
     properties = {"type": "prefect_event", "user_id": URL(other_user).user}
-    await forge(other_user, settings.topology.dead_letter_queue, **properties)
+    await forge(other_user, settings.queue_names.dead_letter_queue, **properties)
     again = await command("dead-letters", "replay", "--all", **given)
     assert again.code == 1
     assert "no worker wrote it" in again.err + again.out
-    assert await producer.depth(settings.topology.events_queue) == 0
+    assert await producer.depth(settings.queue_names.events_queue) == 0
 
 
 @pytest.mark.parametrize("guess", ["guest", "someone-else"])

@@ -164,8 +164,8 @@ def test_events_need_a_prefect_servers_database() -> None:
     api = "http://prefect:4200/api"
     assert load_settings(prefect_api_url=f"{api}/").prefect_api_url == api
     assert load_settings(prefect_api_url=api).database_kind == "prefect"
-    assert load_settings(prefect_api_url=api).topology.events
-    assert not load_settings().topology.events
+    assert load_settings(prefect_api_url=api).queue_names.events
+    assert not load_settings().queue_names.events
     with pytest.raises(SettingsError, match=r"^WORKER_PREFECT_API_URL: .*WORKER_DATABASE_KIND"):
         load_settings(prefect_api_url=api, database_kind="standalone")
     with pytest.raises(SettingsError, match=r"^WORKER_QUEUE: .*248 bytes"):
