@@ -1,6 +1,6 @@
 """The console script ``flow-run-worker``, and ``python -m worker``: starts the command line."""
 
-from worker.collector import pause_collector
+from worker.tasks.collector import pause_collector
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape as _escape_markup
 
-from worker.tasks.collector import resume_collector
 from worker.observability.printable import printable, printable_json
+from worker.tasks.collector import resume_collector
 
 if TYPE_CHECKING:
     from rich.progress import Progress
