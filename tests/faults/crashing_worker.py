@@ -15,14 +15,14 @@ from typing import Any
 from worker.broker.acknowledger import Acknowledger
 from worker.cli import app
 from worker.events.outbox import Outbox
-from worker.line.line import Pipeline
+from worker.line.understand import Understand
 from worker.store import Store
 
 SEAMS: dict[str, tuple[Any, str, str]] = {
     "after decode, before commit": (Store, "create", "before"),
     "after commit, before reply": (Store, "create", "after"),
     "after reply, before acknowledgement": (Acknowledger, "_acknowledge_new", "before"),
-    "while decoding": (Pipeline, "_new_run", "before"),
+    "while decoding": (Understand, "_new_run", "before"),
 }
 # Of a worker with events.
 EVENT_SEAMS: dict[str, tuple[Any, str, str]] = {

@@ -7,17 +7,17 @@ import signal
 from typing import Any
 
 from worker.cli import app
-from worker.line.line import Pipeline
+from worker.line.understand import Understand
 
-original = Pipeline._new_run
+original = Understand._new_run
 
 
-def deadly(self: Pipeline, delivery: Any, *rest: Any) -> Any:
+def deadly(self: Understand, delivery: Any, *rest: Any) -> Any:
     if b'"deadly"' in delivery.message.body:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, delivery, *rest)
 
 
 if __name__ == "__main__":
-    Pipeline._new_run = deadly  # type: ignore[method-assign]  # the point of it
+    Understand._new_run = deadly  # type: ignore[method-assign]  # the point of it
     app(["run"])

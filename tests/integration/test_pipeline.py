@@ -14,7 +14,7 @@ from tests.support.database import fetch_runs
 from tests.support.producer import Producer
 from worker.broker.session import Session
 from worker.contract.errors import Fault
-from worker.line import create, line
+from worker.line import create, understand
 from worker.line.create import DatabaseAway
 from worker.line.line import Pipeline
 from worker.observability.metrics import readiness
@@ -71,14 +71,14 @@ async def test_batches_form_by_themselves_and_all_of_them_are_answered(
 async def test_a_message_that_breaks_us_is_answered_and_kept_and_harms_no_other(
     session: Session, store: Store, producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = line.decode
+    original = understand.decode
 
     def breaking(message: Any, **options: Any) -> Any:
         if b"breaks" in message.body:
             raise ZeroDivisionError
         return original(message, **options)
 
-    monkeypatch.setattr(line, "decode", breaking)
+    monkeypatch.setattr(understand, "decode", breaking)
     ids = [await producer.publish(named(name)) for name in ("first", "breaks", "last")]
     await serve(session, store, 3, producer)
     assert [reply.status for reply in await producer.replies_to(ids)] == [201, 422, 201]

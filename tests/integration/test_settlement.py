@@ -15,8 +15,8 @@ from worker.broker.session import Session
 from worker.broker.topology import Topology
 from worker.contract.delivery import Delivery
 from worker.line import giving_up
-from worker.line.answer import Answer
 from worker.line.settle import Settlement
+from worker.line.values import Answer
 from worker.observability import metrics
 from worker.observability.traces import Traces
 

@@ -1,35 +1,199 @@
-"""What is to be said to a delivery: made by the line, settled at its end; publishes nothing."""
+"""The stage that says what became of each request: the record of a run, or the error."""
 
 import asyncio
-from dataclasses import dataclass
-from uuid import UUID
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
+import structlog
+
+from worker.broker.session import Session
+from worker.contract.decode import decoded_size
 from worker.contract.delivery import Delivery
+from worker.contract.encoding import dumps
+from worker.contract.errors import Refusal, ReplyToRefused, Unprocessable, encode_error
+from worker.contract.flow_run import FlowRun
+from worker.contract.record import encode_record
+from worker.events.outbox import Found, Outbox
+from worker.line.settle import Settlement
+from worker.line.values import Answer, Decided, Done, Request
+from worker.observability import metrics
+from worker.observability.stored import StoredLog
+from worker.runs.creation import UnresolvedRun
+from worker.store import Created, Decision, Existing
+from worker.tasks.mailbox import Mailbox
+
+log = structlog.get_logger(__name__)
+
+# The body of a larger delivery is let go once no dead letter can need it. In bytes.
+LARGE_BODY = 16 * 1024
+# An error shows the request, and at each error the value that stood there. So its body may be twice
+# as large as the request, and larger by this. In bytes.
+ERROR_BODY_ROOM = 64 * 1024
 
 
-@dataclass(slots=True)
-class Answer:
-    """What is to be said to one delivery: a flow run record, or why it is refused.
+class Answering:
+    """Takes what was decided, and has it published.
 
-    Attributes:
-        status: the HTTP status that Prefect answers.
-        body: the JSON of the record or of the error; empty once a publication has it.
-        run_id: the run that the record shows; None for a refusal.
-        refused: why the request is refused, in a line; its whole message then goes to the dead
-            letters as well. None where it is not.
-        replied: whether a reply may be sent to where the request wants it.
-        recorded: done once the run's event is in the outbox; None where there is none to wait for.
+    Args:
+        session: tells how large a message the broker takes, and is closed to acknowledgements at
+            the end.
+        batch_max: answers that are made at one time.
+        max_decided: what may wait here, in bytes of memory.
+        max_size: what is written as records at one time, in bytes.
     """
 
-    delivery: Delivery
-    status: int
-    body: bytes
-    run_id: UUID | None = None
-    refused: str | None = None
-    replied: bool = True
-    recorded: "asyncio.Future[None] | None" = None
+    def __init__(self, session: Session, *, batch_max: int, max_decided: int, max_size: int) -> None:
+        # Where there are events.
+        self.outbox: Outbox | None = None
+        self._session = session
+        self._batch_max = batch_max
+        self._max_decided = max_decided
+        self._max_size = max_size
+        self._done: Mailbox[Done] = Mailbox(lambda done: done.size)
+        self._stored_log = StoredLog()
 
-    @property
-    def reply_to(self) -> str | None:
-        """Where the reply goes; None where none is wanted, or none may be sent."""
-        return self.delivery.message.reply_to or None if self.replied else None
+    async def room(self) -> None:
+        """Wait until more may be decided."""
+        await self._done.room(self._max_decided)
+
+    def refuse(self, delivery: Delivery, refusal: Refusal, size: int) -> None:
+        """Take the refusal of a delivery that takes this many bytes of memory."""
+        log.warning(
+            "refused",
+            status=refusal.status,
+            error=refusal.line,
+            message_id=delivery.message.message_id,
+            correlation_id=delivery.message.correlation_id,
+        )
+        # It shows the request, so it takes as much.
+        self._done.put(Done(delivery, refusal.freed(), size))
+
+    def take(self, decided: Sequence[Decided], seconds: float) -> None:
+        """Take what became of a batch. Records are written later: the database waits for nothing
+        but the next batch.
+        """
+        recorded = None if self.outbox is None else _record(self.outbox, decided)
+        counted: set[int] = set()
+        for request, outcome in decided:
+            try:
+                self._take_one(request, outcome, recorded, counted)
+            except Exception:  # the edge: a run that breaks us harms no other
+                log.exception("run_not_passed_on", message_id=request.delivery.message.message_id)
+                self.refuse(request.delivery, Unprocessable(), request.size)
+        metrics.batch(len(decided), seconds)
+        self._log(decided, seconds)
+
+    def close(self) -> None:
+        """Say that nothing more is decided: :meth:`run` ends once all is settled."""
+        self._done.close()
+        if self.outbox is not None:
+            self.outbox.close()
+
+    async def run(self, settlement: Settlement) -> None:
+        """Make answers and have them settled, until :meth:`close`."""
+        while done := await self._done.take(self._batch_max, max_size=self._max_size):
+            now = datetime.now(UTC)
+            answers: list[Answer] = []
+            size = 0
+            for each in done:
+                answers.append(self._answer(each, now))
+                size += len(answers[-1].body)
+                # Runs of one deployment share its parameters, and each record has them.
+                if size > self._max_size:
+                    await settlement.settle(answers)
+                    answers, size = [], 0
+            del done  # its records are written
+            if answers:
+                await settlement.settle(answers)
+        await settlement.finish()
+        self._session.consumer.acknowledger.close()
+
+    def end(self) -> None:
+        """Log what is not logged yet."""
+        self._stored_log.close()
+
+    def _take_one(
+        self,
+        request: Request,
+        outcome: Decision,
+        recorded: "asyncio.Future[None] | None",
+        counted: set[int],
+    ) -> None:
+        delivery = request.delivery
+        if isinstance(outcome, Refusal):
+            self.refuse(delivery, outcome, request.size)
+            return
+        # A run that others have changed may turn out not to be shown, and then its request is kept.
+        if delivery.size > LARGE_BODY and isinstance(outcome, Created):
+            delivery = delivery.without_body()
+        size = request.size
+        if isinstance(outcome, Existing) or isinstance(request.new, UnresolvedRun):
+            size += _added_size(outcome.run, counted)
+        self._done.put(Done(delivery, outcome, size, recorded))
+
+    def _answer(self, done: Done, now: datetime) -> Answer:
+        outcome = done.outcome
+        if not isinstance(outcome, Refusal):
+            try:
+                status = 201 if isinstance(outcome, Created) else 200
+                body = encode_record(outcome.run, now)
+                return Answer(done.delivery, status, body, run_id=outcome.run.id, recorded=done.recorded)
+            except Exception as error:  # the edge: a run that can't be shown harms no other
+                log.exception("record_not_written", flow_run_id=str(outcome.run.id))
+                outcome = Unprocessable(f"The run of this request exists, and can't be shown: {error}")
+        limit = min(self._session.size_limit.max_size, 2 * done.delivery.size + ERROR_BODY_ROOM)
+        return Answer(
+            done.delivery,
+            outcome.status,
+            encode_error(outcome, limit),
+            refused=outcome.line,
+            replied=not isinstance(outcome, ReplyToRefused),
+        )
+
+    def _log(self, decided: Sequence[Decided], seconds: float) -> None:
+        created, existing, refused = (
+            sum(isinstance(outcome, kind) for _, outcome in decided) for kind in (Created, Existing, Refusal)
+        )
+        self._stored_log.add(created=created, existing=existing, refused=refused, seconds=seconds)
+        # Asked once a batch: to ask takes as long as to make a record.
+        if not log.is_enabled_for(logging.DEBUG):
+            return
+        for request, outcome in decided:
+            if isinstance(outcome, (Created, Existing)):
+                log.debug(
+                    "created" if isinstance(outcome, Created) else "existing",
+                    flow_run_id=str(outcome.run.id),
+                    name=outcome.run.name,
+                    idempotency_key=outcome.run.idempotency_key,
+                    message_id=request.delivery.message.message_id,
+                )
+        log.debug("batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1))
+
+
+def _added_size(run: FlowRun, counted: set[int]) -> int:
+    """What a run takes in memory that is not its request's, in bytes.
+
+    Args:
+        counted: the ids of values that were counted with other runs, as those of one deployment
+            share its parameters; all of these runs are still held.
+    """
+    data = None if run.state is None else run.state.data
+    values = (*run.parameters.values(), run.context, run.job_variables, data)
+    new = [each for each in values if isinstance(each, (dict, list, str)) and id(each) not in counted]
+    counted.update(map(id, new))
+    return decoded_size(dumps(new)) if new else 0
+
+
+def _record(outbox: Outbox, decided: Sequence[Decided]) -> "asyncio.Future[None] | None":
+    """Have the events of a batch recorded. All its deliveries wait for them, those without an event
+    as well: it is a matter of milliseconds.
+    """
+    return outbox.record(
+        (outcome.run for _, outcome in decided if isinstance(outcome, Created)),
+        (
+            Found(outcome.run, request.delivery.redelivered)
+            for request, outcome in decided
+            if isinstance(outcome, Existing)
+        ),
+    )

@@ -13,11 +13,11 @@ from time import monotonic
 import structlog
 
 from worker.contract.errors import Fault, Unprocessable
-from worker.line.values import Request
+from worker.line.values import Decided, Request
 from worker.observability import metrics
 from worker.observability.traces import Traces
 from worker.runs.creation import Requested
-from worker.store import Decision, Outcome, Store, Undecided
+from worker.store import Outcome, Store, Undecided
 from worker.tasks.backoff import Backoff
 from worker.tasks.isolate import Failed, isolate
 from worker.tasks.mailbox import Mailbox
@@ -34,8 +34,6 @@ FAULTS_TOGETHER = 3
 # A run over which the database falls silent or ends is refused after this many tries, each alone,
 # and each after the database was seen to write. A guess.
 FAULT_TRIES = 5
-
-Decided = tuple[Request, Decision]
 
 
 class DatabaseAway(Exception):

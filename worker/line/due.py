@@ -14,7 +14,7 @@ from worker.broker.session import Session
 from worker.contract.encoding import dumps
 from worker.contract.immutable import immutable
 from worker.contract.message import reply_queues
-from worker.line.answer import Answer
+from worker.line.values import Answer
 from worker.observability import metrics
 from worker.tasks.backoff import Backoff
 

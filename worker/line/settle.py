@@ -20,10 +20,10 @@ from worker.broker.publication import Publication
 from worker.broker.publisher import Confirmation, Fate
 from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
-from worker.line.answer import Answer
 from worker.line.due import NO_REQUESTER, Due, count_bytes, due_of, other_queue, shortened, unroutable
 from worker.line.giving_up import LEAST_PREFETCH, GivingUp
 from worker.line.set_aside import SetAside
+from worker.line.values import Answer
 from worker.observability import metrics
 from worker.observability.traces import Traces
 
