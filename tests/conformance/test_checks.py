@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conformance.prefect_server import VERSION, install
+from tests.support.costly import EXPRESSION, tree
 from tests.support.json_schemas import NAMES, SCHEMAS, VALUES
-from tests.unit.test_checks import EXPRESSION, tree
 from worker.checks.jobs import ParameterSchema
 from worker.checks.schemas import CIRCULAR
 

@@ -2,19 +2,24 @@
 their right answer, and nothing waits for a restart.
 
 ``python -m tests.faults.among_good`` serves each kind alone and in tens, on each database, by one
-worker and by three, and prints how long the good ones took beside the time without the bad ones.
+worker and by three. It prints how long the good ones took, the longest pause of the event loop and
+the workers' largest memory, beside what these are without the bad ones. With ``--stop`` it then
+sends SIGTERM amid requests of the kind. ``--python`` measures the worker of another interpreter.
 """
 
 import argparse
 import asyncio
 import base64
+import contextlib
+import json
+import re
 import sqlite3
 import struct
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +31,9 @@ from rich.console import Console
 from sqlalchemy.engine import make_url
 
 from tests.conformance.prefect_server import PrefectServer
+from tests.faults import beating_worker
+from tests.faults.beating_worker import Heartbeat
+from tests.support.costly import CHECKS, TEMPLATE
 from tests.support.database import execute, fetch
 from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
@@ -33,14 +41,16 @@ from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import ROOT, WorkerProcess
 from worker.store import migrations
 
-console = Console(width=130)
+console = Console(width=150)
 
 Where = Literal["postgresql", "sqlite", "prefect"]
 EVERYWHERE: tuple[Where, ...] = ("postgresql", "sqlite", "prefect")
 ON_POSTGRESQL: tuple[Where, ...] = ("postgresql", "prefect")
 # Seconds after which a good request counts as held up.
 PATIENCE = 240.0
+MIB = 1024 * 1024
 GOOD = 2_000
+LARGE_DEPLOYMENTS = 10
 # Runs with keys that are asked for again, in other letters.
 SEEDS = 100
 FROM_DEPLOYMENT = "create_flow_run_from_deployment"
@@ -59,6 +69,8 @@ class Bad:
         properties: AMQP properties besides those of a good one, by the request's number.
         where: databases on which it can be.
         replied: whether a reply can reach anybody.
+        many: how many of them are sent when there are many of them.
+        costly: whether a check of its own takes seconds.
     """
 
     name: str
@@ -67,6 +79,8 @@ class Bad:
     properties: Callable[[int], dict[str, Any]] = field(default=lambda _: {})
     where: tuple[Where, ...] = EVERYWHERE
     replied: bool = True
+    many: int = 10
+    costly: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,9 @@ class Scene:
     Attributes:
         url: the database's, as the workers have it.
         admin: the same for its owner.
-        deployments: ids of deployments with large parameters; none but on a Prefect database.
+        deployments: ids of deployments by their names; none but on a Prefect database.
+        python: the interpreter whose worker serves.
+        patience: seconds after which a request counts as held up.
     """
 
     where: Where
@@ -85,7 +101,9 @@ class Scene:
     admin: str
     flow_id: str
     folder: Path
-    deployments: tuple[str, ...] = ()
+    deployments: Mapping[str, str] = field(default_factory=dict)
+    python: str = sys.executable
+    patience: float = PATIENCE
 
 
 def plain(**fields: Any) -> Callable[[int, Scene], dict[str, Any]]:
@@ -116,11 +134,57 @@ def _wrong_labels(_: int, scene: Scene) -> bytes:
     return b'{"flow_id": "%s", "labels": {%s}}' % (scene.flow_id.encode(), labels)
 
 
-def _of_deployment(**fields: Any) -> Callable[[int, Scene], dict[str, Any]]:
-    def body(number: int, scene: Scene) -> dict[str, Any]:
-        return {"deployment_id": scene.deployments[number % len(scene.deployments)], **fields}
+def _of_deployment(
+    name: str, what: str, parameters: Mapping[str, Any], *statuses: int, costly: bool = False, many: int = 10
+) -> Bad:
+    """A request for a run of the deployment of this name, with a parameter that no other has;
+    ``#`` in the name stands for a number.
+    """
 
-    return body
+    def body(number: int, scene: Scene) -> bytes:
+        id_ = scene.deployments[name.replace("#", f"{number % LARGE_DEPLOYMENTS}")]
+        request = {
+            "deployment_id": id_,
+            "parameters": {**parameters, "number": number},
+            "enforce_parameter_schema": name in CHECKS,
+            "job_variables": {"number": number} if name == "template" else {},
+        }
+        return json.dumps(request, separators=(",", ":")).encode()
+
+    of_type = {"type": FROM_DEPLOYMENT}
+    return Bad(
+        what,
+        body,
+        frozenset(statuses),
+        lambda _: of_type,
+        ("prefect",),
+        many=3 if costly else many,
+        costly=costly,
+    )
+
+
+def _kind(name: str, **fields: Any) -> dict[str, Any]:
+    return {"__prefect_kind": name, **fields}
+
+
+def _of_deployments() -> Iterator[Bad]:
+    """What somebody may ask of deployments, or may have written into them, who means harm."""
+    for written in ("a\\u0000b", "a\\ud800b"):
+        name = _kind("json", value=f'"{written}"')
+        variable = {"a": _kind("workspace_variable", variable_name=name)}
+        yield _of_deployment("plain", f"{written} in a variable's name, out of JSON", variable, 400, 404, 422)
+    variable = {"a": _kind("workspace_variable", variable_name="a\0b")}
+    yield _of_deployment("plain", "NUL in a variable's name", variable, 400, 404, 409, 422)
+    yield _of_deployment("large-#", "a deployment with large parameters", {}, 201, 422)
+    amplified = {"a": [_kind("workspace_variable", variable_name="v")] * 8500}
+    yield _of_deployment("plain", "variables that amplify 500 kB to 40 MB", amplified, 422)
+    # As many loops as Prefect allows, over more than it thinks.
+    loop = "{% for a in range(100) | list * 9999 %}"
+    endless = {"a": _kind("jinja", template=2 * loop + 2 * "{% endfor %}")}
+    yield _of_deployment("plain", "a template that never ends", endless, 400, costly=True)
+    yield _of_deployment("template", "a default against a pattern without end", {}, 422, costly=True)
+    for name, check in CHECKS.items():
+        yield _of_deployment(name, name, check.parameters, check.status, costly=True)
 
 
 def _reply_name(tag: bytes, length: str, behind: int, node: str) -> Callable[[int], dict[str, Any]]:
@@ -138,7 +202,6 @@ def _reply_name(tag: bytes, length: str, behind: int, node: str) -> Callable[[in
 def kinds(broker: RabbitMQ) -> list[Bad]:
     """All of them."""
     refused, stored = frozenset({409, 422}), frozenset({201})
-    variable = {"__prefect_kind": "workspace_variable", "variable_name": "a\0b"}
     return [
         *(
             Bad(f"a trigger raises {code}", plain(name=f"raises {code} #"), refused, where=ON_POSTGRESQL)
@@ -168,6 +231,7 @@ def kinds(broker: RabbitMQ) -> list[Bad]:
             "70,000 wrong labels",
             _wrong_labels,
             frozenset({422}),
+            many=24,
         ),
         Bad(
             "made-up direct reply name, its node unknown",
@@ -202,20 +266,7 @@ def kinds(broker: RabbitMQ) -> list[Bad]:
             stored,
             lambda number: {"headers": {"x-delivery-count": 1 + number % 19}},
         ),
-        Bad(
-            "NUL in a variable's name",
-            _of_deployment(parameters={"a": variable}),
-            frozenset({400, 404, 409, 422}),
-            lambda _: {"type": FROM_DEPLOYMENT},
-            where=("prefect",),
-        ),
-        Bad(
-            "a deployment with large parameters",
-            _of_deployment(),
-            frozenset({201, 422}),
-            lambda _: {"type": FROM_DEPLOYMENT},
-            where=("prefect",),
-        ),
+        *_of_deployments(),
     ]
 
 
@@ -254,13 +305,16 @@ _KEYS = ("infinite", *(f"case-{number}" for number in range(SEEDS)))
 
 @asynccontextmanager
 async def open_scene(
-    where: Where, broker: RabbitMQ, cluster: PostgreSQL, folder: Path
+    where: Where, broker: RabbitMQ, cluster: PostgreSQL, folder: Path, **how: Any
 ) -> AsyncIterator[Scene]:
     """A database with what a user may have done to its tables, and with a role that has the
     worker's rights alone.
+
+    Args:
+        how: ``python`` and ``patience`` of the scene.
     """
     folder.mkdir(exist_ok=True)
-    flow_id, deployments = str(uuid4()), tuple[str, ...]()
+    flow_id, deployments = str(uuid4()), dict[str, str]()
     if where == "sqlite":
         admin = url = f"sqlite+aiosqlite:///{folder}/flow_runs.db"
         await migrations.upgrade(admin)
@@ -269,6 +323,11 @@ async def open_scene(
         rights = "GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO flow_runs_worker"
         if where == "prefect":
             flow_id, deployments = await asyncio.to_thread(_prefect_objects, PrefectServer(admin))
+            # Prefect's API would make this check itself, without end.
+            template = (
+                f"UPDATE work_pool SET base_job_template = '{json.dumps(TEMPLATE)}' WHERE name = 'harmful'"
+            )
+            await execute(admin, template)
             rights = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO flow_runs_worker;"
             rights += (ROOT / "deploy/postgresql/prefect-rights.sql").read_text()
         else:
@@ -276,7 +335,7 @@ async def open_scene(
         role = "CREATE ROLE flow_runs_worker LOGIN"
         await execute(admin, f"DO $$ BEGIN {role}; EXCEPTION WHEN duplicate_object THEN NULL; END $$", rights)
         url = make_url(admin).set(username="flow_runs_worker").render_as_string(hide_password=False)
-    scene = Scene(where, broker, url, admin, flow_id, folder, deployments)
+    scene = Scene(where, broker, url, admin, flow_id, folder, deployments, **how)
     # The runs that are there already, before the tables are changed.
     async with serving(scene, 1) as served:
         replies = await served.producer.replies_to(
@@ -296,30 +355,36 @@ def _execute_on_sqlite(file: Path) -> None:
             connection.execute(statement)
 
 
-def _prefect_objects(server: PrefectServer) -> tuple[str, tuple[str, ...]]:
-    """A flow, and deployments of it with parameters of 476 KiB."""
-    with server, httpx.Client(base_url=server.api, timeout=60) as http:
+def _prefect_objects(server: PrefectServer) -> tuple[str, dict[str, str]]:
+    """A flow, and deployments of it by name: with parameters of 476 KiB, and with what harms."""
+    with server, httpx.Client(base_url=server.api, timeout=120) as http:
 
         def post(path: str, body: dict[str, Any]) -> str:
             response = http.post(path, json=body)
             response.raise_for_status()
             return str(response.json()["id"])
 
+        def deployment(name: str, pool: str = "pool", **fields: Any) -> str:
+            return post("/deployments/", {"name": name, "flow_id": flow_id, "work_pool_name": pool, **fields})
+
         flow_id = post("/flows/", {"name": "among good"})
-        post("/work_pools/", {"name": "pool", "type": "process"})
+        for pool in ("pool", "harmful"):
+            post("/work_pools/", {"name": pool, "type": "process"})
+        post("/variables/", {"name": "v", "value": "v" * 4900})
         large = {"text": "x" * 476 * 1024}
-        return flow_id, tuple(
-            post(
-                "/deployments/",
-                {
-                    "name": f"large-{number}",
-                    "flow_id": flow_id,
-                    "work_pool_name": "pool",
-                    "parameters": large,
-                },
-            )
-            for number in range(10)
-        )
+        return flow_id, {
+            "plain": deployment("plain"),
+            "template": deployment("template", "harmful"),
+            **{
+                name: deployment(name, parameters=large)
+                for name in (f"large-{number}" for number in range(LARGE_DEPLOYMENTS))
+            },
+            **{name: deployment(name, parameter_openapi_schema=each.schema) for name, each in CHECKS.items()},
+        }
+
+
+# A request: its kind, None for a good one; its correlation id, its body and further properties.
+Sent = tuple[Bad | None, str, dict[str, Any] | bytes, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -328,49 +393,89 @@ class Measured:
 
     Attributes:
         seconds: until the last good one was answered.
+        late: seconds that an event loop of a worker was held at most.
+        busy: the most seconds of CPU that one took meanwhile.
+        peak: of the memory of a worker and of the process of its checks together, in bytes.
         wrong: what was not answered, or not as it should be.
     """
 
     seconds: float
+    late: float
+    busy: float
+    peak: int
     wrong: tuple[str, ...]
+
+    def __str__(self) -> str:
+        held = f"{self.late * 1000:.0f} ms (CPU {self.busy * 1000:.0f})"
+        return f"{self.seconds:.2f} s, loop held {held}, {self.peak / MIB:.0f} MiB"
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What SIGTERM led to.
+
+    Attributes:
+        seconds: until the last worker had ended.
+        codes: their exit codes.
+        left: requests that were not answered, all of which are in the queue.
+    """
+
+    seconds: float
+    codes: list[int]
+    left: int
+
+
+def _peak(pid: int) -> int:
+    """The largest memory of a worker and of the process of its checks, in bytes; 0 at their end."""
+    with contextlib.suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        status = [Path(f"/proc/{each}/status").read_text() for each in (pid, *children)]
+        return 1024 * sum(int(found) for each in status for found in re.findall(r"VmHWM:\s+(\d+)", each))
+    return 0
+
+
+def _forget_peak(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 class Served:
     """Workers on a scene's database, and a producer at their queue."""
 
-    def __init__(self, scene: Scene, producer: Producer, workers: Sequence[WorkerProcess]) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        producer: Producer,
+        workers: Sequence[WorkerProcess],
+        heartbeats: Sequence[Heartbeat],
+    ) -> None:
         self.scene = scene
         self.producer = producer
         self.workers = workers
+        self.heartbeats = heartbeats
         self.refused = 0
+        self.peak = 0
         self._number = 0
 
     async def serve(self, kinds: Sequence[Bad], count: int, good: int = GOOD) -> Measured:
         """Send good requests with ``count`` of each of these kinds among them, and wait until each
         is answered.
         """
-        sent: list[tuple[Bad | None, str, dict[str, Any] | bytes, dict[str, Any]]] = [
-            (None, uuid4().hex, {"flow_id": self.scene.flow_id}, {}) for _ in range(good)
-        ]
-        bad = [kind for _ in range(count) for kind in kinds]
-        for place, kind in enumerate(bad):
-            self._number += 1
-            body, properties = kind.body(self._number, self.scene), kind.properties(self._number)
-            sent.insert((place + 1) * len(sent) // (len(bad) + 1), (kind, uuid4().hex, body, properties))
+        sent = self._requests(kinds, count, good)
         unreplied_before = await self._made_up()
+        for worker, heartbeat in zip(self.workers, self.heartbeats, strict=True):
+            _forget_peak(worker.process.pid)
+            heartbeat.reset()
+        self.peak = 0
         started = time.monotonic()
-        for start in range(0, len(sent), 200):
-            await asyncio.gather(
-                *(
-                    self.producer.publish(body, correlation_id=id_, **properties)
-                    for _, id_, body, properties in sent[start : start + 200]
-                )
-            )
+        await self._publish(sent)
         good_ids = [id_ for kind, id_, *_ in sent if kind is None]
         wrong = [f"{missing} good ones unanswered" for missing in await self._missing(good_ids) if missing]
         seconds = time.monotonic() - started
         bad_ids = [id_ for kind, id_, *_ in sent if kind is not None and kind.replied]
         await self._missing(bad_ids)
+        late = max(each.lateness() for each in self.heartbeats)
+        busy = max(each.busy() for each in self.heartbeats)
         for kind, id_, *_ in sent:
             statuses = [reply.status for reply in self.producer.replies[id_]]
             if kind is None:
@@ -380,17 +485,57 @@ class Served:
                 self.refused += bool(statuses and statuses[0] >= 400)
                 if len(statuses) != 1 or statuses[0] not in kind.statuses:
                     wrong.append(f"{kind.name}: {statuses}")
-        unreplied = sum(not kind.replied for kind in bad)
-        async with asyncio.timeout(PATIENCE):
+        unreplied = sum(kind is not None and not kind.replied for kind, *_ in sent)
+        async with asyncio.timeout(self.scene.patience):
             while unreplied and await self._made_up() - unreplied_before < unreplied:
                 await asyncio.sleep(0.1)
         wrong += [f"worker {number} ended" for number, each in enumerate(self.workers) if each.process.poll()]
-        return Measured(seconds, tuple(f"{count} x {what}" for what, count in Counter(wrong).items()))
+        told = tuple(f"{count} x {what}" for what, count in Counter(wrong).items())
+        return Measured(seconds, late, busy, self.peak, told)
+
+    async def stop_amid(self, kind: Bad) -> Stopped:
+        """End the workers while requests of this kind are under way, among 200 good ones."""
+        sent = self._requests([kind], kind.many, 200)
+        await self._publish(sent)
+        while not any(self.producer.replies[id_] for _, id_, *_ in sent):
+            await asyncio.sleep(0.01)
+        started = time.monotonic()
+        for worker in self.workers:
+            worker.process.terminate()
+        async with asyncio.timeout(self.scene.patience):
+            codes = [await asyncio.to_thread(worker.process.wait) for worker in self.workers]
+        seconds = time.monotonic() - started
+        async with asyncio.timeout(self.scene.patience):
+            while True:
+                unanswered = sum(not self.producer.replies[id_] for _, id_, *_ in sent)
+                if await self.producer.depth() == unanswered:
+                    return Stopped(seconds, codes, unanswered)
+                await asyncio.sleep(0.1)
+
+    def _requests(self, kinds: Sequence[Bad], count: int, good: int) -> list[Sent]:
+        """Good ones with so many of each of these kinds evenly among them."""
+        sent: list[Sent] = [(None, uuid4().hex, {"flow_id": self.scene.flow_id}, {}) for _ in range(good)]
+        bad = [kind for _ in range(count) for kind in kinds]
+        for place, kind in enumerate(bad):
+            self._number += 1
+            body, properties = kind.body(self._number, self.scene), kind.properties(self._number)
+            sent.insert((place + 1) * len(sent) // (len(bad) + 1), (kind, uuid4().hex, body, properties))
+        return sent
+
+    async def _publish(self, sent: Sequence[Sent]) -> None:
+        for start in range(0, len(sent), 200):
+            await asyncio.gather(
+                *(
+                    self.producer.publish(body, correlation_id=id_, **properties)
+                    for _, id_, body, properties in sent[start : start + 200]
+                )
+            )
 
     async def _missing(self, ids: Sequence[str]) -> list[int]:
         """How many of these have no reply when there was time enough."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self.scene.patience
         while missing := sum(not self.producer.replies[each] for each in ids):
+            self.peak = max(self.peak, *(_peak(worker.process.pid) for worker in self.workers))
             if time.monotonic() > until:
                 break
             await asyncio.sleep(0.01)
@@ -419,7 +564,8 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(scene: Scene, count: int) -> AsyncIterator[Served]:
+async def serving(scene: Scene, count: int, **settings: str) -> AsyncIterator[Served]:
+    """So many workers with a heartbeat and these environment variables, and a producer."""
     queue = f"among-good-{uuid4().hex[:8]}.create"
     user = f"workers-{uuid4().hex[:8]}"
     await asyncio.to_thread(scene.broker.ctl, "add_user", user, user)
@@ -430,61 +576,75 @@ async def serving(scene: Scene, count: int) -> AsyncIterator[Served]:
         "WORKER_DATABASE_KIND": "prefect" if scene.where == "prefect" else "standalone",
         "WORKER_QUEUE": queue,
         "WORKER_HTTP_PORT": "0",
+        "PYTHONPATH": "",  # the interpreter has its own worker
+        **settings,
     }
     workers: list[WorkerProcess] = []
+    heartbeats: list[Heartbeat] = []
     try:
         for number in range(count):
-            workers.append(WorkerProcess(scene.folder / f"{queue}-{number}.log", environment))
+            file = scene.folder / f"{user}-{number}"
+            heartbeats.append(Heartbeat(file))
+            command = [scene.python, "-P", beating_worker.__file__, str(file)]
+            workers.append(WorkerProcess(file.with_suffix(".log"), environment, command))
         for worker in workers:
             await asyncio.to_thread(worker.wait_until_logged, "serving")
         async with Producer(scene.broker.url, queue) as producer:
-            yield Served(scene, producer, workers)
+            yield Served(scene, producer, workers, heartbeats)
     finally:
         for worker in workers:
             worker.kill()
 
 
-async def measure(where: Where, workers: int, chosen: str, broker: RabbitMQ, cluster: PostgreSQL) -> bool:
-    """Serve each kind whose name has this text, alone and in tens; returns whether all was
-    right.
-    """
-    right = True
-    with tempfile.TemporaryDirectory() as folder:
-        async with (
-            open_scene(where, broker, cluster, Path(folder)) as scene,
-            serving(scene, workers) as served,
-        ):
-            await served.serve((), 0)  # connections, statements and code are warm then
-            console.print(f"[bold]{where}, {workers} workers[/]: {GOOD:,} good ones")
-            before = (await served.serve((), 0)).seconds
-            for kind in kinds(broker):
-                if where not in kind.where or chosen not in kind.name:
-                    continue
-                for count in (1, 10):
-                    measured = await served.serve([kind], count)
-                    after = (await served.serve((), 0)).seconds
-                    ratio = 2 * measured.seconds / (before + after)
-                    console.print(
-                        f"  {count:2} x {kind.name}: {measured.seconds:.2f} s, "
-                        f"without {before:.2f} and {after:.2f} s: ratio {ratio:.2f}"
-                    )
-                    before = after
-                    for each in measured.wrong:
-                        console.print(f"     [red]{each}")
-                    right = right and not measured.wrong
-            for each in await served.end():
-                right = False
-                console.print(f"  [red]{each}")
-    return right
+async def measure(scene: Scene, kind: Bad, workers: int, *, stop: bool) -> bool:
+    """Serve a kind alone and many of it, by workers of its own; returns whether all was right."""
+    async with serving(scene, workers) as served:
+        await served.serve((), 0)  # connections, statements and code are warm then
+        before = await served.serve((), 0)
+        wrong: list[str] = []
+        for count in (1, kind.many):
+            measured = await served.serve([kind], count)
+            console.print(f"  {count:2} x [bold]{kind.name}[/]: {measured}")
+            wrong += measured.wrong
+            if any("unanswered" in each for each in measured.wrong):
+                break
+            after = await served.serve((), 0)
+            ratio = 2 * measured.seconds / (before.seconds + after.seconds)
+            console.print(f"       ratio {ratio:.2f}; without: {before}; {after}")
+            before = after
+        if stop and kind.replied:
+            try:
+                stopped = await served.stop_amid(kind)
+                console.print(
+                    f"       SIGTERM: ended after {stopped.seconds:.1f} s with {stopped.codes}, "
+                    f"{stopped.left} left in the queue"
+                )
+            except TimeoutError:
+                wrong.append(f"SIGTERM: not ended, or something is lost, after {scene.patience:.0f} s")
+        else:
+            wrong += await served.end()
+        for each in wrong:
+            console.print(f"     [red]{each}")
+    return not wrong
 
 
-async def main(databases: Sequence[Where], fleets: Sequence[int], chosen: str) -> int:
+async def main(given: argparse.Namespace) -> int:
     """Measure; returns the exit code."""
     right = True
     with RabbitMQ() as broker, PostgreSQL() as cluster:
-        for where in databases:
-            for workers in fleets:
-                right = await measure(where, workers, chosen, broker, cluster) and right
+        for where in given.database or EVERYWHERE:
+            chosen = [
+                kind
+                for kind in kinds(broker)
+                if where in kind.where and any(each in kind.name for each in given.kind or [""])
+            ]
+            with tempfile.TemporaryDirectory() as folder:
+                how = {"python": given.python, "patience": given.patience}
+                async with open_scene(where, broker, cluster, Path(folder), **how) as scene:
+                    for workers in given.workers or (1, 3):
+                        console.print(f"[bold]{where}, {workers} workers[/]: {GOOD:,} good ones")
+                        for kind in chosen:
+                            right = await measure(scene, kind, workers, stop=given.stop) and right
     return 0 if right else 1
 
 
@@ -492,6 +652,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--database", choices=EVERYWHERE, action="append")
     parser.add_argument("--workers", type=int, action="append")
-    parser.add_argument("--kind", default="", help="those whose name has this text")
-    given = parser.parse_args()
-    sys.exit(asyncio.run(main(given.database or EVERYWHERE, given.workers or (1, 3), given.kind)))
+    parser.add_argument("--kind", action="append", help="those whose name has this text")
+    parser.add_argument("--stop", action="store_true", help="send SIGTERM amid requests of each kind")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter whose worker serves")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds for a request")
+    sys.exit(asyncio.run(main(parser.parse_args())))

@@ -21,8 +21,26 @@ async def test_every_bad_kind_among_good_ones(
     if where == "prefect":
         prefect_server("")  # skips, or says why there is none
     async with open_scene(where, broker, cluster, tmp_path) as scene, serving(scene, workers) as served:
-        measured = await served.serve([kind for kind in kinds(broker) if where in kind.where], count)
+        quick = [kind for kind in kinds(broker) if where in kind.where and not kind.costly]
+        measured = await served.serve(quick, count)
         assert measured.wrong == ()
         after = await served.serve((), 0, good=100)
         assert after.wrong == ()
         assert await served.end() == []
+
+
+async def test_costly_checks_among_good_ones_and_an_end_amid_them(
+    broker: RabbitMQ, cluster: PostgreSQL, tmp_path: Path
+) -> None:
+    prefect_server("")  # skips, or says why there is none
+    costly = {kind.name: kind for kind in kinds(broker) if kind.costly}
+    async with (
+        open_scene("prefect", broker, cluster, tmp_path) as scene,
+        serving(scene, 1, WORKER_SHUTDOWN_TIMEOUT="1") as served,
+    ):
+        measured = await served.serve(tuple(costly.values()), 1)
+        assert measured.wrong == ()
+        # Returns once all that is not answered is in the queue.
+        stopped = await served.stop_amid(costly["a pattern without end"])
+        assert stopped.codes == [0]
+        assert stopped.left

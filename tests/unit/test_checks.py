@@ -15,35 +15,12 @@ from jsonschema.exceptions import best_match
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from tests.support.costly import EXPRESSION, tree
 from tests.support.json_schemas import SCHEMAS, VALUES
 from worker.checks.fairness import FairQueue
 from worker.checks.ordinary import cost_of, takes_less
 from worker.checks.remembering import Remembering, can_be_remembered
 from worker.checks.unique import are_unique, canonical
-
-EXPRESSION: dict[str, Any] = {
-    "$defs": {
-        "Expr": {"anyOf": [{"$ref": "#/$defs/Add"}, {"$ref": "#/$defs/Mul"}, {"type": "integer"}]},
-        **{
-            name: {
-                "type": "object",
-                "properties": {
-                    "op": {"const": name.lower()},
-                    "left": {"$ref": "#/$defs/Expr"},
-                    "right": {"$ref": "#/$defs/Expr"},
-                },
-                "required": ["op", "left", "right"],
-            }
-            for name in ("Add", "Mul")
-        },
-    },
-    "properties": {"e": {"$ref": "#/$defs/Expr"}},
-}
-
-
-def tree(depth: int, leaf: Any) -> Any:
-    """A product of products, with a leaf at the end."""
-    return leaf if depth == 0 else {"op": "mul", "left": tree(depth - 1, leaf), "right": 1}
 
 
 @settings(max_examples=200, deadline=None)
