@@ -1,3 +1,3 @@
-"""Checks whose cost a request or a deployment decides: JSON Schemas and templates. Cheap ones are
-made at once, all others in a process of their own that can be ended. Knows no requests.
+"""Checks whose cost depends on a request or a deployment: JSON Schemas and templates. Cheap ones
+are made at once, all others in a separate process that can be ended. Knows no requests.
 """

@@ -1,7 +1,7 @@
-"""The process in which costly checks are made: ``python -m worker.checks``, started by
+"""The process that makes costly checks: ``python -m worker.checks``, started by
 :mod:`worker.checks.process`. It reads jobs from its standard input and writes verdicts to its
-standard output, one after the other, until the input ends or the job's time is over. An empty one
-says that it is ready.
+standard output, until the input ends or a job's time is over. An empty verdict comes first: the
+process is ready.
 """
 
 import contextlib
@@ -20,24 +20,24 @@ from typing import Any, BinaryIO
 from worker.checks.jobs import PREPARE, Prepared, Verdict
 from worker.checks.wire import HEAD, MISSING, Job, Reply
 
-# What the process may take for its data, in bytes. It begins with some 20 MB; a schema of 2 MB
-# takes 60 MB when it is prepared. A worker and this fit into the manifests' limit together.
+# Largest data segment of the process, in bytes. It starts with some 20 MB, and preparing a schema
+# of 2 MB takes 60 MB. The manifests' limit has room for a worker and this process.
 DATA_MAX = 160 * 1024 * 1024
-# Texts of schemas that are kept ready, in bytes: in memory they take some 20 times as much.
+# Bytes of schema text that are kept ready. In memory a schema takes some 20 times its text.
 READY_MAX = 2 * 1024 * 1024
 # Linux's PR_SET_PDEATHSIG.
 _PARENT_DEATH_SIGNAL = 1
 
 
 class _Ready:
-    """Schemas and templates that are ready to be checked against, by kind and digest."""
+    """Prepared schemas and templates, by kind and digest."""
 
     def __init__(self) -> None:
         self._ready: OrderedDict[tuple[str, bytes], tuple[Prepared, int]] = OrderedDict()
         self._size = 0
 
     def get(self, job: Job) -> Prepared | None:
-        """What a job needs; None if it has to be sent."""
+        """The prepared schema of a job. None if its text must be sent."""
         key = job.kind, job.digest
         if key in self._ready:
             self._ready.move_to_end(key)
@@ -55,7 +55,7 @@ class _Ready:
 def main() -> None:
     """Serve until the input ends."""
     jobs, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    # Whatever a library prints is no reply, and no line of the worker's log.
+    # Output of libraries must not get into the replies or the worker's log.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -65,7 +65,7 @@ def main() -> None:
     replies.flush()
     while (job := _next(jobs)) is not None:
         used = time.process_time()
-        # The kernel ends the process when its time is over: nothing else ends a match of a pattern.
+        # The kernel ends the process when its time is over: nothing else ends a pattern match.
         resource.setrlimit(resource.RLIMIT_CPU, (int(used + job.seconds) + 1, resource.RLIM_INFINITY))
         reply, last = _reply(job, ready)
         data = json.dumps([time.process_time() - used, *reply]).encode()
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _reply(job: Job, ready: _Ready) -> tuple[Reply, bool]:
-    """What a job leads to, and whether the process is no good after it."""
+    """The reply to a job, and whether the process must end after it."""
     try:
         if job.kind == "template":
             from worker.checks.templates import rendered
@@ -91,9 +91,9 @@ def _reply(job: Job, ready: _Ready) -> tuple[Reply, bool]:
         return ("costly", f"it takes more than {DATA_MAX >> 20} MiB of memory", None), True
     except RecursionError:
         verdict = Verdict("costly", "it is nested too deep")
-    except Exception as error:  # the edge: the libraries were not made for what comes here
+    except Exception as error:  # the edge: the libraries don't expect such schemas
         verdict = Verdict("unusable", f"Invalid schema: {error}")
-    # Longer ones are left out of an answer.
+    # An answer has no room for a longer message.
     return (verdict.outcome, verdict.message[: job.room], verdict.references), False
 
 
@@ -105,14 +105,14 @@ def _next(jobs: BinaryIO) -> Job | None:
 
 
 def _be_the_first_to_go() -> None:
-    """See to it that nothing that happens here is the worker's harm: limit the memory, end with the
-    worker, and be what the kernel ends where memory is short.
+    """Protect the worker: limit the memory, end together with the worker, and be the first process
+    that the kernel kills if memory is short.
     """
     parent = os.getppid()
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (DATA_MAX, DATA_MAX))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # A terminal's Ctrl-C is the worker's to handle.
+    # The worker handles a terminal's Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")

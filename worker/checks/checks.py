@@ -1,5 +1,5 @@
-"""Has checks made: at once where that is sure to be quick, else in the process of its own, with the
-verdict to be asked for again.
+"""Makes a check at once if it is sure to be quick. Otherwise hands it to the separate process, and
+the caller asks for the verdict again.
 """
 
 import asyncio
@@ -28,39 +28,37 @@ log = structlog.get_logger(__name__)
 K = TypeVar("K")
 V = TypeVar("V")
 
-# What a check in the event loop may take, in microseconds of the estimate, which is mostly twice of
-# what it takes.
+# Longest check in the event loop, in estimated microseconds. The real time is mostly half of that.
 AT_ONCE = 8000.0
-# Schemas of more characters are prepared in the process: to prepare one takes some 0.2 us a
-# character.
+# Longer schemas, in characters, are prepared in the process: that takes some 0.2 us a character.
 ORDINARY_MAX = 16 * 1024
-# Schemas that are kept ready here, in characters; in memory they take some 20 times as much.
+# Characters of schemas that are kept ready here. In memory a schema takes some 20 times its text.
 READY_MAX = 1024 * 1024
-# Verdicts that are kept until they are asked for again, in characters, and for how many seconds: a
-# request may have to wait for its database meanwhile.
+# Characters of verdicts that are kept until they are asked for again, and the longest time, in
+# seconds: meanwhile a request may wait for its database.
 VERDICTS_MAX = 8 * 1024 * 1024
 VERDICT_SECONDS = 600.0
-# What an entry of these takes besides its texts, in bytes.
+# Bytes that a cache entry takes besides its texts.
 ENTRY_SIZE = 500
-# Seconds of CPU for one check, and for each byte of the value and of the schema besides: the
-# library takes some 10 us for each small value, and 500 for each property of a new schema.
-# Prefect's clients wait a minute.
+# CPU seconds of one check, plus CPU seconds for each byte of its value and schema. The library
+# takes some 10 us for each small value, and 500 for each property of a new schema. Prefect's
+# clients wait a minute.
 CHECK_SECONDS = 5.0
 CHECK_SECONDS_PER_BYTE = 20e-6
-# Checks that wait: so many, of so many bytes together, and for so many seconds. The broker's
-# consumer timeout is half an hour by default.
+# Limits on waiting checks: their number, their bytes in all, and the seconds that one waits. The
+# broker's consumer timeout is half an hour by default.
 WAITING_MAX = 10_000
 WAITING_SIZE_MAX = 64 * 1024 * 1024
 WAIT_SECONDS = 300.0
-# Characters of a rendered template at most. Parameters have 512 KiB in Prefect.
+# Longest rendered template, in characters. Prefect allows 512 KiB of parameters.
 TEXT_MAX = 1024 * 1024
-# How much longer than a request its answer may be, in characters (``ERROR_BODY_ROOM``). What is
-# longer is left out there.
+# Characters that an answer may have beyond its request's size (``ERROR_BODY_ROOM``). A longer
+# message is left out there.
 MESSAGE_ROOM = 64 * 1024
 
 
 class Pending(Exception):
-    """The verdict is not there yet: ask again once ``ready`` is done."""
+    """There is no verdict yet. Ask again once ``ready`` is done."""
 
     def __init__(self, ready: "asyncio.Future[None]") -> None:
         super().__init__("its check is under way")
@@ -68,7 +66,7 @@ class Pending(Exception):
 
 
 class Bounded(Generic[K, V]):
-    """What was used last, up to a size."""
+    """A cache of the entries used last, up to a total size."""
 
     def __init__(self, max_size: int) -> None:
         self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
@@ -76,7 +74,7 @@ class Bounded(Generic[K, V]):
         self._size = 0
 
     def get(self, key: K) -> V | None:
-        """What is kept under this key."""
+        """The value of this key, if it is kept."""
         found = self._kept.get(key)
         if found is None:
             return None
@@ -84,7 +82,7 @@ class Bounded(Generic[K, V]):
         return found[0]
 
     def put(self, key: K, value: V, size: int) -> None:
-        """Keep it, in place of what was used longest ago."""
+        """Keep a value. It replaces the entries used longest ago."""
         self._size += size - self._kept.pop(key, (None, 0))[1]
         self._kept[key] = value, size
         while self._size > self._max_size and len(self._kept) > 1:
@@ -106,7 +104,7 @@ _NOT_READY = _NotReady()
 
 @dataclass(slots=True)
 class _Waiting:
-    """A check that waits for its turn, or is under way."""
+    """A check that waits for its turn or is running."""
 
     key: bytes
     job: Job
@@ -135,23 +133,23 @@ class Checks:
 
         Args:
             schema: JSON.
-            parameters: what is checked.
-            deployment: whose run it is. Deployments have their checks made in turn.
-            size: of the parameters as JSON, in bytes.
+            parameters: the value to check.
+            deployment: the run's deployment. Deployments take turns.
+            size: the parameters' size as JSON, in bytes.
 
         Raises:
-            Pending: ask again.
+            Pending: there is no verdict yet.
         """
         return self._check("parameters", schema, parameters, deployment, size)
 
     def job_variables(
         self, template: str, of_deployment: str | None, of_request: Any, deployment: UUID, size: int
     ) -> Verdict:
-        """Check job variables against a work pool's base job template; as :meth:`parameters` does.
+        """Check job variables against a work pool's base job template, like :meth:`parameters`.
 
         Args:
-            of_deployment: JSON; the deployment's job variables.
-            of_request: those of the request, which go over them.
+            of_deployment: the deployment's job variables, as JSON.
+            of_request: the request's job variables, which override the deployment's.
         """
         key = template, of_deployment
         if not of_request and (known := self._alone.get(key)) is not None:
@@ -171,11 +169,11 @@ class Checks:
         return found
 
     def rendered(self, template: Any, run: UUID, deployment: UUID, size: int) -> Verdict:
-        """Render a jinja template, once for a run; as :meth:`parameters` does."""
+        """Render a jinja template, once for a run, like :meth:`parameters`."""
         return self._elsewhere("template", run.hex, template, deployment, size)
 
     async def close(self) -> None:
-        """End what is under way."""
+        """End the running check and its process."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait((self._running,))
@@ -200,7 +198,7 @@ class Checks:
 
     def _elsewhere(self, kind: Kind, text: str, value: Any, deployment: UUID, size: int) -> Verdict:
         digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
-        # Version 2 has no references to what was said before, so that equal values give one text.
+        # Version 2 has no back references, so equal values give equal bytes.
         data = marshal.dumps(value, 2)
         key = kind.encode() + digest + blake2b(data, digest_size=16).digest()
         known = self._verdicts.get(key)
@@ -230,7 +228,7 @@ class Checks:
         raise Pending(ready)
 
     async def _run(self) -> None:
-        """Make the checks that wait, one after the other."""
+        """Make the waiting checks, one after the other."""
         backoff = Backoff()
         while (turn := self._queue.next()) is not None:
             waiting = turn.item
@@ -245,7 +243,7 @@ class Checks:
                 except CantStart as error:
                     log.error("check_process_not_started", error=str(error), waiting=len(self._waiting))
                     await backoff.sleep()
-                except Exception:  # the edge: its request would wait for ever
+                except Exception:  # the edge: its request must not wait for ever
                     log.exception("check_failed", deployment_id=str(turn.whose), kind=waiting.job.kind)
                     verdict, seconds = Verdict("costly", "the check itself fails"), 1.0
                     break

@@ -1,4 +1,4 @@
-"""Who is next: of all who have something waiting, the one for whom least was done."""
+"""A fair queue: the owner that has used the least time is next."""
 
 from collections import deque
 from collections.abc import Hashable
@@ -8,33 +8,32 @@ from typing import Generic, TypeVar
 Whose = TypeVar("Whose", bound=Hashable)
 Item = TypeVar("Item")
 
-# Of so many it is remembered what was done for them, though they have nothing waiting. A guess.
+# Owners without waiting items whose used time is still remembered. A guess.
 REMEMBERED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Turn(Generic[Whose, Item]):
-    """What is to be done next, and for whom."""
+    """The next item and its owner."""
 
     whose: Whose
     item: Item
 
 
 class FairQueue(Generic[Whose, Item]):
-    """Items in the order in which they are to be done: each one's own in the order they came, and
-    between them by the time that was spent for each. So one whose items take long delays nobody
-    else's by more than one of these.
+    """A queue of items that belong to owners. An owner's items keep their order, and the owner with
+    the least time spent is next. So an owner's long items delay the others by one item at most.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[Whose, deque[Item]] = {}
         self._spent: dict[Whose, float] = {}
-        # The time that was spent for whoever had the last turn. Nobody who comes gets the time
-        # back in which he wanted nothing.
+        # The time spent on the owner of the last turn. A new owner starts from it: idle time earns
+        # nothing.
         self._now = 0.0
 
     def put(self, whose: Whose, item: Item) -> None:
-        """Add an item of somebody's."""
+        """Add an owner's item."""
         if whose not in self._waiting:
             self._waiting[whose] = deque()
             self._spent[whose] = max(self._now, self._spent.get(whose, 0.0))
@@ -53,7 +52,7 @@ class FairQueue(Generic[Whose, Item]):
         return Turn(whose, item)
 
     def spent(self, turn: Turn[Whose, Item], seconds: float) -> None:
-        """Note how long a turn took."""
+        """Add the seconds of a turn to its owner's time."""
         self._spent[turn.whose] = self._spent.get(turn.whose, self._now) + seconds
         if len(self._spent) > REMEMBERED + len(self._waiting):
             self._spent = {whose: self._spent[whose] for whose in self._waiting}

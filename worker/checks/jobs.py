@@ -1,5 +1,5 @@
-"""The checks themselves, as they are made in the worker or in the process of its own: of parameters
-against a deployment's schema, and of job variables against a work pool's base job template.
+"""The checks that the worker and the separate process make: of parameters against a deployment's
+schema, and of job variables against a work pool's base job template.
 """
 
 import json
@@ -16,14 +16,13 @@ Kind = Literal["parameters", "job variables", "template"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        outcome: ``unusable`` is said of a schema, ``costly`` of a check that was not made or was
-            ended, ``text`` of a template that was rendered.
-        message: why something does not fit, in Prefect's words; or the rendered text.
-        references: only so many of a template's references to blocks came before what is wrong;
-            None for all.
+        outcome: ``unusable`` means a bad schema, ``costly`` a check that was not made or was ended,
+            ``text`` a rendered template.
+        message: the error in Prefect's words, or the rendered text.
+        references: the number of a template's block references before the error. None means all.
     """
 
     outcome: Literal["fits", "invalid", "unusable", "costly", "text"]
@@ -35,10 +34,10 @@ FITS = Verdict("fits")
 
 
 class Prepared(Protocol):
-    """What is ready to be checked against."""
+    """A prepared schema."""
 
     def takes_less(self, value: Any, microseconds: float) -> bool:
-        """Whether the check of a value is sure to be done in this time."""
+        """Whether a value's check is sure to take less than this time."""
 
     def verdict(self, value: Any) -> Verdict:
         """Check a value."""
@@ -49,10 +48,10 @@ class ParameterSchema:
 
     Args:
         text: JSON.
-        at_once: for how many microseconds at most it may be at work here; None: without a limit.
+        at_once: the most microseconds that preparing may take. None means no limit.
 
     Raises:
-        NotOrdinary: nobody knows how long that takes, or it takes longer.
+        NotOrdinary: preparing takes longer than that, or an unknown time.
     """
 
     def __init__(self, text: str, *, at_once: float | None = None) -> None:
@@ -68,14 +67,13 @@ class ParameterSchema:
         return self._schema is None or _takes_less(self._schema.cost, value, microseconds)
 
     def verdict(self, value: Any) -> Verdict:
-        """See :class:`Prepared`; the value: the parameters."""
+        """See :class:`Prepared`. The value is the parameters."""
         return self._wrong if self._schema is None else _checked(self._schema, value)
 
 
 class JobTemplate:
     """A base job template, with the defaults that fit it (``_get_base_config_defaults``). A default
-    that does not fit is dropped, and nothing is required then, as the default may have been what
-    is.
+    that does not fit is dropped. Then nothing is required, as the dropped default may have been.
 
     Args, Raises: as for :class:`ParameterSchema`.
     """
@@ -93,7 +91,7 @@ class JobTemplate:
 
     def _prepare(self, text: str, at_once: float | None) -> Schema:
         ordinary = at_once is not None
-        # Read anew each time, which is quicker than to copy it, as a schema may be changed.
+        # A Schema changes its JSON, so read it again each time: that is quicker than a copy.
         Schema(variables_of(text), mended=False, ordinary=ordinary)
         optional = Schema(variables_of(text), mended=False, required=False, ordinary=ordinary)
         blocks = block_references(text)
@@ -118,8 +116,8 @@ class JobTemplate:
         return self._schema is None or _takes_less(self._schema.cost, together, microseconds)
 
     def verdict(self, value: Sequence[Any]) -> Verdict:
-        """See :class:`Prepared`; the value: variables, each to go over the one before it and all
-        over the defaults.
+        """See :class:`Prepared`. The value is a list of variables: each overrides those before it,
+        and all override the defaults.
         """
         if self._schema is None:
             return self._wrong or FITS
@@ -137,13 +135,13 @@ PREPARE: Mapping[Kind, Callable[..., Prepared]] = {
 
 
 def variables_of(template: str) -> Any:
-    """What a base job template says of its variables; None without."""
+    """The ``variables`` of a base job template, or None."""
     read = _read(template)
     return read.get("variables") if isinstance(read, dict) else None
 
 
 def defaults_of(variables: Any) -> Sequence[tuple[str, Any]]:
-    """The defaults that a template's variables have, by their names."""
+    """The names and defaults of a template's variables."""
     properties = variables.get("properties") if isinstance(variables, dict) else None
     return [
         (name, field["default"])
@@ -153,10 +151,10 @@ def defaults_of(variables: Any) -> Sequence[tuple[str, Any]]:
 
 
 def block_references(template: str) -> dict[str, UUID | str]:
-    """The block documents that a template takes defaults from, by the variables' names. What they
-    hold is not looked at, as Prefect encrypts it: they are taken to fit.
+    """The block documents that a template takes defaults from, by variable. Their content counts as
+    valid: Prefect encrypts it.
     """
-    if "block_document_id" not in template:  # as in most, which need not be read
+    if "block_document_id" not in template:  # most have none
         return {}
     found: dict[str, UUID | str] = {}
     for name, default in defaults_of(variables_of(template)):
@@ -168,7 +166,7 @@ def block_references(template: str) -> dict[str, UUID | str]:
 
 
 def _block_id(value: Any) -> UUID | str:
-    """An id, or what stands in its place, which no block has."""
+    """The id, or the malformed value as a text, which matches no block."""
     try:
         return UUID(value)
     except (AttributeError, TypeError, ValueError):

@@ -1,5 +1,5 @@
-"""Finds the schemas that are plainly valid and cheap to check against, in one walk. All others are
-for the process of their own.
+"""Finds the schemas that are plainly valid and cheap to check against, in one walk. All others go
+to the separate process.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,15 +8,15 @@ from itertools import islice
 from typing import Any
 
 # Microseconds of CPU, measured with jsonschema 4.26 and doubled for a slower machine: to apply a
-# schema to a value, for each of its keywords, for each name or value that a keyword lists, and for
-# each name that is required, as a missing one is an error.
+# schema to a value, for each keyword, for each name or value that a keyword lists, and for each
+# required name, as a missing one is an error.
 NODE = 25.0
 KEYWORD = 1.0
 LISTED = 0.5
 REQUIRED = 10.0
-# To compare one value with the others of its array.
+# Microseconds to compare a value with the others of its array.
 COMPARED = 8.0
-# An error shows the value. To show so many characters takes as long as to apply a schema.
+# An error shows the value. Showing this many characters takes as long as applying a schema.
 SHOWN = 2000
 
 _TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
@@ -25,8 +25,8 @@ _FLAGS = {"deprecated", "readOnly", "writeOnly", "uniqueItems"}
 _COUNTS = {"maxLength", "minLength", "maxItems", "minItems", "maxProperties", "minProperties"}
 _NUMBERS = {"maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum"}
 _DEFINITIONS = ("definitions", "$defs")
-# What no keyword is takes no time, whatever it says. These have a meaning, and a cost or an effect
-# that this module does not follow.
+# Keywords with a cost or an effect that this module does not follow. Unknown names are no keywords
+# and cost nothing.
 _NOT_FOLLOWED = {
     "$anchor",
     "$dynamicAnchor",
@@ -68,8 +68,8 @@ class Cost:
     """The most that a check takes, in microseconds.
 
     Attributes:
-        own: for the value that the schema is applied to, without what is in it.
-        below: for each value that is in it.
+        own: for the value itself, without its elements.
+        below: for each value inside it.
     """
 
     own: float
@@ -77,8 +77,8 @@ class Cost:
 
 
 def cost_of(schema: Any) -> Cost | None:
-    """The cost of checks against a schema; None if that is not plain to see, or if the schema may
-    be no schema.
+    """The cost of checks against a schema. None if the cost is not plain, or the schema may be
+    invalid.
     """
     try:
         return Cost(*_Walk(schema).cost(schema))
@@ -87,7 +87,7 @@ def cost_of(schema: Any) -> Cost | None:
 
 
 def takes_less(cost: Cost, value: Any, microseconds: float) -> bool:
-    """Whether a check of a value is sure to be done in this time."""
+    """Whether a value's check is sure to take less than this time."""
     each_takes = max(cost.below, NODE)
     most = int((microseconds - cost.own) / each_takes)
     values = shown = 0
@@ -101,7 +101,7 @@ def takes_less(cost: Cost, value: Any, microseconds: float) -> bool:
         if values > most:
             return False
         if isinstance(each, str):
-            # In errors of all that it is in.
+            # The error of each enclosing value shows it as well.
             shown += len(each) * len(pending)
         elif isinstance(each, list):
             pending.append(iter(each))
@@ -113,8 +113,8 @@ def takes_less(cost: Cost, value: Any, microseconds: float) -> bool:
 
 
 class _Walk:
-    """The costs of a root schema and of what is in it: of the value that it is applied to, and at
-    most of one that is within this value.
+    """Adds up the costs of a schema and its subschemas: for the value itself, and the most for any
+    value inside it.
     """
 
     def __init__(self, root: Any) -> None:
@@ -152,7 +152,7 @@ class _Walk:
                 raise _NotOrdinary
             else:
                 own += _plain(keyword, value)
-        # An array with unique items looks at all that is within it.
+        # ``uniqueItems`` looks at all values inside the array.
         return own, below + child + COMPARED * (schema.get("uniqueItems") is True)
 
     def _either(self, schema: Any) -> float:
@@ -180,7 +180,7 @@ class _Walk:
 
 
 def _plain(keyword: str, value: Any) -> float:
-    """The cost of a keyword with no schema in it, or without a meaning.
+    """The cost of a keyword without subschemas, or of an unknown one.
 
     Raises:
         _NotOrdinary: the keyword may not have this value.
@@ -239,7 +239,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _size(value: Any) -> int:
-    """How many values, and how many tens of characters, a value has."""
+    """The number of values in a value, plus one for each ten characters."""
     if isinstance(value, str):
         return 1 + len(value) // 10
     if isinstance(value, list):

@@ -1,5 +1,5 @@
-"""The process that makes costly checks, as the worker sees it: started when it is needed, asked one
-job after the other, and ended with its job when that takes too long.
+"""Runs the process that makes costly checks: starts it when it is needed, gives it one job after
+the other, and ends it if a job takes too long.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from worker.checks.wire import HEAD, MISSING, Job
 
 log = structlog.get_logger(__name__)
 
-# A job's CPU time is limited by the kernel. On a machine without a free CPU it may take so many
-# times as long until that is used up; then the process is ended from here. A guess.
+# The kernel limits a job's CPU time. A busy machine may take longer to spend it: after this many
+# times the limit, the process is ended from here. A guess.
 PATIENCE = 4
-# To start the interpreter and jsonschema takes 0.3 seconds of CPU. Seconds.
+# Longest start, in seconds. The interpreter and jsonschema take 0.3 seconds of CPU.
 START_SECONDS = 60.0
-# A reply is a message of at most a job's room, each character up to six bytes, and a few more.
+# Bytes of a reply besides its message, which has up to six bytes a character.
 _REPLY_ROOM = 1000
 
 
@@ -33,11 +33,11 @@ class CantStart(Exception):
 
 
 class _Ended(Exception):
-    """The process ended within a job."""
+    """The process ended during a job."""
 
 
 class CheckProcess:
-    """At most one process at a time. :meth:`verdict` may run once at a time."""
+    """At most one process. Only one :meth:`verdict` may run at a time."""
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
@@ -50,12 +50,12 @@ class CheckProcess:
             job: with the schema's text.
 
         Returns:
-            What it found, and the seconds of CPU that it took.
+            The verdict, and the CPU seconds it took.
 
         Raises:
             CantStart: there is no process.
         """
-        # Somebody else may have ended the process: that is not this job's fault.
+        # Something else may have ended the process, so try twice before blaming the job.
         for _ in range(2):
             try:
                 return await self._ask(job)
@@ -74,13 +74,13 @@ class CheckProcess:
         return Verdict("costly", f"the process that makes it ends over it (status {status})"), 1.0
 
     async def close(self) -> int | None:
-        """End the process; returns how it ended."""
+        """End the process. Returns its exit status."""
         process, self._process = self._process, None
         self._sent.clear()
         if process is None:
             return None
         try:
-            # One that ended by itself within a job may not have been collected yet.
+            # A process that ended during a job may not be collected yet.
             async with asyncio.timeout(0.5 if _at_end(process) else 0):
                 return await process.wait()
         except TimeoutError:
@@ -111,7 +111,7 @@ class CheckProcess:
                 "worker.checks",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                # No password, no token: what runs there may be another's template.
+                # No passwords or tokens: the process runs templates of others.
                 env={"PYTHONPATH": os.pathsep.join((str(package), *filter(None, sys.path)))},
                 start_new_session=True,
             )
@@ -137,7 +137,7 @@ async def _exchange(process: asyncio.subprocess.Process, job: Job) -> tuple[Any,
         if size > 6 * job.room + _REPLY_ROOM:
             raise _Ended
         seconds, outcome, message, references = json.loads(await process.stdout.readexactly(size))
-    # RuntimeError: uvloop's, of a pipe that ended while nothing was asked.
+    # RuntimeError is uvloop's error for a pipe that closed between two jobs.
     except (OSError, RuntimeError, ValueError, asyncio.IncompleteReadError) as error:
         raise _Ended from error
     return outcome, message, references, seconds

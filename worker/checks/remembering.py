@@ -1,5 +1,5 @@
-"""A jsonschema validator that looks at each value once for each schema. The library's own takes
-twice the time for each level of a tree whose kinds are told apart by ``anyOf``.
+"""A jsonschema validator that checks each value once for each schema. The library's own doubles its
+time with each level of a tree whose types differ by ``anyOf``.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,20 +10,20 @@ from jsonschema.validators import extend
 
 from worker.checks.unique import unique_items
 
-# What makes the meaning of a subschema depend on where it was referred from, or on another dialect.
+# Keywords that make a subschema's meaning depend on its referrer or on another dialect.
 _SCOPED = {"$anchor", "$dynamicAnchor", "$dynamicRef", "$id", "$recursiveRef", "$schema"}
-# Keywords whose schemas apply to the same value as the schema that they are in.
+# Keywords whose schemas apply to the same value as the enclosing schema.
 _IN_PLACE = ("if", "then", "else", "not")
 _IN_PLACE_LISTS = ("allOf", "anyOf", "oneOf")
-# Verdicts that are remembered: at some 250 bytes each they take 25 MB. All are forgotten then.
+# Most verdicts to remember: at some 250 bytes each they take 25 MB. Beyond it all are forgotten.
 REMEMBERED = 100_000
 
 _Errors = Iterator[ValidationError]
 
 
 class _Undecided(ValidationError):
-    """The error of an ``anyOf`` or a ``oneOf``. Why each alternative fails is found out when it is
-    asked for, since only the most telling error of all is.
+    """The error of an ``anyOf`` or a ``oneOf``. It finds the errors of the alternatives on demand:
+    only the most telling error is ever read.
     """
 
     def __init__(self, message: str, reasons: Callable[[], list[ValidationError]]) -> None:
@@ -32,7 +32,7 @@ class _Undecided(ValidationError):
         super().__init__(message)
 
     @property
-    def context(self) -> list[ValidationError]:  # an attribute there
+    def context(self) -> list[ValidationError]:  # an attribute in the library
         if self._reasons is not None:
             reasons, self._reasons = self._reasons, None
             self._found = reasons()
@@ -42,17 +42,17 @@ class _Undecided(ValidationError):
 
     @context.setter
     def context(self, _: Iterable[ValidationError]) -> None:
-        """The library's constructor sets it."""
+        """Ignore the value that the library's constructor sets."""
 
 
 class Remembering:
-    """Makes validators whose verdicts on lists and objects are remembered for one check. It is for
+    """Makes validators that remember their verdicts on lists and objects during one check. For
     schemas that :func:`can_be_remembered` allows.
 
-    Errors and their order are the library's. Each of its functions is replaced by one with the same
-    number of frames, so that too deep a value is refused at the same depth.
+    Errors and their order are the library's. Each replaced function uses as many frames as the
+    library's, so that nesting is refused at the same depth.
 
-    Call :meth:`forget` before each check: values are known by their addresses.
+    Call :meth:`forget` before each check: verdicts are kept by the values' addresses.
     """
 
     def __init__(self) -> None:
@@ -156,8 +156,8 @@ def _none_fits(validator: Any, schemas: list[Any], instance: Any) -> ValidationE
 
 
 def can_be_remembered(root: Any) -> bool:
-    """Whether what is left out, once a verdict is known, can't have had an effect: all references
-    are to a place in this schema that is there, and none leads back to itself for the same value.
+    """Whether remembered verdicts are safe for this schema: each reference has a target in it, and
+    none leads back to itself for the same value.
     """
     pending = [root]
     while pending:
@@ -175,7 +175,7 @@ def can_be_remembered(root: Any) -> bool:
 
 
 def _target(root: Any, reference: str) -> Any:
-    """The schema at a pointer of plain names; None if there is none."""
+    """The schema at a pointer of plain names, or None."""
     first, *names = reference.split("/")
     if first != "#" or "~" in reference or "%" in reference:
         return None
@@ -186,10 +186,10 @@ def _target(root: Any, reference: str) -> Any:
 
 
 def _leads_back(root: dict[str, Any]) -> bool:
-    """Whether some schema applies, by whatever way, to the very value that it is applied to."""
+    """Whether some schema leads, in any way, to itself for the same value."""
     done: set[int] = set()
     within: set[int] = set()
-    # Each schema twice: to enter, and to leave.
+    # Each schema comes twice: to enter it, and to leave it.
     pending: list[tuple[Any, bool]] = [(each, True) for each in _schemas(root)]
     while pending:
         schema, entered = pending.pop()
@@ -208,7 +208,7 @@ def _leads_back(root: dict[str, Any]) -> bool:
 
 
 def _schemas(root: Any) -> Iterator[Any]:
-    """All objects of a schema; more than are schemas."""
+    """All objects in a schema. Some of them are no schemas."""
     pending = [root]
     while pending:
         each = pending.pop()

@@ -1,4 +1,4 @@
-"""JSON Schemas as Prefect checks against them: what Pydantic 1 made is mended first, and no
+"""Checks against JSON Schemas as Prefect does: Pydantic 1's schemas are mended first, and no
 reference is fetched (``prefect.utilities.schema_tools.validation``).
 """
 
@@ -19,7 +19,7 @@ from worker.checks.unique import unique_items
 
 
 class Invalid(Exception):
-    """What is checked does not fit, in Prefect's words."""
+    """The value does not fit, in Prefect's words."""
 
 
 class Unusable(Exception):
@@ -27,12 +27,12 @@ class Unusable(Exception):
 
 
 class NotOrdinary(Exception):
-    """The schema is not plainly valid, or a check against it not plainly cheap."""
+    """The schema is not plainly valid, or its check not plainly cheap."""
 
 
 CIRCULAR = "Invalid schema: Unable to validate schema with circular references."
 
-# What a schema that is none leads to, in the library and in the mending: it is not written for it.
+# Errors that an invalid schema raises in the library and in the mending.
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError)
 _UNIQUE = {"uniqueItems": unique_items}
 _PLAIN: Any = extend(Draft202012Validator, _UNIQUE)  # type: ignore[no-untyped-call]
@@ -40,22 +40,22 @@ _REMEMBERING = Remembering()
 
 
 class Schema:
-    """A schema that is ready to be checked against.
+    """A prepared schema.
 
     Args:
-        schema: the JSON value; taken over, and changed.
-        mended: see the head of this module.
-        none_for_default: null may stand where there is a default, when it is mended.
-        required: whether what it says to be required is.
-        given: names that are taken to be there, though they are not in what is checked.
-        ordinary: take none but an ordinary one, at which nothing takes long.
+        schema: the JSON value, which is changed in place.
+        mended: mend it first, as this module's head says.
+        none_for_default: when mending, allow null for fields with a default.
+        required: whether ``required`` counts.
+        given: names that count as present, though the value lacks them.
+        ordinary: raise unless the schema is valid and cheap (ordinary).
 
     Attributes:
-        cost: as of :func:`cost_of`.
+        cost: the result of :func:`cost_of`.
 
     Raises:
-        Unusable: it is no schema.
-        NotOrdinary: it is not ordinary, or no schema.
+        Unusable: the schema is invalid.
+        NotOrdinary: the schema is invalid or not ordinary.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class Schema:
         self._with_formats = kind(schema, format_checker=Draft202012Validator.FORMAT_CHECKER, **arguments)
 
     def check(self, value: Any) -> None:
-        """Check a value. Formats, such as that of a date, are not looked at.
+        """Check a value. Formats, such as a date's, are ignored.
 
         Raises:
-            Invalid: it does not fit; the most telling reason.
+            Invalid: the value does not fit. Has the most telling reason.
             Unusable: the schema refers to itself without end.
         """
         error = self._first(self._validator, value)
@@ -105,7 +105,7 @@ class Schema:
             raise Invalid(f"Validation failed{field}. Failure reason: {error.message}")
 
     def fits(self, value: Any) -> bool:
-        """Whether a value fits, formats included; raises as :meth:`check` does otherwise."""
+        """Whether a value fits, formats included. Other errors are those of :meth:`check`."""
         return self._first(self._with_formats, value) is None
 
     def _first(self, validator: Validator, value: Any) -> ValidationError | None:
@@ -120,7 +120,7 @@ class Schema:
         except _BROKEN as error:
             raise Unusable(f"Invalid schema: {error}") from None
         except BaseException as error:
-            # A RecursionError within the library's part that is written in Rust becomes a panic.
+            # A RecursionError inside the library's Rust part becomes a panic.
             if type(error).__name__ == "PanicException":
                 raise Unusable(CIRCULAR) from None
             raise
@@ -141,7 +141,7 @@ def _mend(schema: dict[str, Any], none_for_default: bool) -> None:
         if "properties" in definition:
             _mend_properties(definition, none_for_default)
         if "block_type_slug" in definition:
-            # A block may be given by its id.
+            # A block's id is allowed in place of a block.
             reference = {
                 "oneOf": [
                     {"type": "string", "format": "uuid"},
@@ -154,7 +154,7 @@ def _mend(schema: dict[str, Any], none_for_default: bool) -> None:
 
 def _mend_properties(parent: dict[str, Any], none_for_default: bool) -> None:
     """``process_properties``: Pydantic 1 does not say that a field may be null, and writes tuples
-    as drafts before 2020-12 do.
+    in the form of drafts before 2020-12.
     """
     required: Iterable[str] = parent.get("required", [])
     for name, schema in parent["properties"].items():

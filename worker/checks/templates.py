@@ -1,5 +1,5 @@
 """Renders jinja templates as Prefect does (``prefect.server.utilities.user_templates``): in jinja's
-sandbox, with nothing to refer to. Only for a process that can be ended.
+sandbox and without variables. Only for a process that can be ended.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,10 +23,10 @@ class _SecurityError(Exception):
 
 
 def rendered(template: str, room: int) -> Verdict:
-    """A template's text, or why it has none, in Prefect's words (``jinja_handler``).
+    """A template's text, or the error in Prefect's words (``jinja_handler``).
 
     Args:
-        room: characters of the text at most.
+        room: the longest text, in characters.
     """
     try:
         _check_loops(_ENVIRONMENT.parse(template))

@@ -1,5 +1,5 @@
-"""``uniqueItems`` in linear time. jsonschema compares each item with each other one where the items
-can't be sorted: 40,000 objects take it minutes.
+"""``uniqueItems`` in linear time. jsonschema compares each pair of items that it can't sort: 40,000
+objects take minutes.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +18,10 @@ def unique_items(validator: Validator, unique: Any, instance: Any, schema: Any) 
 
 
 def are_unique(items: list[Any]) -> bool:
-    """Whether no two items are equal, as ``jsonschema._utils.uniq`` finds it.
+    """Whether no two items are equal, with the verdict of ``jsonschema._utils.uniq``.
 
-    Where items can be sorted, the library compares neighbours alone. So it finds ``[[1], [true],
-    [1]]`` unique, and so do we.
+    The library sorts the items if it can, and compares neighbours only. So ``[[1], [true], [1]]``
+    counts as unique.
     """
     try:
         in_order = sorted(unbool(each) for each in items)  # type: ignore[no-untyped-call]  # as the library is
@@ -40,7 +40,7 @@ def are_unique(items: list[Any]) -> bool:
 def canonical(value: Any) -> str:
     """A text that two JSON values share if and only if they are equal: 1 is 1.0, and not true.
 
-    It is a text since texts alone have hashes that a sender can't make collide.
+    Only texts have hashes that a sender can't make collide.
     """
     pieces: list[str] = []
     _write(value, pieces.append)
@@ -49,7 +49,7 @@ def canonical(value: Any) -> str:
 
 def _write(value: Any, put: Callable[[str], None]) -> None:
     if isinstance(value, str):
-        # With its length, so that no text can look like something else.
+        # Write its length first, so that no text can look like another value.
         put(f"{len(value)}'{value}")
     elif value is True or value is False or value is None:
         put(str(value))
@@ -71,8 +71,8 @@ def _write(value: Any, put: Callable[[str], None]) -> None:
 def _number(value: int | float) -> str:
     if isinstance(value, float):
         if not value.is_integer():
-            # The JSON reader gives the same NaN each time, and it equals itself.
+            # The JSON reader returns the same NaN object each time, so it counts as equal.
             return f"{value!r};"
         value = int(value)
-    # Not in decimals: Python limits their number.
+    # In hexadecimal: Python limits the number of decimal digits.
     return f"{value:x};"

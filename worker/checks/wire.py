@@ -1,6 +1,6 @@
-"""What goes between the worker and the process that checks: a length, and so many bytes. To the
-process ``marshal``, as it keeps what JSON has no word for and both ends are the same interpreter;
-back JSON, as the worker trusts nothing that comes from there.
+"""The messages between the worker and the process that checks: a length, then that many bytes. Jobs
+use ``marshal``: it keeps values that JSON can't, and both ends run the same interpreter. Replies
+use JSON: the worker does not trust the process.
 """
 
 import struct
@@ -15,12 +15,12 @@ class Job(NamedTuple):
     """One check.
 
     Attributes:
-        kind: as of :data:`worker.checks.jobs.Kind`.
-        digest: of the schema's text.
-        text: the schema; None if the process may have it already.
-        value: what is checked.
-        seconds: of CPU that it may take.
-        room: characters of a message at most.
+        kind: a :data:`worker.checks.jobs.Kind`.
+        digest: the digest of the schema's text.
+        text: the schema. None if the process may already have it.
+        value: the value to check.
+        seconds: the most CPU seconds.
+        room: the longest message, in characters.
     """
 
     kind: Any

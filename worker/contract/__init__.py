@@ -1,3 +1,3 @@
-"""What crosses the wire: request, record, state, error bodies. Pure data and rules taken from
-Prefect 3.9.1; no I/O.
+"""The data on the wire: request, record, state, error bodies. Pure data and Prefect 3.9.1's rules;
+no I/O.
 """

@@ -1,4 +1,4 @@
-"""What producers may name: allow-lists of names, beyond what Prefect's endpoint checks. Knows no
+"""Allow-lists of the names that producers may use. Prefect's endpoint has no such check. Knows no
 database.
 """
 
@@ -11,18 +11,18 @@ from typing import Any
 from .errors import NotAllowed
 from .message import DIRECT_REPLY_TO, reply_queues
 
-# Of names, verdicts that each list remembers. A guess at how many one worker meets at a time.
+# Verdicts that each list caches. A guess at the number of names in use at one time.
 NAMES_MAX = 1024
-# A longer name is not allowed, and not matched: some patterns take time that grows with its square.
-# Characters.
+# Longest allowed name, in characters. Longer names are refused unmatched: some patterns take time
+# that grows with the square of the length.
 NAME_MAX = 1000
 
-# Placeholders that Prefect's workers fill in where they execute a run
+# Placeholders that Prefect's workers replace when they execute a run
 # (``prefect.utilities.templating``).
 _PLACEHOLDER = re.compile(r"{{\s*([\w.\-\[\]$]+)\s*}}")
 _OF_A_VARIABLE = "prefect.variables."
 
-# The queues of workers, whatever their request queue is called: nothing but a worker writes there.
+# Suffixes of the workers' own queues: only workers write there.
 OF_WORKERS = (".dead", ".events", ".states.cursor")
 
 
@@ -31,7 +31,7 @@ class Names:
 
     Args:
         pattern: a regular expression for the whole name; ``none`` allows none, and None all.
-        setting: has the pattern.
+        setting: the name of the setting that holds the pattern.
 
     Attributes:
         limited: whether there is a pattern.
@@ -55,7 +55,7 @@ class Names:
             raise self.refusal(what, name)
 
     def refusal(self, what: str, name: str) -> NotAllowed:
-        """What is said to a request that names it."""
+        """The refusal of a request that uses this name."""
         return NotAllowed(what, name, self._setting)
 
 
@@ -65,13 +65,13 @@ def _unlimited() -> Names:
 
 @dataclass(frozen=True)
 class Allowed:
-    """What producers may name; all, unless it is limited.
+    """The names that producers may use. By default, all.
 
     Attributes:
-        flows: of which they may have runs, by name.
-        deployments: the same, as ``FLOW/DEPLOYMENT``.
-        variables: that parameters and job variables may be filled in from.
-        job_variables: that they may set.
+        flows: flows that they may run, by name.
+        deployments: deployments that they may run, as ``FLOW/DEPLOYMENT``.
+        variables: workspace variables that parameters and job variables may use.
+        job_variables: job variables that they may set.
     """
 
     flows: Names = field(default_factory=_unlimited)
@@ -80,8 +80,8 @@ class Allowed:
     job_variables: Names = field(default_factory=_unlimited)
 
     def check_job_variables(self, job_variables: Mapping[str, Any] | None) -> None:
-        """Raise NotAllowed over a name that must not be set, or over a value into which Prefect's
-        worker would fill a variable that must not be read.
+        """Raise NotAllowed for a job variable that must not be set, or for a value with the
+        placeholder of a variable that must not be read.
         """
         if not job_variables:
             return
@@ -98,19 +98,19 @@ class Allowed:
         for name in _PLACEHOLDER.findall(text):
             if name.startswith(_OF_A_VARIABLE):
                 self.variables.check("variable", name.replace(_OF_A_VARIABLE, ""))
-        # A work pool's template may put two values together, each with half a placeholder.
+        # A work pool's template may join two values that each hold half a placeholder.
         rest = _PLACEHOLDER.sub("", text)
         if "{{" in rest or "}}" in rest:
             self.variables.check("unfinished placeholder", rest)
 
 
 class ReplyQueues:
-    """The queues that replies may be sent to: none of a worker's own, and of the others those that
-    a pattern allows. Direct replies reach their requester alone, and always are allowed.
+    """The queues that replies may be sent to: those that a pattern allows, but no worker's own
+    queue. Direct replies are always allowed: they reach only their requester.
 
     Args:
         pattern: as of :class:`Names`.
-        request_queue: of this worker.
+        request_queue: this worker's request queue.
     """
 
     def __init__(self, pattern: str | None, request_queue: str) -> None:

@@ -1,5 +1,5 @@
-"""The wire contract as an AsyncAPI 3 document, made from the models that serve it, so that it can't
-say anything else.
+"""The wire contract as an AsyncAPI 3 document. It is made from the models that the worker uses, so
+the two always agree.
 """
 
 from typing import Any
@@ -21,27 +21,27 @@ SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class ErrorDetail(BaseModel):
-    """One thing that is wrong with a request, as pydantic and FastAPI put it."""
+    """One error in a request, as pydantic and FastAPI report it."""
 
     type: str = Field(description="pydantic's name for the error.", examples=["uuid_parsing"])
     loc: list[str | int] = Field(
-        description="Where: 'body' or 'header', then the way to the value.", examples=[["body", "flow_id"]]
+        description="Where: 'body' or 'header', then the path to the value.", examples=[["body", "flow_id"]]
     )
-    msg: str = Field(description="What, in words.")
+    msg: str = Field(description="The error in words.")
     input: Any = Field(None, description="The value.")
 
 
 class Error(BaseModel):
-    """The body of a reply that refuses a request: ``detail``, or for 422 the three others."""
+    """The body of an error reply: ``detail``, or for 422 the three other fields."""
 
-    detail: str | None = Field(None, description="What is wrong (400, 404, 409, 413, 415).")
-    exception_message: str | None = Field(None, description="The same for all (422).")
-    exception_detail: list[ErrorDetail] | None = Field(None, description="Everything that is wrong (422).")
+    detail: str | None = Field(None, description="The error in words (400, 404, 409, 413, 415).")
+    exception_message: str | None = Field(None, description="A fixed text (422).")
+    exception_detail: list[ErrorDetail] | None = Field(None, description="All errors (422).")
     request_body: Any = Field(None, description="The request's body as it was read (422).")
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """JSON Schemas that stand by themselves, by the name of their file."""
+    """Self-contained JSON Schemas by the names of their files."""
     return {
         "create-flow-run": _standalone(CreateFlowRun, "validation"),
         "create-flow-run-from-deployment": _standalone(CreateFlowRunFromDeployment, "validation"),
@@ -118,18 +118,18 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
                     "bindings": {"amqp": {"messageType": FROM_DEPLOYMENT, "bindingVersion": "0.3.0"}},
                 },
                 "flowRun": _reply(
-                    "flow_run", record, [200, 201], "201 created, 200 the run that has the key already."
+                    "flow_run", record, [200, 201], "201: created. 200: the existing run with this key."
                 ),
                 "error": _reply("error", error, [400, 404, 409, 413, 415, 422], "As Prefect's API answers."),
                 "deadLetter": {
                     "headers": _headers(
                         **{
                             ERROR_STATUS_HEADER: "The status that was replied (an integer).",
-                            ERROR_HEADER: "The reason in a line.",
-                            FAILED_AT_HEADER: "When, ISO 8601.",
+                            ERROR_HEADER: "The reason in one line.",
+                            FAILED_AT_HEADER: "The time of the refusal, ISO 8601.",
                         }
                     ),
-                    "payload": {"description": "The request's body as it came, whatever it was."},
+                    "payload": {"description": "The request's body, unchanged."},
                 },
             },
             "schemas": definitions["$defs"],
@@ -187,7 +187,7 @@ def _reply(type_: str, payload: Any, statuses: list[int], description: str) -> d
             "type": "object",
             "properties": {
                 "status": {"type": "integer", "enum": statuses, "description": description},
-                ERROR_HEADER: {"type": "string", "description": "What is wrong, in one line."},
+                ERROR_HEADER: {"type": "string", "description": "The reason in one line."},
             },
             "required": ["status"],
         },
@@ -223,8 +223,8 @@ def _request(model: type[BaseModel], payload: Any) -> dict[str, Any]:
         "contentType": "application/json",
         "headers": _headers(
             **{
-                "x-prefect-api-version": "The producer's API version; too old a one is refused.",
-                "prefect-automation-id": "With the name: the automation that asks (created_by).",
+                "x-prefect-api-version": "The producer's API version. Versions that are too old are refused.",
+                "prefect-automation-id": "Id of the automation that asks (created_by), with its name.",
                 "prefect-automation-name": "The automation's name.",
                 "traceparent": "W3C trace context; kept in the first state's details.",
                 "tracestate": "W3C trace context.",

@@ -27,8 +27,8 @@ class Delivery:
 
     @property
     def delivery_count(self) -> int:
-        """How often it came back to this queue. Producers, shovels and the management UI can send
-        the header that says so: it counts only in what the broker redelivers.
+        """How often the message was returned to this queue. The header counts only in redelivered
+        messages: in others a producer, a shovel or the management UI may have set it.
         """
         if not self.message.redelivered:
             return 0
@@ -37,9 +37,9 @@ class Delivery:
 
     @property
     def redelivered(self) -> bool:
-        """Whether it, or one like it, was delivered before."""
+        """Whether the broker has delivered the message before."""
         return self.message.redelivered
 
     def without_body(self) -> "Delivery":
-        """The same, for who needs the body no more; its bytes can go."""
+        """The same without its body, to free the bytes."""
         return Delivery(self.tag, replace(self.message, body=b""))

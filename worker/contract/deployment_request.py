@@ -1,5 +1,5 @@
-"""The body of a request for a run of a deployment: Prefect's ``DeploymentFlowRunCreate``, field by
-field, and which deployment.
+"""The body of a request for a run of a deployment: the fields of Prefect's
+``DeploymentFlowRunCreate``, and the deployment.
 """
 
 from typing import Any, Self
@@ -14,9 +14,7 @@ from .state import StateCreate
 
 
 class CreateFlowRunFromDeployment(BaseModel):
-    """What a producer publishes with the type ``create_flow_run_from_deployment``. An unknown field
-    is refused.
-    """
+    """A request of the type ``create_flow_run_from_deployment``. Unknown fields are refused."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -33,51 +31,51 @@ class CreateFlowRunFromDeployment(BaseModel):
     )
 
     state: StateCreate | None = Field(
-        None, description="The state that the run begins with; SCHEDULED for now by default."
+        None, description="The run's first state (default: SCHEDULED, to start now)."
     )
-    name: Name = Field("", description="The run's name; two random words when it is missing or empty.")
+    name: Name = Field("", description="The run's name. If it is missing or empty: two random words.")
     parameters: Parameters = Field(
         default_factory=dict,
         description="Parameters that replace the deployment's of the same name; at most 512 KiB of JSON, "
         "if the worker is not set otherwise.",
     )
     enforce_parameter_schema: bool | None = Field(
-        None, description="Whether parameters must fit the deployment's schema; the deployment says else."
+        None, description="Enforce the parameter schema (default: the deployment's setting)."
     )
     context: dict[str, Any] = Field(
-        default_factory=dict, description="More about the run, for the flow to read."
+        default_factory=dict, description="Additional context, for the flow to read."
     )
     infrastructure_document_id: UUID | None = Field(
-        None, description="The block document of its infrastructure; the deployment's else."
+        None, description="The infrastructure's block document (default: the deployment's)."
     )
     empirical_policy: FlowRunPolicy = Field(
         default_factory=lambda: NO_POLICY, description="How the run retries."
     )
-    tags: list[str] = Field(default_factory=list, description="Tags besides the deployment's.")
+    tags: list[str] = Field(default_factory=list, description="Tags, in addition to the deployment's.")
     idempotency_key: IdempotencyKey | None = Field(
         None,
         description="The run is created once per flow and key; later requests get the run that exists. "
         "At most 2,500 bytes.",
     )
     labels: Labels | None = Field(
-        None, description="Labels besides the deployment's: strings, numbers and booleans by name."
+        None, description="Labels, in addition to the deployment's: strings, numbers and booleans by name."
     )
     parent_task_run_id: UUID | None = Field(
-        None, description="For a subflow: the task run that stands for it."
+        None, description="For a subflow: its task run in the parent flow."
     )
     work_queue_name: str | None = Field(
         None,
-        description="Another queue of the deployment's work pool, which is made if it is not there; "
-        "the deployment's else.",
+        description="A queue of the deployment's work pool, created if it is missing "
+        "(default: the deployment's queue).",
     )
     job_variables: dict[str, Any] | None = Field(
         default_factory=dict, description="Overrides for the infrastructure's template."
     )
-    deployment_id: UUID | None = Field(None, description="The deployment; or else its name.")
+    deployment_id: UUID | None = Field(None, description="The deployment's id, unless its name is given.")
     deployment_name: str | None = Field(
         None,
         pattern="^[^/]+/[^/]+$",
-        description="The deployment by the names of its flow and its own, FLOW NAME/DEPLOYMENT NAME.",
+        description="The deployment's name, as FLOW NAME/DEPLOYMENT NAME.",
     )
 
     @model_validator(mode="after")

@@ -1,5 +1,5 @@
-"""Writes JSON: with orjson, or with the standard library what orjson can't write (integers over 64
-bits, half surrogates, deep nesting).
+"""Writes JSON with orjson, or with the standard library if orjson can't (integers over 64 bits,
+half surrogates, deep nesting).
 """
 
 import json
@@ -13,9 +13,9 @@ def dumps(value: Any) -> bytes:
     """A value as JSON in UTF-8: UTC as ``Z``, no NaN and no infinities (they become null, as
     Prefect stores them).
 
-    It takes no more memory than its length. What orjson returns keeps the buffer in which it grew:
-    4 KB for 100 bytes, 32 KB for 3,000, 33 MB for some bodies of 840 KB. To copy it costs 0.1 us
-    for a small one, and less than it gains where thousands are held.
+    The result takes no more memory than its length. orjson's own result keeps its whole write
+    buffer: 4 KB for 100 bytes, 32 KB for 3,000, 33 MB for some bodies of 840 KB. A copy of a small
+    one costs 0.1 us.
     """
     return b"%b" % _written(value)
 
@@ -29,7 +29,7 @@ def _written(value: Any) -> bytes:
     try:
         return orjson.dumps(value, default=_plain, option=orjson.OPT_UTC_Z)
     except TypeError:
-        # Read and written again, since only reading can turn NaN and the infinities into null.
+        # Write, read and write again: only the reader can turn NaN and infinities into null.
         text = json.dumps(value, default=_plain)
         return json.dumps(json.loads(text, parse_constant=lambda _: None), separators=(",", ":")).encode()
 

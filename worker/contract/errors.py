@@ -1,23 +1,22 @@
-"""Why a request is refused: each class is one status on the wire, with Prefect's error body. A
-fault of ours is no answer.
-"""
+"""Reasons to refuse a request: each class is a status with Prefect's body. A fault is no answer."""
 
 from typing import Any, Self
 
 from .encoding import dumps
 
-# An error names its place and shows what stood there. This many tell a producer what is wrong; more
-# could make the answer many times as large as the request.
+# Errors in one answer. Each shows its place and the wrong value, so more could make the answer many
+# times as large as the request.
 MAX_ERRORS = 100
-# The reason goes into a header and into the log; both are for people.
+# Longest reason, in characters: people read it in a header and in the log.
 MAX_LINE = 500
 
 
 class Fault(Exception):
-    """A fault of ours, such as a database that is away. It is waited out, and never answered.
+    """A fault of ours, such as a database that is down. The worker waits it out, and answers
+    nothing.
 
     Attributes:
-        ended: whether a connection ended over it, so that one run may be the cause.
+        ended: whether the connection ended, so that one run may be the cause.
     """
 
     ended = False
@@ -28,8 +27,8 @@ class Refusal(Exception):
 
     Attributes:
         status: the HTTP status that Prefect answers.
-        body: the JSON object that it answers with.
-        line: the reason in one line that can be written anywhere, for a header and for logs.
+        body: the JSON object that Prefect answers with.
+        line: the reason in one printable line, for a header and for logs.
     """
 
     status: int
@@ -40,7 +39,7 @@ class Refusal(Exception):
         self.body: dict[str, Any] = {"detail": line} if body is None else body
 
     def freed(self) -> Self:
-        """The same without the frames in which it was raised: they hold the decoded request."""
+        """The same without its traceback, whose frames hold the decoded request."""
         self.__context__ = None
         return self.with_traceback(None)
 
@@ -52,7 +51,7 @@ class ApiVersionRefused(Refusal):
 
 
 class BodyUnreadable(Refusal):
-    """The body can't be read as text, or nests too deep to be parsed; FastAPI says the same of
+    """The body can't be read as text, or is nested too deep to be parsed. FastAPI has one text for
     both.
     """
 
@@ -63,8 +62,8 @@ class BodyUnreadable(Refusal):
 
 
 class ReplyToRefused(Refusal):
-    """The request names a reply queue that the worker must not publish to. The refusal itself is
-    not sent there either.
+    """The request names a reply queue that the worker must not publish to. The refusal is not sent
+    there either.
     """
 
     status = 400
@@ -74,7 +73,7 @@ class ReplyToRefused(Refusal):
 
 
 class NotAllowed(Refusal):
-    """The request names something that a setting keeps from producers."""
+    """The request uses a name that a setting forbids to producers."""
 
     status = 400
 
@@ -117,7 +116,7 @@ class HydrationRefused(Refusal):
 
 
 class NoWorkPool(Refusal):
-    """A work queue is named for a run of a deployment that has no work pool."""
+    """The request names a work queue, but its deployment has no work pool."""
 
     status = 400
 
@@ -129,13 +128,13 @@ class NoWorkPool(Refusal):
 
 
 class ParametersRefused(Refusal):
-    """Parameters don't fit the deployment's schema, or it has none to fit."""
+    """The parameters don't fit the deployment's schema, or there is no schema."""
 
     status = 409
 
 
 class SchemaRefused(Refusal):
-    """The schema of a deployment or of a work pool refers to itself without end, or is none."""
+    """The schema of a deployment or of a work pool is invalid or endlessly recursive."""
 
     status = 422
 
@@ -149,7 +148,7 @@ class JobVariablesRefused(Refusal):
 
 
 class CheckTooCostly(Refusal):
-    """A check takes more time or memory than one request may cost. Prefect would go on with it."""
+    """A check takes more time or memory than one request may cost. Prefect has no such limit."""
 
     status = 422
 
@@ -180,17 +179,17 @@ class BodyTooLarge(Refusal):
 
 
 class UnsupportedMediaType(Refusal):
-    """The message says that its body is something else than plain JSON."""
+    """The message declares that its body is not plain JSON."""
 
     status = 415
 
 
 class ValidationRefused(Refusal):
-    """The body, or a header, is not what the endpoint takes (``validation_exception_handler``).
+    """The endpoint does not accept the body or a header (``validation_exception_handler``).
 
     Args:
-        errors: as pydantic gives them, with ``loc`` beginning with ``body`` or ``header``.
-        request_body: the parsed body, or its text where it could not be parsed.
+        errors: pydantic's errors, with ``loc`` beginning with ``body`` or ``header``.
+        request_body: the parsed body, or its text if it could not be parsed.
     """
 
     status = 422
@@ -210,7 +209,7 @@ class ValidationRefused(Refusal):
 
 
 class Unprocessable(Refusal):
-    """A request that neither fits a rule nor can be stored; the worker's log has what it broke."""
+    """A request that can't be stored, for a reason without its own rule. The log has the error."""
 
     status = 422
 
@@ -225,11 +224,11 @@ class Unprocessable(Refusal):
 
 
 class UnusableInPrefect(Unprocessable):
-    """Prefect's server could not read, list, hand out, move on or delete the run afterwards.
+    """A run that Prefect's server could not read, list, hand out, move on or delete.
 
     Args:
-        why: what it can't do, in a sentence.
-        place: the field that is the cause.
+        why: the reason in a sentence.
+        place: the path to the field that is the cause.
     """
 
     def __init__(self, why: str, *place: str) -> None:
@@ -237,11 +236,11 @@ class UnusableInPrefect(Unprocessable):
 
 
 class ParametersTooLarge(Refusal):
-    """With the values of workspace variables in them, parameters are too large. Prefect measures
-    them only as they are sent.
+    """The parameters are too large once workspace variables are filled in. Prefect measures them
+    only before that.
 
     Args:
-        limit: ``WORKER_MAX_PARAMETER_SIZE`` and the size of the deployment's parameters, in bytes.
+        limit: ``WORKER_MAX_PARAMETER_SIZE`` plus the size of the deployment's parameters, in bytes.
     """
 
     status = 422
@@ -253,8 +252,8 @@ class ParametersTooLarge(Refusal):
 
 
 def encode_error(refusal: Refusal, max_bytes: int) -> bytes:
-    """The error's body as JSON. If that is too large, the wrong values are left out; if it is still
-    too large, it is the reason alone.
+    """The error's body as JSON. A body that is too large leaves out the wrong values, then
+    everything but the reason.
     """
     body = dumps(refusal.body)
     if len(body) > max_bytes and "exception_detail" in refusal.body:
@@ -267,8 +266,8 @@ def encode_error(refusal: Refusal, max_bytes: int) -> bytes:
 
 
 def _one_line(text: str) -> str:
-    """The text as one line of at most :data:`MAX_LINE` characters. Characters that steer a terminal
-    or have no encoding (half a surrogate pair) are escaped.
+    """The text as one line of at most :data:`MAX_LINE` characters. Control characters and half
+    surrogate pairs are escaped.
     """
     line = " ".join(text[: 2 * MAX_LINE].split())
     if not line.isprintable():

@@ -1,6 +1,4 @@
-"""A flow run and its state as they are stored and shown: the columns of Prefect's tables, by their
-names.
-"""
+"""A flow run and its state as stored: the columns of Prefect's tables under their own names."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,8 +25,8 @@ class FlowRunState:
 
 @dataclass(slots=True)
 class FlowRun:
-    """A row of ``flow_run``, with what a record shows of its state, and of its work queue and work
-    pool by their own rows.
+    """A row of ``flow_run``, with its state and the columns of its work queue and work pool that a
+    record shows.
 
     Datetimes are aware. ``parameters``, ``context``, ``empirical_policy``, ``tags``, ``labels``,
     ``created_by`` and ``job_variables`` are JSON values.
@@ -72,7 +70,7 @@ class FlowRun:
     pool_queue_name: str | None = None
 
 
-# What the JSON columns of a run and of its state have to hold to be shown.
+# The JSON kinds that a run's columns must have to be shown.
 _JSON_KINDS: dict[str, tuple[type, ...]] = {
     "parameters": (dict,),
     "context": (dict,),
@@ -85,9 +83,7 @@ _JSON_KINDS: dict[str, tuple[type, ...]] = {
 
 
 def odd_columns(run: FlowRun) -> list[str]:
-    """The JSON columns of a run that was read whose values are of another kind than they have to
-    be.
-    """
+    """The JSON columns of a stored run whose values are not of the kind that Prefect writes."""
     odd = [name for name, kinds in _JSON_KINDS.items() if not isinstance(getattr(run, name), kinds)]
     if "tags" not in odd and not all(isinstance(tag, str) for tag in run.tags):
         odd.append("tags")

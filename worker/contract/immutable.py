@@ -1,4 +1,4 @@
-"""Dataclasses that nobody changes, without the price of that at run time."""
+"""Immutable dataclasses that are checked by mypy only, at no cost at run time."""
 
 from dataclasses import dataclass, field
 from typing import TypeVar, dataclass_transform
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def immutable(cls: type[T]) -> type[T]:
-    """A dataclass with slots that mypy takes for frozen; for what is made for each request.
+    """A dataclass with slots that mypy treats as frozen. For objects that each request creates.
 
-    ``frozen=True`` makes each field's value go in by ``object.__setattr__``: with seven fields, one
-    takes five times as long to make.
+    ``frozen=True`` sets each field by ``object.__setattr__``: an object with seven fields takes
+    five times as long to create.
     """
     return dataclass(slots=True)(cls)

@@ -1,6 +1,4 @@
-"""A request as it was published, before anyone has looked into it, and its fingerprint. Knows no
-broker library.
-"""
+"""A request as it was published, not yet decoded, and its fingerprint. Knows no broker library."""
 
 import hashlib
 import struct
@@ -14,19 +12,19 @@ from uuid import UUID
 from .immutable import immutable
 
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
-# How other protocols of RabbitMQ write the name of a queue, with what they put for which character.
+# Prefixes of queue addresses in RabbitMQ's other protocols, and how to unescape the name.
 _ADDRESSES: Mapping[str, Callable[[str], str]] = {
     # STOMP (``rabbit_routing_util:unescape``).
     **dict.fromkeys(("/queue/", "/amq/queue/"), lambda name: name.replace("%2F", "/")),
     # AMQP 1.0 since RabbitMQ 4.
     "/queues/": unquote,
 }
-# A body that is no plain bytes in AMQP 1.0, as RabbitMQ says it in the property ``type``.
+# RabbitMQ's value of the property ``type`` for an AMQP 1.0 body that is not plain bytes.
 AMQP_1_0_BODY = "amqp-1.0"
-# The type of a message that asks for a run of a deployment. Any other type, or none, says nothing.
+# The type of a request for a run of a deployment. Other types mean nothing.
 FROM_DEPLOYMENT = "create_flow_run_from_deployment"
 
-# The largest message that a broker takes, in bytes: RabbitMQ 4's default. RabbitMQ 3's is larger.
+# The largest message that a broker accepts, in bytes: RabbitMQ 4's default. RabbitMQ 3's is larger.
 MAX_MESSAGE_SIZE = 16 * 1024 * 1024
 # Set by quorum queues from the second delivery on.
 DELIVERY_COUNT_HEADER = "x-delivery-count"
@@ -35,13 +33,13 @@ ERROR_STATUS_HEADER = "x-error-status"
 ERROR_HEADER = "x-error"
 FAILED_AT_HEADER = "x-failed-at"
 HEADERS_DROPPED_HEADER = "x-headers-dropped"
-# A dead letter has under this prefix what it can't have as a property.
+# Prefix of a dead letter's headers for properties of the request that it can't have itself.
 ORIGINAL_PREFIX = "x-original-"
 
-# Headers that a broker adds on the way (redelivery, dead-lettering, exchanges), and those of our
-# dead letters: a message that is sent again begins without them.
+# Headers that a broker adds (redelivery, dead-lettering, exchanges), and those of our dead letters.
+# A replayed message does not have them.
 _ADDED_PREFIXES = ("x-first-death-", "x-last-death-", "x-opt-", ORIGINAL_PREFIX)
-# They name more queues that get the message (RabbitMQ's sender-selected distribution).
+# Further queues that get the message (RabbitMQ's sender-selected distribution).
 ROUTING_HEADERS = frozenset({"CC", "BCC"})
 _ADDED = frozenset(
     {
@@ -54,18 +52,17 @@ _ADDED = frozenset(
         HEADERS_DROPPED_HEADER,
     }
 )
-# What a hop or an instrumentation writes anew each time that it sends the same message, in lower
-# case. A message keeps it when it is sent again, but is the same message without.
+# Headers that a hop or an instrumentation rewrites each time it sends a message, in lower case. A
+# replayed message keeps them, but the fingerprint leaves them out.
 _WRITTEN_ANEW_PREFIXES = (
     # Trace context: B3, Datadog, Instana, Jaeger, OpenTracing, Sentry, EagleEye, Pinpoint.
     *("x-b3-", "x-datadog-", "x-instana-", "uberctx-", "ot-tracer-", "ot-baggage-", "sentry-"),
     *("eagleeye-", "pinpoint-"),
-    # RabbitMQ's shovels, and what they write towards AMQP 1.0; and Spring's recoverer, which moves
-    # a failed message to another queue.
+    # RabbitMQ's shovels, and Spring's recoverer, which moves a failed message to another queue.
     *("x-shovelled", "x-exception-"),
 )
-# The header that a broker writes beside the property ``timestamp`` (RabbitMQ's interceptor
-# ``set_header_timestamp``, and the plugin that was there before it).
+# RabbitMQ writes this header together with the property ``timestamp`` (the interceptor
+# ``set_header_timestamp``, and the plugin before it).
 _ENTERED_AT = "timestamp_in_ms"
 _WRITTEN_ANEW = frozenset(
     (
@@ -83,7 +80,7 @@ _WRITTEN_ANEW = frozenset(
         # RabbitMQ: interceptors, federation, shovels to AMQP 1.0, streams.
         *(_ENTERED_AT, "x-routed-by", "x-received-from"),
         *("shovelled-by", "shovel-type", "shovel-name", "shovel-vhost", "x-stream-offset"),
-        # Spring AMQP's template, for its own confirms and returns.
+        # Spring AMQP's template, for confirms and returns.
         *("spring_returned_message_correlation", "spring_listener_return_correlation"),
     )
 )
@@ -95,11 +92,11 @@ class Message:
 
     Attributes:
         body: the payload.
-        headers: AMQP headers with the types that the client library gives them.
-        redelivered: the broker has delivered it before.
-        raw_properties: flags and properties as they came, in AMQP's encoding.
-        unreadable: why a property, by its name, could not be read and is None; ``headers.NAME``
-            for a header. ``properties`` stands for all that follow the last one that could.
+        headers: AMQP headers, with the client library's types.
+        redelivered: whether the broker has delivered it before.
+        raw_properties: the received flags and properties in AMQP's encoding.
+        unreadable: why a property could not be read and is None, by its name; ``headers.NAME`` for
+            a header, ``properties`` for all after the last readable one.
     """
 
     body: bytes
@@ -122,13 +119,13 @@ class Message:
 
 
 def fingerprint(message: Message) -> UUID:
-    """Identifies a message that carries a ``message_id``, by its body and all that its producer
+    """A hash of a message with a ``message_id``: of its body and all properties that its producer
     set.
 
-    A redelivery and a producer's retry have the same fingerprint, also when they come by a shovel,
-    a federation link or an instrumented client. Two messages that share a ``message_id`` and
-    nothing else have different ones. The broker rewrites a direct reply-to for each connection, so
-    only its fixed part counts.
+    A redelivery and a producer's retry have the same fingerprint, even through a shovel, a
+    federation link or an instrumented client. Different messages that share a ``message_id`` have
+    different ones. The broker rewrites a direct reply-to for each connection, so only its fixed
+    part counts.
 
     Returns:
         A UUID of version 8 (RFC 9562), made from 122 bits of a BLAKE2b hash.
@@ -137,7 +134,7 @@ def fingerprint(message: Message) -> UUID:
     if reply_to is not None and reply_to.startswith(DIRECT_REPLY_TO):
         reply_to = DIRECT_REPLY_TO
     own = {name: value for name, value in message.headers.items() if _identifies(name)}
-    # Not a time that the broker wrote: it writes one each time that the message comes in.
+    # Leave out the broker's own timestamp: it differs each time the message arrives.
     timestamp = None if _ENTERED_AT in message.headers else message.timestamp
     digest = hashlib.blake2b(digest_size=16, person=b"flow-run-message")
     for value in (
@@ -148,7 +145,7 @@ def fingerprint(message: Message) -> UUID:
         message.correlation_id,
         message.message_id,
         message.type,
-        # user_id and expiration: a dead letter that is sent again has lost them, and is the same.
+        # user_id and expiration: a replayed dead letter has lost them.
         None,
         message.app_id,
         None,
@@ -164,8 +161,8 @@ def fingerprint(message: Message) -> UUID:
 
 
 def reply_queues(reply_to: str) -> tuple[str, ...]:
-    """The queues that a ``reply_to`` may mean, in the order in which they are tried: the one of
-    this name, and the one that it is the address of in STOMP or AMQP 1.0.
+    """The queues that a ``reply_to`` may mean, in the order of the tries: first the name as it is,
+    then as an address in STOMP or AMQP 1.0.
     """
     for prefix, read in _ADDRESSES.items():
         if reply_to.startswith(prefix) and len(reply_to) > len(prefix):
@@ -174,16 +171,14 @@ def reply_queues(reply_to: str) -> tuple[str, ...]:
 
 
 def is_own_header(name: str) -> bool:
-    """Whether a header stays with the message when it is sent again. Headers of a broker, of dead
-    letters and of the message's routing do not.
+    """Whether a replayed message keeps a header. Headers of a broker, of dead letters and of the
+    routing are dropped.
     """
     return name not in _ADDED and name not in ROUTING_HEADERS and not name.startswith(_ADDED_PREFIXES)
 
 
 def _identifies(name: str) -> bool:
-    """Whether a header helps to tell the message from another: it stays with the message, and
-    nobody writes it anew on the way.
-    """
+    """Whether a header belongs to the fingerprint: a replay keeps it, and no hop rewrites it."""
     lowered = name.lower()
     return (
         is_own_header(name)
@@ -193,9 +188,7 @@ def _identifies(name: str) -> bool:
 
 
 def _encoded(value: Any) -> Iterator[bytes]:
-    """A value as bytes that no other value has: its type, its length, its content; mappings in the
-    order of their keys.
-    """
+    """A value as unambiguous bytes: type, length, content. Mappings are sorted by key."""
     if isinstance(value, Mapping):
         yield struct.pack(">cQ", b"m", len(value))
         for key in sorted(value, key=str):
@@ -206,7 +199,7 @@ def _encoded(value: Any) -> Iterator[bytes]:
         for item in value:
             yield from _encoded(item)
     else:
-        # How often a value was written and read decides which of the two types it has.
+        # bytes and bytearray are the same: the type depends on how often a value was read.
         binary = isinstance(value, (bytes, bytearray))
         content = bytes(value) if binary else str(value).encode("utf-8", "surrogatepass")
         name = b"bytes" if binary else type(value).__name__.encode()

@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-# Said in the schema only: pydantic's own mark warns at every access, at run time.
+# For the schema only: pydantic's own mark warns at run time, at every access.
 DEPRECATED: JsonDict = {"deprecated": True}
 
 
@@ -16,21 +16,19 @@ class FlowRunPolicy(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     max_retries: int = Field(0, description="Deprecated; use ``retries``.", json_schema_extra=DEPRECATED)
-    # Prefect takes NaN and infinities, stores null, and can't read that: see the labels.
+    # Prefect accepts NaN and infinities, stores null, and can't read that: see the labels.
     retry_delay_seconds: float = Field(
         0,
         allow_inf_nan=False,
         description="Deprecated; use ``retry_delay``.",
         json_schema_extra=DEPRECATED,
     )
-    retries: int | None = Field(None, description="How often a failed run is tried again.")
-    retry_delay: int | None = Field(None, description="Seconds between two tries.")
-    pause_keys: set[str] | None = Field(
-        default_factory=set, description="Pauses that the run has gone through."
-    )
+    retries: int | None = Field(None, description="Number of retries of a failed run.")
+    retry_delay: int | None = Field(None, description="Seconds between two retries.")
+    pause_keys: set[str] | None = Field(default_factory=set, description="Pauses that the run has passed.")
     resuming: bool | None = Field(False, description="Whether the run is being resumed from a pause.")
     retry_type: Literal["in_process", "reschedule"] | None = Field(
-        None, description="How the current retry is done."
+        None, description="The kind of the current retry."
     )
 
     @model_validator(mode="before")
@@ -51,5 +49,5 @@ class CreatedBy(BaseModel):
     """Who made a run."""
 
     id: UUID | None = Field(None, description="The creator's id.")
-    type: str | None = Field(None, description="The kind of creator; AUTOMATION from the automation headers.")
+    type: str | None = Field(None, description="The kind of creator. The automation headers give AUTOMATION.")
     display_value: str | None = Field(None, description="The creator's name.")

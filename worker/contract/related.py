@@ -1,14 +1,14 @@
-"""Rows of other tables that a run refers to, as far as its event names them."""
+"""Rows of other tables that a run refers to and its event names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-# What Prefect takes in an event, by default (``server.events.maximum_related_resources``). Beyond
-# it neither its own endpoint makes a run, nor can the state of one be changed.
+# Related resources of an event that Prefect accepts, by default
+# (``server.events.maximum_related_resources``). Beyond it no run can be made there, or change its
+# state.
 MAX_RELATED = 100
-# The same of an event's name, in characters (``maximum_event_name_length``); its own endpoint makes
-# no run beyond it.
+# Longest event name there, in characters (``maximum_event_name_length``).
 MAX_EVENT_NAME = 1024
 
 
@@ -17,8 +17,8 @@ class Related:
     """A flow, a deployment, a work queue, a work pool or a task run.
 
     Attributes:
-        work_pool_id: of a work queue.
-        type: of a work pool.
+        work_pool_id: the pool of a work queue.
+        type: the type of a work pool.
     """
 
     id: UUID
@@ -30,7 +30,7 @@ class Related:
 
 @dataclass(frozen=True, slots=True)
 class RelatedRows:
-    """What some runs refer to, each kind by its ids; a row that isn't there is left out."""
+    """The rows that some runs refer to, by kind and id. Missing rows are left out."""
 
     flows: Mapping[UUID, Related] = field(default_factory=dict)
     deployments: Mapping[UUID, Related] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class RelatedRows:
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """The rows that some runs refer to, each kind by its ids."""
+    """The ids of the rows that some runs refer to, by kind."""
 
     flows: frozenset[UUID]
     deployments: frozenset[UUID]

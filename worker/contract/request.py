@@ -19,30 +19,30 @@ from pydantic_core import PydanticCustomError
 from .policy import DEPRECATED, FlowRunPolicy
 from .state import StateCreate
 
-# PREFECT_SERVER_API_MAX_PARAMETER_SIZE, as a Prefect server has it by default; bytes.
+# A Prefect server's default of PREFECT_SERVER_API_MAX_PARAMETER_SIZE, in bytes.
 MAX_PARAMETER_SIZE = 524_288
-# As a limit: parameters of any size are taken, as with Prefect's setting.
+# As a limit: parameters may have any size, as with Prefect's setting.
 NO_LIMIT = 0
-# PostgreSQL's unique index takes rows of up to 2,704 bytes, 28 of them for the flow's id and
-# headers; beyond that it depends on how well a key compresses. The bound is the same on SQLite, so
-# that both databases refuse the same requests.
+# PostgreSQL's unique index accepts rows of up to 2,704 bytes, 28 of them for the flow's id and
+# headers. A longer key fits only if it compresses well. SQLite has the same limit, so that both
+# databases refuse the same requests.
 MAX_KEY_BYTES = 2_500
 # Python writes at most six bytes of JSON for one byte of a body (a control character; 1e15 takes
-# five). A body this many times smaller than the limit fits, and need not be written out to measure
-# it.
+# five). A body this many times smaller than the limit is sure to fit, and need not be written to be
+# measured.
 _LONGEST_EXPANSION = 8
 
-# Shared, since most requests have no policy, and nobody changes one.
+# Shared: most requests have no policy, and policies never change.
 NO_POLICY = FlowRunPolicy()
 
 
 def limit_to_check(body_size: int, max_parameter_size: int) -> int:
-    """The context in which a body is validated: the limit that its parameters are measured against.
+    """The limit for a body's parameters. It is the context of the body's validation.
 
     Args:
-        body_size: of the body, in bytes.
-        max_parameter_size: of the parameters as Python writes them, in bytes; or :data:`NO_LIMIT`,
-            which this returns too where the body is too small to exceed the limit.
+        body_size: the size of the body, in bytes.
+        max_parameter_size: the limit for the parameters as Python writes them, in bytes, or
+            :data:`NO_LIMIT`. A body too small to exceed the limit gets :data:`NO_LIMIT` as well.
     """
     return NO_LIMIT if body_size * _LONGEST_EXPANSION <= max_parameter_size else max_parameter_size
 
@@ -78,7 +78,7 @@ def _labels(value: Any) -> Any:
     return {} if value is None else value
 
 
-# Prefect takes NaN and infinities, stores null, and can't read that as a label: its lists of runs
+# Prefect accepts NaN and infinities, stores null, and can't read that as a label: its lists of runs
 # answer 500 from then on.
 _Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Labels = Annotated[dict[str, StrictBool | StrictInt | _Float | str], BeforeValidator(_labels)]
@@ -88,7 +88,7 @@ IdempotencyKey = Annotated[str, AfterValidator(_key_size)]
 
 
 class CreateFlowRun(BaseModel):
-    """What a producer publishes. An unknown field is refused."""
+    """A request to create a run. Unknown fields are refused."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -106,25 +106,21 @@ class CreateFlowRun(BaseModel):
         },
     )
 
-    state: StateCreate | None = Field(
-        None, description="The state that the run begins with; PENDING by default."
-    )
-    name: Name = Field("", description="The run's name; two random words when it is missing or empty.")
-    flow_id: UUID = Field(description="The flow that is to be run.")
+    state: StateCreate | None = Field(None, description="The run's first state (default: PENDING).")
+    name: Name = Field("", description="The run's name. If it is missing or empty: two random words.")
+    flow_id: UUID = Field(description="The flow to run.")
     flow_version: str | None = Field(None, description="The flow's version.")
     parameters: Parameters = Field(
         default_factory=dict,
-        description="The flow's parameters; at most 512 KiB of JSON, if the worker is not set otherwise.",
+        description="The flow's parameters: at most 512 KiB of JSON, unless the worker has another limit.",
     )
     context: dict[str, Any] = Field(
-        default_factory=dict, description="More about the run, for the flow to read."
+        default_factory=dict, description="Additional context, for the flow to read."
     )
     parent_task_run_id: UUID | None = Field(
-        None, description="For a subflow: the task run that stands for it."
+        None, description="For a subflow: its task run in the parent flow."
     )
-    infrastructure_document_id: UUID | None = Field(
-        None, description="The block document of its infrastructure."
-    )
+    infrastructure_document_id: UUID | None = Field(None, description="The infrastructure's block document.")
     empirical_policy: FlowRunPolicy = Field(
         default_factory=lambda: NO_POLICY, description="How the run retries."
     )
@@ -137,9 +133,9 @@ class CreateFlowRun(BaseModel):
         description="The run is created once per flow and key; later requests get the run that exists. "
         "At most 2,500 bytes.",
     )
-    work_pool_name: str | None = Field(None, description="The work pool that is to run it.")
+    work_pool_name: str | None = Field(None, description="The work pool to run it in.")
     work_queue_name: str | None = Field(
-        None, description="The queue in the work pool; the pool's default queue else."
+        None, description="The queue in the work pool (default: the pool's default queue)."
     )
     job_variables: dict[str, Any] | None = Field(
         None, description="Overrides for the infrastructure's template."

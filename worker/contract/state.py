@@ -1,6 +1,4 @@
-"""States of a flow run as they come in a request and as they are stored; Prefect's ``StateCreate``
-and ``StateDetails``.
-"""
+"""States of a flow run, requested and stored: Prefect's ``StateCreate`` and ``StateDetails``."""
 
 from datetime import UTC, datetime
 from enum import Enum
@@ -26,12 +24,12 @@ class StateType(str, Enum):
 
 
 TERMINAL_STATES = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED})
-# As they are stored.
+# The stored values.
 TERMINAL_TYPES = frozenset(state.value for state in TERMINAL_STATES)
 
 
 def _aware(value: Any, handler: ValidatorFunctionWrapHandler) -> datetime:
-    """A datetime as pydantic reads it, or else as pendulum does. Without a zone it is UTC."""
+    """A datetime read by pydantic or, if that fails, by pendulum. Without a zone it is UTC."""
     try:
         parsed: datetime = handler(value)
     except ValueError:
@@ -46,11 +44,11 @@ def _aware(value: Any, handler: ValidatorFunctionWrapHandler) -> datetime:
 
 
 def _parsed_by_pendulum(value: Any) -> datetime:
-    # Imported only for what pydantic can't read. Prefect's DateTime reads in the same two steps,
-    # which its errors show.
+    # Imported only if pydantic fails. Prefect's DateTime reads in the same two steps, as its errors
+    # show.
     try:
         import pendulum
-    except ModuleNotFoundError:  # where the client is installed alone
+    except ModuleNotFoundError:  # the client is installed alone
         raise PydanticCustomError("value_error", "value is not a valid datetime") from None
     try:
         parsed = pendulum.parse(value, strict=True)
@@ -60,7 +58,7 @@ def _parsed_by_pendulum(value: Any) -> datetime:
         raise PydanticCustomError("value_error", "value is not a valid datetime") from error
     if not isinstance(parsed, datetime):
         raise ValueError(f"value is not a valid datetime it is a {type(parsed)}")
-    # A datetime of the standard library, without pendulum's names of zones.
+    # Make it a datetime of the standard library, without pendulum's zone names.
     return datetime.fromisoformat(parsed.isoformat())
 
 
@@ -68,16 +66,14 @@ DateTime = Annotated[datetime, WrapValidator(_aware)]
 
 
 class StateDetails(BaseModel):
-    """What a state carries besides its type; unknown fields are passed over, as Prefect does."""
+    """Details of a state besides its type. Unknown fields are ignored, as in Prefect."""
 
     model_config = ConfigDict(extra="ignore")
 
-    flow_run_id: UUID | None = Field(None, description="The run of this state; set by the worker.")
-    task_run_id: UUID | None = Field(
-        None, description="The task run in the parent flow that stands for a subflow run."
-    )
-    child_flow_run_id: UUID | None = Field(None, description="For such a task run: the subflow's run.")
-    scheduled_time: DateTime | None = Field(None, description="When a SCHEDULED run is to start.")
+    flow_run_id: UUID | None = Field(None, description="The run of this state. The worker sets it.")
+    task_run_id: UUID | None = Field(None, description="For a subflow run: its task run in the parent flow.")
+    child_flow_run_id: UUID | None = Field(None, description="For a subflow's task run: the subflow's run.")
+    scheduled_time: DateTime | None = Field(None, description="The start time of a SCHEDULED run.")
     cache_key: str | None = None
     cache_expiration: DateTime | None = None
     deferred: bool | None = False
@@ -95,12 +91,12 @@ class StateDetails(BaseModel):
 
 
 class StateCreate(BaseModel):
-    """The state that a run is to begin with."""
+    """A run's first state."""
 
     model_config = ConfigDict(extra="forbid")
 
     type: StateType = Field(description="The state's type.")
-    name: str | None = Field(None, description="The state's name; the type's by default.")
+    name: str | None = Field(None, description="The state's name (default: the type's).")
     message: str | None = Field(None, description="A message for people.")
     data: Any | None = Field(None, description="Any JSON value.")
     state_details: StateDetails = Field(default_factory=StateDetails, description="The state's details.")

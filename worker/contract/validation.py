@@ -1,4 +1,4 @@
-"""What is wrong with a request, listed as pydantic and FastAPI list it; decides nothing."""
+"""Lists the errors of a request as pydantic and FastAPI do. Decides nothing."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,10 +14,10 @@ from .policy import FlowRunPolicy
 from .request import CreateFlowRun
 from .state import StateCreate, StateDetails
 
-# How much of a name is shown where text cannot be stored; characters.
+# Characters of a name that an error shows for text that can't be stored.
 _MAX_PLACE = 100
 
-# What labels may have as values.
+# The types of a label's value.
 _LABELS = (bool, int, float, str)
 
 _MODELS = (CreateFlowRun, CreateFlowRunFromDeployment, StateCreate, StateDetails, FlowRunPolicy)
@@ -25,8 +25,8 @@ _FIELDS = frozenset(name for model in _MODELS for name in model.model_fields)
 
 
 def located(error: ValidationError, *location: str) -> Iterator[dict[str, Any]]:
-    """Pydantic's errors as FastAPI prints them: under a location, and with exceptions as empty
-    objects.
+    """Pydantic's errors as FastAPI prints them: with a location in front, and with exceptions as
+    empty objects.
     """
     for each in _without_other_kinds(error.errors(include_url=False)):
         found: dict[str, Any] = {**each, "loc": [*location, *each["loc"]]}
@@ -38,7 +38,7 @@ def located(error: ValidationError, *location: str) -> Iterator[dict[str, Any]]:
 
 
 def _without_other_kinds(errors: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
-    """For a label that is NaN or an infinity, this error alone: not that it is no text, too."""
+    """Keep one error for a label that is NaN or infinite: drop the one that it is no text."""
     numbers = {each["loc"][:-1] for each in errors if each["type"] == "finite_number"}
     for each in errors:
         *label, kind = each["loc"] or ("",)
@@ -49,8 +49,8 @@ def _without_other_kinds(errors: Sequence[ErrorDetails]) -> Iterator[ErrorDetail
 
 
 def without_most_errors(content: Any) -> tuple[Any, bool]:
-    """A body without most of its errors, if it has very many, and whether that is so. Pydantic
-    takes 0.2 seconds for a megabyte of wrong labels, as it looks for all kinds of each.
+    """Cut a body that has very many errors. Returns the body, and whether it was cut. Pydantic
+    takes 0.2 seconds for a megabyte of wrong labels, as it tries each type on each label.
     """
     if not isinstance(content, dict):
         return content, False
@@ -67,8 +67,8 @@ def without_most_errors(content: Any) -> tuple[Any, bool]:
 
 
 def _until_many(value: Any, kinds: tuple[type, ...]) -> Any:
-    """The beginning of a list or an object that has all the errors that are listed, and one more;
-    None if it has no more than that.
+    """The shortest beginning of a list or an object with one error more than are listed. None if it
+    has no more errors than that.
     """
     if not isinstance(value, (list, dict)) or len(value) <= MAX_ERRORS:
         return None
@@ -87,13 +87,13 @@ def _until_many(value: Any, kinds: tuple[type, ...]) -> Any:
 def first_errors(
     error: ValidationError, content: Any, body: TypeAdapter[Any], limit: int, *, more: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """The first of very many errors, and how many there are. Pydantic can only write out all of
-    them, which takes seconds and hundreds of megabytes for a large body. So the body's beginning is
-    validated again.
+    """The first of very many errors, and their number. Pydantic can only write all of them, which
+    takes seconds and hundreds of megabytes for a large body. So validate the body's beginning
+    again.
 
     Args:
-        limit: of the parameters, as :func:`worker.contract.request.limit_to_check` returns it.
-        more: whether there are more errors, which were left out before.
+        limit: for the parameters, as :func:`worker.contract.request.limit_to_check` returns it.
+        more: whether errors were already cut before.
     """
     try:
         body.validate_python(_beginning(content), context=limit)
@@ -105,7 +105,7 @@ def first_errors(
 
 
 def _beginning(value: Any, levels: int = 3) -> Any:
-    """A body with all of its fields, and few entries of its lists and objects; no model has more
+    """A body with all its fields, but few entries of its lists and objects. No model has more
     levels.
     """
     if isinstance(value, list):
@@ -117,7 +117,7 @@ def _beginning(value: Any, levels: int = 3) -> Any:
 
 
 def unstorable(content: Any) -> Iterator[dict[str, Any]]:
-    """Every text with a character that no database stores; Prefect answers 503 to them."""
+    """An error for each text with a character that no database stores. Prefect answers 503."""
     place: list[str | int] = ["body"]
     pending = [_entries(content)]
     while pending:

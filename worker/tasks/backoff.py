@@ -1,6 +1,4 @@
-"""How long to wait between two tries at something that is down: exponential, with full jitter,
-bounded.
-"""
+"""Waits between two tries at something that is down: exponential, with jitter, up to a limit."""
 
 import asyncio
 import random
@@ -10,11 +8,10 @@ LONGEST = 10.0  # seconds
 
 
 class Backoff:
-    """Delays that double from ``first`` seconds to ``LONGEST``, each drawn between half of it and
-    all of it.
+    """Delays that double from ``first`` seconds to ``LONGEST``. Each is drawn between half of that
+    and all of it.
 
-    The jitter keeps a fleet of workers from coming back in step after the database or the broker
-    returns.
+    The jitter keeps a fleet from retrying in step once the database or the broker is back.
     """
 
     def __init__(self, first: float = 0.1, tries: int = 0) -> None:
@@ -40,7 +37,7 @@ class Backoff:
 
 
 async def pause(seconds: float, until: asyncio.Event) -> None:
-    """Wait for so many seconds, or until an event is set."""
+    """Wait for some seconds, or until an event is set."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await until.wait()

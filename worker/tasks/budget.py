@@ -1,16 +1,16 @@
-"""Bounds the bytes that are held at one time; knows nothing of their owners."""
+"""Bounds the bytes held at one time. Knows nothing of their owners."""
 
 import asyncio
 
 
 class Budget:
-    """Counts held bytes up to a limit. A single item that is larger than the limit fits while
-    nothing else is held, so that it is served as well.
+    """Counts held bytes up to a limit. An item larger than the limit fits while nothing else is
+    held, so that it is served too.
 
     Single event loop, not thread safe.
 
     Attributes:
-        held: how many bytes are held.
+        held: the bytes held now.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -30,7 +30,7 @@ class Budget:
         return True
 
     def change(self, by: int) -> None:
-        """Change what is held by some bytes, whether they fit or not."""
+        """Add bytes to those held, or remove them. Added bytes need not fit."""
         self.held += by
         if by < 0 and self._less is not None:
             self._less.set()

@@ -1,4 +1,4 @@
-"""Finds the items that are to blame where a batch fails: the batch is tried in halves."""
+"""Finds the bad items of a batch that fails, by trying it in halves."""
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """What stands in place of an item's result.
+    """The result of an item that failed.
 
     Attributes:
         error: why the item failed alone, or why it was not tried.
@@ -26,15 +26,15 @@ async def isolate(
     *,
     stop: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> list[Result | Failed]:
-    """Try items together, and where that fails in halves, down to single items.
+    """Try items together. If that fails, try halves, down to single items.
 
-    With one bad item among ``n``, that takes about ``2 * log2(n)`` attempts more.
+    One bad item among ``n`` takes about ``2 * log2(n)`` further attempts.
 
     Args:
-        items: one or more; none gives an empty list.
-        attempt: does all of the items it is given, or none of them; returns a result for each.
-        stop: errors that no item is to blame for. No further attempt is made: the items of that
-            attempt, and those not tried yet, fail with it.
+        items: the batch. Without items the result is an empty list.
+        attempt: does all the items given, or none. Returns a result for each.
+        stop: errors that no item causes. They end the attempts: the items of that attempt, and
+            those not tried yet, fail with the error.
 
     Returns:
         For each item, in order, its result or why it failed.

@@ -1,4 +1,4 @@
-"""The hand-over between two stages of the line: what one stage puts, the next takes in bulk.
+"""The hand-over between two stages of the line: one stage puts items, the next takes batches.
 
 Single event loop, not thread safe; one task takes, and one waits for room.
 """
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """A queue that is read in batches: whatever waits, up to a limit, and never a wait for more
-    than the first item.
+    """A queue that is read in batches. A batch is all that waits, up to a limit. Only its first
+    item is waited for.
 
     Args:
-        size: gives an item's size, in whatever unit.
+        size: returns an item's size, in any unit.
 
     Attributes:
-        size: of all that is inside.
+        size: the size of all items inside.
     """
 
     def __init__(self, size: Callable[[T], int] = lambda item: 1) -> None:
@@ -42,13 +42,13 @@ class Mailbox(Generic[T]):
         self._changed.set()
 
     def close(self) -> None:
-        """Say that nothing more comes. What is still inside is taken first."""
+        """End the queue. Items still inside are taken first."""
         self._closed = True
         self._changed.set()
 
     async def room(self, max_size: int, beside: Callable[[], int] = lambda: 0) -> None:
-        """Wait until what is inside, and beside it, has at most this size. What is beside has to
-        come in, and be taken, to leave.
+        """Wait until the items inside, plus those ``beside``, have at most this size. Only
+        :meth:`take` ends the wait, so items beside must come in and be taken.
         """
         while self.size + beside() > max_size:
             self._taken.clear()
@@ -58,9 +58,8 @@ class Mailbox(Generic[T]):
         """Wait for an item, then return all that wait, in order.
 
         Args:
-            limit: how many items at the most.
-            max_size: the batch ends before its sizes add up to more than this (a single item that
-                is larger still comes, alone).
+            limit: the largest number of items.
+            max_size: the batch's largest total size. An item that is larger comes alone.
 
         Returns:
             One to ``limit`` items; an empty list when the mailbox is closed and empty.

@@ -1,10 +1,10 @@
-"""Hands out turns, one after the other; knows nothing of the work that waits for them."""
+"""Gives turns, one after the other. Knows nothing of the work that waits for them."""
 
 import asyncio
 from collections import deque
 
-# A turn begins after this many seconds at the latest, as the turn before it may never be ended: a
-# session may be lost in between. A guess.
+# A turn begins after this many seconds at the latest: the turn before it may never end if its
+# session is lost. A guess.
 LONGEST_SECONDS = 10.0
 
 
@@ -19,7 +19,7 @@ class Turns:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def wait(self, *, first: bool = False) -> "asyncio.Future[None]":
-        """A future that is done when its turn has come: after all others, or before them."""
+        """A future that is done when its turn comes: after all others, or before them."""
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         loop.call_later(self._longest, _begin, turn)
@@ -27,7 +27,7 @@ class Turns:
         return turn
 
     def next(self) -> None:
-        """Let the next one have its turn, if one waits."""
+        """Begin the next turn, if one waits."""
         while self._waiting and not _begin(self._waiting.popleft()):
             pass
 
