@@ -1,5 +1,5 @@
-"""The servers that the tests run against: a RabbitMQ node and a PostgreSQL cluster of their own,
-real ones, ended with them.
+"""The servers of the tests: a private RabbitMQ node and a private PostgreSQL cluster, both real,
+stopped at the end.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -17,22 +17,22 @@ from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
 
-# Of the container's memory; MiB.
+# Memory limit of the container in MiB.
 MANIFESTS_LIMIT = 512
-# Folders and files of tests by how long they take.
+# Folders and files of tests, the slowest first.
 LONGEST = ("conformance", "test_faults.py", "faults", "deploy")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first, so that no process is left with it at the end."""
+    """Run the slowest tests first, so that no process is left with them at the end."""
     items.sort(
         key=lambda item: next((n for n, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST))
     )
 
 
 class TogetherByFile(LoadScopeScheduling):
-    """Which tests stay together when several processes share them: a file, as its servers do; all
-    that share a Prefect server.
+    """Groups tests for several processes: a file stays together because of its servers, and so do
+    all that share a Prefect server.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -43,7 +43,7 @@ class TogetherByFile(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TogetherByFile:
-    """xdist's own marks for this have no effect with pytest 9.2, which keeps names elsewhere."""
+    """xdist's own marks have no effect with pytest 9.2, which keeps names elsewhere."""
     return TogetherByFile(config, log)
 
 
@@ -66,7 +66,7 @@ def amqp_url(rabbitmq: RabbitMQ) -> str:
 
 @pytest.fixture
 def queue() -> str:
-    """A request queue of this test's own; the rest of the topology follows from its name."""
+    """A request queue for this test; the rest of the topology follows from its name."""
     return f"test-{uuid4().hex[:8]}.create"
 
 
@@ -82,14 +82,14 @@ def postgresql_url(postgresql: PostgreSQL) -> str:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """An empty database, of either kind in turn."""
+    """An empty database, on PostgreSQL and on SQLite."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
 
 
 @pytest.fixture(scope="session")
 def fast_path() -> bool:
-    """Whether workers have the fast path; a module that runs both ways has another such fixture."""
+    """Whether workers have the fast path; a module that tests both overrides this fixture."""
     return True
 
 
@@ -98,7 +98,7 @@ StartWorker = Callable[..., WorkerProcess]
 
 @pytest.fixture
 def start_worker(amqp_url: str, queue: str, tmp_path: Path, fast_path: bool) -> Iterator[StartWorker]:
-    """Start worker processes on this test's queue; those still running at its end are killed."""
+    """Start worker processes on this test's queue; kill those still running at the end."""
     started: list[WorkerProcess] = []
 
     def start(database_url: str, *, wait: bool = True, **settings: Any) -> WorkerProcess:
@@ -125,16 +125,14 @@ def start_worker(amqp_url: str, queue: str, tmp_path: Path, fast_path: bool) -> 
 
 @pytest.fixture
 async def producer(amqp_url: str, queue: str) -> AsyncIterator[Producer]:
-    """A producer that speaks plain AMQP with a reply queue of its own, by a library that the worker
-    doesn't use.
-    """
+    """A producer in plain AMQP with its own reply queue, by a library that the worker lacks."""
     async with Producer(amqp_url, queue) as producer:
         yield producer
 
 
 @pytest.fixture
 def worker_in_limit() -> Iterator[Sequence[str]]:
-    """The command of a worker in the manifests' limit of memory."""
+    """The command of a worker within the manifests' memory limit."""
     with ExitStack() as stack:
         try:
             command = stack.enter_context(limited(MANIFESTS_LIMIT))

@@ -1,1 +1,1 @@
-"""Comparisons with what a user would use instead; run by ``make bench``, never by the tests."""
+"""Comparisons of the worker with other ways to create runs, for ``make bench``."""

@@ -1,8 +1,8 @@
-"""Small requests among large ones, at a rate, through one worker: how long the small ones take, and
-the worker's size, slice by slice.
+"""Sends small requests among large ones at a fixed rate through one worker, and measures slice by
+slice the latency of the small ones and the worker's size.
 
-``python -m tests.benchmarks.among_large``. One request of ``--every`` has a megabyte of text, the
-others have 200 bytes. ``--worker FOLDER``, once or more, measures the workers of these checkouts
+``python -m tests.benchmarks.among_large``. One request in ``--every`` has a megabyte of text, the
+others have 200 bytes. ``--worker FOLDER`` (may be repeated) measures the workers of these checkouts
 instead, in turn, ``--rounds`` times.
 """
 
@@ -34,13 +34,13 @@ from worker.broker.topology import Topology
 console = Console(width=130)
 HERE = Path(__file__).parents[2]
 SMALL, LARGE = text(200), text(1_000_000)
-# A reply that takes longer than this many seconds will not come.
+# Seconds after which a reply counts as lost.
 PATIENCE = 300.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """``size`` requests in ``slices``, ``rate`` a second, one of ``every`` large."""
+    """``size`` requests in ``slices`` at ``rate`` a second; one in ``every`` is large."""
 
     size: int
     slices: int
@@ -50,8 +50,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Slice:
-    """Latencies of the small requests in milliseconds, from when each was due; the worker's size
-    at its end, and at most until then, in MiB.
+    """Latencies of the small requests in milliseconds, from when each was due; the worker's size in
+    MiB at the end of the slice, and its peak until then.
     """
 
     p50: float
@@ -72,14 +72,14 @@ class Load:
         self.failed = 0
 
     async def on_reply(self, message: AbstractIncomingMessage) -> None:
-        """Note how long a small request took."""
+        """Note the latency of a small request."""
         due, small = self._open.pop(message.correlation_id or "")
         self.failed += message.headers["status"] != 201
         if small:
             self._latencies.append((time.perf_counter() - due) * 1000)
 
     async def send(self, count: int, options: Options) -> Sequence[float]:
-        """Send so many; returns the latencies of the small ones in milliseconds, sorted."""
+        """Send ``count`` requests; returns the small ones' latencies in milliseconds, sorted."""
         self._latencies = []
         start = time.perf_counter() + 0.05
         for number in range(count):
@@ -104,7 +104,7 @@ class Load:
 
 @asynccontextmanager
 async def open_load(amqp_url: str, topology: Topology) -> AsyncIterator[Load]:
-    """A load on a request queue of its own. Replies come on another connection than requests go."""
+    """A load on a request queue of its own. Requests and replies use separate connections."""
     async with await aio_pika.connect(amqp_url) as sending, await aio_pika.connect(amqp_url) as receiving:
         channel = await sending.channel(publisher_confirms=False)
         await topology.declare(channel)
@@ -119,7 +119,7 @@ async def open_load(amqp_url: str, topology: Topology) -> AsyncIterator[Load]:
 
 
 async def measure(amqp_url: str, database_url: str, checkout: Path, options: Options) -> list[Slice]:
-    """Have one worker serve it all."""
+    """Measure one worker under this load."""
     topology = Topology(f"among-large-{uuid4().hex[:8]}.create")
     worker = f"cd {checkout} && exec {sys.executable} -m worker"
     upgrading = await asyncio.create_subprocess_shell(
@@ -131,7 +131,7 @@ async def measure(amqp_url: str, database_url: str, checkout: Path, options: Opt
         command = ("sh", "-c", f"{worker} run", "sh")
         fleet = Fleet(amqp_url, database_url, topology.queue, Path(logs), command=command)
         async with open_load(amqp_url, topology) as load, fleet.running() as running:
-            await running.watch(load.send(1_000, options))  # connections, statements, code are warm then
+            await running.watch(load.send(1_000, options))  # warm connections, statements and code
             part = options.size // options.slices
             for number in range(1, options.slices + 1):
                 latencies = await running.watch(load.send(part, options))
@@ -145,7 +145,7 @@ async def measure(amqp_url: str, database_url: str, checkout: Path, options: Opt
 
 
 def shown(slices: Sequence[Slice]) -> str:
-    """Medians of several slices in words."""
+    """The medians of several slices, as text."""
     p50, p99, size = (
         statistics.median(getattr(each, name) for each in slices) for name in ("p50", "p99", "size")
     )

@@ -1,9 +1,9 @@
-"""How late Prefect's automations are, by who made the run:
-``python -m tests.benchmarks.automations``.
+"""Measures how late Prefect's automations fire for runs made in different ways: ``python -m
+tests.benchmarks.automations``.
 
 A real Prefect server on PostgreSQL has an automation on a run's first state, Pending, and one on
 Completed. Runs are made by the API, by a message with events and, with ``--without-events``, by a
-message without: that takes a quarter of an hour. Each is completed at once.
+message without events, which takes a quarter of an hour. Each run is completed at once.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
 
 STATES = ("Pending", "Completed")
-# For an automation that fires late: Prefect waits fifteen minutes for an event that is missing.
+# An automation may fire late: Prefect waits fifteen minutes for a missing event.
 PATIENCE = 1000.0
 
 Make = Callable[[str], Awaitable[Any]]
@@ -46,12 +46,12 @@ class Automations:
         return response.json()
 
     async def seconds(self, make: Make, patience: float) -> dict[str, float | None]:
-        """Make a run and complete it; how long after each state its automation fired, in seconds.
-        None if it has not in time.
+        """Make a run and complete it; returns the seconds from each state until its automation
+        fired, or None if it did not fire in time.
         """
         flow = (await self.post("/flows/", {"name": str(uuid4())}))["id"]
         automations = {state: await self._automation(flow, state) for state in STATES}
-        await asyncio.sleep(2)  # the server takes a moment to know them
+        await asyncio.sleep(2)  # the server loads them with a delay
         run = await make(flow)
         at = {"Pending": datetime.fromisoformat(run["state"]["timestamp"])}
         for state in ("RUNNING", "COMPLETED"):

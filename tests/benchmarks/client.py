@@ -1,4 +1,4 @@
-"""A worker on a queue of its own, and the Python client that asks it."""
+"""A worker on a queue of its own, and the Python client that uses it."""
 
 import tempfile
 from collections.abc import AsyncIterator

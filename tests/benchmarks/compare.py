@@ -1,9 +1,9 @@
-"""``make bench``: the worker beside what a user would use instead, in turn on the same servers,
-with the ratios of each round.
+"""``make bench``: compares the worker with its alternatives, in turn on the same servers, and
+prints the ratios of each round.
 
-Against Prefect's HTTP API, the worker that one would write first, and aio-pika's confirmed echo
-without a database. Each round measures all of them once, so that a ratio compares what ran within
-the same minute. ``--rounds``, ``--quick``.
+The alternatives are Prefect's HTTP API, a simple first worker, and aio-pika's confirmed echo
+without a database. Each round measures all of them once, so a ratio compares figures of the same
+minute. ``--rounds``, ``--quick``.
 """
 
 import argparse
@@ -38,13 +38,13 @@ Measure = Callable[[], Awaitable[float]]
 
 OURS = "worker, PostgreSQL"
 API = "Prefect's HTTP API, PostgreSQL"
-# As the API emits them, this is what to compare it with.
+# Prefect's API emits events too, so its figures are compared with this row.
 EVENTS = "worker, a Prefect server's database, with events"
 API_ALONE = "Prefect's HTTP API, one at a time"
 API_HALF = "Prefect's HTTP API, at half of its load"
-# Of the most that the worker serves.
+# Shares of the worker's highest throughput.
 SHARES = {"a third": 1 / 3, "half": 1 / 2}
-# How many HTTP clients at once gave Prefect's API the most.
+# The number of concurrent HTTP clients at which Prefect's API is fastest.
 CLIENTS = 16
 
 
@@ -62,19 +62,19 @@ class Prefect:
         return cls(http, UUID(made.json()["id"]))
 
     async def rate(self, seconds: float) -> float:
-        """Creates a second, by several clients at once."""
+        """Requests a second, by several clients at once."""
         deadline = time.perf_counter() + seconds
         counts = await asyncio.gather(*(self._until(deadline) for _ in range(CLIENTS)))
         return sum(counts) / seconds
 
     async def latencies(self, requests: int) -> list[float]:
-        """Of one request at a time, in milliseconds."""
+        """Latencies of single requests in sequence, in milliseconds."""
         await self._until(time.perf_counter() + 1)
         body = Requests("small", self.flow_id, f"{uuid4()}-")
         return [await _timed(self._create(body(number))) for number in range(requests)]
 
     async def latencies_at(self, rate: float, requests: int) -> list[float]:
-        """At so many requests a second (open loop), each from when it was due, in milliseconds."""
+        """Latencies at ``rate`` requests a second (open loop), in milliseconds from due time."""
         body = Requests("small", self.flow_id, f"{uuid4()}-")
         started = time.perf_counter()
 
@@ -101,7 +101,7 @@ class Prefect:
 
 
 async def client_latencies(amqp_url: str, database_url: str, requests: int) -> list[float]:
-    """Of one request at a time by the Python client, in milliseconds."""
+    """Latencies of single requests in sequence by the Python client, in milliseconds."""
     async with client_of_a_worker(amqp_url, database_url) as client:
         body = Requests("small", uuid4(), f"{uuid4()}-")
         for number in range(-300, 0):
@@ -116,11 +116,11 @@ async def _timed(request: Awaitable[object]) -> float:
 
 
 class Comparison:
-    """The servers of one run, and what was found on them.
+    """The servers of one run, and the measurements on them.
 
     Args:
-        requests: of one measurement of the worker's rate; others take fewer, as they serve fewer.
-        seconds: of one measurement of Prefect's rate.
+        requests: sent for one measurement of the worker's throughput; slower programs get fewer.
+        seconds: duration of one measurement of Prefect's throughput.
     """
 
     def __init__(self, broker: RabbitMQ, cluster: PostgreSQL, requests: int, seconds: float) -> None:
@@ -138,7 +138,7 @@ class Comparison:
             await migrations.upgrade(url)
 
     async def throughput(self, rounds: int) -> None:
-        """How many requests a second each serves."""
+        """Measure the requests a second of each."""
         with PrefectServer(self._prefect) as server:
             async with httpx.AsyncClient(
                 base_url=server.api, timeout=60, limits=httpx.Limits(max_connections=CLIENTS)
@@ -166,11 +166,11 @@ class Comparison:
                         console.print(f"round {number + 1}: {name}: {self.rates[name][-1]:,.0f}/s")
 
     async def latency(self, rounds: int) -> None:
-        """How long one request takes, alone and at shares of the load that is served with its
-        producer on the same cores.
+        """Measure the latency of one request, alone and at shares of the highest load that is
+        served with the producer on the same cores.
 
-        In turn; a Prefect server runs only while it is measured, since its background services take
-        from the same cores.
+        Each is measured in turn. Prefect's server runs only while it is measured, since its
+        background services use the same cores.
         """
         alone = self._requests // 20
         for number in range(rounds):

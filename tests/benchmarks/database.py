@@ -1,14 +1,14 @@
-"""What the benchmarks do to a database besides measuring on it."""
+"""Prepares a database for the next measurement."""
 
 import asyncpg
 
 
 async def tidy(url: str, *, checkpoint: bool = True) -> None:
-    """Remove what a measurement left to vacuum, so that the next one does not pay for it.
+    """Vacuum after a measurement, so that the next one does not pay for it.
 
-    A checkpoint lets PostgreSQL use its files of the write-ahead log again, as it does on any
-    database that has run for a while. A new one fills each with zeros first (16 MB, some 8,000
-    runs), and all commits wait for that.
+    A checkpoint lets PostgreSQL reuse its write-ahead log files, as it does on any database that
+    has run for a while. A new file is first filled with zeros (16 MB, some 8,000 runs), and all
+    commits wait for that.
     """
     connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=60)
     try:

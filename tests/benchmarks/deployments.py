@@ -1,9 +1,9 @@
-"""``python -m tests.benchmarks.deployments``: requests for runs of a deployment beside requests for
-runs of its flow, in turn on one worker and the database of a Prefect server, with the ratios of
-each round. ``--rounds``, ``--requests``.
+"""``python -m tests.benchmarks.deployments``: compares requests for runs of a deployment with
+requests for runs of its flow, in turn on one worker and a Prefect server's database, and prints the
+ratios of each round. ``--rounds``, ``--requests``.
 
-The deployment has a process pool, a parameter schema that is enforced, and job variables. The runs
-of its flow are SCHEDULED for the same pool, so that both are picked up by its workers.
+The deployment has a process pool, an enforced parameter schema, and job variables. The runs of its
+flow are SCHEDULED for the same pool, so its workers pick up both.
 """
 
 import argparse
@@ -42,7 +42,7 @@ SCHEMA = {
 
 
 def _set_up(server: PrefectServer) -> tuple[str, str, str]:
-    """Make a deployment; returns the flow's id, the deployment's name and the pool's."""
+    """Make a deployment; returns the flow's id, the deployment's name and the pool's name."""
     with httpx.Client(base_url=server.api, timeout=60) as http:
 
         def post(path: str, body: dict[str, Any]) -> Any:
@@ -71,8 +71,8 @@ def _set_up(server: PrefectServer) -> tuple[str, str, str]:
 async def _measure(
     broker: str, database: str, requests: int, body: Callable[[int], bytes], type_: str
 ) -> tuple[float, float]:
-    """Requests served a second by one worker whose queue was filled before it started; and its CPU
-    for each, its start included, in microseconds.
+    """Requests a second of one worker whose queue was filled before its start, and its CPU in
+    microseconds for each request, its start included.
     """
     topology = Topology(f"flow-runs-bench-{uuid4().hex[:8]}.create")
     before = _cpu_seconds()
@@ -87,7 +87,7 @@ async def _measure(
 
 
 def _cpu_seconds() -> float:
-    """Of all child processes that have ended."""
+    """CPU seconds of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -157,7 +157,7 @@ def main() -> None:
         database = postgresql.create_database()
         with PrefectServer(database) as server:
             made = _set_up(server)
-        # The server has ended: it would take a share of the machine.
+        # The server is stopped by now: it would use the same cores.
         work = compare(rabbitmq.url, database, made, arguments.rounds, arguments.requests)
         uvloop.run(work)
 

@@ -1,7 +1,5 @@
-"""aio-pika's confirmed echo, to compare with: no database, no JSON, only receive, publish with a
-confirm, acknowledge.
-
-``python -m tests.benchmarks.echo_worker AMQP_URL DATABASE_URL QUEUE`` (the database is not used).
+"""aio-pika's confirmed echo, for comparison: it receives, publishes with a confirm and
+acknowledges, without a database or JSON.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
-"""What events cost a worker, and how many a Prefect server takes in:
-``python -m tests.benchmarks.events``.
+"""Measures the cost of events for a worker, and how many a Prefect server accepts: ``python -m
+tests.benchmarks.events``.
 
-Requests wait in the queue; a worker on the server's database is started, and timed from the first
-run to the last acknowledgement. The API is away meanwhile, so that the server takes no time of the
-machine. Then the server is given events as fast as it answers, until its table has all of them.
+Requests wait in the queue. A worker starts on the server's database and is timed from the first run
+to the last acknowledgement. The API is stopped meanwhile, so the server uses no CPU. Then the
+server gets events as fast as it answers, until its table has all of them.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def _cpu(worker: WorkerProcess) -> float:
 
 
 async def serve(broker: RabbitMQ, database_url: str, folder: Path, flow: str, count: int, api: str) -> Served:
-    """A worker's time for so many requests, from the first run to the last acknowledgement."""
+    """Time ``count`` requests of a worker, from the first run to the last acknowledgement."""
     topology = Topology(f"events-{uuid4().hex[:8]}.create", events=bool(api))
     connection = await aio_pika.connect(broker.url)
     async with connection:
@@ -99,7 +99,7 @@ async def serve(broker: RabbitMQ, database_url: str, folder: Path, flow: str, co
 
 
 async def take_in(server: PrefectServer, flow: str, count: int) -> tuple[float, float, int]:
-    """Events a second that the API answers, and that its table gets; and how many it never gets."""
+    """Events a second that the API answers and that reach its table, and the number lost."""
     rows = RelatedRows(flows={UUID(flow): Related(UUID(flow), "flow")})
     body = json.dumps({"flow_id": flow, "tags": ["a", "b"]}).encode()
 

@@ -1,9 +1,8 @@
-"""The worker that one would write first, to compare with: an aio-pika callback, one commit a
-message, prefetch 20.
+"""A simple first worker, for comparison: an aio-pika callback, one commit a message, prefetch 20.
 
-``python -m tests.benchmarks.first_worker AMQP_URL DATABASE_URL QUEUE``. It uses the same contract
-and the same tables, by SQLAlchemy with its usual drivers, and gives the same reply; it has none of
-the worker's guarantees but the unique key.
+``python -m tests.benchmarks.first_worker AMQP_URL DATABASE_URL QUEUE``. It has the same contract,
+tables and reply, and uses SQLAlchemy with its usual drivers. The only
+guarantee of the worker that it has is the unique key.
 """
 
 import asyncio

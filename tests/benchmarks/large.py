@@ -1,8 +1,8 @@
-"""What takes longer than ``make bench``: large tables, a million requests through one worker, more
-workers than one.
+"""Measures longer cases than ``make bench``: large tables, a million requests through one worker,
+several workers.
 
-``python -m tests.benchmarks.large table|million|workers [--size N]``; each prints its table. Takes
-minutes, and gigabytes of disk.
+``python -m tests.benchmarks.large table|million|workers [--size N]``; each prints its table. It
+takes minutes and gigabytes of disk.
 """
 
 import argparse
@@ -36,13 +36,12 @@ PROGRAMS = {"beam.smp": "broker", "postgres": "database"}
 
 
 async def grow(url: str, size: int) -> None:
-    """Multiply the newest run and its state to so many, each with a key and ids of its own; indexes
-    are made anew afterwards.
+    """Copy the newest run and its state to ``size`` runs, each with its own key and ids, and
+    rebuild the indexes.
     """
     connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=60)
     try:
-        # References are right by construction; checking ten million of them is not what is
-        # measured.
+        # The copies refer to existing rows, so skip the checks of ten million foreign keys.
         await connection.execute("SET session_replication_role = replica; SET maintenance_work_mem = '1GB'")
         await connection.execute("SET synchronous_commit = off")
         indexes = await connection.fetch(
@@ -104,12 +103,12 @@ async def table(size: int, rounds: int) -> None:
         for kind in ("our own schema", "Prefect's schema"):
             urls = [cluster.create_database(), cluster.create_database()]
             flows = [await (_flows(url) if kind.startswith("Prefect") else _own_schema(url)) for url in urls]
-            # One run to multiply, of another flow than the measured runs, which are removed again.
+            # One run to copy, of another flow than the measured runs, which are deleted later.
             await _create_one(broker.url, urls[1], flows[1][1])
             await grow(urls[1], size)
             rates: tuple[list[float], list[float]] = ([], [])
-            # The first round reads what is on disk, and writes each page in full after the
-            # checkpoint: it is not counted.
+            # The first round is not counted: it reads from disk, and writes each page in full after
+            # the checkpoint.
             for number in range(rounds + 1):
                 for index, url in enumerate(urls):
                     done = await measure(broker.url, url, requests=20_000, flow_id=flows[index][0])
@@ -127,7 +126,7 @@ async def table(size: int, rounds: int) -> None:
 
 
 async def _flows(url: str) -> tuple[UUID, UUID]:
-    """Two flows in a database that a Prefect server makes."""
+    """Two flows in a Prefect server's database."""
     with PrefectServer(url) as prefect:
         async with httpx.AsyncClient(base_url=prefect.api, timeout=60) as http:
             first, second = [
@@ -147,7 +146,7 @@ async def _create_one(amqp_url: str, url: str, flow_id: UUID) -> None:
 
 
 async def million(size: int, rate: float, slices: int = 20) -> None:
-    """So many requests through one worker at a rate: its memory and the latency, slice by slice."""
+    """Send ``size`` requests through one worker at a rate; print memory and latency per slice."""
     with RabbitMQ() as broker, PostgreSQL() as cluster, tempfile.TemporaryDirectory() as folder:
         topology = Topology(f"flow-runs-bench-{uuid4().hex[:8]}.create")
         url, part = cluster.create_database(), size // slices
@@ -177,7 +176,7 @@ async def million(size: int, rate: float, slices: int = 20) -> None:
 
 
 async def workers(size: int, rounds: int) -> None:
-    """Throughput with one to four worker processes, and what the machine's cores did meanwhile."""
+    """Throughput of one to four worker processes, and the load of the machine's cores meanwhile."""
     with RabbitMQ() as broker, PostgreSQL() as cluster:
         url = cluster.create_database()
         await migrations.upgrade(url)
@@ -209,11 +208,10 @@ async def workers(size: int, rounds: int) -> None:
 
 
 class Cores:
-    """How many cores the broker, the database, the workers and the load kept busy, from the first
-    reply to the last.
+    """The number of cores that broker, database, workers and load kept busy, from the first reply
+    to the last.
 
-    By the names of processes, from ``/proc``: nothing else of these names should have much to do
-    meanwhile.
+    Processes are found by name in ``/proc``, so other processes with these names should be idle.
     """
 
     def __init__(self, requests: int) -> None:
@@ -222,7 +220,7 @@ class Cores:
         self.busy: dict[str, float] = {}
 
     def progress(self, count: int) -> None:
-        """Replies have come."""
+        """Count replies."""
         if not self._before:
             self._before = self._seconds()
         self._missing -= count
@@ -239,8 +237,8 @@ class Cores:
                 name, _, rest = process.read_text().partition("(")[2].rpartition(")")
             except OSError:  # it has ended
                 continue
-            # User and system time of the process, then of its children that have ended: of
-            # PostgreSQL's, one for each connection.
+            # User and system time of the process, then of its ended children. PostgreSQL has one
+            # child for each connection.
             parent, *times = (int(rest.split()[field]) for field in (1, 11, 12, 13, 14))
             if process.parent.name == str(os.getpid()):
                 found["load"] += sum(times[:2]) / tick
@@ -248,7 +246,7 @@ class Cores:
                 found[PROGRAMS[name]] += sum(times) / tick
             elif parent == os.getpid():
                 found["workers"] += sum(times[:2]) / tick
-        # Of the machine: user, nice, system; then come idle and waiting for disks; then interrupts.
+        # The machine's times: user, nice, system; then idle and I/O wait; then interrupts.
         fields = [int(field) for field in Path("/proc/stat").read_text().split(maxsplit=8)[1:8]]
         found["all"] = (sum(fields) - fields[3] - fields[4]) / tick
         return {**found, "clock": time.monotonic()}

@@ -1,5 +1,5 @@
-"""``python -m tests.benchmarks.latency_plot``: draws the table of latencies over load that
-``deploy/docs/measurements.md`` has, so that picture and table have the same figures.
+"""``python -m tests.benchmarks.latency_plot``: draws the table of latencies over load in
+``deploy/docs/measurements.md``, so that picture and table have the same figures.
 """
 
 import re
@@ -11,12 +11,12 @@ from worker.bench.picture import Spread, draw_spreads
 PAGE = ROOT / "deploy/docs/measurements.md"
 HEADING = "## How does latency grow with the load?"
 PICTURE = ROOT / "deploy/docs/pictures/latency-over-load.svg"
-# Of the picture, in inches of 72 points each.
+# Size of the picture in inches of 72 points.
 SIZE = (7.5, 3.2)
 
 
 def spread(cell: str) -> Spread:
-    """What a cell tells: the median of the rounds, and behind it their range, if it is told."""
+    """The median of the rounds in a cell, and the range after it if there is one."""
     median, *bounds = (float(number) for number in re.findall(r"[\d.]+", cell.replace(",", "")))
     low, high = bounds or (median, median)
     return Spread(median, low, high)
@@ -39,7 +39,7 @@ def draw(rows: list[str], picture: Path) -> None:
     }
     (loads_name, loads), *percentiles = named.items()
     rates = [load.median for load in loads]
-    # Text stays text; nothing in the file changes from one run to the next.
+    # Text stays text, and the same table gives the same file.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "latency", "font.size": 10}):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
@@ -54,12 +54,12 @@ def draw(rows: list[str], picture: Path) -> None:
         axes.legend(loc="upper left", frameon=False)
         metadata = {"Description": "\n".join(rows), "Date": None, "Creator": None}
         figure.savefig(picture, metadata=metadata)
-    # Without the spaces at the ends of lines that matplotlib leaves.
+    # Remove the trailing spaces that matplotlib leaves.
     picture.write_text("".join(f"{line.rstrip()}\n" for line in picture.read_text().splitlines()))
 
 
 def main() -> None:
-    """Draw it anew."""
+    """Draw the picture."""
     draw(table(), PICTURE)
     print(f"{PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size:,} bytes")
 

@@ -1,5 +1,5 @@
-"""``python -m tests.benchmarks.lateness``: how late a heartbeat in the event loop is while costly
-checks are made, and what becomes of each.
+"""``python -m tests.benchmarks.lateness``: measures the delay of a heartbeat in the event loop
+during costly checks, and prints the outcome of each.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
-"""How large a worker becomes, whatever requests come: ``python -m tests.benchmarks.memory``.
+"""Measures the size of a worker for each shape of request: ``python -m tests.benchmarks.memory``.
 
 Each shape fills the queue, starts one worker with default settings, and waits until each request is
-answered. Takes some minutes and gigabytes of disk; ``--scale 0.1`` has a tenth of the requests.
-``--limit 512`` has the operating system end a worker that is larger than so many MiB, as a
-container's limit does (a memory cgroup, which needs root).
+answered. This takes some minutes and gigabytes of disk; ``--scale 0.1`` sends a tenth of the
+requests. ``--limit 512`` puts the worker into a memory cgroup of 512 MiB, as a container has it
+(needs root).
 """
 
 import argparse
@@ -33,7 +33,7 @@ from worker.broker.topology import Topology
 from worker.store import migrations
 
 console = Console(width=130)
-# A reply that takes longer than this many seconds will not come.
+# Seconds after which a reply counts as lost.
 PATIENCE = 300.0
 
 
@@ -67,7 +67,7 @@ class Replies:
 async def measure(
     amqp_url: str, database_url: str, api: str, shape: Shape, scale: float, command: Sequence[str]
 ) -> Measured:
-    """Fill the queue, have one worker empty it."""
+    """Fill the queue, and have one worker empty it."""
     topology = Topology(f"memory-{uuid4().hex[:8]}.create")
     flow = await shape.deployments.make(database_url, api) if shape.deployments else None
     database = "SQLite" if database_url.startswith("sqlite") else "PostgreSQL"
@@ -96,8 +96,8 @@ async def _served(
     requests: Iterable[tuple[bytes, str | None]],
     command: Sequence[str],
 ) -> tuple[float, int, Counter[int]]:
-    """Seconds that a worker takes for requests that waited for it, its largest size in bytes, and
-    the statuses.
+    """Seconds until a worker has served the waiting requests, its peak size in bytes, and the
+    statuses.
     """
     channel = await connection.channel()
     reply_queue = await channel.declare_queue(exclusive=True)

@@ -1,7 +1,7 @@
-"""``python -m tests.benchmarks.prune [--size N] [--rate R] [--batch N] [--pause S]``: old runs are
-deleted by ``db prune`` while a worker serves at a rate; how fast, and what requests wait meanwhile.
+"""``python -m tests.benchmarks.prune [--size N] [--rate R] [--batch N] [--pause S]``: measures the
+speed of ``db prune`` while a worker serves at a rate, and the latency of requests meanwhile.
 
-The command is interrupted once, and repeated. Takes minutes, and gigabytes of disk.
+The command is interrupted once, and repeated. It takes minutes and gigabytes of disk.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from worker.broker.topology import Topology
 from worker.store import migrations
 from worker.tasks.collector import relieve_collector
 
-# How long the latency is measured before and after, and the share of the runs that is left when the
-# command is interrupted.
+# Seconds of measurement before and after, and the share of the runs that is left when the command
+# is interrupted.
 ALONE_SECONDS = 15
 LEFT = 0.5
 
 
 class Latencies:
-    """Latencies of requests at a rate, told by what went on meanwhile."""
+    """Latencies of requests at a rate, grouped by the phase in which they were sent."""
 
     def __init__(self, load: Load, rate: float) -> None:
         self._load, self._rate = load, rate
@@ -57,7 +57,7 @@ class Latencies:
 
 
 async def age(url: str) -> None:
-    """Let the one run have ended a hundred days ago."""
+    """Set the end of the only run to a hundred days ago."""
     connection = await asyncpg.connect(url.replace("+asyncpg", ""))
     await connection.execute(
         "UPDATE flow_run SET state_type = 'COMPLETED', end_time = now() - interval '100 days'"

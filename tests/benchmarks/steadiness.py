@@ -1,9 +1,7 @@
-"""``python -m tests.benchmarks.steadiness``: how steadily the cores of this machine run while
-nothing else does.
+"""``python -m tests.benchmarks.steadiness``: measures how steadily an idle machine's cores run.
 
-A virtual machine's core is at times slower, for milliseconds, when its neighbours are busy. Where
-that is a hundredth of the time, every p99 that is measured on it, of whatever, tells of the machine
-as well.
+A virtual machine's core slows down for milliseconds at times when its neighbours are busy. If that
+is a hundredth of the time, every p99 measured on it shows the machine as well.
 """
 
 import os
@@ -13,12 +11,12 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby
 
-# A stretch of the same work that takes so many times the usual is a slow one.
+# A piece of work that takes this many times the median counts as slow.
 SLOW = 1.4
 
 
 def stretches(core: int, seconds: float) -> list[float]:
-    """How long each of many equal pieces of work took, in seconds."""
+    """Seconds that each of many equal pieces of work took."""
     os.sched_setaffinity(0, {core})
     took: list[float] = []
     end = time.perf_counter() + seconds
@@ -31,7 +29,7 @@ def stretches(core: int, seconds: float) -> list[float]:
 
 
 def main(seconds: float) -> None:
-    """All cores at once."""
+    """Measure all cores at once."""
     cores = sorted(os.sched_getaffinity(0))
     with ProcessPoolExecutor(len(cores)) as pool:
         for core, took in zip(cores, pool.map(stretches, cores, [seconds] * len(cores)), strict=True):

@@ -1,5 +1,5 @@
-"""The enumerated cases: every field, every state, every kind of invalid input that Prefect's
-endpoint tells apart.
+"""The enumerated cases: every field, every state, and every kind of invalid input that Prefect's
+endpoint distinguishes.
 """
 
 import base64
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-# Stands for a flow that exists, in bodies.
+# Placeholder in bodies for an existing flow's id.
 FLOW = "00000000-0000-4000-8000-00000000f10f"
 OTHER = "6f9619ff-8b86-4d11-b42d-00cf4fc964ff"
 STATES = (
@@ -26,21 +26,21 @@ STATES = (
 
 @dataclass(frozen=True)
 class Case:
-    """A request; ``FLOW`` in it is replaced by the id of a flow that exists."""
+    """A request; ``FLOW`` in it is replaced by an existing flow's id."""
 
     name: str
     raw: bytes
     headers: dict[str, str] = field(default_factory=dict)
 
     def body(self, flow_id: str) -> bytes:
-        """The bytes to send: every way of writing ``FLOW`` is replaced by the same way of writing
-        the flow's id.
+        """The bytes to send. Each notation of ``FLOW`` is replaced by the flow's id in the same
+        notation.
         """
         return written_for(flow_id, self.raw, FLOW)
 
 
 def written_for(flow_id: str, raw: bytes, instead_of: str) -> bytes:
-    """The same bytes for another flow, however its id is written there."""
+    """The same bytes for another flow, with its id in the same notation."""
     for write in (str, str.upper, lambda text: text.replace("-", "")):
         raw = raw.replace(write(instead_of).encode(), write(flow_id).encode())
     return raw
@@ -203,7 +203,7 @@ def _raw() -> Iterator[Case]:
 
 CASES = [case("minimal"), *_states(), *_fields(), *_headers(), *_raw()]
 
-# Inputs on which Prefect answers 5xx or breaks the connection, and what we answer.
+# Inputs on which Prefect answers 5xx or breaks the connection, and our answer.
 BROKEN_AT_PREFECT: list[tuple[Case, int]] = [
     *((case(f"state data {data!r}", {"state": {"type": "COMPLETED", "data": data}}), 201) for data in ("text", 0, 1, [], {}, {"a": 1}, True)),
     *((case(f"policy {policy!r}", {"empirical_policy": policy}), 422) for policy in ([], None, "x")),

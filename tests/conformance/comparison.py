@@ -1,4 +1,4 @@
-"""Makes two answers comparable: only what must differ is replaced, and by what it stands for."""
+"""Makes two answers comparable: values that must differ are replaced by placeholders."""
 
 import re
 from collections.abc import Iterator
@@ -8,15 +8,15 @@ from typing import Any
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 _IDS = {("id",), ("state_id",), ("state", "id"), ("state", "state_details", "flow_run_id")}
 _ESTIMATES = {("estimated_run_time",), ("estimated_start_time_delta",)}
-# Of errors and of what the producer sent nothing is replaced.
+# Errors and fields of the producer are compared as they are.
 _VERBATIM = {"parameters", "context", "request_body", "exception_detail", "job_variables", "labels", "tags"}
-# How long a request may take, on a busy machine.
+# How long a request may take on a busy machine.
 _NOW = timedelta(seconds=60)
 
 
 def comparable(answer: Any, now: datetime) -> Any:
-    """An answer with ids, random names, times of now and estimates replaced; the relations between
-    them are checked.
+    """An answer with placeholders for ids, random names, current times and estimates. It also
+    checks the relations between them.
     """
     if not isinstance(answer, dict) or "state_id" not in answer:
         return _replaced(answer, now, ())
@@ -33,7 +33,7 @@ def comparable(answer: Any, now: datetime) -> Any:
         < _NOW.total_seconds()
     ):
         replaced["estimated_start_time_delta"] = "ESTIMATE"
-    # Two random words, as far as one can tell; names that were sent are compared as they are.
+    # Two words count as a random name; names that were sent are compared as they are.
     if re.fullmatch(r"[a-z]+-[a-z]+", replaced["name"]):
         replaced["name"] = "RANDOM NAME"
     return replaced
@@ -55,7 +55,7 @@ def differences(prefect: Any, ours: Any, where: str = "") -> Iterator[str]:
     elif (
         isinstance(prefect, float) is not isinstance(ours, float) and _is_number(prefect) and _is_number(ours)
     ):
-        # PostgreSQL's JSON gives 1e16 back as 10000000000000000: the same number to who reads JSON.
+        # PostgreSQL's JSON returns 1e16 as 10000000000000000, which is the same number.
         if float(prefect) != float(ours):
             yield f"{where}: Prefect {prefect!r}, we {ours!r}"
     elif prefect != ours or type(prefect) is not type(ours):
@@ -68,7 +68,7 @@ def _replaced(value: Any, now: datetime, where: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
         return {key: _replaced(each, now, (*where, key)) for key, each in value.items()}
     if isinstance(value, list):
-        # A set in Prefect, in no order.
+        # Prefect has a set here, in no order.
         return (
             sorted(value)
             if where[-1:] == ("pause_keys",)

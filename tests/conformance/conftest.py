@@ -1,4 +1,4 @@
-"""A Prefect server and a worker beside it, for all tests of this folder."""
+"""A Prefect server and a worker for all tests of this folder."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +19,7 @@ from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
 
-# Of a run's parameters on SQLite, in bytes; one of the enumerated cases has more.
+# The limit of a run's parameters on SQLite in bytes; one enumerated case exceeds the default.
 OTHER_LIMIT = 300_000
 
 
@@ -31,7 +31,7 @@ def prefect(postgresql: PostgreSQL) -> Iterator[PrefectServer]:
 
 @pytest.fixture(scope="package")
 def flow_id(prefect: PrefectServer, worker_queue: str) -> str:
-    """A flow of each worker's own, so that the keys of the cases are new to both sides."""
+    """A flow for each worker, so that the keys of the cases are new to both sides."""
     response = httpx.post(f"{prefect.api}/flows/", json={"name": f"conformance of {worker_queue}"})
     return str(response.json()["id"])
 
@@ -40,7 +40,7 @@ def flow_id(prefect: PrefectServer, worker_queue: str) -> str:
 def worker_queue(
     request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A worker on a database of its own, of either kind in turn, and on the Prefect server's."""
+    """A worker's queue: on its own PostgreSQL or SQLite database, or on the Prefect server's."""
     folder = tmp_path_factory.mktemp("conformance")
     queue = f"conformance-{uuid4().hex[:8]}.create"
     if request.param == "sqlite":
@@ -67,8 +67,8 @@ def worker_queue(
 
 @dataclass(frozen=True)
 class Answers:
-    """What Prefect and a worker answered to the same request; status 599: Prefect broke the
-    connection.
+    """The answers of Prefect and a worker to the same request. Status 599 means that Prefect broke
+    the connection.
     """
 
     prefect: tuple[int, Any]
@@ -78,12 +78,11 @@ class Answers:
 class Both:
     """Sends a request to both.
 
-    Where both write into one database, the worker is asked for a flow of its own in place of
-    Prefect's, so that no key of one side is found by the other; in its answer the flows are put
-    back.
+    If both write into one database, the worker gets another flow than Prefect, so that neither
+    finds the other's keys. Its answer then gets the id of Prefect's flow.
 
     Attributes:
-        broken: how often Prefect failed by a 5xx, or broke the connection, as the test counts it.
+        broken: how often Prefect answered 5xx or broke the connection; the test counts it.
         share: whether both write into one database.
     """
 
@@ -105,7 +104,7 @@ class Both:
         return self._twins[flow_id]
 
     async def answers(self, flow_id: str, body: bytes, headers: dict[str, str] | None = None) -> Answers:
-        # Before the request: one that breaks Prefect takes the connection with it.
+        # Made before the request, which may break Prefect's connection.
         twin = await self._twin(flow_id)
         try:
             response = await self.http.post(

@@ -1,5 +1,5 @@
-"""The enumerated cases of runs of deployments: what Prefect's own tests of the endpoint assert,
-every field, and every check that it makes.
+"""The enumerated cases of runs of deployments: the assertions of Prefect's own tests of the
+endpoint, every field, and every check that it makes.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ PERSON = {
         }
     },
 }
-# As Pydantic 1 wrote them: null is not among the types, items is a list.
+# As Pydantic 1 wrote them: the types lack null, and items is a list.
 OLD = {
     "type": "object",
     "properties": {
@@ -97,14 +97,14 @@ HALF_A_REFERENCE = {
 
 @dataclass(frozen=True)
 class Setup:
-    """A deployment as it is made by Prefect's API.
+    """A deployment, made by Prefect's API.
 
-    Schema and template are written into the database, since the API takes only some.
+    Schema and template are written into the database, since the API refuses some of them.
 
     Attributes:
         fields: of the deployment.
         template: of its work pool; without one there is no work pool.
-        schema: of its parameters; None for none at all.
+        schema: of its parameters; None for no schema.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -339,7 +339,7 @@ def _cases() -> list[DeploymentCase]:
             cases.append(DeploymentCase(setup, {}, {"x-prefect-api-version": version}))
         automation = {"prefect-automation-id": OTHER, "prefect-automation-name": "TmlnaHRseQ=="}
         cases.append(DeploymentCase(setup, {}, automation))
-        # Which of several things that are wrong is told.
+        # Several faults in one request: which one is reported.
         cases.append(
             DeploymentCase(setup, {"parameters": {"x": variable("missing")}, "work_queue_name": "q1"})
         )

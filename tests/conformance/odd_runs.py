@@ -1,4 +1,4 @@
-"""Odd requests that are right at first sight, and whether Prefect can handle the run of each."""
+"""Odd requests that look right, and whether Prefect can handle the run of each."""
 
 import json
 import random
@@ -26,7 +26,7 @@ class Odd:
         deployment: fields of the deployment.
         parent: fields of the parent task run; None for none.
         typed: whether the deployment's own endpoint is asked.
-        stored: whether PostgreSQL stores its times and its events as they are.
+        stored: whether PostgreSQL stores its times and its events unchanged.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Odd:
     stored: bool = True
 
     def body(self, **references: Any) -> bytes:
-        """The request, for a flow, a deployment and a work pool that exist."""
+        """The request, with the ids of an existing flow, deployment and work pool."""
         body = json.dumps({**references, **self.fields})
         return (f"{body[:-1]},{self.raw}}}" if self.raw else body).encode()
 
 
 def nested(levels: int, innermost: Any = 1) -> Any:
-    """A list in a list, and so on for this many levels. The innermost has the value."""
+    """Lists nested to this many levels. The innermost has the value."""
     value = innermost
     for _ in range(levels):
         value = [value]
@@ -172,7 +172,7 @@ _TEXTS = (
 
 
 def _values() -> Iterator[Odd]:
-    """Several oddities in one run, as none of them harms it."""
+    """Several harmless oddities in one run."""
     whole = [2**63, -(2**63) - 1, 2**64, 10**300, 10**4299]
     yield Odd("large numbers", {column: {"a": whole} for column in _COLUMNS})
     fractions = ("1e400", "-0.0", "1e-400", "1.7976931348623157e308", "1E22", "0.1" + "0" * 400)

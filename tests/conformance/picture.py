@@ -1,6 +1,6 @@
-"""``python -m tests.conformance.picture FILE.png``: what a Prefect server's own pages show of a run
-that one message from Node.js has started by the name of a deployment, and a process worker has
-executed. Needs Node.js and Chromium.
+"""``python -m tests.conformance.picture FILE.png``: takes a picture of a run in a Prefect server's
+own pages. A message from Node.js started the run by the name of a deployment, and a process worker
+executed it. Needs Node.js and Chromium.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
 
-# Of the picture, in pixels; and how many milliseconds of its own time the page gets to load.
+# Size of the picture in pixels, and milliseconds of the page's own time to load.
 SIZE = "1200,780"
 PAGE_MILLISECONDS = 20_000
-# As many as make the picture small and change nothing that one sees.
+# Few enough for a small file, without a visible change.
 COLOURS = 64
 QUEUE = "flow-runs.create"
 
@@ -67,7 +67,7 @@ async def run_and_show(server: PrefectServer, broker: str, folder: Path, picture
 
 
 def main(picture: Path) -> None:
-    """Start the servers, and show."""
+    """Start the servers, and take the picture."""
     with tempfile.TemporaryDirectory() as name, RabbitMQ() as rabbitmq:
         folder = Path(name)
         url = f"sqlite+aiosqlite:///{folder}/prefect.db"

@@ -1,8 +1,8 @@
-"""Makes a version of Prefect one that the tests know: writes the file with its requirements, and
-the heads of its migrations into the table that ``doctor`` reads.
+"""Makes a version of Prefect known to the tests: writes its requirements file, and the heads of its
+migrations into the table that ``doctor`` reads.
 
-``python -m tests.conformance.pin [VERSION]``; without one the reference. An older version is pinned
-once; what it was tested with is not to change by itself.
+``python -m tests.conformance.pin [VERSION]``; the default is the reference. An older version is
+pinned once, and keeps the requirements that it was tested with.
 """
 
 import json
@@ -14,13 +14,13 @@ from pathlib import Path
 from tests.conformance.prefect_server import ROOT, VERSION, install, requirements
 from worker.operate.doctor.prefect_versions import FILE
 
-# What a version needs to be given other than its metadata ask for, to run at all.
+# Requirements that a version needs to run, and that its metadata lack.
 INSTEAD = {"3.8.8": "fastapi>=0.124,<0.125\nstarlette<0.51", "3.4.11": "fastapi<0.116"}
-# The oldest Python that these tests run on.
+# The oldest Python that these tests support.
 PYTHON = "3.11"
 HEADER = "# Prefect {version} and all that it needs, on any system; written by tests/conformance/pin.py.\n"
 
-# Asked of the installed version: the newest migration for each database.
+# Asks the installed version for the newest migration of each database.
 HEADS = """
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def pin(version: str) -> None:
 
 
 def resolve(version: str) -> str:
-    """The requirements of a version, exact and with hashes, for each system and Python."""
+    """The exact requirements of a version with hashes, for each system and Python."""
     with tempfile.TemporaryDirectory() as folder:
         wanted, instead = Path(folder, "wanted"), Path(folder, "instead")
         wanted.write_text(f"prefect=={version}\n")

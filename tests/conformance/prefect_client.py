@@ -1,7 +1,7 @@
-"""Reads runs as Prefect's own clients and workers do: with its client. Runs in Prefect's
-environment, which has nothing of the worker's.
+"""Reads runs with Prefect's own client, as its clients and workers do. It runs in Prefect's
+environment, which has no code of the worker.
 
-A line of JSON on the standard input is a question; its answer is a line on the standard output.
+Each line of standard input is a question in JSON; each line of standard output is its answer.
 """
 
 import asyncio

@@ -1,6 +1,4 @@
-"""A real Prefect server: an environment of its own, made once, and a process on a database that it
-is given.
-"""
+"""A real Prefect server: its own environment, made once, and a process on a given database."""
 
 import os
 import shutil
@@ -14,9 +12,9 @@ import pytest
 from tests.support import packages
 from tests.support.processes import ServerProcess, free_ports
 
-# The reference. To move it: this line, then `make reference`.
+# The reference version. To change it, edit this line and run `make reference`.
 VERSION = "3.9.1"
-# Others whose databases are written to, made by other migrations.
+# Older versions with other migrations, whose databases the tests write to.
 OLDER_VERSIONS = ("3.8.8", "3.4.11")
 ROOT = Path(__file__).parent.parent.parent
 
@@ -26,15 +24,16 @@ class PrefectMissing(Exception):
 
 
 def requirements(version: str) -> Path:
-    """The file with all that a version needs."""
+    """The requirements file of a version."""
     return Path(__file__).with_name(f"requirements-{version}.txt")
 
 
 def install(version: str) -> Path:
-    """The folder of its programs; made at the first call, and when its requirements have changed.
+    """The folder of its programs. It is made at the first call, and again when the requirements
+    change.
 
     Raises:
-        PrefectMissing: it fails.
+        PrefectMissing: the installation fails.
     """
     folder = ROOT / ".cache" / f"prefect-{version}"
     try:
@@ -45,8 +44,8 @@ def install(version: str) -> Path:
 
 
 def prefect_server(database_url: str) -> "PrefectServer":
-    """A server of the reference version, not started; the test is skipped or fails where it can't
-    be installed.
+    """A server of the reference version, not started. The test is skipped or fails if it can't be
+    installed.
     """
     try:
         return PrefectServer(database_url)
@@ -59,8 +58,8 @@ def prefect_server(database_url: str) -> "PrefectServer":
 
 
 class PrefectServer:
-    """An unmodified Prefect server on a database, by HTTP at :attr:`api`; its pages at :attr:`url`,
-    if it is to have them.
+    """An unmodified Prefect server on a database: its API at :attr:`api`, its pages at :attr:`url`
+    if they are wanted.
     """
 
     def __init__(self, database_url: str, version: str = VERSION, *, ui: bool = False) -> None:
@@ -78,10 +77,9 @@ class PrefectServer:
             "PREFECT_API_URL": self.api,
             "PREFECT_API_DATABASE_CONNECTION_URL": database_url,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            # Runs that are overdue would get another state while they are compared.
+            # Prefect would move overdue runs to another state while the tests compare them.
             "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
-            # Longer than any test waits: a connection that is closed while a request is under way
-            # to it is an error.
+            # Longer than any test: a connection that closes during a request is an error.
             "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "600",
             "PREFECT_SERVER_UI_ENABLED": str(ui).lower(),
             "DO_NOT_TRACK": "1",
@@ -112,13 +110,13 @@ class PrefectServer:
         self._process.wait_until(self._healthy, 120)
 
     def stop(self) -> None:
-        """Stop it; the database stays, and it can be started again."""
+        """Stop it. The database stays, and the server can be started again."""
         if self._process is not None:
             self._process.stop()
             self._process = None
 
     def log(self) -> str:
-        """What it has written so far."""
+        """The log so far."""
         return (self._folder / "output").read_text()
 
     def _healthy(self) -> bool:

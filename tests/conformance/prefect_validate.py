@@ -1,5 +1,5 @@
-"""Run by Prefect's own interpreter: checks values against schemas as Prefect does. A line of JSON
-each way: ``[schema, value]``, and what was found with its message.
+"""Checks values against schemas with Prefect's own code, in Prefect's interpreter. It reads lines
+of JSON, ``[schema, value]``, and writes a verdict and a message for each.
 """
 
 import json
@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-# Seconds that a check may take here. Longer ones are not compared.
+# Seconds for one check. Slower ones are not compared.
 PATIENCE = 2
 
 
@@ -31,7 +31,7 @@ def main() -> None:
         except Exception as error:
             return "broken", repr(error)
         except BaseException as error:
-            # A recursion that ends within rpds is a panic of Rust's.
+            # A recursion that ends within rpds is a Rust panic.
             if type(error).__name__ != "PanicException":
                 raise
             return "broken", "panic"

@@ -1,4 +1,4 @@
-"""A worker on the database of a Prefect server, and the same request to both of them."""
+"""A worker on a Prefect server's database, and the same request to both of them."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from tests.support.producer import Producer, Reply
 from tests.support.worker_process import ROOT, WorkerProcess
 
 TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-# Of the moment at which they are asked for.
+# Prefect computes these when the run is read.
 ESTIMATES = ("estimated_run_time", "estimated_start_time_delta")
 
 
@@ -39,7 +39,7 @@ class Shared:
 
 
 def as_worker(url: str) -> str:
-    """The URL for a role that has the rights of ``deploy/postgresql`` and no others."""
+    """The URL for a role with exactly the rights in ``deploy/postgresql``."""
     role = "flow_runs_worker"
 
     asyncio.run(
@@ -62,7 +62,7 @@ class Both:
     @classmethod
     @asynccontextmanager
     async def at(cls, shared: "Shared", amqp_url: str) -> "AsyncIterator[Both]":
-        """Both ways to a server and its worker."""
+        """Clients of both: the server's API and the worker's queue."""
         async with (
             httpx.AsyncClient(base_url=shared.server.api, timeout=60) as http,
             Producer(amqp_url, shared.queue) as producer,
@@ -70,10 +70,10 @@ class Both:
             yield cls(http, producer)
 
     async def prefect(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """A request to Prefect's API, as often as it takes.
+        """A request to Prefect's API, repeated until it is answered.
 
-        On SQLite it answers 503 when its database is locked; and it closes a connection that was
-        idle for five seconds, at times just when the next request is on its way there.
+        On SQLite the server answers 503 while its database is locked. It also closes idle
+        connections after five seconds, which may hit the next request.
         """
         async with asyncio.timeout(60):
             while True:
@@ -111,10 +111,10 @@ class Both:
         same: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
     ) -> Reply:
-        """Send a request to each, which need the same answer.
+        """Send a request to each and assert equal answers.
 
         Args:
-            same: ids in our answer, and those that stand for them in Prefect's.
+            same: ids in our answer, and the matching ids in Prefect's.
         """
         reply = await self.producer.request(ours, headers=headers)
         content = ours if prefects is None else prefects
@@ -136,12 +136,12 @@ class Both:
 
 
 def assert_served(reply: Reply, served: Any) -> None:
-    """Prefect serves what the reply said, field by field."""
+    """Assert that Prefect serves the reply's record, field by field."""
     ours = {name: value for name, value in reply.body.items() if name not in ESTIMATES}
     theirs = {name: value for name, value in served.items() if name not in ESTIMATES}
     for record in (ours, theirs):
-        # A new run's reply has the times with the offset that was sent, in Prefect as well; later
-        # they are in UTC.
+        # A new run's reply has the times with the offset that was sent; Prefect's has it too. Later
+        # reads are in UTC.
         for name in ("expected_start_time", "next_scheduled_start_time"):
             record[name] = record[name] and datetime.fromisoformat(record[name])
         record["empirical_policy"]["pause_keys"] = sorted(record["empirical_policy"]["pause_keys"] or [])
@@ -156,7 +156,7 @@ def start_process_worker(server: PrefectServer, pool: str, folder: Path) -> Serv
     return ServerProcess(command, folder / "prefect-worker.log", env=server.environment)
 
 
-# What `prefect work-pool create --type process` sends, as far as it is needed.
+# The part of `prefect work-pool create --type process` that is needed here.
 PROCESS_TEMPLATE = {
     "job_configuration": {
         "command": "{{ command }}",
@@ -189,8 +189,8 @@ def greet(greeting: str = "goodbye", name: str = "nobody") -> None:
 
 
 async def deploy_greeting(both: Both, folder: Path, name: str = "") -> str:
-    """A deployment of a flow that prints its parameters, on a process pool of the same name;
-    returns ``FLOW NAME/DEPLOYMENT NAME``.
+    """A deployment on a process pool of the same name, whose flow prints its parameters; returns
+    ``FLOW NAME/DEPLOYMENT NAME``.
     """
     (folder / "flows.py").write_text(GREETING)
     name = name or f"greeting-{uuid4().hex[:8]}"

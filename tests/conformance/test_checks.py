@@ -1,5 +1,5 @@
-"""Schemas of every keyword, and values: the same verdict and message as Prefect's own validation,
-``prefect.utilities.schema_tools.validation.validate`` in its own interpreter.
+"""Schemas of every keyword, with values: our verdict and message equal those of Prefect's
+``prefect.utilities.schema_tools.validation.validate``, run in its own interpreter.
 """
 
 import copy
@@ -29,7 +29,7 @@ class PrefectValidation:
     """Prefect's own validation; see the script.
 
     Attributes:
-        found: how often it found what.
+        found: how often each verdict occurred.
     """
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
@@ -37,7 +37,7 @@ class PrefectValidation:
         self.found: Counter[str] = Counter()
 
     def verdict(self, schema: Any, value: Any) -> tuple[str, str]:
-        """What it finds: fits, invalid, circular, slow or broken; and its message."""
+        """Its verdict (fits, invalid, circular, slow or broken) and message."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([schema, value]) + "\n")
@@ -67,7 +67,7 @@ def prefect() -> Iterator[PrefectValidation]:
 
 
 def compare(prefect: PrefectValidation, schema: Any, value: Any) -> None:
-    """Assert that we find what Prefect finds."""
+    """Assert that our verdict equals Prefect's."""
     theirs, message = prefect.verdict(schema, value)
     ours = ParameterSchema(json.dumps(schema)).verdict(copy.deepcopy(value))
     if theirs in ("fits", "invalid"):

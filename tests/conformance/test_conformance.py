@@ -29,7 +29,7 @@ def assert_equal(answers: Answers, body: bytes) -> None:
 
 
 async def test_enumerated_cases(both: Both, flow_id: str) -> None:
-    """All of them in one test, since each takes a few milliseconds; each that differs is told."""
+    """One test runs all cases, since each takes a few milliseconds. It reports each difference."""
     unequal: list[str] = []
     for case in CASES:
         body = case.body(flow_id)
@@ -53,7 +53,7 @@ async def test_where_prefect_breaks_we_answer(both: Both, flow_id: str, case: Ca
 async def test_what_is_too_much_for_prefect_is_stored_in_a_database_of_our_own(
     both: Both, flow_id: str
 ) -> None:
-    """In its own, Prefect could not show such a run, or not move it on: see test_odd_runs.py."""
+    """In its own database, Prefect could not show or move on such a run: see test_odd_runs.py."""
     for fields in ({"parameters": {"a": nested(300)}}, {"tags": tags(101)}, {"context": {"a": nested(300)}}):
         body = json.dumps({"flow_id": flow_id, **fields}).encode()
         answers = await both.answers(flow_id, body)
@@ -68,7 +68,7 @@ async def test_state_data_comes_back(both: Both, flow_id: str) -> None:
 
 
 async def test_duplicates(both: Both, flow_id: str) -> None:
-    """The same body again, another body with the same key, and the same key of another flow."""
+    """The same body again, another body with the same key, and the same key for another flow."""
     other_flow = await both.flow()
     key = uuid4().hex
     for fields in (
@@ -163,7 +163,7 @@ mutations = st.lists(st.tuples(fields, json_values | states), max_size=2)
 async def test_generated_cases(
     both: Both, flow_id: str, body: dict[str, Any], mutation: list[tuple[str, Any]]
 ) -> None:
-    """Random valid bodies, and some with one or two fields replaced by anything."""
+    """Random valid bodies, some with one or two fields replaced by random values."""
     request = {**body, **dict(mutation)}
     if request.pop("keyed", False):
         request["idempotency_key"] = uuid4().hex
@@ -178,7 +178,7 @@ async def test_generated_cases(
 
 
 async def test_a_field_that_only_one_of_them_has_shows(both: Both, flow_id: str) -> None:
-    """What the suite rests on: a field more or less in either answer is a difference."""
+    """The suite relies on this: one field more or less in either answer is a difference."""
     body = json.dumps({"flow_id": flow_id}).encode()
     answers = await both.answers(flow_id, body)
     assert_equal(answers, body)

@@ -1,5 +1,5 @@
 """Runs of deployments: the same request to ``POST /api/deployments/{id}/create_flow_run`` and to a
-worker on the same database, for two deployments that are alike.
+worker on the same database, for two equal deployments.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ TYPE = "create_flow_run_from_deployment"
 
 @dataclass(frozen=True)
 class Twin:
-    """One of two deployments that are alike."""
+    """One of two equal deployments."""
 
     id: str
     name: str
@@ -58,18 +58,18 @@ class Twin:
     pool: str
 
     def replaced(self, text: str, by: "Twin") -> str:
-        """A text about this one, as it would be about the other."""
+        """The text with this deployment's ids and names replaced by the other's."""
         for name in ("id", "name", "flow_id", "pool"):
             text = text.replace(getattr(self, name), getattr(by, name))
         return text
 
 
 class PrefectBroke(Exception):
-    """It answered 5xx, which we never do."""
+    """Prefect answered 5xx, which we never do."""
 
 
 class Deployments:
-    """Two deployments for each set-up: Prefect's API is asked for runs of one, the worker of the
+    """Two deployments for each set-up: Prefect's API gets requests for one, the worker for the
     other.
     """
 
@@ -80,7 +80,7 @@ class Deployments:
         self.broken = 0
 
     async def twins(self, setup: str) -> tuple[Twin, Twin]:
-        """Ours and theirs."""
+        """Our deployment and Prefect's."""
         if setup not in self._twins:
             name = uuid4().hex[:8]
             ours, theirs = [await self.new(SETUPS[setup], f"{side}-{name}") for side in ("ours", "theirs")]
@@ -88,7 +88,7 @@ class Deployments:
         return self._twins[setup]
 
     async def new(self, setup: Setup, name: str) -> Twin:
-        """A deployment of that name, of a flow and with a work pool of its own."""
+        """A deployment with this name, with a flow and a work pool of its own."""
         flow = await self.both.new_flow()
         fields: dict[str, Any] = {"name": name, "flow_id": flow, **setup.fields}
         if setup.template is not None:
@@ -106,7 +106,7 @@ class Deployments:
         return Twin(deployment, f"{flow_name}/{name}", flow, f"pool-{name}")
 
     async def execute(self, statement: str) -> None:
-        """Change the database that both use, behind their backs."""
+        """Change the shared database directly."""
         url = self.database_url
         if not url.startswith("sqlite"):
             await execute(url, statement)
@@ -116,7 +116,7 @@ class Deployments:
             connection.commit()
 
     async def assert_equal(self, case: DeploymentCase, *, by_name: bool = False) -> Reply:
-        """Send a request to each, which need the same answer; returns ours."""
+        """Send a request to each and assert equal answers; returns ours."""
         ours, theirs = await self.twins(case.setup)
         which = {"deployment_name": ours.name} if by_name else {"deployment_id": ours.id}
         reply = await self.both.producer.request({**case.body, **which}, headers=case.headers, type=TYPE)
@@ -147,7 +147,7 @@ class Deployments:
         return await self.both.producer.request(body, type=TYPE, **properties)
 
     async def _assert_queue(self, record: Any) -> None:
-        """The ids of queue and pool are of those that the record names."""
+        """Assert that the ids of queue and pool match the names in the record."""
         if record["work_queue_id"] is None:
             assert record["work_pool_id"] is record["work_pool_name"] is None
             return
@@ -164,7 +164,7 @@ def _quoted(value: Any) -> str:
 
 
 def _make_comparable(body: Any) -> None:
-    """Ids of queues, which are checked by their names; and tags, which are a set in Prefect."""
+    """Replace the ids of queues by placeholders, and sort tags, which are a set in Prefect."""
     for name in ("work_queue_id", "work_pool_id"):
         if body.get(name) is not None:
             body[name] = f"ID of {name}"
@@ -181,13 +181,13 @@ async def both(shared: Shared, amqp_url: str) -> AsyncIterator[Both]:
 @pytest.fixture
 async def deployments(both: Both, shared: Shared) -> Deployments:
     for name, value in VARIABLES.items():
-        # There already, where another test has made it.
+        # Another test may have made it already.
         await both.prefect("POST", "/variables/", json={"name": name, "value": value})
     return Deployments(both, shared)
 
 
 async def test_each_case_is_answered_and_served_as_prefect_does(deployments: Deployments) -> None:
-    """All in one test, those of different deployments at once; each that differs is told."""
+    """One test runs all cases, deployments concurrently, and reports each difference."""
     wrong: list[str] = []
 
     async def compare(setup: str) -> None:
@@ -288,7 +288,7 @@ async def test_where_prefect_breaks_we_refuse(
     except httpx.TransportError:
         pass
     else:
-        # What goes into a database here must go into the other as well.
+        # SQLite stores NUL and PostgreSQL does not, so we refuse it on both.
         takes_nul = "NUL" in told and shared.database_url.startswith("sqlite")
         assert response.status_code >= 500 or takes_nul, response.text
     reply = await deployments.request({**body, "deployment_id": ours.id})
@@ -297,7 +297,7 @@ async def test_where_prefect_breaks_we_refuse(
 
 
 async def test_variables_make_no_parameters_too_large(deployments: Deployments, shared: Shared) -> None:
-    """Prefect measures them before it puts the values in."""
+    """Prefect measures the parameters before it inserts the values."""
     ours, theirs = await deployments.twins("bare")
     name = f"large_{uuid4().hex}"
     await deployments.both.post("/variables/", {"name": name, "value": "v" * 4000})
@@ -310,7 +310,7 @@ async def test_variables_make_no_parameters_too_large(deployments: Deployments, 
         assert response.status_code == 201
         reply = await deployments.request({**body, "deployment_id": ours.id})
         assert reply.status == status, reply.body
-    # The deployment's own are an empty object.
+    # The deployment's own parameters, an empty object, are two bytes.
     assert f"less than {limit + 2:,} bytes" in reply.headers["x-error"]
 
 
@@ -396,7 +396,7 @@ async def test_a_batch_of_both_kinds_makes_each_run_once(deployments: Deployment
             ({"flow_id": str(uuid4())}, {}),
             ({"deployment_id": twins[2].id, "work_queue_name": f"{queue}-{number % 3}"}, {"type": TYPE}),
         ]
-    # Of the same bytes and properties but for the reply, which goes by the correlation id.
+    # Both copies of a message with an id have the same bytes, properties and correlation id.
     sent = [
         await both.producer.publish(
             body, **properties, correlation_id=f"{index // 2}" if "message_id" in properties else None
@@ -443,7 +443,7 @@ async def test_a_message_finds_its_run_whatever_has_become_of_the_deployment(
 
 
 async def test_a_pattern_without_end_stops_nobody_else(deployments: Deployments) -> None:
-    """A small request and a large one that would be checked for ever, in one batch with others."""
+    """A small and a large request whose checks would never end, in one batch with others."""
     schema = {"type": "object", "properties": {"x": {"pattern": "^(a+)+$"}}}
     setup = Setup({"enforce_parameter_schema": True}, schema=schema)
     endless = await deployments.new(setup, f"endless-{uuid4().hex[:8]}")
@@ -574,7 +574,7 @@ async def test_a_deployment_that_node_starts_by_its_name_is_executed(
         assert (status, json.loads(text)["state_type"]) == ("201 flow_run", "SCHEDULED")
         run = await both.ended(run_id)
         assert run["state_type"] == "COMPLETED", worker.log_tail()
-        async with asyncio.timeout(60):  # the flow's process sends them by itself
+        async with asyncio.timeout(60):  # the flow's process sends them
             while True:
                 logs = await both.post("/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
                 if "hello Node" in [log["message"] for log in logs]:

@@ -1,5 +1,5 @@
-"""The event of a run that a message made, beside that of a run that Prefect's API made of the same
-request: as Prefect's own API gives both back.
+"""The event of a run made by a message equals that of a run made by Prefect's API for the same
+request. Both are read through Prefect's API.
 """
 
 import asyncio
@@ -28,27 +28,27 @@ from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
 from worker.events.stay import PREFETCH
 
-# What an automation sends of itself when it creates a run.
+# The body that an automation sends when it creates a run.
 AUTOMATION = {
     "prefect-automation-id": str(uuid4()),
     "prefect-automation-name": base64.b64encode("Nightly ü".encode()).decode(),
 }
 
 
-# Prefect itself fails at one that is not ASCII.
+# Prefect itself fails on non-ASCII ones.
 AUTH = "admin:pass:word"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A server, and the environment of a worker with events on its database."""
+    """A server, and a worker's environment with events on its database."""
 
     server: PrefectServer
     environment: dict[str, str]
 
     @property
     def login(self) -> dict[str, Any]:
-        """What an HTTP client of the server needs."""
+        """The arguments for an HTTP client of the server."""
         auth = self.server.environment.get("PREFECT_SERVER_API_AUTH_STRING")
         if auth is None:
             return {}
@@ -67,7 +67,7 @@ class Scene:
 def scene(
     request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
-    """The one on SQLite has an auth string, and protection against CSRF."""
+    """The server on SQLite has an auth string and CSRF protection."""
     folder = tmp_path_factory.mktemp("events")
     environment = {
         "WORKER_AMQP_URL": rabbitmq.url,
@@ -97,7 +97,7 @@ class Events(Both):
     """Makes the same run both ways, and reads the events of both."""
 
     async def both(self, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[Any, Any]:
-        """The runs that Prefect's API and the worker make of a request."""
+        """The runs that Prefect's API and the worker make for a request."""
         response = await self.prefect("POST", "/flow_runs/", json=body, headers=headers)
         assert response.status_code == 201, response.text
         if "idempotency_key" in body:
@@ -107,7 +107,7 @@ class Events(Both):
         return response.json(), reply.body
 
     async def of(self, runs: list[Any]) -> dict[str, Any]:
-        """The first events of these runs, by the runs' ids, once all are there."""
+        """The first events of these runs by the runs' ids, once all have arrived."""
         ids = [f"prefect.flow-run.{run['id']}" for run in runs]
         async with asyncio.timeout(120):
             while True:
@@ -132,7 +132,7 @@ async def events(scene: Scene) -> AsyncIterator[Events]:
 
 
 def comparable(event: Any, run: Any) -> Any:
-    """An event with its run's ids and times replaced, once they are seen to be the run's own."""
+    """An event with placeholders for its run's ids and times, which are checked first."""
     assert event["id"] == run["state_id"]
     assert event["resource"]["prefect.state-timestamp"] == event["occurred"].replace("Z", "+00:00")
     assert event["occurred"] == run["state"]["timestamp"]
@@ -175,7 +175,7 @@ async def test_each_event_is_the_one_that_prefect_emits(events: Events) -> None:
         bodies.append(({"state": {"type": state}}, None))
         bodies.append(({"state": {"type": state, "name": "Mine", "message": "why"}}, None))
     pairs = [await events.both({"flow_id": flow, **body}, headers) for body, headers in bodies]
-    # A subflow's parent is one task run for one run: its state follows.
+    # Each subflow needs its own parent task run: the parent's state follows the subflow's.
     tasks = [
         await events.post(
             "/task_runs/",
@@ -230,9 +230,9 @@ async def test_beyond_prefects_limit_the_events_name_is_cut(events: Events) -> N
     flow = (await events.post("/flows/", {"name": f"flow-{uuid4()}"}))["id"]
     name = "n" * 2000
     body = {"flow_id": flow, "state": {"type": "PENDING", "name": name}}
-    with suppress(httpx.TransportError):  # it may break the connection over it
+    with suppress(httpx.TransportError):  # the server may break the connection
         while (failed := await events.http.post("/flow_runs/", json=body)).status_code == 503:
-            await asyncio.sleep(0.05)  # its SQLite is locked
+            await asyncio.sleep(0.05)  # SQLite is locked
         assert failed.status_code == 500
     assert await events.post("/flow_runs/filter", {"flows": {"id": {"any_": [flow]}}}) == []
     run = (await events.producer.request(body)).body
@@ -245,7 +245,7 @@ async def test_a_redelivered_request_has_the_event_of_the_first_state(
     events: Events, scene: Scene, tmp_path: Path
 ) -> None:
     """The worker is killed between the commit and the outbox, and the run moves on before another
-    takes the request up.
+    worker gets the request.
     """
     queue = f"events-{uuid4().hex[:8]}.create"
     environment = {**scene.environment, "WORKER_QUEUE": queue}
@@ -307,7 +307,7 @@ async def test_a_row_that_cannot_be_read_costs_the_events_of_its_own_runs_alone(
 async def test_the_reply_does_not_wait_for_the_outbox_and_the_acknowledgement_does(
     events: Events, scene: Scene, rabbitmq: RabbitMQ, tmp_path: Path
 ) -> None:
-    """The API is away, so that the outbox keeps what it has; and it takes no more than that."""
+    """The API is stopped, so the outbox keeps its events; its queue is full."""
     queue = f"events-{uuid4().hex[:8]}.create"
     environment = {
         **scene.environment,

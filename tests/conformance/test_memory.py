@@ -1,5 +1,5 @@
-"""What requests refer to in a Prefect server's database makes no worker too large: each shape in a
-container's limit of memory, with good requests among it.
+"""A worker's memory stays bounded whatever rows in a Prefect server's database its requests refer
+to. Each shape runs in a container's memory limit, with good requests mixed in.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from tests.benchmarks.memory import measure
 from tests.conformance.prefect_server import PrefectServer
 from tests.support.shapes import MIB, OF_DEPLOYMENTS, Shape
 
-# Of the benchmark's requests.
+# Share of the benchmark's requests.
 SCALE = 0.2
-# What a worker stays below, in MiB.
+# The upper bound for a worker in MiB.
 LARGEST = 400
 
 

@@ -1,6 +1,6 @@
-"""No run that a worker makes in a Prefect server's database is one that this server could not read,
-list, hand out, move on and delete. Each odd request goes to both; whatever is made is read back in
-each way in which the server shows a run, and is then moved on.
+"""Every run that a worker makes in a Prefect server's database can be read, listed, handed out,
+moved on and deleted by this server. Each odd request goes to both. The resulting runs are read in
+each way in which the server shows a run, and are then moved on.
 """
 
 import asyncio
@@ -27,16 +27,16 @@ from worker.runs.creation import requested_run
 from worker.store import Created, Store, Undecided
 from worker.store import prefect as rules
 
-# The states that a run is moved to; a Prefect worker begins with PENDING.
+# The states that a run moves through; a Prefect worker begins with PENDING.
 STATES = ("PENDING", "RUNNING", "CANCELLING", "CANCELLED", "COMPLETED")
 
-# What the server's log says once it has tried to store some events for the last time.
+# The server logs this after its last attempt to store some events.
 DROPPED = "Max flush retries"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A flow with a deployment in a work pool of its own, and an ordinary run that waits there."""
+    """A flow with a deployment in its own work pool, and an ordinary run that waits there."""
 
     flow: str
     deployment: str
@@ -61,7 +61,7 @@ class Scene:
 
 
 class Handling:
-    """Asks a Prefect server, and its client, for all that they do with a run."""
+    """Runs every operation of a Prefect server and its client on a run."""
 
     def __init__(self, both: Both, server: PrefectServer, client: asyncio.subprocess.Process) -> None:
         self.both = both
@@ -103,7 +103,7 @@ class Handling:
         return Scene(flow, deployment["id"], name, deployment["work_queue_id"], parent, run["id"])
 
     async def failures(self, run_id: str, scene: Scene) -> list[str]:
-        """Each question that the server or its client fails at. The last one deletes the run."""
+        """Each question on which the server or its client fails. The last one deletes the run."""
         failed: list[str] = []
 
         async def ask(
@@ -167,7 +167,7 @@ class Handling:
         return failed
 
     async def events_stored(self, run_id: str) -> bool:
-        """Whether the server stores a run's event of RUNNING. Its log tells if it does not."""
+        """Whether the server stores a run's RUNNING event. If it does not, its log says so."""
         about = {"filter": {"resource": {"id": [f"prefect.flow-run.{run_id}"]}}}
         dropped = self._server.log().count(DROPPED)
         async with asyncio.timeout(300):
@@ -217,7 +217,7 @@ async def _compare(handling: Handling, odd: Odd) -> None:
         flow = {"flows": {"id": {"any_": [scene.flow]}}}
         assert await both.post("/flow_runs/count", flow) == 0
     if not odd.stored:
-        return  # Prefect's run would take events of others with it
+        return  # its event would drop those of others
     theirs = await both.prefect(
         "POST",
         f"/deployments/{scene.deployment}/create_flow_run" if odd.typed else "/flow_runs/",
@@ -255,7 +255,7 @@ async def test_those_that_are_refused_harm_no_other_of_their_batch(handling: Han
 
 
 async def test_a_run_that_is_there_is_found_whatever_is_asked_for(handling: Handling) -> None:
-    """By its key; Prefect finds it too, as far as it gets that far."""
+    """The worker finds it by its key; Prefect finds it too if its earlier checks pass."""
     both = handling.both
     body = {"flow_id": await both.new_flow(), "idempotency_key": "k"}
     made = await both.producer.request(body)
@@ -278,7 +278,7 @@ async def _made(store: Store, odd: Odd, scene: Scene) -> str:
     message = Message(scene.message(odd), dict(odd.headers), type=TYPE if odd.typed else None)
     new = requested_run(decode(message, max_body_bytes=2**20), datetime.now(UTC))
     (outcome,) = await store.create([new])
-    while isinstance(outcome, Undecided) and outcome.ready is not None:  # its check is under way
+    while isinstance(outcome, Undecided) and outcome.ready is not None:  # its check is still running
         await outcome.ready
         (outcome,) = await store.create([new])
     assert isinstance(outcome, Created), odd.name
@@ -300,7 +300,7 @@ async def test_the_first_instant_makes_no_time_of_a_run(handling: Handling, leni
     (odd,) = (odd for odd in ODD["numbers and times"] if not odd.usable)
     scene = await handling.scene(odd)
     await _made(lenient, odd, scene)
-    with suppress(httpx.TransportError):  # it breaks the connection over it
+    with suppress(httpx.TransportError):  # the server breaks the connection
         flow = {"flows": {"id": {"any_": [scene.flow]}}}
         assert (await handling.both.http.post("/flow_runs/lateness", json=flow)).status_code == 503
 
@@ -309,12 +309,12 @@ async def test_the_first_instant_makes_no_time_of_a_run(handling: Handling, leni
 async def test_what_is_too_long_takes_the_events_of_others_with_it(
     handling: Handling, lenient: Store
 ) -> None:
-    """Prefect stores events together, tries it with all that come, and then drops all of them."""
+    """Prefect stores events together, retries all of them, and then drops all of them."""
     for odd in ODD["long"]:
         scene = await handling.scene(odd)
         run_id = await _made(lenient, odd, scene)
-        # The first event, which the worker sends, has the name of the first state. Here it is the
-        # server that has it in an event.
+        # The worker sends the first event, which has the first state's name. Here the server sends
+        # the event with that name.
         state = json.loads(scene.body(odd))["state"]
         for each in (run_id, scene.ordinary):
             moved = {"state": {**state, "type": "RUNNING"} if each == run_id else {"type": "RUNNING"}}

@@ -1,5 +1,5 @@
-"""The databases of older Prefects, of other migrations: recognised, and its server shows what the
-worker's replies said.
+"""The databases of older Prefects with other migrations: the worker recognises them, and their
+servers show the same records as its replies.
 """
 
 from datetime import datetime
@@ -17,12 +17,12 @@ from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
 from worker.operate.doctor.prefect_versions import version_at
 
-# What depends on when one looks.
+# These depend on the time of reading.
 MOVING = {"estimated_run_time", "estimated_start_time_delta"}
 
 
 def instants(value: Any, field: str = "") -> Any:
-    """Times as instants, since the server shows all of them in UTC; the pause keys are a set."""
+    """Times as instants, since the server shows all of them in UTC. The pause keys become a set."""
     if isinstance(value, dict):
         return {key: instants(each, key) for key, each in value.items() if key not in MOVING}
     if field == "pause_keys" and value is not None:
@@ -35,9 +35,9 @@ def instants(value: Any, field: str = "") -> Any:
 
 
 async def served(http: httpx.AsyncClient, runs: list[dict[str, Any]]) -> list[Any]:
-    """The runs as the server's API shows them, many at once.
+    """The runs as the server's API shows them, read concurrently.
 
-    Up to 3.8.8 its lists can't have integers of more than 64 bits, not even in runs of its own.
+    Up to 3.8.8 its lists fail on integers of more than 64 bits, even in runs of its own.
     """
     alone = [run["id"] for run in runs if "big" in run["parameters"]]
     shown = [(await http.get(f"/flow_runs/{each}")).json() for each in alone]
@@ -55,7 +55,7 @@ async def test_its_server_shows_what_the_replies_said(
     version: str, start_worker: StartWorker, producer: Producer, postgresql: PostgreSQL
 ) -> None:
     database_url = postgresql.create_database()
-    # The worker is there before the tables are.
+    # The worker starts before the tables exist.
     worker = start_worker(database_url, wait=False, database_kind="prefect")
     worker.wait_until_logged("Prefect has not made its tables")
     with PrefectServer(database_url, version) as server:

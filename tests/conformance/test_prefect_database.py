@@ -1,5 +1,5 @@
-"""A worker that writes into a Prefect server's own database: what it answers is what Prefect
-serves, finds and executes.
+"""A worker that writes into a Prefect server's own database: Prefect serves, finds and executes the
+runs in its replies.
 """
 
 import asyncio
@@ -235,7 +235,7 @@ async def test_prefects_own_queries_find_it(both: Both) -> None:
     assert sum(state["count_runs"] for interval in history for state in interval["states"]) == 3
 
 
-# A copy of the file is enough to see how a database is checked.
+# A copy of the file is enough to test the checks of a database.
 on_a_file = pytest.mark.parametrize("shared", ["sqlite"], indirect=True, scope="package")
 
 
@@ -302,7 +302,7 @@ async def test_it_is_refused_where_one_of_the_workers_own_is_demanded(
 
 @on_a_file
 async def test_it_is_waited_for_while_it_is_being_made(prefect_file: Path) -> None:
-    """Where it is demanded: what it lacks, the server's next migration may bring."""
+    """With the kind set, a missing table or column may come with the server's next migration."""
     with closing(sqlite3.connect(prefect_file)) as connection:
         connection.execute("ALTER TABLE flow_run_state RENAME COLUMN state_details TO details")
         connection.commit()
@@ -350,7 +350,7 @@ def hello(name: str = "nobody") -> str:
 
 @on_a_file
 async def test_it_executes(both: Both, shared: Shared, tmp_path: Path) -> None:
-    """On PostgreSQL one that Node asks for is executed, in test_deployments.py."""
+    """On PostgreSQL, test_deployments.py executes a run that Node.js asked for."""
     (tmp_path / "flows.py").write_text(FLOW)
     pool = f"pool-{uuid4()}"
     await both.post("/work_pools/", {"name": pool, "type": "process", "base_job_template": PROCESS_TEMPLATE})

@@ -1,4 +1,4 @@
-"""``db prune`` in a Prefect server's database: what goes with a run, and what stays."""
+"""``db prune`` in a Prefect server's database: which rows go with a run, and which stay."""
 
 import asyncio
 import sqlite3
@@ -16,7 +16,7 @@ from tests.support.command import command
 from tests.support.database import execute, fetch
 from worker.store.rights import PRUNE_PREFECT, grants
 
-# A role that may delete old runs, with the rights that deploy/docs/rights-and-security.md lists.
+# A role that may delete old runs, with the rights in deploy/docs/rights-and-security.md.
 PRUNER = (
     "CREATE ROLE flow_runs_pruner LOGIN",
     *grants(PRUNE_PREFECT, "flow_runs_pruner").splitlines(),
@@ -30,7 +30,7 @@ async def both(shared: Shared, amqp_url: str) -> AsyncIterator[Both]:
 
 
 async def test_old_runs_go_with_all_that_is_theirs(both: Both, shared: Shared) -> None:
-    """As Prefect's own vacuum decides, whose rights are those of a role for this alone."""
+    """Prefect's own vacuum decides the same. The role has the rights for pruning alone."""
     flow = await both.new_flow()
 
     async def run(**fields: Any) -> str:
@@ -62,7 +62,7 @@ async def test_old_runs_go_with_all_that_is_theirs(both: Both, shared: Shared) -
         return len(await both.post("/logs/filter", body))
 
     async with asyncio.timeout(180):
-        # Prefect writes them a little later.
+        # Prefect writes logs with a delay.
         while [await logs(each) for each in (old, subflow, recent)] != [3, 3, 3]:
             await asyncio.sleep(0.1)
     url, pruner = shared.database_url, shared.database_url
@@ -79,7 +79,7 @@ async def test_old_runs_go_with_all_that_is_theirs(both: Both, shared: Shared) -
     assert refused.code == 1
     done = await command("db", "prune", "--older-than", "90d", database_url=pruner, database_kind="prefect")
     assert done.code == 0, done.err
-    # The subflow came to stand alone when its parent went.
+    # Without its parent, the subflow is a run of its own.
     assert "1 old runs to delete: completed 1." in done.out
     assert "2 deleted" in done.out
 
@@ -90,7 +90,7 @@ async def test_old_runs_go_with_all_that_is_theirs(both: Both, shared: Shared) -
     assert [await there(f"/flow_runs/{each}") for each in runs] == [False, False, True, True, True]
     assert [await there(f"/task_runs/{each}") for each in (task_of_old, task_of_recent)] == [False, True]
     assert [await logs(each) for each in (old, subflow, recent)] == [0, 0, 3]
-    # The newest of a key is shown by itself.
+    # Prefect shows the newest artifact of a key separately.
     assert [await there(f"/artifacts/{each}") for each in artifacts] == [False, False, True]
     assert await there(f"/artifacts/{key}/latest")
     assert await there(f"/flow_runs/{recent}/input/k")

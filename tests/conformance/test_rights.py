@@ -1,6 +1,6 @@
-"""What a worker's role can do in a Prefect server's database: all that is needed, and no more.
+"""The rights of a worker's role in a Prefect server's database: all that it needs, and no more.
 
-The other files of this folder have everything else done with just this role.
+The other files of this folder run with this role.
 """
 
 import json
@@ -27,7 +27,7 @@ def of_role(shared: Shared) -> str:
 
 
 async def new_secret(both: Both) -> str:
-    """A block document with a password; returns its id."""
+    """Make a block document with a password; returns its id."""
     slug = (await both.prefect("GET", "/block_types/slug/secret")).json()
     of_type = {"block_schemas": {"block_type_id": {"any_": [slug["id"]]}}}
     (schema, *_) = await both.post("/block_schemas/filter", of_type)
@@ -83,7 +83,7 @@ async def test_doctor_is_content_with_the_role_and_not_with_its_owner(shared: Sh
 
 
 class Asked:
-    """Requests that need a right, each by that right."""
+    """Requests that need a right, one for each right."""
 
     def __init__(self, both: Both) -> None:
         self._both = both
@@ -121,7 +121,7 @@ class Asked:
         return str((await self._both.post("/deployments/", fields))["id"])
 
     def for_right(self, right: Right) -> tuple[dict[str, Any], bool]:
-        """A body, and whether it is for a run of a deployment."""
+        """A body for this right, and whether it is for a run of a deployment."""
         match right.privilege, right.table:
             case _, "deployment":
                 return {"deployment_id": self.plain}, True

@@ -1,5 +1,5 @@
-"""What a producer can do to Prefect that has nothing but a user of the broker: each line of the
-page of this name, with its switch off and on.
+"""The effects on Prefect that a producer with only a broker user can have: each line of the page of
+this name, with its switch off and on.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ def careful(shared: Shared, rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[str]
 
 @pytest.fixture
 async def attacker(rabbitmq: RabbitMQ) -> AsyncIterator[str]:
-    """A user that may publish, and read replies in a queue of his own."""
+    """A user that may publish, and read replies in its own queue."""
     user, own = f"attacker-{uuid4().hex[:8]}", r"^amq\.gen-.*"
     await asyncio.to_thread(rabbitmq.ctl, "add_user", user, "password")
     await asyncio.to_thread(rabbitmq.ctl, "set_permissions", user, own, rf"{own}|^amq\.default$", own)
@@ -67,7 +67,7 @@ async def attacker(rabbitmq: RabbitMQ) -> AsyncIterator[str]:
 
 @dataclass
 class Scene:
-    """What stands in Prefect: of each kind one that is allowed, and one that is not."""
+    """Objects in Prefect: of each kind, one that is allowed and one that is not."""
 
     flows: dict[str, str]
     deployments: dict[str, str]
@@ -97,7 +97,7 @@ class Scene:
         return cls(flows, deployments, names, key, variables)
 
     def attacks(self) -> dict[str, tuple[bool, dict[str, Any], str]]:
-        """Requests by what they try: whether for a deployment, the body, and the switch."""
+        """Requests by their purpose: whether each is for a deployment, its body, and its switch."""
 
         def variable(name: Any) -> dict[str, Any]:
             return {"__prefect_kind": "workspace_variable", "variable_name": name}
@@ -187,7 +187,7 @@ async def test_each_attack_works_without_its_switch_and_fails_with_it(
 async def test_no_queue_of_workers_gets_a_reply(
     shared: Shared, amqp_url: str, careful: str, attacker: str
 ) -> None:
-    """Neither the worker's own nor another's, be the switch off or on."""
+    """This covers the worker's own queues and another worker's, with the switch off and on."""
     queues = [f"{queue}{suffix}" for queue in (shared.queue, careful) for suffix in (".dead", "")]
     async with Both.at(shared, amqp_url) as both:
         flow = (await both.post("/flows/", {"name": f"allowed-{uuid4()}"}))["id"]

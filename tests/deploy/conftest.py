@@ -1,4 +1,4 @@
-"""What several tests of the deployment need that is fetched or built: the image, Prometheus."""
+"""Shared by several tests of the deployment: the built image and Prometheus."""
 
 import shutil
 import subprocess
@@ -15,8 +15,8 @@ from tests.support.worker_process import ROOT
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of prometheus and promtool: on the search path, or from Debian's package, unpacked
-    and not installed.
+    """The folder of prometheus and promtool: from the search path, or from Debian's package,
+    unpacked but not installed.
     """
     if found := shutil.which("promtool"):
         return Path(found).parent
@@ -33,7 +33,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def builder() -> Builder:
-    """Has built the image as docker-compose.yml says; what it made before is used again."""
+    """A builder that has built the image as docker-compose.yml says; an earlier build is reused."""
     try:
         builder = Builder()
     except BuildFailed as why:

@@ -53,8 +53,8 @@ def definitions() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    """A node with the definitions and the plugins of the compose file."""
-    # A RabbitMQ with a file tree of its own sees temporary files alone.
+    """A node with the compose file's definitions and plugins."""
+    # A RabbitMQ with its own file tree can read only temporary files.
     definitions = shutil.copy(DEFINITIONS, tmp_path_factory.mktemp("rabbitmq"))
     plugins = re.findall(r"\w+", (ROOT / "deploy/rabbitmq/enabled_plugins").read_text())
     with RabbitMQ(plugins) as node:
@@ -86,7 +86,7 @@ def test_definitions_declare_what_the_worker_declares(queue: str) -> None:
 
 
 def test_definitions_have_the_policy_that_doctor_names() -> None:
-    """It is for all queues of the workers, and for no others."""
+    """The policy matches all queues of the workers, and no others."""
     (policy,) = definitions()["policies"]
     assert policy["definition"] == {"delivery-limit": NO_DELIVERY_LIMIT}
     assert (policy["priority"], policy["apply-to"]) == (policies.PRIORITY, "queues")
@@ -98,7 +98,7 @@ def test_definitions_have_the_policy_that_doctor_names() -> None:
 
 
 async def test_admin_may_declare_over_the_definitions(broker: RabbitMQ) -> None:
-    """The broker itself finds that they are the same: another argument would be refused."""
+    """The broker checks this itself: it refuses a declaration with different arguments."""
     connection = await aio_pika.connect(url(broker, "admin"))
     for queue in ("flow-runs.create", "prefect-flow-runs.create"):
         topology = Topology(queue, events=queue.startswith("prefect-"))
@@ -126,7 +126,7 @@ async def migrate(cluster: "Cluster") -> None:
 async def test_worker_and_producer_do_with_the_rights_that_they_have(
     broker: RabbitMQ, cluster: "Cluster", tmp_path: Path
 ) -> None:
-    """The way of the compose file: migrate as owner, serve as worker, ask as producer."""
+    """As in the compose file: migrate as owner, serve as worker, send requests as producer."""
     await migrate(cluster)
     worker = WorkerProcess(
         tmp_path / "worker.log",
@@ -204,7 +204,7 @@ async def test_producer_may_use_the_named_exchange(broker: RabbitMQ) -> None:
 
 
 async def test_least_rights_of_the_python_client(broker: RabbitMQ) -> None:
-    """It publishes through the default exchange; on this broker, no right is needed for its
+    """The client publishes through the default exchange; this broker demands no right for its
     replies.
     """
     least = add_user(broker, "python-client", write="^amq\\.default$")
@@ -217,9 +217,7 @@ async def test_least_rights_of_the_python_client(broker: RabbitMQ) -> None:
 
 
 async def test_commands_tell_a_missing_right_in_a_line(broker: RabbitMQ) -> None:
-    """The worker's user may not read dead letters, nor is the monitoring user one who asks for
-    runs.
-    """
+    """The worker's user may not read dead letters. The monitoring user may not send requests."""
     for user, arguments in (
         ("worker", ("dead-letters", "list")),
         ("monitoring", ("create", "--flow-id", FLOW_ID)),
@@ -246,14 +244,14 @@ async def test_least_rights_of_a_producer_at_the_named_exchange(broker: RabbitMQ
 
 
 def add_user(broker: RabbitMQ, name: str, write: str) -> str:
-    """A user who may write there and nothing else; returns the URL to log in with."""
+    """A user with this right to write and no other right; returns the URL to log in with."""
     broker.ctl("add_user", name, f"{name}-development")
     broker.ctl("set_permissions", name, "^$", write, "^$")
     return url(broker, name)
 
 
 async def test_monitoring_user_reads_queue_lengths(broker: RabbitMQ) -> None:
-    """As an autoscaler does, over AMQP: a passive declare needs no right."""
+    """An autoscaler does the same over AMQP: a passive declare needs no right."""
     connection = await aiormq.connect(url(broker, "monitoring"))
     channel = await connection.channel()
     declared = await channel.queue_declare("flow-runs.create", passive=True)
@@ -265,8 +263,8 @@ async def test_monitoring_user_reads_queue_lengths(broker: RabbitMQ) -> None:
 
 
 class Cluster:
-    """A PostgreSQL cluster in which deploy/postgresql/roles.sh has run; its development passwords
-    are asked for by no one here (the cluster trusts loopback), but each role has its rights.
+    """A PostgreSQL cluster in which deploy/postgresql/roles.sh has run. The cluster trusts
+    loopback, so it asks for none of the development passwords, but each role has its own rights.
     """
 
     def __init__(self, postgresql: PostgreSQL) -> None:
@@ -325,8 +323,8 @@ async def test_worker_role_only_reads_and_inserts(cluster: Cluster, statement: s
 
 
 def test_rights_on_prefects_tables(cluster: Cluster) -> None:
-    """On tables of the same names; ``tests/conformance`` has a worker with these rights on a
-    Prefect server's own.
+    """The rights on tables with Prefect's names. ``tests/conformance`` runs a worker with these
+    rights on a Prefect server's own tables.
     """
     for table in {right.table for right in PREFECT} | {"configuration"}:
         assert cluster.psql("prefect", "prefect", "-c", f"CREATE TABLE {table} (id int)").returncode == 0
@@ -362,7 +360,7 @@ def compose_program() -> list[str]:
             asked = subprocess.run(
                 [*program, "version", "--short"], capture_output=True, text=True, timeout=60
             )
-            # The first version, of Python, printed another form.
+            # Compose 1, in Python, printed another format.
             if asked.returncode == 0 and asked.stdout.lstrip("v")[:1] > "1":
                 return program
     pytest.skip("no Docker Compose 2 here")

@@ -1,8 +1,8 @@
-"""docker-compose.yml, started as a whole from its own words: each service in a container of its
-own, with the file's environment, command, user, mounts, rights, ports, health check and order.
+"""docker-compose.yml, started as a whole: each service in its own container, with the file's
+environment, command, user, mounts, rights, ports, health check and order.
 
-No engine is here, and no registry of images. ``tests/support/stand_ins.py`` says what stands for
-each image. Grafana is the one that can't be had.
+There is no engine and no image registry here. ``tests/support/stand_ins.py`` has a substitute for
+each image except Grafana's.
 """
 
 import copy
@@ -34,7 +34,7 @@ PROMETHEUS = "http://127.0.0.1:9090/api/v1"
 
 
 def compose_file() -> dict[str, Any]:
-    """The file, without what can't be started here."""
+    """The file, without the service that can't be started here."""
     file = copy.deepcopy(FILE)
     del file["services"][NOT_TO_BE_HAD]
     return file
@@ -51,14 +51,14 @@ def images(image: Image, programs: Any) -> StandIns:
 
 @pytest.fixture(scope="module")
 def project(images: StandIns) -> Iterator[Project]:
-    """All of it: ``docker compose --profile monitoring --profile prefect up``."""
+    """All services: ``docker compose --profile monitoring --profile prefect up``."""
     with Project(compose_file(), ROOT, images) as project:
         project.up("monitoring", "prefect")
         yield project
 
 
 def create(project: Project, *arguments: str) -> tuple[str, dict[str, Any]]:
-    """The command of deploy/README.md, on the machine that the ports are published on; returns the
+    """Run the command of deploy/README.md on the machine with the published ports; returns the
     status and the record.
     """
     command = (sys.executable, "-m", "worker", "create", "--amqp-url", PRODUCER, *arguments)
@@ -89,7 +89,7 @@ def test_request_is_served_by_the_worker(project: Project) -> None:
 
 
 def test_request_becomes_a_run_of_the_prefect_server(project: Project) -> None:
-    """Its flow is made by the server's API, on the port that the file publishes."""
+    """The server's API makes the flow, on the published port."""
     post = (
         "import json, sys, urllib.request as r; request = r.Request(sys.argv[1], sys.argv[2].encode(), "
         "{'Content-Type': 'application/json'}); print(r.urlopen(request, timeout=60).read().decode())"
@@ -113,7 +113,7 @@ def test_prometheus_finds_both_workers_and_the_broker_by_their_names(project: Pr
 
 
 def test_grafana_would_find_its_files_and_its_queries_answered(project: Project) -> None:
-    """As far as that can be seen without it: the paths that it is given, and what it would ask."""
+    """A partial check without Grafana: its files' paths, and the queries that it would send."""
     service = FILE["services"]["grafana"]
     targets = dict(each.split(":")[:2] for each in service["volumes"] if each.startswith("./"))
     provisioning = {target: ROOT / source for source, target in targets.items()}
@@ -126,7 +126,7 @@ def test_grafana_would_find_its_files_and_its_queries_answered(project: Project)
         for target in panel["targets"]:
             assert target["datasource"]["uid"] == datasource["uid"]
             query = target["expr"].replace("$__rate_interval", "1m").replace("$queue", "flow-runs.create")
-            # From inside: by the name that the data source has, which no port is published for.
+            # From inside, by the data source's host name: no port is published for it.
             url = f"{datasource['url']}/api/v1/query?query={quote(query)}"
             done = project["worker"].run(["python", "-c", FETCH, url])
             assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ def test_grafana_would_find_its_files_and_its_queries_answered(project: Project)
 
 
 def test_passwords_of_env_reach_both_ends(images: StandIns) -> None:
-    """The database's, as deploy/README.md says to change them."""
+    """The database's passwords, changed as deploy/README.md says."""
     names = set(re.findall(r"\$\{(\w+):-", json.dumps(FILE["services"]["postgres"])))
     variables = {name: f"another-{number}" for number, name in enumerate(sorted(names))}
     with Project(compose_file(), ROOT, images, variables) as project:
@@ -176,7 +176,7 @@ def unknown_command(service: dict[str, Any]) -> None:
 def test_mistake_in_the_workers_words_is_found(
     project: Project, mistake: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Beside the worker that runs."""
+    """A second worker, beside the running one."""
     service = copy.deepcopy(FILE["services"]["worker"])
     mistake(service)
     name = mistake.__name__.replace("_", "-")
@@ -234,7 +234,7 @@ def test_mistake_in_a_servers_words_is_found(
 
 
 def test_every_service_ends_by_its_signal_within_its_time(project: Project) -> None:
-    """The last of this file: it stops what the others use."""
+    """Keep this test last: it stops the services that the others use."""
     codes = project.down()
     assert {name: codes[name] for name in compose_file()["services"]} == dict.fromkeys(
         compose_file()["services"], 0

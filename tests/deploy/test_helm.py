@@ -1,5 +1,5 @@
-"""The Helm chart, rendered by Helm itself: it gives what ``deploy/k8s`` gives, and keeps to
-Kubernetes' own schemas. No cluster is asked.
+"""The Helm chart, rendered by Helm itself: it equals ``deploy/k8s``, and keeps to Kubernetes' own
+schemas. It needs no cluster.
 """
 
 from typing import Any
@@ -64,14 +64,14 @@ def test_chart_keeps_to_the_schemas(values: dict[str, Any], version: str) -> Non
 
 @pytest.mark.parametrize(("kustomization", "kind"), [("base", "any"), ("overlays/prefect", "prefect")])
 def test_chart_gives_what_the_kustomization_gives(kustomization: str, kind: str) -> None:
-    """But for names of labels, the image's tag, and the migration's account, which is not there
-    before the first release. What the overlay adds for its server is given as values.
+    """Labels' names, the image's tag and the migration's account may differ; the account does not
+    exist before the first release. The overlay's settings for its server are given as values.
     """
     built = build(kustomization)
     settings = dict(the("ConfigMap", built)["data"])
     own = ("WORKER_DATABASE_KIND", "WORKER_SHUTDOWN_TIMEOUT")
     added = {name: settings[name] for name in settings.keys() - set(own) - _defaults().keys()}
-    more = the("Deployment", built)["spec"]["template"]["spec"]["containers"][0]["env"][3:]  # behind the URLs
+    more = the("Deployment", built)["spec"]["template"]["spec"]["containers"][0]["env"][3:]  # after the URLs
     rendered = render({"databaseKind": kind, "settings": added, "env": more})
     assert sorted(each["kind"] for each in rendered) == sorted(each["kind"] for each in built)
     assert the("ConfigMap", rendered)["data"] == settings
@@ -87,7 +87,7 @@ def _defaults() -> dict[str, str]:
 
 
 def _without_labels(value: Any) -> Any:
-    """A manifest without what may differ."""
+    """A manifest without the parts that may differ."""
     differs = ("labels", "matchLabels", "selector", "annotations", "image", "imagePullPolicy")
     if isinstance(value, list):
         return [_without_labels(each) for each in value]

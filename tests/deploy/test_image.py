@@ -1,7 +1,6 @@
-"""deploy/Dockerfile, built by Buildah, and the image that came out, run with no rights and a file
-system that is only read.
+"""deploy/Dockerfile, built by Buildah. The image runs without rights on a read-only file system.
 
-The base image is made of Debian's packages (``tests/support/image.py``), as there is no registry.
+There is no registry, so the base image is made of Debian's packages (``tests/support/image.py``).
 """
 
 import json
@@ -36,7 +35,7 @@ def test_layers_are_the_base_the_environment_and_the_health_check(builder: Build
     "arguments",
     [
         ("flow-run-worker", "topology", "show"),
-        # Traces are in.
+        # The exporter for traces is installed.
         ("python", "-c", "import opentelemetry.exporter.otlp.proto.http.trace_exporter"),
         ("sh", "-c", "! command -v pip || ! pip --version | grep /opt/flow-run-worker"),
         # The health check's shell.
@@ -54,14 +53,14 @@ def worker(
 ) -> Iterator[tuple[Container, int]]:
     (port,) = free_ports(1)
     environment = {
-        # Of all that the image sets only this is changed, as it shares this machine's network.
+        # The only setting that differs from the image's, as it shares this machine's network.
         "WORKER_HTTP_HOST": "127.0.0.1",
         "WORKER_HTTP_PORT": str(port),
         "WORKER_AMQP_URL": rabbitmq.url,
         "WORKER_DATABASE_URL": postgresql_url,
         "WORKER_QUEUE": queue,
         "WORKER_MIGRATE": "true",
-        # No health check goes by a proxy.
+        # The health check must ignore a proxy.
         "http_proxy": "http://127.0.0.1:9",
     }
     container = Container("worker", image, None, environment=environment, rights=CONFINED)
@@ -115,8 +114,8 @@ def test_health_check_fails_where_nothing_answers(image: Image) -> None:
 
 
 def test_build_sees_no_more_than_it_copies() -> None:
-    """A file that .dockerignore doesn't admit can't be copied; one that is admitted and not copied
-    only makes the build slower.
+    """A file that .dockerignore excludes can't be copied. One that it admits and nothing copies
+    only slows the build.
     """
     copied = {
         name

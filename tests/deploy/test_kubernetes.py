@@ -1,6 +1,6 @@
-"""The manifests build, and keep to Kubernetes' own schemas; no cluster is asked.
+"""The manifests build, and keep to Kubernetes' own schemas; this needs no cluster.
 
-Custom resources (KEDA's, the RabbitMQ cluster operator's) have schemas of their own, which are not
+Custom resources (KEDA's, the RabbitMQ cluster operator's) have their own schemas, which are not
 validated here.
 """
 
@@ -109,7 +109,7 @@ def test_only_the_port_of_health_and_metrics_can_be_reached() -> None:
     for kind in ("Deployment", "Job"):
         labels = the(kind, manifests)["spec"]["template"]["metadata"]["labels"].items()
         assert selector <= labels
-    assert selector  # or it would be that of the whole namespace
+    assert selector  # without it, the whole namespace would be selected
     assert policy["policyTypes"] == ["Ingress"]
     (container,) = the("Deployment", manifests)["spec"]["template"]["spec"]["containers"]
     assert [each["name"] for each in container["ports"]] == ["http"]
@@ -134,7 +134,7 @@ def test_broker_has_three_nodes_for_three_replicas() -> None:
 
 
 def numbers() -> dict[str, str]:
-    """What the table of deploy/README.md has to say of the manifests."""
+    """The numbers of the manifests that the table in deploy/README.md must show."""
     base, keda, cluster = build("base"), build("overlays/keda"), build("rabbitmq-cluster")
     deployment, job = the("Deployment", base)["spec"], the("Job", base)["spec"]
     pod = deployment["template"]["spec"]

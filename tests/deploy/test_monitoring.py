@@ -1,5 +1,5 @@
-"""What watches the worker, run by the programs that it is for: a real Prometheus on a real worker
-and a real RabbitMQ.
+"""Monitoring with the programs that it is for: a real Prometheus on a real worker and a real
+RabbitMQ.
 """
 
 import asyncio
@@ -155,7 +155,7 @@ async def test_prometheus_reads_workers_and_broker_and_evaluates_the_alerts(
             assert len(rules) == sum(len(group["rules"]) for group in alert_groups())
             assert {rule["health"] for rule in rules} == {"ok"}
 
-            cluster.stop()  # while the worker has nothing to do
+            cluster.stop()  # while the worker is idle
             alerts = (
                 'ALERTS{alertname="FlowRunWorkerDependencyAway", dependency="database", alertstate="pending"}'
             )

@@ -1,1 +1,1 @@
-"""Tries to break each guarantee, on real servers."""
+"""Tries to break each guarantee on real servers."""

@@ -51,10 +51,10 @@ PATIENCE = 240.0
 MIB = 1024 * 1024
 GOOD = 2_000
 LARGE_DEPLOYMENTS = 10
-# Runs with keys that are asked for again, in other letters.
+# Runs whose keys are asked for again, with uppercase or lowercase changed.
 SEEDS = 100
 FROM_DEPLOYMENT = "create_flow_run_from_deployment"
-# PostgreSQL's own codes, which a trigger may raise as well, and one that is nobody's.
+# PostgreSQL's own codes, which a trigger may raise as well, and one unknown code.
 RAISED = ("42501", "42P01", "40001", "55000", "0A000", "57014", "25006", "53100", "08006", "P0001", "45000")
 
 
@@ -107,8 +107,8 @@ class Scene:
 
 
 def plain(**fields: Any) -> Callable[[int, Scene], dict[str, Any]]:
-    """A request for a run of the flow; ``#`` in a text stands for the request's number, which
-    comes again after :data:`SEEDS`.
+    """A request for a run of the flow. ``#`` in a text is replaced by the request's number modulo
+    :data:`SEEDS`.
     """
 
     def body(number: int, scene: Scene) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def kinds(broker: RabbitMQ) -> list[Bad]:
     ]
 
 
-# What a user may have done to the tables; each is told by a name, a tag or a key of a run.
+# Changes that a user may have made to the tables; each matches a name, a tag or a key of a run.
 _ON_POSTGRESQL = (
     """
     CREATE FUNCTION among_good() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -336,7 +336,7 @@ async def open_scene(
         await execute(admin, f"DO $$ BEGIN {role}; EXCEPTION WHEN duplicate_object THEN NULL; END $$", rights)
         url = make_url(admin).set(username="flow_runs_worker").render_as_string(hide_password=False)
     scene = Scene(where, broker, url, admin, flow_id, folder, deployments, **how)
-    # The runs that are there already, before the tables are changed.
+    # Create the existing runs before the tables change.
     async with serving(scene, 1) as served:
         replies = await served.producer.replies_to(
             [await served.producer.publish({"flow_id": flow_id, "idempotency_key": key}) for key in _KEYS]
@@ -532,7 +532,7 @@ class Served:
             )
 
     async def _missing(self, ids: Sequence[str]) -> list[int]:
-        """How many of these have no reply when there was time enough."""
+        """The number of these that have no reply after ample time."""
         until = time.monotonic() + self.scene.patience
         while missing := sum(not self.producer.replies[each] for each in ids):
             self.peak = max(self.peak, *(_peak(worker.process.pid) for worker in self.workers))
@@ -546,7 +546,7 @@ class Served:
         return int(row["n"])
 
     async def end(self) -> list[str]:
-        """End the workers; returns what is not as it should be then."""
+        """End the workers; returns everything that is wrong by then."""
         wrong = []
         letters = await self.producer.depth(f"{self.producer.queue}.dead")
         if letters != self.refused:
@@ -599,7 +599,7 @@ async def serving(scene: Scene, count: int, **settings: str) -> AsyncIterator[Se
 async def measure(scene: Scene, kind: Bad, workers: int, *, stop: bool) -> bool:
     """Serve a kind alone and many of it, by workers of its own; returns whether all was right."""
     async with serving(scene, workers) as served:
-        await served.serve((), 0)  # connections, statements and code are warm then
+        await served.serve((), 0)  # warm connections, statements and code
         before = await served.serve((), 0)
         wrong: list[str] = []
         for count in (1, kind.many):

@@ -1,4 +1,4 @@
-"""Scenes for faults: servers of their own, since they are stopped, workers behind a network, and
+"""Scenes for faults: separate servers, since the faults stop them, workers behind a proxy, and
 producers.
 """
 
@@ -22,15 +22,14 @@ from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.supervisor import Supervisor
 
-# Seconds after which a silent connection counts as lost: two of these at the broker, three at the
-# worker.
+# Seconds. A silent connection counts as lost after two of these at the broker, three at the worker.
 HEARTBEAT = 2
 
 
 @contextmanager
 def small_disk(size: str) -> Iterator[Path | None]:
-    """A file system in memory, or None where we may not mount one."""
-    # Not pytest's: PostgreSQL's user has no way into that.
+    """A file system in memory, or None if mounting is not permitted."""
+    # Not in pytest's folder, which PostgreSQL's user can't enter.
     folder = Path(tempfile.mkdtemp(prefix="disk-"))
     folder.chmod(0o755)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
@@ -56,8 +55,8 @@ async def open_scene(
     seed: int,
     haste: float = 1.0,
 ) -> AsyncIterator[Scene]:
-    """A scene with a database of a kind (``postgresql`` or ``sqlite``) on the small disk, if there
-    is one.
+    """A scene with a database of this kind (``postgresql`` or ``sqlite``), on the small disk if
+    there is one.
     """
     queue = f"faults-{uuid4().hex[:8]}.create"
     name = f"faults-{uuid4().hex[:8]}"
@@ -122,8 +121,8 @@ def disk() -> Iterator[Path | None]:
 async def scene(
     request: pytest.FixtureRequest, broker: RabbitMQ, cluster: PostgreSQL, disk: Path | None, tmp_path: Path
 ) -> AsyncIterator[Any]:
-    """A scene; its parameter is the kind of database and whether that is on a small disk, where one
-    can be mounted.
+    """A scene. The parameter is the kind of database, and whether to use a small disk if it can be
+    mounted.
     """
     database, on_small_disk = getattr(request, "param", ("postgresql", False))
     seed = int(os.environ.get("WORKER_TEST_SEED", "1"))

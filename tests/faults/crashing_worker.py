@@ -1,7 +1,7 @@
-"""A worker that kills itself at a seam of the line, once: ``python -m tests.faults.crashing_worker
+"""A worker that kills itself once at a seam of the line: ``python -m tests.faults.crashing_worker
 SEAM FILE``.
 
-The seam is patched from outside, so that the worker has no code for this. FILE says that it has
+The seam is patched from outside, so the worker needs no code for this. FILE records that it has
 happened.
 """
 
@@ -24,7 +24,7 @@ SEAMS: dict[str, tuple[Any, str, str]] = {
     "after reply, before acknowledgement": (Acknowledger, "_acknowledge_new", "before"),
     "while decoding": (Understand, "_new_run", "before"),
 }
-# Of a worker with events.
+# The seams of a worker with events.
 EVENT_SEAMS: dict[str, tuple[Any, str, str]] = {
     "after commit, before event": (Outbox, "_publications", "before"),
 }

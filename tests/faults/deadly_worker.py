@@ -1,6 +1,4 @@
-"""A worker that dies of a request whose run is named ``deadly``, as a fault in native code would
-make it die.
-"""
+"""A worker that dies on a request whose run is named ``deadly``, as from a fault in native code."""
 
 import os
 import signal

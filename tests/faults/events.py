@@ -1,6 +1,5 @@
-"""Workers that are killed under load while Prefect's API is stopped: afterwards each run has its
-event, and none has two. ``python -m tests.faults.events --minutes 5 --kills 20``; exits with 1
-unless that is so.
+"""Kills workers under load while Prefect's API is stopped. Afterwards each run must have exactly
+one event. ``python -m tests.faults.events --minutes 5 --kills 20`` exits with 1 otherwise.
 """
 
 import argparse
@@ -24,19 +23,19 @@ from tests.support.rabbitmq import RabbitMQ
 from tests.support.supervisor import Supervisor
 
 WORKERS = 2
-# For a backlog to be handed over, on a busy machine; seconds.
+# Seconds until a backlog is delivered on a busy machine.
 CATCH_UP = 1800.0
 
 
 @dataclass(frozen=True)
 class Count:
-    """What became of the events.
+    """Runs and their events.
 
     Attributes:
         runs: in the database, of this flow.
-        without_event: of these.
+        without_event: how many of these have no event.
         doubled: events with one id, and runs with more than one first event.
-        catch_up: seconds from the API's start until all were there.
+        catch_up: seconds from the API's start until all events had arrived.
     """
 
     runs: int
@@ -59,12 +58,12 @@ async def kill_workers_without_api(
     seed: int,
     pause: float,
 ) -> tuple[Verdict, Count]:
-    """Stop the API, serve a load for so long, and kill a worker now and then; start the API, and
-    wait for its events.
+    """Stop the API, serve a load for this long, and kill a worker now and then. Then start the API
+    and wait for the events.
 
     Args:
         server: started.
-        pause: of each of two producers, between two requests; seconds.
+        pause: seconds between two requests of each of the two producers.
     """
     queue = f"events-{uuid4().hex[:8]}.create"
     moments = random.Random(seed)
@@ -86,7 +85,7 @@ async def kill_workers_without_api(
         load.start(pause=pause)
         for _ in range(kills):
             await asyncio.sleep(moments.uniform(0.5, 1.5) * seconds / kills)
-            # Not one that still starts: half of them would be killed before they did anything.
+            # Workers that are still starting would be killed before they did anything.
             await workers.kill_serving(moments.randrange(WORKERS))
         await load.stop()
         await load.settled()
@@ -125,7 +124,7 @@ async def _count(database_url: str, flow_id: str, started: float) -> Count:
 
 
 async def run(minutes: float, kills: int, seed: int, pause: float) -> int:
-    """The whole of it; returns the exit code."""
+    """Run it all; returns the exit code."""
     with (
         RabbitMQ() as broker,
         PostgreSQL() as cluster,

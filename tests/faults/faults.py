@@ -1,5 +1,5 @@
-"""The faults, each with its healing: what goes wrong around workers that serve. Used alone by
-tests, and mixed by the soak.
+"""The faults around serving workers, each with its recovery. Tests use each alone; the soak mixes
+them.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.supervisor import Supervisor
 
-# How much memory a node may use before its alarm.
+# The memory at which a node raises its alarm.
 WATERMARK = "2GB"
-# What stays free on the full disk: less than PostgreSQL and SQLite grow a file by.
+# Free bytes on the full disk: less than PostgreSQL and SQLite grow a file by.
 _DISK_LEFT = 4096
 TERMINATE = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flow-run-worker'"
@@ -31,16 +31,16 @@ TERMINATE = (
 
 @dataclass
 class Scene:
-    """All that a fault may meddle with.
+    """The parts of a system that a fault may disturb.
 
     Attributes:
         queue: the request queue's name.
-        user: whose name the workers have at the broker.
+        user: the workers' user at the broker.
         to_broker, to_database: the network between the workers and their servers. (SQLite has
             none.)
-        disk: a small file system with the database on it; None where none can be mounted.
-        moments: the source of all that is random.
-        haste: by how much faults are shorter than in the soak.
+        disk: a small file system with the database on it; None if it can't be mounted.
+        moments: the source of all random choices.
+        haste: factor by which faults are shorter than in the soak.
     """
 
     broker: RabbitMQ
@@ -57,7 +57,7 @@ class Scene:
     haste: float = 1.0
 
     async def lasts(self, seconds: float) -> None:
-        """Let a fault last for about so long, in the soak."""
+        """Let a fault last for about this long in the soak."""
         await asyncio.sleep(seconds * self.moments.uniform(0.7, 1.3) / self.haste)
 
     async def sql(self, *statements: str, database: str | None = None) -> None:
@@ -76,10 +76,10 @@ class Fault:
     """A fault.
 
     Attributes:
-        name: what happens, in words.
-        happens: does it, and heals it.
-        seen: what stands in a worker's log then; None if nothing need stand there.
-        databases: with which databases it can be.
+        name: its description.
+        happens: causes it, and recovers from it.
+        seen: text in a worker's log during it; None if it need not be logged.
+        databases: with which databases it is possible.
     """
 
     name: str
@@ -94,7 +94,7 @@ FAULTS: dict[str, Fault] = {}
 def fault(
     name: str, *, seen: str | None = None, only: str | None = None
 ) -> Callable[[Callable[[Scene], Awaitable[None]]], Callable[[Scene], Awaitable[None]]]:
-    """List a function among the faults."""
+    """Add a function to the faults."""
 
     def add(happens: Callable[[Scene], Awaitable[None]]) -> Callable[[Scene], Awaitable[None]]:
         databases = frozenset({only} if only else {"postgresql", "sqlite"})
@@ -133,7 +133,7 @@ async def worker_restarted(scene: Scene) -> None:
 
 @fault("worker stopped for a while")
 async def worker_frozen(scene: Scene) -> None:
-    """As a machine that swaps, or a virtual one that is moved."""
+    """As on a machine that swaps, or a virtual one that migrates."""
     async with scene.workers.frozen(scene.moments.randrange(8)):
         await scene.lasts(6)
 
@@ -175,8 +175,8 @@ async def channel_closed(scene: Scene) -> None:
 
 
 async def _consumer_timeout(scene: Scene, milliseconds: int) -> None:
-    """Both are read as a channel is opened: the timeout, and how often the broker looks (once a
-    minute otherwise).
+    """Both settings are read when a channel opens: the timeout, and how often the broker checks it
+    (once a minute by default).
     """
     for name, value in (("consumer_timeout", milliseconds), ("channel_tick_interval", 1000)):
         await asyncio.to_thread(scene.broker.ctl, "eval", f"application:set_env(rabbit, {name}, {value}).")
@@ -186,14 +186,14 @@ async def _consumer_timeout(scene: Scene, milliseconds: int) -> None:
 
 @fault("queue deleted and declared again", seen="session_lost")
 async def queue_deleted(scene: Scene) -> None:
-    """What is in a queue goes with it, which is the deleter's loss: so it is emptied before."""
+    """A deleted queue takes its messages along, so this empties it first."""
     async with scene.load.paused():
         await asyncio.to_thread(scene.broker.ctl, "delete_queue", scene.queue)
 
 
 @fault("virtual host takes no connections", seen="connection limit (0) is reached")
 async def virtual_host_full(scene: Scene) -> None:
-    """Nor those of the producers, who try again."""
+    """The producers' connections are closed as well; they try again."""
     await asyncio.to_thread(scene.broker.ctl, "set_vhost_limits", '{"max-connections":0}')
     try:
         await asyncio.to_thread(scene.broker.ctl, "close_all_connections", "fault")
@@ -204,7 +204,7 @@ async def virtual_host_full(scene: Scene) -> None:
 
 @fault("workers may not publish", seen="access to exchange 'amq.default'")
 async def permissions_changed(scene: Scene) -> None:
-    """The broker looks at permissions when a channel is new; so the workers are thrown out."""
+    """Permissions are checked when a channel opens, so this closes the connections."""
     set_permissions = ("set_permissions", scene.user, ".*")
     await asyncio.to_thread(scene.broker.ctl, *set_permissions, r"^(?!amq\.default$).*", ".*")
     try:
@@ -243,8 +243,8 @@ async def broker_slow(scene: Scene) -> None:
 
 @fault("network to the broker silent", seen="session_lost")
 async def broker_silent(scene: Scene) -> None:
-    """Longer than the heartbeat allows (see the scene's URL): both sides give up. On a busy machine
-    that may take a little longer.
+    """Longer than the heartbeat allows (see the scene's URL): both sides give up, on a busy machine
+    with some delay.
     """
     seen = scene.workers.logged("session_lost")
     scene.to_broker.silence()
@@ -332,7 +332,7 @@ async def statement_timeout(scene: Scene) -> None:
     await scene.sql(f"ALTER DATABASE {name} SET statement_timeout = 1", TERMINATE, database="postgres")
     async with _table_locked(scene):
         await asyncio.sleep(1.5)
-        # On a busy machine workers take their time to come to it.
+        # On a busy machine, workers may need longer to reach this point.
         with suppress(TimeoutError):
             async with asyncio.timeout(60):
                 while scene.workers.logged("statement timeout") == before:
@@ -342,7 +342,7 @@ async def statement_timeout(scene: Scene) -> None:
 
 @asynccontextmanager
 async def _table_locked(scene: Scene) -> AsyncIterator[None]:
-    # Set as the session begins: a SET statement may itself be cancelled by a time-out of 1 ms.
+    # Set at the start of the session: a 1 ms timeout may cancel a SET statement itself.
     url = scene.database_url.replace("+asyncpg", "")
     connection = await asyncpg.connect(url, server_settings={"statement_timeout": "0"})
     try:
@@ -355,20 +355,20 @@ async def _table_locked(scene: Scene) -> AsyncIterator[None]:
 
 @fault("disk full", seen="database_away")
 async def disk_full(scene: Scene) -> None:
-    """The file system that has the database on it is filled up to the last page."""
+    """Fill the database's file system up to the last page."""
     if scene.disk is None:
         return
     ballast = scene.disk / "ballast"
     free = shutil.disk_usage(scene.disk).free - _DISK_LEFT
 
     def fill() -> None:
-        # The worker writes meanwhile: it may be full before that much is written.
+        # The worker writes too, so the disk may fill up earlier.
         with suppress(OSError), ballast.open("wb", buffering=0) as file:
             for size in (1 << 20,) * (free >> 20) + (free % (1 << 20),):
                 file.write(bytes(size))
 
     try:
-        # It takes seconds, and the network between the servers is in this process.
+        # This takes seconds, and the proxies run in this process.
         await asyncio.to_thread(fill)
         seen = scene.workers.logged("database_away")
         async with asyncio.timeout(180):
@@ -383,7 +383,7 @@ async def disk_full(scene: Scene) -> None:
 async def file_locked(scene: Scene) -> None:
     connection = sqlite3.connect(scene.database_url.partition(":///")[2], timeout=30, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
-    # A worker that starts meanwhile waits for the lock only from then on.
+    # Workers that start later wait for the lock only from then on.
     seen = scene.workers.logged("database_away")
     async with asyncio.timeout(180):
         while scene.workers.logged("database_away") == seen:
@@ -394,6 +394,6 @@ async def file_locked(scene: Scene) -> None:
 
 
 def faults_for(database_url: str) -> list[Fault]:
-    """The faults that can be with a database."""
+    """The faults that are possible with a database."""
     dialect = "sqlite" if database_url.startswith("sqlite") else "postgresql"
     return [each for each in FAULTS.values() if dialect in each.databases]

@@ -1,5 +1,5 @@
-"""A worker that holds deliveries, and waits for the confirms of replies, for seconds: what else
-takes minutes to be seen.
+"""A worker that holds deliveries and waits for the confirms of replies for seconds instead of
+minutes.
 """
 
 import os

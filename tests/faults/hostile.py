@@ -1,5 +1,5 @@
-"""Hostile requests, what each is to be answered, and a run in which each stands at every place of a
-batch among good ones.
+"""Hostile requests with the expected answer for each. The run puts each at every place of a batch
+of good ones.
 
 ``python -m tests.faults.hostile`` prints the table: input, our answer, neighbours served.
 """
@@ -38,26 +38,26 @@ from worker.store import Store
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 LIMIT = 1_048_576
 BATCH = 4
-# So many messages are published in one transaction with the broker.
+# Messages that are published in one transaction with the broker.
 COMMIT_EVERY = 100
-# In a property: the name of the request queue.
+# Placeholder in a property for the name of the request queue.
 QUEUE = "<queue>"
-# A run of this name is refused by a trigger, as a database of somebody else's may refuse one.
+# A trigger refuses runs of this name, as a user's own trigger may.
 REFUSED_NAME = "refused by the database"
 
 
 @dataclass(frozen=True)
 class Hostile:
-    """A request that is not as it should be.
+    """A faulty request.
 
     Attributes:
-        name: what is wrong with it.
-        body: what is published; ``<id>`` in it stands for something else each time.
+        name: the fault.
+        body: the published bytes; each message gets its own id for ``<id>``.
         status: of our answer; for a 4xx also of the dead letter.
-        properties: AMQP properties besides ``reply_to`` and ``correlation_id``, which it has unless
-            they stand here.
-        raw: property flags and the properties' bytes, in the place of all of them.
-        replied: whether a reply can reach anybody.
+        properties: AMQP properties, which may override the default ``reply_to`` and
+            ``correlation_id``.
+        raw: property flags and the properties' bytes, which replace all properties.
+        replied: whether a reply can reach the requester.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Hostile:
 
     @property
     def stored(self) -> bool:
-        """Whether it gets as far as the database, where it is one of a batch."""
+        """Whether it reaches the database, as one of a batch."""
         return self.status < 400 or self.status == 409
 
 
@@ -78,12 +78,12 @@ def request(**fields: Any) -> bytes:
 
 
 def raw_request(fields: bytes) -> bytes:
-    """With fields that ``json.dumps`` would not write."""
+    """A request with fields that ``json.dumps`` would not write."""
     return b'{"flow_id": "%s", %s}' % (FLOW_ID.encode(), fields)
 
 
 def filled(before: bytes, unit: bytes, after: bytes, size: int = LIMIT - 100) -> bytes:
-    """As often as there is room."""
+    """Repeat the unit to fill this size."""
     return before + unit * ((size - len(before) - len(after)) // len(unit)) + after
 
 
@@ -102,7 +102,7 @@ def noise(size: int) -> str:
 
 
 def deep_table(levels: int) -> bytes:
-    """The bytes of tables in tables, deeper than a library would write them; each has one entry
+    """The bytes of nested tables, deeper than a library would write them; each has one entry
     without a name.
     """
     content = b""
@@ -113,9 +113,9 @@ def deep_table(levels: int) -> bytes:
 
 HEADERS, CORRELATION_ID, TIMESTAMP = 1 << 13, 1 << 10, 1 << 6
 GOOD = request()
-# Told by its name, where its properties tell nothing.
+# Found by its name if its properties carry no id.
 NAMED = request(name="<id>")
-# As RabbitMQ writes it, of a node that is no member here.
+# RabbitMQ's format, with a node that is no member of this cluster.
 ELSEWHERE = "amq.rabbitmq.reply-to.g1h2AA9yZXBseUAxMjgyMTEzODAAAAKwAAAAAGsElGo=.aSiJZEuFGqmRJ4JUR3dDOQ=="
 ODD_HEADERS = {
     "table": {"of": {"tables": [1, {"x": None}]}},
@@ -130,7 +130,7 @@ ODD_HEADERS = {
     "n" * 128: "x" * 10_000,
     "": "no name",
 }
-# What instrumentations, shovels and federation write, and what they would not.
+# Headers of instrumentations, shovels and federation, well-formed and malformed.
 HOPS = {
     "traceparent": {"version": 0},
     "BAGGAGE": bytearray(b"\xff"),
@@ -169,7 +169,7 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("UTF-16 without one", GOOD.decode().encode("utf-16-be"), 201),
     Hostile("UTF-32", GOOD.decode().encode("utf-32"), 201),
     Hostile("a byte order mark and nothing else", b"\xef\xbb\xbf", 422),
-    # What is not JSON, or not an object
+    # Not JSON, or not an object
     Hostile("empty body", b"", 422),
     Hostile("spaces", b" " * 1000, 422),
     Hostile("null", b"null", 422),
@@ -189,7 +189,7 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("490 levels", raw_request(b'"parameters": {"a": ' + b"[" * 490 + b"]" * 490 + b"}"), 201),
     Hostile("260 levels in a state's data", raw_request(b'"state": {"type": "FAILED", "data": ' + b"[" * 260 + b"]" * 260 + b"}"), 201),
     Hostile("600 levels", raw_request(b'"parameters": {"a": ' + b"[" * 600 + b"]" * 600 + b"}"), 400),
-    # What is no run for Prefect, and one for a database of our own
+    # Unusable runs for Prefect, accepted in a database of our own
     Hostile("200 tags", request(tags=[f"{number}" for number in range(200)]), 201),
     Hostile("a result whose key is a number", request(state={"type": "SCHEDULED", "data": {"storage_key": 1}}), 201),
     Hostile("a result that names a library", request(state={"type": "SCHEDULED", "data": {"storage_key": "a", "serializer": {"type": "pickle", "picklelib": "os"}}}), 201),
@@ -311,7 +311,7 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("a header's name that is no UTF-8", NAMED, 422, raw=(HEADERS, b"\0\0\0\x07\x01\xffS\0\0\0\0"), replied=False),
 )  # fmt: skip
 
-# These the broker refuses, and closes the producer's channel.
+# The broker refuses these and closes the producer's channel.
 REFUSED_BY_BROKER: tuple[dict[str, Any], ...] = (
     {"delivery_mode": 0},
     {"delivery_mode": 3},
@@ -325,7 +325,7 @@ REFUSED_BY_BROKER: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Sent:
-    """One message of a run: a hostile one, or a good one (``hostile`` is None)."""
+    """One message of a run: hostile, or good if ``hostile`` is None."""
 
     id: str
     hostile: Hostile | None
@@ -335,7 +335,7 @@ class Sent:
 
 @dataclass
 class Row:
-    """What became of one hostile request, at all the places where it stood."""
+    """The outcome of one hostile request at each of its places."""
 
     hostile: Hostile
     answers: Counter[str] = field(default_factory=Counter)
@@ -348,11 +348,11 @@ class Row:
 
 @dataclass
 class Run:
-    """What became of all of them.
+    """The outcome of a run.
 
     Attributes:
         stored: how many runs are in the database.
-        stray: dead letters that are no hostile request's.
+        stray: dead letters that no hostile request explains.
         log: the worker's.
         code: the worker's exit code.
     """
@@ -365,9 +365,7 @@ class Run:
 
 
 def frames(message_id: str, body: bytes, hostile: Hostile | None, queue: str, reply_to: str) -> bytes:
-    """A message as it goes over the wire, its content header of our own making where no library
-    would write it.
-    """
+    """A message as frames, with a content header written here if no library would write it."""
     publish = pamqp.frame.marshal(spec.Basic.Publish(routing_key=queue), 1)
     body = body.replace(b"<id>", message_id.encode())
     if hostile is not None and hostile.raw is not None:
@@ -387,7 +385,7 @@ def frames(message_id: str, body: bytes, hostile: Hostile | None, queue: str, re
 
 
 def _unchecked(given: dict[str, Any]) -> spec.Basic.Properties:
-    """Set one by one: the constructor would not let all of them pass."""
+    """Set one by one, since the constructor would refuse some of them."""
     properties = spec.Basic.Properties()
     for name, value in given.items():
         setattr(properties, name, value)
@@ -395,8 +393,7 @@ def _unchecked(given: dict[str, Any]) -> spec.Basic.Properties:
 
 
 def messages(corpus: Sequence[Hostile], queue: str, reply_to: str) -> Iterator[Sent]:
-    """A good one, then of each hostile one four groups in which it stands at one place after the
-    other.
+    """A good one, then four groups for each hostile one, which moves one place on in each group.
 
     Each group has four that reach the database, so that each is one batch.
     """
@@ -417,12 +414,12 @@ def messages(corpus: Sequence[Hostile], queue: str, reply_to: str) -> Iterator[S
 
 
 async def publish(url: str, sent: Iterator[Sent]) -> list[Sent]:
-    """Write them all to one channel, so that they stand in the queue in this order."""
+    """Write all of them to one channel, so that they are in the queue in this order."""
     connection = await aiormq.connect(url)
     channel = await connection.channel(publisher_confirms=False)
     assert channel.number == 1
-    # A commit waits for the queue. Without one, a queue that is behind as the channel closes drops
-    # what it has not yet taken.
+    # A commit waits for the queue. Without it, a queue that lags when the channel closes drops
+    # messages.
     await channel.tx_select()
     published = []
     for number, each in enumerate(sent, start=1):
@@ -440,7 +437,7 @@ async def publish(url: str, sent: Iterator[Sent]) -> list[Sent]:
 
 
 async def prepare(database_url: str) -> None:
-    """The schema, and a trigger that refuses one run."""
+    """Make the schema, and a trigger that refuses one run."""
     store = await Store.open(database_url, migrate=True)
     await store.close()
     if database_url.startswith("sqlite"):
@@ -496,10 +493,10 @@ async def serve(
     fast_path: bool = True,
     seconds: float = 240.0,
 ) -> Run:
-    """Publish the corpus among good requests to a worker, and see what becomes of each.
+    """Publish the corpus among good requests to a worker, and record the outcome of each.
 
     The database is locked until all of them are decoded, so that every batch after the first is one
-    of four, in the order of the queue; the worker's log shows that they were.
+    of four, in the order of the queue. The worker's log proves it.
     """
     await prepare(database_url)
     rows = [Row(hostile) for hostile in corpus]
@@ -555,7 +552,7 @@ def _name(letter: Reply) -> str:
 
 
 def _answer(replies: list[Reply], dead: list[Reply]) -> str:
-    """The status of the reply; in brackets that of a request that nobody gets a reply to."""
+    """The status of the reply, in brackets if no reply can reach the requester."""
     if replies:
         return ", ".join(str(reply.status) for reply in replies)
     if dead:
@@ -564,8 +561,8 @@ def _answer(replies: list[Reply], dead: list[Reply]) -> str:
 
 
 def _batches(log: str) -> list[int]:
-    """The place in its batch of each request that reached the database, in their order; -1 in a
-    batch that was not full.
+    """For each request that reached the database, in order: its place in its batch; -1 if the batch
+    was not full.
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", log)
     places = []
@@ -576,8 +573,8 @@ def _batches(log: str) -> list[int]:
 
 
 def table(runs: dict[str, Run]) -> str:
-    """All that was seen, a line for each hostile request; what was seen on the second database
-    stands there only where it differs.
+    """The results, one line for each hostile request; those of the second database only if they
+    differ.
     """
     lines = [f"{'input':62} {'answer':10} {'dead letters':13} {'neighbours served':18} reason"]
     for index, row in enumerate(next(iter(runs.values())).rows):
@@ -591,7 +588,7 @@ def table(runs: dict[str, Run]) -> str:
 
 
 async def main() -> None:
-    """Run the corpus on servers of its own and print what became of it."""
+    """Run the corpus on servers of its own and print the results."""
     with RabbitMQ() as node, PostgreSQL() as cluster, tempfile.TemporaryDirectory() as folder:
         runs = {}
         for kind, url in (

@@ -1,5 +1,5 @@
-"""Producers that keep publishing through every fault, and the check of what became of it all.
-Nothing of the worker's code.
+"""Producers that keep publishing through every fault, and a check of all outcomes. It uses no code
+of the worker.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _LOST = (aio_pika.exceptions.AMQPError, ConnectionError, OSError, RuntimeError, 
 
 @contextmanager
 def lost_connection() -> Iterator[None]:
-    """Pass over what aio-pika raises when a connection ends, a bare Exception among it."""
+    """Ignore the errors of aio-pika when a connection ends, among them a bare Exception."""
     try:
         yield
     except Exception as error:
@@ -32,12 +32,12 @@ def lost_connection() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of all requests that the broker took over.
+    """The outcome of all requests that the broker confirmed.
 
     Attributes:
         lost: requests without a reply, without a run, or refused and not in the dead letters.
         doubled: keys and messages with more than one run, in the database or in the replies.
-        left: what is still in the request queue.
+        left: messages still in the request queue.
         strays: dead letters that the worker did not refuse (given up by the broker).
     """
 
@@ -60,7 +60,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Request:
-    """A request as the check has to know it: by its key, or its message; ``None`` for one that has
+    """A request as the check identifies it: by its key, or its message; ``None`` for one that has
     to be refused.
     """
 
@@ -68,17 +68,16 @@ class Request:
 
 
 class Load:
-    """Publishes requests, some of them for keys that were used before, some without a key, some
-    that have to be refused.
+    """Publishes requests: some for used keys, some without a key, some that have to be refused.
 
     A request counts as published once the broker has confirmed it; until then it is published
-    again, as a producer would. The reply queue is durable, so that replies outlive the broker's
-    restart as the requests do.
+    again, as a producer would do. The reply queue is durable, so replies survive the broker's
+    restart like requests.
     """
 
     def __init__(self, url: str, queue: str, *, seed: int, replicated: bool = False) -> None:
         self._url = url
-        # A classic queue is on one node of a cluster, and is not there while that node is away.
+        # A classic queue lives on one node of a cluster, and is gone while that node is away.
         self._replies_arguments = {"x-queue-type": "quorum"} if replicated else {}
         self._queue = queue
         self._random = random.Random(seed)
@@ -114,7 +113,7 @@ class Load:
         self._publishing = [asyncio.create_task(self._produce(pause)) for _ in range(producers)]
 
     async def stop(self) -> None:
-        """Publish no more, once what is under way is confirmed."""
+        """Publish no more once everything sent is confirmed."""
         self._stop.set()
         self._go.set()
         await asyncio.gather(*self._publishing)
@@ -142,13 +141,13 @@ class Load:
             while self._under_way:
                 await asyncio.sleep(0.05)
             await self.settled()
-            await asyncio.sleep(0.5)  # a reply comes before its acknowledgement
+            await asyncio.sleep(0.5)  # a reply arrives before its acknowledgement
             yield
         finally:
             self._go.set()
 
     async def until_on_disk(self, broker: RabbitMQ) -> None:
-        """Wait until our queue and theirs survive a kill of the broker."""
+        """Wait until our queue and the worker's would survive a kill of the broker."""
         async with asyncio.timeout(180):
             while not all(broker.on_disk(queue) for queue in (self._queue, f"{self._queue}.dead")):
                 await asyncio.sleep(0.1)
@@ -172,7 +171,7 @@ class Load:
         if chance < 0.05:
             body["no_such_field"] = "red"
         elif chance < 0.2:
-            # Known again by its message id; the name is for us to find the run.
+            # The message id identifies it; its name lets us find the run.
             identity = message_id = body["name"] = f"message-{correlation_id}"
         else:
             number = self._random.randrange(max(self._number, 1)) if chance < 0.4 else self._number
@@ -206,9 +205,7 @@ class Load:
             return self._shared
 
     def _abandon(self) -> None:
-        """Use another connection from now on; whether this one can still be closed is not waited
-        for.
-        """
+        """Use another connection from now on, without waiting for this one to close."""
         connection, self._connection = self._connection, None
         if connection is not None:
             closing = asyncio.ensure_future(connection.close())
@@ -238,7 +235,7 @@ class Load:
             await asyncio.sleep(0.2)
 
     async def verdict(self, database_url: str) -> Verdict:
-        """Count; to be called when all is settled and the workers have left."""
+        """Count; call this when all is settled and the workers have ended."""
         rows = await fetch(
             database_url,
             "SELECT coalesce(idempotency_key, name) AS identity, count(*) AS n FROM flow_run "
@@ -274,8 +271,8 @@ class Load:
         )
 
     async def _dead_letters(self) -> tuple[set[str], int, int]:
-        """The correlation ids of refused requests, how many others there are, and what is left in
-        the request queue.
+        """The correlation ids of refused requests, the number of other dead letters, and the length
+        of the request queue.
         """
         connection = await aio_pika.connect(self._url)
         async with connection:

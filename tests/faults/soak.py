@@ -1,9 +1,9 @@
 """All faults mixed, for as long as wanted: ``python -m tests.faults.soak --minutes 20 --seed 1
 [--database sqlite]``.
 
-Three workers, two producers, one fault after another in an order that the seed decides, now and
-then a SIGTERM on top. Prints what was injected and what became of the requests; exits with 1 unless
-nothing is lost and nothing doubled.
+Three workers, two producers, one fault after another in an order that the seed decides, and a
+SIGTERM now and then. It prints the faults and the outcome of the requests, and exits with 1 if a
+request was lost or doubled.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tests.support.rabbitmq import RabbitMQ
 from tests.support.supervisor import resident
 
 WORKERS = 3
-# How long a fault may take to be noticed, in seconds, and how often it is injected until it is.
+# Seconds in which a fault must be noticed, and how often it is injected until then.
 NOTICED_SECONDS = 10
 TRIES = 10
 SIGTERM = "SIGTERM during a fault"
@@ -53,7 +53,7 @@ async def soak(
         fault = order.pop()
         started = time.monotonic()
         if fault.seen:
-            # A worker that is still on its way back from the last one would not notice this one.
+            # A worker that is still recovering from the last fault would not notice this one.
             await scene.workers.all_serve()
         seen = scene.workers.logged(fault.seen) if fault.seen else 0
         happening = asyncio.create_task(fault.happens(scene))
@@ -65,7 +65,7 @@ async def soak(
                 injected[SIGTERM] += 1
                 console.print(f"{SIGTERM}, while: {fault.name}")
         finally:
-            # Whatever else goes wrong, the fault is healed.
+            # Recover from the fault even if the test fails.
             try:
                 await happening
             except Exception:
@@ -84,8 +84,8 @@ async def soak(
 
 
 async def _until_noticed(scene: Scene, fault: Fault, seen: int) -> None:
-    """Wait until a worker has logged what the fault makes it log: a busy machine takes its time. On
-    an idle one nothing may have been under way meanwhile: the fault is injected again.
+    """Wait until a worker has logged the fault; a busy machine takes longer. An idle worker may not
+    meet the fault, which is then injected again.
     """
     for _ in range(TRIES):
         try:
@@ -99,7 +99,7 @@ async def _until_noticed(scene: Scene, fault: Fault, seen: int) -> None:
 
 
 async def run(minutes: float, seed: int, database: str) -> int:
-    """The whole of it; returns the exit code."""
+    """Run it all; returns the exit code."""
     console = Console(highlight=False)
     with (
         RabbitMQ() as broker,
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
     options = parser.parse_args()
-    logging.disable(logging.CRITICAL)  # what the producers' library says of the connections that we break
+    logging.disable(logging.CRITICAL)  # the producers' library logs each connection that we break
     sys.exit(asyncio.run(run(options.minutes, options.seed, options.database)))
 
 

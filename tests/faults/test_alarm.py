@@ -1,4 +1,4 @@
-"""A memory alarm at the broker: it takes no publications, which a worker says, and waits for."""
+"""During a memory alarm the broker accepts no publications: a worker logs it, and waits."""
 
 import asyncio
 import sqlite3
@@ -46,7 +46,7 @@ async def alarm(broker: RabbitMQ) -> AsyncIterator[None]:
 
 
 async def held(producer: Producer, database_url: str) -> tuple[list[str], sqlite3.Connection]:
-    """Requests that a worker has taken and can't store yet; to store them, roll back."""
+    """Requests that a worker holds and can't store yet; roll back to store them."""
     file = sqlite3.connect(database_url.partition(":///")[2], isolation_level=None)
     file.execute("BEGIN IMMEDIATE")
     ids = [await producer.publish({"flow_id": FLOW_ID}) for _ in range(REQUESTS)]
@@ -73,7 +73,7 @@ async def test_it_is_seen_and_waited_out(
             assert await asyncio.to_thread(ready, worker) == (503, "takes no publications: low on memory")
             assert worker.metric("flow_run_worker_broker_blocked") == 1
             assert worker.process.poll() is None
-            await asyncio.sleep(4)  # longer than replies are waited for, before they count as hanging
+            await asyncio.sleep(4)  # longer than the wait for a reply's confirm
             assert not producer.replies
         await asyncio.to_thread(worker.wait_until_logged, "broker_unblocked")
         replies = await producer.replies_to(ids)
@@ -90,7 +90,7 @@ async def test_it_is_seen_and_waited_out(
 async def test_a_worker_that_loses_its_session_meanwhile_comes_back_with_it(
     worker: WorkerProcess, broker: RabbitMQ, queue: str, sqlite_url: str
 ) -> None:
-    """It publishes something before it consumes again, which the alarm holds up."""
+    """It publishes before it consumes again, and the alarm delays that."""
     async with Producer(broker.url, queue) as producer:
         ids, file = await held(producer, sqlite_url)
         names = "".join(broker.ctl("list_connections", "--no-table-headers", "pid", "client_properties"))

@@ -1,4 +1,4 @@
-"""A memory alarm at the broker, as producers and commands see it: named, and within seconds."""
+"""Producers and commands name a memory alarm of the broker within seconds."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ LOW = "low on memory"
 
 @pytest.fixture
 async def alarmed(broker: RabbitMQ, queue: str) -> AsyncIterator[str]:
-    """The URL of a broker that takes no publications, with the queues and two dead letters."""
+    """The URL of a broker that accepts no publications, with the queues and two dead letters."""
     async with await aio_pika.connect(broker.url) as connection:
         channel = await connection.channel()
         await Topology(queue).declare(channel)
@@ -45,7 +45,7 @@ async def test_clients_speak_of_the_confirm_and_name_the_alarm(alarmed: str, que
             await client.create_flow_run(FLOW_ID)
         (outcome,) = [each async for each in client.create_many([request])]
         assert isinstance(outcome.error, NotConfirmed)
-    assert isinstance(published.value, NoReply)  # whoever caught that still does
+    assert isinstance(published.value, NoReply)  # code that caught this one still does
 
     def blocking() -> None:
         with SyncClient(alarmed, queue=queue, timeout=3) as client, pytest.raises(NotConfirmed, match=LOW):
@@ -88,7 +88,7 @@ async def test_commands_that_publish_name_it(alarmed: str, queue: str, arguments
 async def test_commands_that_publish_nothing_are_not_held_up(
     alarmed: str, queue: str, broker: RabbitMQ
 ) -> None:
-    """And letters that could not be sent again are back at once."""
+    """Letters that could not be sent again return at once."""
 
     async def run(*arguments: str) -> Done:
         return await command(*arguments, amqp_url=alarmed, queue=queue)

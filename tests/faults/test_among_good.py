@@ -1,5 +1,5 @@
-"""Two thousand good requests with some of every bad kind among them: the good ones are all
-answered, the bad ones as is right for them, and the workers are as well as before.
+"""Two thousand good requests with every bad kind among them. All good ones are answered, the bad
+ones get the right answer, and the workers stay healthy.
 """
 
 from pathlib import Path
@@ -17,9 +17,9 @@ from tests.support.rabbitmq import RabbitMQ
 async def test_every_bad_kind_among_good_ones(
     broker: RabbitMQ, cluster: PostgreSQL, tmp_path: Path, where: Where, workers: int, count: int
 ) -> None:
-    """``python -m tests.faults.among_good`` has each kind by itself, and says how long it took."""
+    """``python -m tests.faults.among_good`` measures each kind alone."""
     if where == "prefect":
-        prefect_server("")  # skips, or says why there is none
+        prefect_server("")  # skips the test, or fails with the reason
     async with open_scene(where, broker, cluster, tmp_path) as scene, serving(scene, workers) as served:
         quick = [kind for kind in kinds(broker) if where in kind.where and not kind.costly]
         measured = await served.serve(quick, count)

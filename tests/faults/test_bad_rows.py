@@ -1,5 +1,5 @@
-"""One request whose row the database does not take, or can't show, at a worker: it is answered, and
-so are all others, at once.
+"""A worker gets one request whose row the database refuses or can't show: it answers that one and
+all others at once.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""Publications over which the broker closes a channel or a connection, whatever it says: each costs
-one session at the most, is then given up, and nobody else waits for it.
+"""The broker closes a channel or a connection over a publication, with any error. Each costs at
+most one session and is then given up, and delays no other request.
 """
 
 import asyncio
@@ -22,18 +22,18 @@ from tests.support.rabbitmq import RabbitMQ
 FLOW_ID = str(uuid4())
 MARK = b"closes-it"
 GOOD = 100
-# How it is closed: by a channel's error, a connection's, or with no word.
+# The kinds of close: a channel's error, a connection's error, or no error at all.
 CONNECTION_ERRORS = {501: "FRAME_ERROR", 502: "SYNTAX_ERROR", 503: "COMMAND_INVALID", 541: "INTERNAL_ERROR"}
 CHANNEL_ERRORS = {403: "ACCESS_REFUSED", 406: "PRECONDITION_FAILED"}
 WAYS: list[int | None] = [*CHANNEL_ERRORS, *CONNECTION_ERRORS, 530, None]
-# The worker's channel on a connection that publishes, and what it says to a channel's close: the
-# broker behind knows of none.
+# The worker's channel on a publishing connection. The proxy swallows its close-ok, since the broker
+# did not close it.
 CHANNEL = 1
 CLOSE_OK = pamqp.frame.marshal(spec.Channel.CloseOk(), CHANNEL)
 
 
 class Closing(Proxy):
-    """Stands before a broker, and closes what a marked publication is on, as that would."""
+    """A proxy before a broker, which closes the channel or connection of a marked publication."""
 
     def __init__(self, port: int) -> None:
         super().__init__([port])

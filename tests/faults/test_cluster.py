@@ -31,8 +31,8 @@ def leader(nodes: list[RabbitMQ], queue: str) -> RabbitMQ:
 async def test_a_node_is_killed(
     nodes: list[RabbitMQ], cluster: PostgreSQL, queue: str, tmp_path: Path
 ) -> None:
-    """The node where the request queue is led from: another takes over, and workers and producers
-    go on there.
+    """The killed node leads the request queue: another takes over, and workers and producers
+    continue there.
     """
     database_url = cluster.create_database()
     async with AsyncExitStack() as stack:

@@ -1,5 +1,5 @@
-"""A consumer timeout at the broker that is shorter than a worker holds its deliveries, and a
-database that answers and takes no writes: each lost session would cost a delivery of the limit.
+"""The broker's consumer timeout is shorter than a worker holds its deliveries, and the database
+refuses writes. Each lost session would cost each delivery one of its limited tries.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from tests.support.worker_process import WorkerProcess
 
 FLOW_ID = str(uuid4())
 REQUESTS = 50
-# The broker's timeout, and how often it looks, in milliseconds.
+# The broker's timeout and its interval of checks, in milliseconds.
 TIMEOUT = 1000
-# How long the database takes no writes, in seconds: several of those timeouts.
+# Seconds for which the database refuses writes: several of those timeouts.
 AWAY = 6.0
 
 
 @pytest.fixture(scope="module")
 def rabbitmq() -> Iterator[RabbitMQ]:
     with RabbitMQ() as node:
-        # Read as a channel is opened.
+        # Read when a channel opens.
         for name in ("consumer_timeout", "channel_tick_interval"):
             node.ctl("eval", f"application:set_env(rabbit, {name}, {TIMEOUT}).")
         yield node
@@ -48,7 +48,7 @@ async def read_only(url: str) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def without_rights(url: str) -> AsyncIterator[None]:
-    """Its owner may take its own rights away."""
+    """The owner revokes its own rights."""
     await execute(url, "REVOKE INSERT ON flow_run, flow_run_state FROM worker")
     try:
         yield
@@ -96,14 +96,14 @@ async def test_each_request_is_delivered_at_most_twice(
             status, state = await asyncio.to_thread(worker.readiness)
             assert status == 503, state
             assert worker.output.count("session_lost") == 1
-            if way in ("read-only", "without rights"):  # the others wait within their first try
+            if way in ("read-only", "without rights"):  # the other ways end within the first try
                 assert "database_away" in worker.output.partition("session_lost")[2]
-            # Nothing is taken while it could not be stored.
+            # Nothing is taken while nothing can be stored.
             assert await producer.depth() == REQUESTS
         healed = time.monotonic()
         replies = await producer.replies_to(ids)
         print(f"\n{way}: all answered {time.monotonic() - healed:.1f} s after the database took writes")
-        # A standby may have none of those that it was not asked for: they are found.
+        # Without a standby, the first try may have stored them: they are found.
         assert {reply.status for reply in replies} <= ({200, 201} if way == "no standby" else {201})
         again = await asyncio.to_thread(worker.metric, "flow_run_worker_redelivered_total")
         assert again is not None

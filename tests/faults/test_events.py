@@ -1,4 +1,4 @@
-"""Prefect's API stopped, and workers killed: each run has its event in the end, and one alone."""
+"""With Prefect's API stopped and workers killed, each run has exactly one event in the end."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Faults while producers keep publishing; afterwards nothing is lost, nothing is there twice, and
-nobody died unasked.
+"""Faults while producers keep publishing: nothing is lost, nothing is doubled, and no worker dies
+by itself.
 
-All of them once, mixed; ``make soak`` does that for as long as wanted. ``WORKER_TEST_EACH_FAULT=1``
-tests each by itself as well.
+All of them once, mixed; ``make soak`` runs them for as long as wanted. ``WORKER_TEST_EACH_FAULT=1``
+tests each alone as well.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from rich.console import Console
 from tests.faults.faults import FAULTS, Fault, Scene, faults_for
 from tests.faults.soak import WORKERS, soak
 
-# Between two requests of a producer, in seconds: `make soak` publishes twice as much.
+# Seconds between two requests of a producer; `make soak` publishes twice as many.
 PAUSE = 0.015
 ROLLS = int(os.environ.get("WORKER_TEST_ROLLS", "2"))
-# On SQLite: what is about the database, and about the process that has the file open.
+# On SQLite: the faults of the database, and of the process that has the file open.
 ON_SQLITE = (
     "file locked by another process",
     "disk full",
@@ -47,8 +47,8 @@ async def check(scene: Scene) -> None:
     "scene", [("postgresql", True), ("sqlite", True)], indirect=True, ids=["postgresql", "sqlite"]
 )
 async def test_all_faults_mixed(scene: Scene) -> None:
-    """Three workers, every fault once, with a SIGTERM on top of some; WORKER_TEST_SEED decides the
-    order.
+    """Three workers, every fault once, and a SIGTERM during some of them; WORKER_TEST_SEED decides
+    the order.
     """
     sqlite = scene.database_url.startswith("sqlite")
     faults = [FAULTS[name] for name in ON_SQLITE] if sqlite else faults_for(scene.database_url)
@@ -70,7 +70,7 @@ async def test_all_faults_mixed(scene: Scene) -> None:
     ids=[f"{fault.name}, {database}" for database, fault in CASES],
 )
 async def test_nothing_lost_nothing_twice(scene: Scene, fault: Fault) -> None:
-    """Two workers; one of them gets SIGTERM while the fault lasts, unless the fault is its end."""
+    """Two workers; one gets SIGTERM during the fault, unless the fault ends it."""
     if fault.name == "disk full" and scene.disk is None:
         pytest.skip("a file system of our own can't be mounted here")
     await scene.workers.start(2)
@@ -88,9 +88,7 @@ async def test_nothing_lost_nothing_twice(scene: Scene, fault: Fault) -> None:
 
 
 async def test_rolling_restarts(scene: Scene) -> None:
-    """Three workers, each restarted in turn: nothing lost, and nothing done again that was
-    finished.
-    """
+    """Three workers, restarted in turn: nothing is lost, and no finished request is repeated."""
     await scene.workers.start(3)
     scene.load.start(pause=PAUSE)
     for index in range(3 * ROLLS):

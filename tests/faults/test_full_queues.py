@@ -1,6 +1,6 @@
-"""Queues that are full: what they don't take is waited for, or given up, and nobody else waits.
-``-s`` prints how long the others took. (tests/integration/test_settlement.py does without the fast
-path as well.)
+"""Full queues: the worker retries or gives up refused messages, and delays no other request. ``-s``
+prints the latencies of the others. (tests/integration/test_settlement.py also runs without the fast
+path.)
 """
 
 import asyncio
@@ -25,7 +25,7 @@ BAD, GOOD = 1_300, 20
 
 
 class Timed(Producer):
-    """Notes when each request was published, and each reply arrived."""
+    """Notes when each request was published, and when each reply arrived."""
 
     def __init__(self, url: str, queue: str) -> None:
         super().__init__(url, queue)
@@ -43,7 +43,7 @@ class Timed(Producer):
         await super()._on_reply(message)
 
     def of(self, ids: list[str]) -> str:
-        """How long these waited."""
+        """The latencies of these."""
         seconds = sorted(self.waited[each] for each in ids)
         p99 = seconds[int(len(seconds) * 0.99)]
         return f"median {statistics.median(seconds):.2f} s, p99 {p99:.2f} s, at most {seconds[-1]:.2f} s"
@@ -83,16 +83,16 @@ async def test_a_full_dead_letter_queue_holds_up_no_good_request_and_is_seen(
         assert {reply.status for reply in replies} == {201}
         print(f"\n{GOOD} good ones behind {BAD} bad ones: {timed.of(good)}")
         await asyncio.to_thread(worker.wait_until_logged, "dead_letters_not_taken")
-        # Each bad one is answered by now; what waits is its dead letter.
+        # Each bad one is answered by now; only its dead letter waits.
         assert {reply.status for reply in await timed.replies_to(bad)} == {422}
         status, state = await asyncio.to_thread(worker.readiness)
         assert (status, state["ready"]) == (200, True)
         assert "are not taken by their queue" in state["dead_letters"]
         held = await asyncio.to_thread(worker.metric, "flow_run_worker_dead_letters_held")
         assert held is not None
-        # The queue takes a few more than it should, until it knows of them.
+        # The queue takes a few more than its length until it counts them.
         assert BAD / 2 < held <= BAD
-        # And those that come later are served as well.
+        # Later ones are served as well.
         later = [await timed.publish({"flow_id": FLOW_ID}) for _ in range(GOOD)]
         await timed.replies_to(later)
         print(f"{GOOD} more, one after the other: {timed.of(later)}")
@@ -113,7 +113,7 @@ async def test_one_dead_letter_that_waited_is_forgotten_once_it_is_taken(
 ) -> None:
     worker = await asyncio.to_thread(start_worker, sqlite_url)
     with rabbitmq.full(f"{timed.queue}.dead", 1):
-        # The queue takes a few more than it should, until it knows of them.
+        # The queue takes a few more than its length until it counts them.
         ids: list[str] = []
         while not worker.metric("flow_run_worker_dead_letters_held"):
             ids.append((await timed.request({"flow_id": len(ids)})).correlation_id or "")
@@ -139,7 +139,7 @@ async def test_leaving_while_dead_letters_wait_gives_their_requests_back(
         while await timed.depth(f"{timed.queue}.dead") < 50:
             await asyncio.sleep(0.1)
     assert another.terminate() == 0
-    # One that waited at the end was answered before: nobody else could know.
+    # Requests that waited at the end were already answered.
     assert {reply.status for each in timed.replies.values() for reply in each} == {422}
     assert await timed.depth() == 0
 
@@ -147,7 +147,7 @@ async def test_leaving_while_dead_letters_wait_gives_their_requests_back(
 async def test_a_reply_queue_that_is_full_for_a_moment_gets_all(
     start_worker: StartWorker, timed: Timed, sqlite_url: str
 ) -> None:
-    """Though one delivery is let in at a time, as at the beginning of each session."""
+    """This holds even though each session begins with one delivery at a time."""
     worker = await asyncio.to_thread(start_worker, sqlite_url, prefetch=1)
     refusing = await timed.channel.declare_queue(
         f"{timed.queue}.full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
@@ -155,7 +155,7 @@ async def test_a_reply_queue_that_is_full_for_a_moment_gets_all(
     try:
         ids = {await timed.publish({"flow_id": FLOW_ID}, reply_to=refusing.name) for _ in range(5)}
 
-        # The first one's reply is in it.
+        # The first one's reply is in the queue.
         def all_wait() -> bool:
             return worker.metric("flow_run_worker_in_flight") == len(ids) - 1
 
@@ -175,7 +175,7 @@ async def test_a_reply_queue_that_is_full_for_a_moment_gets_all(
 async def test_a_full_reply_queue_holds_up_nobody_else(
     start_worker: StartWorker, timed: Timed, sqlite_url: str
 ) -> None:
-    """2,000 replies that it refuses, among 2,000 good requests."""
+    """It refuses 2,000 replies among 2,000 good requests."""
     worker = await asyncio.to_thread(start_worker, sqlite_url)
     refusing = await timed.channel.declare_queue(
         f"{timed.queue}.full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
@@ -194,7 +194,7 @@ async def test_a_full_reply_queue_holds_up_nobody_else(
         replies = await timed.replies_to(good)
         assert {reply.status for reply in replies} == {201}
         print(f"\n{len(good):,} good ones among 2,000 whose reply queue is full: {timed.of(good)}")
-        # The others are given up, and acknowledged.
+        # The others are given up and acknowledged.
         started = time.monotonic()
 
         def given_up() -> bool:

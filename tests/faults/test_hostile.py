@@ -1,5 +1,5 @@
-"""Every request of the hostile corpus, at every place of a batch among good ones, on both
-databases. ``-s`` prints the table.
+"""Every request of the hostile corpus at every place of a batch of good ones, on both databases.
+``-s`` prints the table.
 """
 
 from pathlib import Path
@@ -20,8 +20,8 @@ SMALL = 5_000
 async def test_hostile_requests_are_answered_and_all_around_them_is_served(
     request: pytest.FixtureRequest, amqp_url: str, queue: str, tmp_path: Path, database: str, fast_path: bool
 ) -> None:
-    # What differs without the fast path is how properties are read. (And so many large ones, all
-    # held at once, would take longer than a test may.)
+    # Without the fast path, only the reading of properties differs. (The many large bodies would
+    # also exceed a test's time limit.)
     corpus = [
         each for each in CORPUS if fast_path or ((each.properties or each.raw) and len(each.body) < SMALL)
     ]
@@ -54,7 +54,7 @@ async def test_hostile_requests_are_answered_and_all_around_them_is_served(
 async def test_what_the_broker_itself_refuses_reaches_no_worker(
     amqp_url: str, queue: str, properties: dict[str, object]
 ) -> None:
-    """Were one to reach it by another way, these were in the corpus."""
+    """If one of these reached a worker in another way, it would be in the corpus."""
     connection = await aiormq.connect(amqp_url)
     channel = await connection.channel(publisher_confirms=False)
     await channel.queue_declare(queue, exclusive=True)

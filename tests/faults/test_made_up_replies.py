@@ -1,8 +1,8 @@
-"""Direct reply-to names that somebody made up, of nodes that no cluster has: RabbitMQ closes the
-connection of who publishes to one.
+"""Forged direct reply-to names of nodes that no cluster has: RabbitMQ closes the connection of a
+publisher to such a name.
 
-``WORKER_TEST_MADE_UP=10000 python -m pytest -s tests/faults/test_made_up_replies.py`` prints how
-long the others waited among more of them.
+``WORKER_TEST_MADE_UP=10000 python -m pytest -s tests/faults/test_made_up_replies.py`` prints the
+latencies of the others among more of them.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ GOOD = 100
 
 
 def made_up(number: int) -> str:
-    """As RabbitMQ writes it, for a process on a node of this number."""
+    """RabbitMQ's format for a process on a node with this number."""
     node = b"rabbit@made-up-%d" % number
     term = (
         b"\x83Xv"
@@ -42,7 +42,7 @@ def made_up(number: int) -> str:
 async def test_made_up_names_hold_up_nobody_and_lose_no_session(
     start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str
 ) -> None:
-    """Half of the good ones ask by direct reply-to themselves, from a node that stands."""
+    """Half of the good ones use direct reply-to themselves, from a node that exists."""
     worker = await asyncio.to_thread(start_worker, sqlite_url)
     waited: dict[str, list[float]] = {"by queue": [], "by direct reply-to": []}
     tasks: list[asyncio.Task[Any]] = []
@@ -110,7 +110,7 @@ async def written_by_the_broker(producer: Producer) -> str:
 
 
 def forged(name: str) -> list[str]:
-    """Names of the same node that RabbitMQ would never write, or not for a channel of now."""
+    """Names of the same node that RabbitMQ would never write, or not for a current channel."""
     encoded, key = name.removeprefix("amq.rabbitmq.reply-to.").split(".")
     term = base64.b64decode(encoded)
     node, (number, serial, creation) = term[5:-12], struct.unpack(">III", term[-12:])
@@ -121,7 +121,7 @@ def forged(name: str) -> list[str]:
         *(b"\x83g" + kind + length + node + bytes(9) for kind in (b"d", b"v")),
         b"\x83Xd" + length + node + bytes(12),
         b"\x83Xw" + length[1:] + node + bytes(12),
-        # Processes that no Erlang, or not every Erlang, has.
+        # Process ids that no Erlang, or only some, can have.
         *(
             own + struct.pack(">III", *process)
             for process in (
@@ -136,7 +136,7 @@ def forged(name: str) -> list[str]:
                 (2**20, serial, creation + 1),
             )
         ),
-        # Another way to write the node's number.
+        # Another encoding of the node's number.
         *(
             b"\x83Xv" + struct.pack(">H", len(other)) + other + term[-12:]
             for other in (b"reply@0" + node[6:], b"reply@+" + node[6:], b"other" + node[5:])
@@ -152,7 +152,7 @@ def forged(name: str) -> list[str]:
 async def test_made_up_names_of_a_node_that_stands_cost_its_requesters_nothing(
     start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str
 ) -> None:
-    """They come first, between and last; half of the good ones ask for the first time meanwhile."""
+    """They come first, between and last. Half of the good ones send their first request then."""
     worker = await asyncio.to_thread(start_worker, sqlite_url)
     names = forged(await written_by_the_broker(producer))
     good: list[Any] = []

@@ -1,5 +1,5 @@
-"""A worker in a container's limit of memory answers all, whatever requests become: each shape that
-once ended a worker, with good requests among it.
+"""A worker in a container's memory limit answers all, whatever its requests become. Each shape once
+ended a worker, and good requests are mixed in.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from tests.support.postgresql import PostgreSQL
 from tests.support.shapes import BECOMING_LARGE, MIB, Shape
 from worker.store import migrations
 
-# Of the benchmark's requests: more than enough to end a worker that bounds nothing.
+# Share of the benchmark's requests: more than enough to end a worker without a bound.
 SCALE = 0.15
-# What a worker stays below, in MiB.
+# The upper bound for a worker in MiB.
 LARGEST = 400
 
 

@@ -1,5 +1,5 @@
-"""A broker that takes no message of more than a megabyte: a record or an error that is larger is
-answered for with the reason alone, and costs nobody a session. ``-s`` prints what became of them.
+"""A broker that refuses messages above a megabyte. A larger record or error is answered with the
+reason alone, without losing a session. ``-s`` prints the results.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ def ordinary(number: int) -> dict[str, Any]:
 
 
 def close_to_it(number: int) -> dict[str, Any]:
-    """Valid; its record is larger than the limit."""
+    """Valid; its record exceeds the limit."""
     body = {"flow_id": FLOW_ID, "idempotency_key": f"close to it {number}", "context": {"text": ""}}
     body["context"] = {"text": "x" * (1_047_460 - len(json.dumps(body)))}
     assert len(json.dumps(body)) == 1_047_460
@@ -49,7 +49,7 @@ def close_to_it(number: int) -> dict[str, Any]:
 
 
 def below_it(number: int) -> dict[str, Any]:
-    """Valid; its record just fits, and is larger than what a worker holds to be small."""
+    """Valid; its record just fits, and exceeds the worker's threshold for small messages."""
     return {
         "flow_id": FLOW_ID,
         "idempotency_key": f"below it {number}",
@@ -58,12 +58,12 @@ def below_it(number: int) -> dict[str, Any]:
 
 
 def shown_twice(number: int) -> dict[str, Any]:
-    """Refused; the error shows the context at its place and in the whole request."""
+    """Refused; the error shows the context twice: at its place and in the whole request."""
     return {"flow_id": FLOW_ID, "name": f"shown twice {number}", "context": "x" * 600_000}
 
 
 def labels(number: int) -> dict[str, Any]:
-    """Refused at 17 places, each of which is shown."""
+    """Refused at 17 places; the error shows each of them."""
     each = ["x" * 59_900]
     return {"flow_id": FLOW_ID, "name": f"{number}", "labels": {f"label {n}": each for n in range(17)}}
 
@@ -79,7 +79,7 @@ ORDERS = ("mixed", "large first", "large last")
 
 
 def requests(kinds: list[Callable[[int], dict[str, Any]]], order: str) -> list[tuple[str, dict[str, Any]]]:
-    """What is asked for, with the kind's name."""
+    """The requests, each with its kind's name."""
     large = [(kind.__name__, kind(number)) for number in range(OF_EACH) for kind in kinds]
     small = [("ordinary", ordinary(number)) for number in range(ORDINARY)]
     if order == "large first":
@@ -98,7 +98,7 @@ async def asked(producer: Producer, wanted: list[tuple[str, dict[str, Any]]]) ->
 
 
 async def check(worker: WorkerProcess, producer: Producer, refused: int) -> None:
-    """No session was lost, nothing came twice, nothing is left."""
+    """Assert that no session was lost, nothing was repeated, and nothing is left."""
     assert "session_lost" not in worker.output
     assert "Traceback" not in worker.output
     assert await asyncio.to_thread(worker.metric, "flow_run_worker_redelivered_total") == 0
@@ -147,13 +147,13 @@ async def test_what_is_too_large_for_the_broker_costs_nobody_else(
 async def test_what_was_too_large_once_is_not_published_so_again(
     start_worker: StartWorker, producer: Producer, sqlite_url: str
 ) -> None:
-    """The first one teaches the limit, also those that come back for the same run."""
+    """The first one teaches the limit, which also holds for later requests for the same run."""
     worker = await asyncio.to_thread(start_worker, sqlite_url)
     replies = [await producer.request(close_to_it(0)) for _ in range(3)]
     assert [reply.status for reply in replies] == [201, 200, 200]
     assert {reply.body["id"] for reply in replies} == {replies[0].body["id"]}
     assert "the broker takes 1,048,576" in replies[1].body["detail"]
-    # And errors show less, rather than nothing.
+    # Errors show less, rather than nothing.
     refused = await producer.request(shown_twice(0))
     assert refused.body["exception_detail"][0]["loc"] == ["body", "context"]
     await check(worker, producer, 1)

@@ -1,5 +1,5 @@
-"""A long outage of the database: what is taken is held, what is not waits at the broker, and all of
-it is served afterwards.
+"""A long outage of the database: the worker holds its deliveries, the rest waits at the broker, and
+all are served afterwards.
 
 ``WORKER_TEST_OUTAGE_SECONDS=120 python -m pytest -s tests/faults/test_outage.py`` prints the
 figures of a longer one.
@@ -25,7 +25,7 @@ from tests.support.worker_process import WorkerProcess
 
 SECONDS = float(os.environ.get("WORKER_TEST_OUTAGE_SECONDS", "6"))
 PREFETCH = 500
-# All through the outage, and at the least so many that most of them can't be taken.
+# Enough for the whole outage, and always so many that most of them can't be taken.
 REQUESTS = max(2_000, int(SECONDS * 250))
 
 
@@ -34,7 +34,7 @@ async def test_an_outage_of_the_database_is_waited_out(
 ) -> None:
     worker = start_worker(cluster.create_database(), prefetch=PREFETCH)
     flow_id = str(uuid4())
-    for number in range(1_000):  # to be warm
+    for number in range(1_000):  # warm up
         await producer.publish({"flow_id": flow_id, "idempotency_key": f"warm-{number}"})
     await _replies(producer, 1_000)
     before = resident(worker.process.pid)
@@ -49,7 +49,7 @@ async def test_an_outage_of_the_database_is_waited_out(
         largest = max(largest, resident(worker.process.pid))
     assert httpx.get(f"{worker.http}/readyz").status_code == 503
     assert httpx.get(f"{worker.http}/livez").status_code == 200
-    # The prefetch bounds what a worker holds; the rest is where it is safe.
+    # The prefetch bounds the deliveries of a worker; the broker keeps the rest.
     assert await producer.depth() == REQUESTS - PREFETCH
     assert await producer.depth(f"{producer.queue}.dead") == 0
     away = time.monotonic() - started
@@ -84,8 +84,8 @@ async def _replies(producer: Producer, count: int) -> None:
 async def test_a_database_that_answers_and_takes_nothing(
     producer: Producer, cluster: PostgreSQL, amqp_url: str, queue: str, tmp_path: Path
 ) -> None:
-    """As a standby, or a full disk: what was handed back is not taken again before the database
-    writes, so no delivery counts.
+    """A standby or a full disk: requests that were handed back are not taken before the database
+    accepts writes, so they use up no delivery.
     """
     url = cluster.create_database()
     environment = {
@@ -119,7 +119,7 @@ async def test_a_database_that_answers_and_takes_nothing(
 async def test_leaving_does_not_wait_for_a_silent_database(
     producer: Producer, cluster: PostgreSQL, amqp_url: str, queue: str, tmp_path: Path
 ) -> None:
-    """``WorkerProcess.terminate`` waits a minute, as long as the store's own timeout is."""
+    """``WorkerProcess.terminate`` waits a minute, as long as the store's own timeout."""
     async with Proxy([cluster.port]) as network:
         environment = {
             "WORKER_AMQP_URL": amqp_url,

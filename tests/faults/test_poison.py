@@ -1,6 +1,4 @@
-"""Requests that break more than themselves: properties that can't be read, and a request that ends
-the worker's process.
-"""
+"""Poison requests: unreadable properties, and a request that kills the worker's process."""
 
 import asyncio
 import json
@@ -24,13 +22,13 @@ from tests.support.worker_process import ROOT
 from worker.broker.session import Session
 from worker.broker.topology import Topology
 
-# Deliveries of a request; twenty elsewhere, as tests/unit/test_topology.py has it.
+# Delivery limit of a request; the default is twenty, see tests/unit/test_topology.py.
 LIMIT = 6
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
 
 async def publish_raw(url: str, queue: str, flags: int, properties: bytes, body: bytes) -> None:
-    """Publish with a content header of our own making, as another client may send it."""
+    """Publish with a content header of our own making, as other clients may send it."""
     connection = await aiormq.connect(url)
     channel = await connection.channel(publisher_confirms=False)
     header = struct.pack(">HHQH", 60, 0, len(body), flags) + properties
@@ -41,8 +39,8 @@ async def publish_raw(url: str, queue: str, flags: int, properties: bytes, body:
         + b"\xce"
         + pamqp.frame.marshal(ContentBody(body), channel.number)
     )
-    # A commit waits for the queue. Without one, a queue that is behind as the channel closes drops
-    # what it has not yet taken.
+    # A commit waits for the queue. Without it, a queue that lags when the channel closes drops
+    # messages.
     await channel.tx_select()
     await connection.write_queue.put(ChannelFrame(payload=frames, should_close=False))
     await channel.tx_commit()
@@ -55,7 +53,7 @@ async def test_a_property_that_cannot_be_read_costs_the_request_if_it_is_of_use(
     worker = start_worker(sqlite_url)
     body = json.dumps({"flow_id": FLOW_ID}).encode()
     before = await producer.publish({"flow_id": FLOW_ID})
-    # A correlation id that is no UTF-8, and a timestamp after the year 9999.
+    # A correlation id that is not UTF-8, and a timestamp after the year 9999.
     await publish_raw(amqp_url, producer.queue, 1024, b"\x03a\xff\xfe", body)
     await publish_raw(amqp_url, producer.queue, 64, struct.pack(">Q", 2**62), body)
     after = await producer.publish({"flow_id": FLOW_ID})
@@ -63,17 +61,17 @@ async def test_a_property_that_cannot_be_read_costs_the_request_if_it_is_of_use(
     (letter,) = await producer.dead_letters(1)
     assert letter.headers["x-error-status"] == 422
     assert letter.raw == body
-    # Property flags and properties, as they came.
+    # Property flags and properties, unchanged.
     assert bytes(letter.headers["x-original-properties"]) == b"\x04\x00\x03a\xff\xfe"
     assert "session_lost" not in worker.output
-    # A timestamp is of no use for a request, and costs it nothing.
+    # Requests don't use the timestamp, so a bad one costs nothing.
     assert len(await fetch_runs(sqlite_url)) == 3
 
 
 async def test_a_request_that_ends_the_process_ends_in_the_dead_letters_and_the_others_are_served(
     producer: Producer, sqlite_url: str, rabbitmq: RabbitMQ, queue: str, tmp_path: Path
 ) -> None:
-    """The requests around it lose few of their deliveries, since a suspect is served alone."""
+    """The neighbours lose few of their deliveries, since a suspect is served alone."""
     await _declare(rabbitmq.url, queue)
     good = [await producer.publish({"flow_id": FLOW_ID, "name": f"good-{number}"}) for number in range(30)]
     await producer.publish({"flow_id": FLOW_ID, "name": "deadly"})

@@ -1,7 +1,7 @@
-"""A broker that lets a worker in no more, for a while, and one that comes and goes.
+"""A broker that refuses a worker's connections for a while, and one that restarts again and again.
 
-The worker waits, says why, and goes on by itself; nothing is lost, and nothing given up by the
-broker. ``-s`` prints how long each took.
+The worker waits, logs why, and recovers by itself. Nothing is lost, and the broker gives nothing
+up. ``-s`` prints the durations.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from tests.faults.load import Load
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
 
-# How long a refusal lasts; the worker's pauses are of up to ten seconds.
+# Seconds of a refusal; the worker's pauses are up to ten seconds.
 SECONDS = 4.0
 PASSWORD = "secret"
 
 
 @dataclass
 class Served:
-    """A worker with a user of its own at a broker, and producers with another."""
+    """A worker with its own user at a broker, and producers with another."""
 
     broker: RabbitMQ
     user: str
@@ -39,11 +39,11 @@ class Served:
         return await asyncio.to_thread(self.worker.readiness)
 
     async def thrown_out(self) -> None:
-        """The broker closes the worker's connections; the producers keep theirs."""
+        """Close the worker's connections; the producers keep theirs."""
         await self.ctl("close_all_user_connections", self.user, "thrown out by the test")
 
     async def until(self, condition: Callable[[], bool]) -> float:
-        """Seconds until something holds that the worker's process or log shows."""
+        """Seconds until a condition on the worker's process or log holds."""
         started = time.monotonic()
         async with asyncio.timeout(300):
             while not condition():
@@ -59,16 +59,14 @@ class Served:
         return time.monotonic() - started
 
     async def until_answered(self) -> float:
-        """Seconds until all that is published by now has an answer, with more coming in."""
+        """Seconds until all requests published by now have an answer, while more come in."""
         published = len(self.load.requests)
         return await self.until(
             lambda: sum(each in self.load.replies for each in self.load.requests) >= published
         )
 
     async def check(self, *, delivered_again: int = 100) -> None:
-        """The end of each test: all answered, none given up, and no more than so many deliveries of
-        what was delivered before.
-        """
+        """The end of each test: all answered, none given up, and at most this many redeliveries."""
         await self.load.stop()
         await self.load.settled()
         again = await asyncio.to_thread(self.worker.metric, "flow_run_worker_redelivered_total")
@@ -111,7 +109,7 @@ async def served(
 
 
 NO_CONNECTIONS = '{"max-connections":0}'
-# What is done, what undoes it, and what the worker says meanwhile. ``USER`` is the worker's.
+# Each refusal: its command, the command to undo it, the log text. ``USER`` is the worker's user.
 REFUSALS = {
     "virtual host full": (
         ["set_vhost_limits", NO_CONNECTIONS],
@@ -168,7 +166,7 @@ async def test_a_refusal_while_reconnecting_is_waited_out(served: Served, refusa
             ready += status == 200
             seen.add(state["broker"])
             await asyncio.sleep(0.1)
-        # It serves nothing, and says so and why.
+        # It serves nothing, and logs that with the reason.
         assert any(said in each for each in seen), seen
         assert not ready, seen
     finally:
@@ -181,7 +179,7 @@ async def test_a_refusal_while_reconnecting_is_waited_out(served: Served, refusa
 
 @pytest.mark.parametrize("refusal", ["password changed", "may not publish", "may not consume"])
 async def test_what_is_held_when_it_begins_is_delivered_once_more(served: Served, refusal: str) -> None:
-    """However often the worker tries to come back: each delivery counts for the limit."""
+    """This holds however often the worker reconnects. Each delivery counts for the limit."""
     happens, undone, said = REFUSALS[refusal]
     file = sqlite3.connect(served.database_url.partition(":///")[2], isolation_level=None)
     file.execute("BEGIN IMMEDIATE")
@@ -193,7 +191,7 @@ async def test_what_is_held_when_it_begins_is_delivered_once_more(served: Served
     await served.ctl(*(part.replace("USER", served.user) for part in happens))
     await served.thrown_out()
     try:
-        # It comes back once the database takes writes, not before.
+        # It returns once the database accepts writes, not before.
         await served.until(lambda: "session_lost" in served.worker.output)
         file.execute("ROLLBACK")
         file.close()
@@ -206,11 +204,11 @@ async def test_what_is_held_when_it_begins_is_delivered_once_more(served: Served
 
 
 async def test_a_broker_application_that_comes_and_goes_ten_times(served: Served) -> None:
-    """Each time it takes the connections of all with it, and may refuse while it comes up."""
+    """Each restart closes all connections, and may refuse new ones while it comes up."""
     for _ in range(10):
         await served.ctl("stop_app")
         await served.ctl("start_app")
     took = await served.until_ready()
     answered = await served.until_answered()
     print(f"\nready {took:.1f} s after the last start, all answered {answered:.1f} s later")
-    await served.check(delivered_again=10 * 100)  # each time what is held then
+    await served.check(delivered_again=10 * 100)  # each time the deliveries held then

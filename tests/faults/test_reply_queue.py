@@ -1,5 +1,5 @@
-"""A reply queue that takes what it is sent and confirms nothing, as one of quorum type whose leader
-doesn't get on.
+"""A reply queue that accepts messages without confirming them, like a quorum queue whose leader
+hangs.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ FLOW_ID = str(uuid4())
 def worker(
     request: pytest.FixtureRequest, amqp_url: str, sqlite_url: str, queue: str, tmp_path: Path
 ) -> Iterator[WorkerProcess]:
-    """Its parameter: for how many seconds it waits for a confirm where no later one comes."""
+    """The parameter is how many seconds a reply waits for its confirm if no later one comes."""
     environment = {
         "WORKER_AMQP_URL": amqp_url,
         "WORKER_DATABASE_URL": sqlite_url,
@@ -42,7 +42,7 @@ def worker(
 async def test_a_reply_that_is_not_confirmed_is_given_up_once_a_later_one_is(
     producer: Producer, worker: WorkerProcess, hanging: AbstractQueue
 ) -> None:
-    """Before, it may be the broker that is slow. Its neighbour waits for none of that."""
+    """Before that, the whole broker may be slow. Other replies wait for none of this."""
     await producer.publish({"flow_id": FLOW_ID}, reply_to=hanging.name)
     await asyncio.sleep(3)
     assert "reply_unroutable" not in worker.output
@@ -56,7 +56,7 @@ async def test_a_reply_that_is_not_confirmed_is_given_up_once_a_later_one_is(
 async def test_a_reply_that_is_not_confirmed_is_given_up_in_the_end(
     producer: Producer, worker: WorkerProcess, hanging: AbstractQueue, rabbitmq: RabbitMQ
 ) -> None:
-    """It arrives all the same, when its queue gets on while the worker is there."""
+    """It arrives nevertheless if its queue recovers while the worker runs."""
     await producer.publish({"flow_id": FLOW_ID}, reply_to=hanging.name)
     await asyncio.to_thread(worker.wait_until_logged, "the broker does not confirm it")
     rabbitmq.ctl("eval", f"sys:resume('%2F_{hanging.name}').")
@@ -69,10 +69,9 @@ async def test_a_reply_that_is_not_confirmed_is_given_up_in_the_end(
 async def hanging(
     rabbitmq: RabbitMQ, producer: Producer, worker: WorkerProcess, queue: str
 ) -> AsyncIterator[AbstractQueue]:
-    """A queue for replies that the worker's channel knows, and whose leader stands still since.
+    """A reply queue that the worker's channel knows, and whose leader has hung since.
 
-    The first publication to one that it doesn't know would hold up the channel as a whole (RabbitMQ
-    3.10).
+    The first publication to an unknown one would block the whole channel (RabbitMQ 3.10).
     """
     replies = await producer.channel.declare_queue(
         f"{queue}.replies", durable=True, arguments={"x-queue-type": "quorum"}

@@ -1,6 +1,4 @@
-"""A worker that dies at a seam of the line: what it had done by then, and what the next one makes
-of it.
-"""
+"""A worker that dies at a seam of the line: its effects, and the next worker's answer."""
 
 import asyncio
 import signal
@@ -16,7 +14,7 @@ from tests.support.producer import Producer
 from tests.support.worker_process import WorkerProcess
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
-# What is there when it dies: runs and replies; and what the next worker answers.
+# At its death: the numbers of runs and replies; then the next worker's answer.
 LEFT = {
     "after decode, before commit": (0, 0, [201]),
     "after commit, before reply": (1, 0, [200]),

@@ -1,4 +1,4 @@
-"""Whoever reaches the side port keeps nobody from being served: not probes, and not requests."""
+"""Clients of the side port delay neither probes nor requests."""
 
 import asyncio
 import sys
@@ -25,7 +25,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @pytest.fixture
 async def worker(amqp_url: str, queue: str, tmp_path: Path, sqlite_url: str) -> AsyncIterator[WorkerProcess]:
-    """A worker that may have few files open."""
+    """A worker with a low limit of open files."""
     settings = {"AMQP_URL": amqp_url, "QUEUE": queue, "DATABASE_URL": sqlite_url, "HTTP_PORT": "0"}
     few = f"ulimit -n {FILES_MAX}; exec {sys.executable} -m worker run"
     worker = WorkerProcess(
@@ -48,7 +48,7 @@ async def connect(where: str) -> Streams:
 
 
 async def ask(where: str, path: str) -> bytes:
-    """The status line of an answer; the connection is for this request alone."""
+    """The status line of an answer, on a connection for this request alone."""
     reader, writer = await connect(where)
     writer.write(GET % path.encode() + b"\r\n")
     answer = await reader.read()
@@ -57,7 +57,7 @@ async def ask(where: str, path: str) -> bytes:
 
 
 async def half_open(where: str) -> None:
-    """Say nothing, or the beginning of a request."""
+    """Send nothing, or the beginning of a request."""
     for number in range(HALF_OPEN):
         _, writer = await connect(where)
         writer.write(GET % b"livez" if number % 2 else b"")
@@ -91,7 +91,7 @@ async def large_headers(where: str) -> None:
 
 
 async def pipelined(where: str) -> None:
-    """Of many requests at once, one is answered."""
+    """Pipeline many requests; one is answered."""
     reader, writer = await connect(where)
     writer.write((GET % b"readyz" + b"\r\n") * 10_000)
     assert (await _answers(reader)).count(b"HTTP/1.1 ") == 1
@@ -104,7 +104,7 @@ async def endless_body(where: str) -> None:
 
 
 async def crowd(where: str) -> None:
-    """Many readers of what looks at the database."""
+    """Many readers of the page that queries the database."""
 
     async def one() -> None:
         while True:
@@ -118,7 +118,7 @@ async def crowd(where: str) -> None:
 
 
 async def _answers(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the connection ends, in whatever way."""
+    """All bytes until the connection ends or breaks."""
     answers = b""
     try:
         while more := await reader.read(65_536):
@@ -145,7 +145,7 @@ async def test_probes_and_requests_are_answered_whatever_the_side_port_gets(
             assert (await producer.request({"flow_id": FLOW_ID})).status == 201
         for task in TASKS:
             task.cancel()
-        async with asyncio.timeout(60):  # until the crowd has had its answers
+        async with asyncio.timeout(60):  # until the crowd has its answers
             while b" 200 " not in await ask(worker.http, "readyz"):
                 await asyncio.sleep(0.1)
     finally:

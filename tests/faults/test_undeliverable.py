@@ -1,5 +1,5 @@
-"""A message that the broker can't deliver: RabbitMQ 3.10 ends the connection to which it delivers
-one of AMQP 1.0 with a number as correlation id. ``-s`` prints how long the others waited.
+"""An undeliverable message: RabbitMQ 3.10 closes a connection to which it delivers an AMQP 1.0
+message with a number as correlation id. ``-s`` prints the latencies of the others.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ async def test_it_goes_to_the_dead_letters_soon_and_takes_nobody_with_it(
     assert (await producer.request({"flow_id": FLOW_ID})).status == 201
     lost = worker.output.count("session_lost") + worker.output.count("broker_away")
     print(f"{lost} sessions ended over it; pauses: {worker.output.count('tries=')}")
-    # Its delivery limit is twenty.
+    # The delivery limit is twenty.
     assert 1 <= lost <= 25
     # A neighbour was counted once, with the first session.
     again = await asyncio.to_thread(worker.metric, "flow_run_worker_redelivered_total")

@@ -1,5 +1,5 @@
-"""What waits for the broker's answer while the worker reads nothing from its consuming connection,
-as it holds as many bytes as it may. ``-s`` prints how long it took.
+"""Operations that wait for the broker's answer while the worker's consuming connection is paused by
+its byte limit. ``-s`` prints the duration.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ async def test_large_letters_that_find_no_room_are_taken_once_there_is_some(
         bad = await refused(producer)
         if "full" in how:
             await until_unread(worker)
-            if "deleted" in how:  # again, while it waits
+            if "deleted" in how:  # again, while the worker waits
                 removed = (await producer.channel.queue_delete(dead)).message_count or 0
     started = time.monotonic()
     good = [await producer.publish({"flow_id": FLOW_ID}) for _ in range(20)]
@@ -69,8 +69,8 @@ async def test_large_letters_that_find_no_room_are_taken_once_there_is_some(
 async def test_leaving_meanwhile_waits_for_no_answer_that_is_not_read(
     start_worker: StartWorker, producer: Producer, rabbitmq: RabbitMQ, sqlite_url: str
 ) -> None:
-    """The consumer is cancelled, what was held goes back, and nothing is waited for after the
-    shutdown timeout.
+    """The consumer is cancelled, deliveries are returned, and nothing outlasts the shutdown
+    timeout.
     """
     worker = await asyncio.to_thread(start_worker, sqlite_url, shutdown_timeout=2, **HELD)
     with rabbitmq.full(f"{producer.queue}.dead", 1):
@@ -80,7 +80,7 @@ async def test_leaving_meanwhile_waits_for_no_answer_that_is_not_read(
         assert await asyncio.to_thread(worker.terminate) == 0
         print(f"\nleft {time.monotonic() - started:.1f} s after SIGTERM, with a shutdown timeout of 2 s")
         assert await producer.depth() >= BAD - 5
-    # A close that is not answered takes five seconds, and there are three to be closed.
+    # An unanswered close takes five seconds, and three are to be closed.
     stopping, stopped = (worker.output.index(each) for each in ("stopping", "stopped"))
     assert stopping < stopped
     another = await asyncio.to_thread(start_worker, sqlite_url, **HELD)

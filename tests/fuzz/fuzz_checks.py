@@ -1,5 +1,5 @@
-"""The fuzzer of checks, by ``make fuzz``: schemas and values of tests/support/json_schemas.py, each
-with the verdict and message of the library's own validator.
+"""The fuzzer of checks, for ``make fuzz``: schemas and values of tests/support/json_schemas.py.
+Each verdict and message is compared with the library's own validator.
 """
 
 import json
@@ -17,7 +17,7 @@ with atheris.instrument_imports(include=["worker"]):
 
 @given(SCHEMAS, VALUES)
 def check(schema: Any, value: Any) -> None:
-    """Check one value; each assertion that fails is a finding."""
+    """Check one value; a failed assertion is a finding."""
     assert PREPARE["parameters"](json.dumps(schema)).verdict(value).outcome in ("fits", "invalid", "unusable")
     compare_with_library(schema, value)
 

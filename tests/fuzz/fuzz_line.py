@@ -1,5 +1,5 @@
-"""The fuzzer: ``make fuzz``, or with libFuzzer's options ``python -m tests.fuzz.fuzz_line
--max_total_time=60 CORPUS``.
+"""The fuzzer of the line: ``make fuzz``, or with libFuzzer's options ``python -m
+tests.fuzz.fuzz_line -max_total_time=60 CORPUS``.
 """
 
 import sys

@@ -1,5 +1,5 @@
-"""The line in process, for fuzzing: from a delivery's frames to the frames of what is published,
-without broker and database.
+"""The line in process, for fuzzing: from a delivery's frames to the published frames, without
+broker and database.
 """
 
 import json
@@ -31,7 +31,7 @@ FRAME_MAX = 131_072
 MAX_BODY_BYTES = 1_048_576
 STATUSES = {201, 400, 409, 413, 415, 422}
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
-# Stands for the one that a request names.
+# Placeholder for any deployment that a request names.
 DEPLOYMENT = Deployment(
     id=UUID(int=1),
     flow_id=UUID(int=2),
@@ -60,7 +60,7 @@ _statements = [Statements(dialect, prefect=False) for dialect in _DIALECTS]
 
 
 def message_of(flags: int, properties: bytes, body: bytes) -> Message:
-    """A message as the session makes it of a content header's bytes and a body."""
+    """A message as the session makes it from a content header's bytes and a body."""
     return read_message(struct.pack(">H", flags) + properties, body)
 
 
@@ -68,7 +68,7 @@ def serve(message: Message) -> int:
     """Decode, create, write the rows and the reply; returns the status.
 
     Raises:
-        AssertionError: the answer is not as it has to be. Any other exception is a finding as well.
+        AssertionError: a wrong answer. Any other exception is a finding as well.
     """
     try:
         request = decode(message, max_body_bytes=MAX_BODY_BYTES)
@@ -107,8 +107,8 @@ def _refused(message: Message, refusal: Refusal) -> bytes:
 
 
 def _adds_up(message: Message) -> bool:
-    """Whether the lengths within the headers fit into each other. RabbitMQ refuses others to the
-    producer, and pamqp reads across their ends.
+    """Whether the nested lengths in the headers fit. RabbitMQ refuses others from the producer, and
+    pamqp reads beyond their ends.
     """
     try:
         pending = [value for _, value in split_table(split(message.raw_properties).get("headers", bytes(4)))]
@@ -128,13 +128,13 @@ def _adds_up(message: Message) -> bool:
 
 
 def _size(value: bytes) -> int:
-    """Octets of a value that others follow, with its type."""
+    """Size in bytes of a value in a sequence, with its type."""
     size = _SIZES.get(value[:1], 0)
     return 1 + (4 + int.from_bytes(value[1:5]) if size is None else size)
 
 
 def _replay(message: Message, letter: Message) -> None:
-    """What is sent again is the same message, if it can be sent again."""
+    """A letter that can be sent again makes the same message."""
     try:
         again = sent_again(letter, "q")
     except ValueError:
@@ -152,7 +152,7 @@ def _created(message: Message, new: NewRun) -> bytes:
         # One text of all rows (SQLite), or an array with a text for each.
         rows = statements.new_rows([new.run])[0]
         for row in [rows] if isinstance(rows, str) else rows:
-            # No database stores a NUL character, whose escape JSON would let pass.
+            # No database stores a NUL character; JSON would allow its escape.
             assert "\\u0000" not in row.replace("\\\\", "")
             assert "\0" not in row
             row.encode()

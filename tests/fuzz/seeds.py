@@ -1,5 +1,5 @@
-"""Writes the seeds of the fuzzer into a folder: the hostile corpus, as far as it is small, in the
-fuzzer's form.
+"""Writes the seeds of the fuzzer into a folder: the small requests of the hostile corpus in the
+fuzzer's format.
 """
 
 import sys
@@ -11,7 +11,7 @@ MAX_BYTES = 4096
 
 
 def main(folder: Path) -> None:
-    """A file for each."""
+    """Write a file for each."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, hostile in enumerate(CORPUS):
         wire = frames(f"{number}", hostile.body, hostile, "q", "r")

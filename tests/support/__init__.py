@@ -1,3 +1,1 @@
-"""What runs the project on a developer's machine: private servers, the demo, a worker in the
-foreground.
-"""
+"""Runs the project on a developer's machine: private servers, demo, foreground worker."""

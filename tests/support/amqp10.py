@@ -1,5 +1,5 @@
-"""A sender that speaks AMQP 1.0, as far as RabbitMQ's plugin needs it: messages with properties and
-sections of one's own making.
+"""An AMQP 1.0 sender with the subset that RabbitMQ's plugin needs: messages with arbitrary
+properties and sections.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 NULL = b"\x40"
 _ZERO = b"\x43"  # uint
 _WINDOW = b"\x52\x7f"
-# Sections and performatives, by their descriptors (AMQP 1.0, sections 2.7 and 3.2).
+# Sections and performatives by their descriptors (AMQP 1.0, sections 2.7 and 3.2).
 OPEN, BEGIN, ATTACH, FLOW, TRANSFER, DISPOSITION, DETACH, END, CLOSE = range(0x10, 0x19)
 TARGET, SOURCE = 0x29, 0x28
 PROPERTIES, DATA, SEQUENCE, VALUE = 0x73, 0x75, 0x76, 0x77
@@ -38,13 +38,13 @@ def ulong(value: int) -> bytes:
 
 
 def properties(*, reply_to: str | None = None, correlation_id: bytes = NULL) -> bytes:
-    """The section of properties; a correlation id may be of any of its types, such as a number."""
+    """The section of properties; a correlation id may be of any AMQP type, such as a number."""
     to = NULL if reply_to is None else text(reply_to)
     return described(PROPERTIES, listed(NULL, NULL, NULL, NULL, to, correlation_id))
 
 
 async def send(port: int, queue: str, messages: Sequence[bytes]) -> None:
-    """Send messages to a queue, each of so many sections; returns once the broker has them."""
+    """Send messages, each as its encoded sections, to a queue; returns once the broker has them."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
     def write(performative: bytes, payload: bytes = b"") -> None:

@@ -1,4 +1,4 @@
-"""Finds a broker for the demo and for ``make run``: the one that is set, one on localhost, or a
+"""Finds a broker for the demo and for ``make run``: the configured one, one on localhost, or a
 private node.
 """
 
@@ -23,7 +23,7 @@ LOCAL_URL = "amqp://guest:guest@localhost:5672/"
 def broker() -> Iterator[tuple[str, str]]:
     """A broker's URL, and how it was found; a private node ends with the context.
 
-    Exits with 1, having said what to do, where there is none and none can be installed.
+    If there is none and none can be installed, it prints advice and exits with 1.
     """
     if url := os.environ.get("WORKER_AMQP_URL"):
         yield url, "WORKER_AMQP_URL"

@@ -1,4 +1,4 @@
-"""Checks that are made at once, whatever they cost, where no event loop runs."""
+"""Runs checks at once, whatever their cost, where no event loop runs."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from worker.checks.jobs import PREPARE, Kind, Verdict
 
 
 class ChecksHere(Checks):
-    """Makes in this process what else the process of its own makes, and renders no template."""
+    """Runs costly checks in this process instead of a separate one, and renders no template."""
 
     def _elsewhere(self, kind: Kind, text: str, value: Any, deployment: UUID, size: int) -> Verdict:
         if kind == "template":

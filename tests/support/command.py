@@ -20,8 +20,8 @@ class Done:
 async def command(
     *arguments: str, stdin: bytes | None = None, columns: int = 200, **settings: object
 ) -> Done:
-    """``flow-run-worker`` with these arguments, on a terminal of so many columns; ``settings`` go
-    into its environment, as WORKER_NAME.
+    """Run ``flow-run-worker`` with these arguments on a terminal with this many columns;
+    ``settings`` go into its environment as WORKER_NAME.
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker", *arguments),

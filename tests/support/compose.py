@@ -1,8 +1,8 @@
-"""What ``docker compose up`` does with docker-compose.yml, as far as that is the file's own words:
-environment, commands, users, mounts, rights, ports, health and the order of starting.
+"""Runs docker-compose.yml like ``docker compose up``: environment, commands, users, mounts, rights,
+ports, health and start order.
 
-Which file system stands for which image is told by its caller. A word that this doesn't know is
-refused, so that the file can't say more than is followed here.
+The caller gives the file system for each image. Unknown keys are refused, so that nothing in the
+file is ignored.
 """
 
 import re
@@ -16,7 +16,7 @@ from typing import Any, Self
 from tests.support.container import Container, Image, Mount, Network, Rights
 from tests.support.processes import ServerFailed, wait_until
 
-# What is followed here, and what only an engine can follow.
+# The keys that are followed here, and those that only an engine can follow.
 _FOLLOWED = {
     *("image", "command", "entrypoint", "environment", "user", "hostname", "volumes", "tmpfs", "read_only"),
     *("cap_drop", "security_opt", "ports", "depends_on", "healthcheck", "profiles", "stop_signal"),
@@ -30,9 +30,7 @@ Services = dict[str, dict[str, Any]]
 
 
 class ServiceFailed(Exception):
-    """A service ended, did not become healthy, or can't be started; the message has its last
-    lines.
-    """
+    """A service ended, stayed unhealthy, or can't be started; the message has its last lines."""
 
     def __init__(self, service: str, why: str, output: str) -> None:
         super().__init__(f"{service} {why}:\n" + "\n".join(output.splitlines()[-60:]))
@@ -44,9 +42,9 @@ class Project:
 
     Args:
         file: the file's content.
-        folder: what its relative paths start from.
-        images: which file system stands for an image.
-        variables: those that stand in ``.env``.
+        folder: the base of its relative paths.
+        images: the file system for each image.
+        variables: the content of ``.env``.
     """
 
     def __init__(
@@ -81,11 +79,11 @@ class Project:
         return self._containers[service]
 
     def up(self, *profiles: str, only: str | None = None) -> list[str]:
-        """Start the services of these profiles and those without one, or one service, each after
-        what it depends on; returns their names in the order of starting.
+        """Start the services of these profiles and those without a profile, or one service, each
+        after its dependencies; returns their names in start order.
 
         Raises:
-            ServiceFailed: one doesn't come up.
+            ServiceFailed: a service doesn't come up.
         """
         enabled = {
             name
@@ -103,17 +101,17 @@ class Project:
         return order
 
     def add(self, name: str, service: Mapping[str, Any]) -> None:
-        """One more service, to be started."""
+        """Add a service, to be started later."""
         self._services[name] = interpolated(service, self._variables)
 
     def down(self) -> dict[str, int]:
-        """Stop what runs, in the opposite order; returns the exit codes of all."""
+        """Stop the running services in reverse order; returns the exit codes of all."""
         codes = {}
         for name, container in reversed(self._containers.items()):
             service = self._services[name]
             seconds = _seconds(service.get("stop_grace_period", "10s"))
             code = container.code
-            # Longer than the file says, as no test is to fail because a machine is busy.
+            # Longer than the file says, so that a busy machine fails no test.
             codes[name] = container.stop(service.get("stop_signal"), 60 + seconds) if code is None else code
         return codes
 
@@ -170,7 +168,7 @@ class Project:
             if source.startswith("."):
                 path = self._folder / source
                 if not path.exists():
-                    # An engine makes an empty folder there instead, which is never meant.
+                    # An engine makes an empty folder instead, which is never meant.
                     raise ServiceFailed(name, f"mounts {source}, which is not there", "")
             elif source in self._declared_volumes:
                 path = self._volumes / source
@@ -180,7 +178,7 @@ class Project:
             yield Mount(path.resolve(), target, read_only="ro" in options)
 
     def _health(self, name: str) -> list[str] | None:
-        """The command that asks for its health; None if nothing does."""
+        """The command of its health check; None without one."""
         service = self._services[name]
         check = service.get("healthcheck", {})
         if check.get("disable"):
@@ -216,7 +214,7 @@ class Project:
             raise ServiceFailed(name, f"does not become healthy ({said})", container.output)
 
     def _ordered(self, names: Any) -> list[str]:
-        """These and all that they depend on, each behind its own dependencies."""
+        """These and all their dependencies, each after its own dependencies."""
         found: list[str] = []
 
         def visit(name: str) -> None:
@@ -232,7 +230,7 @@ class Project:
 
 
 def interpolated(value: Any, variables: Mapping[str, str]) -> Any:
-    """What the file means where it names variables, as ``${NAME:-default}``."""
+    """A value with its variables expanded, such as ``${NAME:-default}``."""
     if isinstance(value, dict):
         return {name: interpolated(each, variables) for name, each in value.items()}
     if isinstance(value, list):
@@ -253,7 +251,7 @@ def _seconds(duration: str) -> float:
 
 
 def _tries(seconds: float = 180.0) -> Iterator[None]:
-    """As many as there is time for."""
+    """Repeat until the time is over."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         yield

@@ -1,8 +1,8 @@
-"""Runs a program as a container engine would: with a file system, a network address, process
-numbers, a user and rights of its own. Linux, as root; knows nothing of images' origins.
+"""Runs a program like a container engine: with its own file system, network address, process
+numbers, user and rights. Linux, as root; knows nothing of images' origins.
 
-There is no engine in it: namespaces, an overlay over a folder that is only read, and util-linux.
-Limits of memory and CPU, and seccomp, are an engine's own and are not here.
+It uses namespaces, an overlay over a read-only folder, and util-linux, but no engine. It has no
+limits of memory and CPU and no seccomp.
 """
 
 import os
@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.support.processes import Server, ServerFailed, ServerProcess, wait_until
 
 BRIDGE = "10.89.0.1"
-# Prints the page at the URL that is its argument.
+# Prints the page at the URL in its argument.
 FETCH = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=60).read().decode())"
 
 
@@ -31,7 +31,7 @@ class Image:
     Attributes:
         root: its folder; it is only read.
         steps: shell commands that complete it, in the container's own copy.
-        shared: paths of this machine that are seen at the same place, to be read.
+        shared: paths of this machine that are visible at the same place, read-only.
     """
 
     root: Path
@@ -48,7 +48,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Mount:
-    """A file or folder of this machine, somewhere in the container."""
+    """A file or folder of this machine, mounted somewhere in the container."""
 
     source: Path
     target: str
@@ -57,7 +57,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Rights:
-    """What a container may do less than its user could.
+    """Restrictions of a container beyond its user's rights.
 
     Attributes:
         tmpfs: where it may write even if its file system is read-only.
@@ -70,8 +70,8 @@ class Rights:
 
 
 class Network(Server):
-    """A machine with a bridge that containers are on, and their names; apart from this machine's
-    own network.
+    """A virtual machine with a bridge for containers and their names, apart from this machine's own
+    network.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Network(Server):
         self._processes: list[ServerProcess] = []
 
     def start(self) -> None:
-        """Make the bridge, and answer for names.
+        """Make the bridge, and a name server.
 
         Raises:
             ServerFailed: this machine lacks a program, or may not make namespaces.
@@ -103,7 +103,7 @@ class Network(Server):
         self._started("dnsmasq", self.within("dnsmasq", *stay, *answer, "--log-facility=-"))
 
     def within(self, *command: str) -> list[str]:
-        """A command as one of the machine's, which sees its loopback interface."""
+        """A command in the machine's namespaces, with its loopback interface."""
         return ["nsenter", f"--net=/proc/{self._machine.pid}/ns/net", *command]
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -128,7 +128,7 @@ class Network(Server):
         return self.checked(sys.executable, "-c", FETCH, url)
 
     def address(self) -> str:
-        """An address that no container has yet."""
+        """An unused address."""
         return f"{BRIDGE.rpartition('.')[0]}.{next(self._numbers)}"
 
     def join(self, process: int, address: str) -> None:
@@ -139,11 +139,11 @@ class Network(Server):
         self.checked("ip", "link", "set", outer, "master", "bridge0", "up")
 
     def name(self, address: str, *names: str) -> None:
-        """From now on these names are that address's."""
+        """Let these names resolve to this address."""
         (self._names / address).write_text(f"{address} {' '.join(names)}\n")
 
     def forget(self, address: str) -> None:
-        """An address has no names any more."""
+        """Remove all names of an address."""
         (self._names / address).unlink(missing_ok=True)
 
     def publish(self, host: str, port: int, address: str, target: int) -> None:
@@ -162,7 +162,7 @@ class Network(Server):
         return process
 
 
-# Run in namespaces of its own, with the container's folder as its first argument.
+# Runs in namespaces of its own, with the container's folder as its first argument.
 _SET_UP = r"""
 set -eu
 folder=$1; image=$2; address=$3; gateway=$4; host=$5; read_only=$6; shift 6
@@ -229,7 +229,7 @@ class Container:
         self.address = network.address() if network else ""
         self._image = image
         self._network = network
-        # As an engine does: who gives an entry point gives its arguments as well.
+        # As in an engine: a caller with an entry point gives its arguments as well.
         default = image.command if entrypoint is None else ()
         program = [*(image.entrypoint if entrypoint is None else entrypoint), *(command or default)]
         self._as_user = self._confined(
@@ -262,7 +262,7 @@ class Container:
             ],
             self._folder / "output",
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-            # Where we end before it, nobody waits for an orderly end.
+            # If this process ends early, an orderly end is not needed.
             orderly=signal.SIGKILL,
         )
         wait_until(lambda: self.code is not None or self._first() is not None, f"a process of {name}")
@@ -276,7 +276,7 @@ class Container:
 
     @property
     def output(self) -> str:
-        """What it has printed."""
+        """Its output so far."""
         return (self._folder / "output").read_text(errors="replace")
 
     def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -293,13 +293,13 @@ class Container:
         )
 
     def status(self) -> dict[str, str]:
-        """What the kernel says of its first process."""
+        """The kernel's status of its first process."""
         lines = Path(f"/proc/{self._first()}/status").read_text().splitlines()
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
     def stop(self, number: str | None = None, seconds: float = 60.0) -> int:
-        """Ask it to end, and wait; returns the exit code, or the negative number of
-        the signal by which it had to be ended.
+        """Ask it to end, and wait; returns the exit code, or the negative number of the signal that
+        ended it.
         """
         first = self._first()
         if first is not None:
@@ -307,7 +307,7 @@ class Container:
         return self._process.wait(seconds)
 
     def close(self) -> None:
-        """End it at once, and forget what it wrote."""
+        """End it at once, and delete its files."""
         if self.code is None:
             self._process.kill()
         else:
@@ -317,7 +317,7 @@ class Container:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _first(self) -> int | None:
-        """The number that its first process has outside."""
+        """The number of its first process outside."""
         try:
             children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         except OSError:
@@ -325,14 +325,14 @@ class Container:
         return int(children.split()[0]) if children else None
 
     def _mounts(self, mounts: Sequence[Mount], rights: Rights) -> str:
-        """The part of the set-up that is this container's own, as shell commands."""
-        # First, as what is mounted next may be in one of them: this checkout may be below /tmp.
+        """The shell commands that set up this container's own mounts."""
+        # First, as later mounts may lie in one of them: this checkout may be below /tmp.
         lines = []
         for target in rights.tmpfs:
             lines += [f'mkdir -p "$root{target}"', f'mount -t tmpfs -o mode=1777 tmpfs "$root{target}"']
         for path in self._image.shared:
             lines += [f'mkdir -p "$root{path}"', f'mount --rbind {shlex.quote(str(path))} "$root{path}"']
-            # Who may not look into root's home is to find what is shared from there.
+            # Users without access to root's home must find the files shared from there.
             lines += [f'chmod a+x "$root{parent}"' for parent in path.parents]
         if self._image.steps:
             lines.append(f'chroot "$root" sh -euc {shlex.quote(self._image.steps)}')
@@ -343,7 +343,7 @@ class Container:
             )
             lines += [f'target="$root"{target}', make]
             if not mount.read_only and mount.source.is_dir() and not any(mount.source.iterdir()):
-                # As an engine does with a new volume: it is the image's folder at first.
+                # As in an engine: a new volume starts as a copy of the image's folder.
                 lines.append(f'chown --reference="$target" {source}; chmod --reference="$target" {source}')
             lines.append(f'mount --bind {source} "$target"')
             if mount.read_only:
@@ -351,7 +351,7 @@ class Container:
         return "\n".join(lines) + "\n"
 
     def _confined(self, user: str, environment: Mapping[str, str], rights: Rights) -> list[str]:
-        """What a command is run by inside, to have the user, the rights and the environment."""
+        """The command prefix that sets the user, the rights and the environment inside."""
         uid, gid = self._ids(user)
         command = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
         if rights.drop_capabilities:

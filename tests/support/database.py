@@ -1,4 +1,4 @@
-"""Looks into a database of either kind, and changes one, by its own driver."""
+"""Reads and changes a database of either kind with its own driver."""
 
 import asyncio
 import sqlite3
@@ -31,7 +31,7 @@ async def fetch_runs(url: str) -> list[dict[str, Any]]:
 
 
 async def execute(url: str, *statements: str) -> None:
-    """Run statements on PostgreSQL, also where it is set to be read-only."""
+    """Run statements on PostgreSQL, even if it is set to read-only."""
     connection = await asyncpg.connect(url.replace("+asyncpg", ""))
     try:
         await connection.execute("SET default_transaction_read_only = off")
@@ -42,7 +42,7 @@ async def execute(url: str, *statements: str) -> None:
 
 
 async def alter_system(url: str, change: str) -> None:
-    """``ALTER SYSTEM`` of PostgreSQL; returns once all its sessions have been told."""
+    """``ALTER SYSTEM`` of PostgreSQL; returns once all its sessions know the change."""
     loaded = await fetch(url, "SELECT pg_conf_load_time()")
     local = "SET synchronous_commit = local"
     await execute(url, local, f"ALTER SYSTEM {change}", "SELECT pg_reload_conf()")
@@ -53,7 +53,7 @@ async def alter_system(url: str, change: str) -> None:
 
 @asynccontextmanager
 async def locked(url: str) -> AsyncIterator[None]:
-    """Let nobody write meanwhile; on PostgreSQL the runs may be read."""
+    """Block all writers meanwhile; on PostgreSQL runs can still be read."""
     if url.startswith("sqlite"):
         with closing(sqlite3.connect(url.partition(":///")[2], isolation_level=None)) as file:
             file.execute("BEGIN IMMEDIATE")

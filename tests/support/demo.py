@@ -1,5 +1,5 @@
-"""``make demo``: the main job shown on a real broker, worker processes and SQLite, in a folder that
-goes with it.
+"""``make demo``: shows the main use on a real broker, worker processes and SQLite, in a temporary
+folder.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from tests.support.processes import wait_until
 from worker.client import CreateOutcome, FlowRunClient, FlowRunRefused
 
 REQUESTS = 5_000
-# One in twenty asks for a key that another one asks for as well, one in a hundred is malformed.
+# One in twenty repeats another one's key, one in a hundred is malformed.
 DUPLICATES, MALFORMED = 20, 100
 
 console = Console(highlight=False, soft_wrap=True)
@@ -188,7 +188,7 @@ async def many(url: str, queue: str) -> Table:
 
 
 async def forget(url: str, queue: str) -> None:
-    """Remove what the demo declared."""
+    """Delete the demo's queues and exchange."""
     connection = await aiormq.connect(url)
     channel = await connection.channel()
     for name in (queue, f"{queue}.dead"):
@@ -198,7 +198,7 @@ async def forget(url: str, queue: str) -> None:
 
 
 def main() -> None:
-    # Ended from outside, it still ends what it started.
+    # On SIGTERM, it still ends the processes that it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     queue = f"flow-runs-demo-{uuid4().hex[:6]}.create"
     with tempfile.TemporaryDirectory(prefix="flow-run-worker-") as folder, broker() as (url, how):

@@ -1,6 +1,4 @@
-"""Helm, as a library that is installed beside the project when it is first needed; asks no
-cluster.
-"""
+"""Helm as a library, installed beside the project at first use; needs no cluster."""
 
 import json
 import os
@@ -15,7 +13,7 @@ from tests.support.worker_process import ROOT
 CHART = ROOT / "deploy/helm/flow-run-worker"
 REQUIREMENTS = Path(__file__).with_name("helm-requirements.txt")
 
-# The library is large and never unloaded: it gets a process of its own.
+# The library is large and never unloaded, so it gets a process of its own.
 _LINT = "import helm_python, json, sys; print(json.dumps(helm_python.lint(sys.argv[1], strict=True)))"
 _RENDER = """
 import helm_python, json, sys
@@ -33,14 +31,14 @@ class HelmMissing(Exception):
 
 
 class Refused(Exception):
-    """Helm doesn't render the chart with these values; the message is its own."""
+    """Helm doesn't render the chart with these values; the message is Helm's own."""
 
 
 def install() -> Path:
-    """The folder of the library; made at the first call, and when its version has changed.
+    """The folder of the library. It is made at the first call, and again when its version changes.
 
     Raises:
-        HelmMissing: it fails.
+        HelmMissing: the installation fails.
     """
     folder = ROOT / ".cache/helm"
     try:
@@ -51,16 +49,16 @@ def install() -> Path:
 
 
 def lint() -> dict[str, Any]:
-    """What ``helm lint --strict`` says of the chart."""
+    """The result of ``helm lint --strict`` on the chart."""
     report: dict[str, Any] = json.loads(_run(_LINT, str(CHART)))
     return report
 
 
 def render(values: dict[str, Any] | None = None, name: str = "flow-run-worker") -> dict[str, str]:
-    """What ``helm template`` makes of the chart: the text of each template.
+    """The result of ``helm template`` on the chart: the text of each template.
 
     Raises:
-        Refused: the values are not those of the chart.
+        Refused: the values don't fit the chart.
     """
     rendered: dict[str, str] = json.loads(_run(_RENDER, str(CHART), json.dumps(values or {}), name))
     return rendered

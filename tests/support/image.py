@@ -1,8 +1,8 @@
-"""Builds deploy/Dockerfile with Buildah, which needs no engine, and says what is in the image.
+"""Builds deploy/Dockerfile with Buildah, which needs no engine, and lists the image's content.
 
-There is no registry of images to ask. The base image is made of Debian's packages instead, with the
-programs that the Dockerfile expects of ``python:3.11-slim-bookworm``. It is named as what it is,
-and given as the Dockerfile's argument. All of it is kept in ``.cache/image``.
+There is no registry of images. The base image is made of Debian's packages instead, with the
+programs that the Dockerfile expects of ``python:3.11-slim-bookworm``. It has a name of its own, and
+the build gets it as the Dockerfile's argument. All of it is kept in ``.cache/image``.
 """
 
 import fcntl
@@ -25,17 +25,17 @@ CACHE = ROOT / ".cache/image"
 BASE = "localhost/python-of-debian:bookworm"
 NAME = "localhost/flow-run-worker"
 PACKAGES = "python3,python3-pip,python3-venv,ca-certificates,tzdata,netbase"
-# In the base's folder, to be as in Python's image: its programs, and a pip that installs.
+# Makes the base like Python's image: its programs, and a pip that installs.
 _AS_PYTHONS_IMAGE = """
 rm usr/lib/python3.*/EXTERNALLY-MANAGED
 ln -s python3 usr/bin/python
 """
-# Buildah asks for more than who is root in a container may have.
+# Buildah asks for more rights than root in a container may have.
 _CONTAINERS = """
 [containers]
 default_ulimits = ["nofile=1024:20000", "nproc=1024:32768"]
 """
-# What a container needs here, which not every machine allows.
+# Needs of a container that not every machine allows.
 _PROBE = """
 mount -t tmpfs probe "$PWD"
 cd "$PWD"
@@ -62,10 +62,10 @@ class Builder:
     """Buildah with a store of its own.
 
     Args:
-        say: is told each command.
+        say: called with each command.
 
     Raises:
-        BuildFailed: this machine has no Buildah that could be installed, or forbids what it needs.
+        BuildFailed: Buildah can't be installed, or this machine forbids an operation of it.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
@@ -83,7 +83,7 @@ class Builder:
         self._environment = {**os.environ, "CONTAINERS_CONF": str(CACHE / "containers.conf")}
 
     def build(self, context: str = ".", dockerfile: str = "deploy/Dockerfile") -> None:
-        """Build the image as far as it is not there yet; the words are those of a compose file."""
+        """Build the missing parts of the image; the arguments are named as in a compose file."""
         with _locked():
             self._base()
             self._build(ROOT / context, dockerfile)
@@ -98,7 +98,7 @@ class Builder:
 
     @contextmanager
     def mounted(self) -> Iterator[Image]:
-        """The built image, to be run otherwise."""
+        """The built image, to run it in other ways."""
         container = self._buildah("from", NAME).strip()
         try:
             yield self._image(Path(self._buildah("mount", container).strip()))
@@ -134,7 +134,7 @@ class Builder:
         if self._do(["inspect", "--type", "image", BASE]).returncode == 0:
             return
         with tempfile.TemporaryDirectory(prefix="base-image-") as folder:
-            # In a process namespace of its own, as Debian's scripts end processes by their names.
+            # In a process namespace of its own, as Debian's scripts end processes by name.
             alone = ["unshare", "--pid", "--fork", "--mount", "--mount-proc"]
             make = ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", folder]
             self._say(f"$ {shlex.join(make)}")
@@ -164,7 +164,7 @@ class Builder:
 
     def _do(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         store = ["--root", f"{CACHE}/store", "--runroot", f"{CACHE}/run", "--storage-driver", "overlay"]
-        # The store's folder itself is not mounted, and can be removed like any other.
+        # The store's folder itself is not mounted, so it can be removed like any other.
         store += ["--storage-opt", "overlay.skip_mount_home=true"]
         command = ["buildah", *store, *arguments]
         self._say(f"$ buildah {shlex.join(arguments)}")
@@ -172,14 +172,14 @@ class Builder:
 
 
 def _pip(folder: Path) -> Iterator[str]:
-    """What the build sees of this machine's set-up of pip: the way to its indexes, and not what
-    lies on the machine itself.
+    """Pip's settings for the build: how to reach the indexes, without the indexes on this machine's
+    disk.
     """
     command = [sys.executable, "-m", "pip", "config", "list"]
     settings: dict[str, str] = {}
     for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
         name, _, value = line.partition("=")
-        # What the environment says comes first there, and wins.
+        # Environment variables come first, and win.
         settings.setdefault(name.rpartition(".")[2], value.strip("'"))
     lines = [f"{name} = {settings[name]}" for name in _WAY_TO_AN_INDEX & settings.keys()]
     for name in ("index-url", "extra-index-url"):
@@ -194,7 +194,7 @@ def _pip(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _locked() -> Iterator[None]:
-    """Several processes may run tests."""
+    """Lock out other test processes."""
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -207,7 +207,7 @@ def _checked(done: subprocess.CompletedProcess[str]) -> None:
 
 
 def main() -> None:
-    """Build the image, and print the commands, its layers and what takes the space in it."""
+    """Build the image; print the commands, its layers and its largest parts."""
     try:
         builder = Builder(say=print)
         builder.build()

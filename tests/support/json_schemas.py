@@ -1,5 +1,5 @@
-"""Makes JSON Schemas of every keyword that matters to a check, with values that hit them: recursive
-ones, ones of alternatives, and ones that are none.
+"""Makes JSON Schemas of every keyword that matters to a check, with matching values: recursive
+schemas, alternatives, and invalid ones.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 def _keywords(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     names = st.lists(st.sampled_from(NAMES), max_size=2, unique=True)
-    # Prefect breaks at true and false here.
+    # Prefect breaks on true and false here.
     objects = inner.map(lambda made: {} if made is True else {"not": {}} if made is False else made)
     properties = st.dictionaries(st.sampled_from(NAMES), objects, max_size=3)
     by_name = st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)
@@ -84,7 +84,7 @@ _REFERENCES = st.sampled_from(
         {"$ref": "#/gone"},
     ]
 )
-# Few keywords each, so that values fit now and then.
+# Few keywords each, so that some values fit.
 _SUBSCHEMAS: st.SearchStrategy[Any] = st.recursive(
     st.one_of(
         st.booleans(),
@@ -99,7 +99,7 @@ _DEFINITIONS = st.dictionaries(st.sampled_from(NAMES), _SUBSCHEMAS, min_size=1, 
 
 
 def _rooted(schema: dict[str, Any], definitions: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    # Prefect breaks at true and false among these.
+    # Prefect breaks on true and false among these.
     old = {name: each if isinstance(each, dict) else {} for name, each in old.items()}
     return {**schema, "$defs": definitions, "definitions": old}
 

@@ -1,4 +1,4 @@
-"""Kubernetes manifests as the tests read them: those that kustomize builds; no cluster is asked."""
+"""Kubernetes manifests for the tests, built by kustomize; this needs no cluster."""
 
 import shutil
 import subprocess
@@ -11,15 +11,15 @@ import yaml
 from tests.support.worker_process import ROOT
 
 K8S = ROOT / "deploy/k8s"
-# The oldest that is supported by its makers when this was written is newer; and the newest that
-# there is a schema for.
+# The first is older than every version that its makers supported when this was written. The second
+# is the newest that has a schema.
 VERSIONS = ("1.31", kubernetes_validate.latest_version())
 
 Manifest = dict[str, Any]
 
 
 def build(kustomization: str) -> list[Manifest]:
-    """What ``kubectl kustomize`` makes of a folder below ``deploy/k8s``."""
+    """The output of ``kubectl kustomize`` for a folder below ``deploy/k8s``."""
     if not shutil.which("kubectl"):
         pytest.skip("no kubectl here")
     command = ["kubectl", "kustomize", str(K8S / kustomization)]
@@ -30,11 +30,11 @@ def build(kustomization: str) -> list[Manifest]:
 
 
 def the(kind: str, manifests: list[Manifest]) -> Manifest:
-    """The one of its kind."""
+    """The only one of its kind."""
     (found,) = [each for each in manifests if each["kind"] == kind]
     return found
 
 
 def pods(manifests: list[Manifest]) -> list[Manifest]:
-    """What is said of the pods of each Deployment and Job."""
+    """The pod template of each Deployment and Job."""
     return [each["spec"]["template"]["spec"] for each in manifests if each["kind"] in ("Deployment", "Job")]

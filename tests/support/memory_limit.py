@@ -1,4 +1,4 @@
-"""A limit of memory as a container has it: a memory cgroup, of version 1 or 2; needs root."""
+"""A container's memory limit: a memory cgroup, of version 1 or 2; needs root."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ MIB = 1024 * 1024
 
 @contextmanager
 def limited(mebibytes: int) -> Iterator[Sequence[str]]:
-    """A command that runs a worker within a memory limit, in MiB; none for 0.
+    """A command prefix that runs a worker within a memory limit in MiB; empty for 0.
 
     Raises:
         OSError: no memory cgroup can be made here.

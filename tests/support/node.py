@@ -1,4 +1,4 @@
-"""The example producer for Node.js, with what it needs installed beside it."""
+"""The example producer for Node.js, with its dependencies installed beside it."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ class NodeProducer:
         subprocess.run(install, cwd=self._folder, check=True, timeout=120)
 
     def create(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Send one request, and take what the example prints."""
+        """Send one request; returns the example's output."""
         return subprocess.run(
             ["node", "create.mjs", *arguments],
             cwd=self._folder,

@@ -1,5 +1,5 @@
-"""Installs packages of Python: by uv, in a tenth of pip's time, or by pip where uv fails, such as
-with an index that only pip is told of.
+"""Installs Python packages: by uv, in a tenth of pip's time, or by pip if uv fails, such as with an
+index that only pip knows.
 """
 
 import fcntl
@@ -10,18 +10,18 @@ from pathlib import Path
 
 
 class InstallFailed(Exception):
-    """It can't be installed here; the message is pip's."""
+    """The installation failed; the message is pip's."""
 
 
 def install_once(folder: Path, requirements: Path, *options: str, environment: bool = False) -> None:
-    """Install into a folder what a file says: at the first call, and when the file has changed.
-    Several processes may call it.
+    """Install a file's requirements into a folder: at the first call, and when the file has
+    changed. Several processes may call it.
 
     Args:
-        environment: the folder is an environment of its own, and made anew.
+        environment: whether the folder is a virtual environment, made anew.
 
     Raises:
-        InstallFailed: it can't be installed.
+        InstallFailed: the installation fails.
     """
     digest = sha256(requirements.read_bytes()).hexdigest()
     installed = folder / "installed"
@@ -40,11 +40,11 @@ def install_once(folder: Path, requirements: Path, *options: str, environment: b
 
 
 def install(requirements: Path, *options: str, python: Path | None = None) -> None:
-    """Install exactly what a file says, with hashes, and nothing besides.
+    """Install exactly a file's requirements, with hashes.
 
     Args:
-        options: what pip and uv both know.
-        python: of the environment; ours if there is none.
+        options: known to both pip and uv.
+        python: of the environment; ours by default.
 
     Raises:
         InstallFailed: pip fails as well.

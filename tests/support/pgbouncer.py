@@ -1,4 +1,4 @@
-"""A PgBouncer of our own before a PostgreSQL cluster; shares nothing with what else runs here."""
+"""A private PgBouncer before a PostgreSQL cluster, separate from others on this machine."""
 
 import os
 import shutil
@@ -27,12 +27,12 @@ default_pool_size = {pool_size}
 
 
 class PgBouncer(Server):
-    """A private pooler, which lends the sessions of a cluster.
+    """A private pooler for the sessions of a cluster.
 
     Args:
         port: the cluster's.
         pool_mode: for how long a session is lent: ``transaction`` or ``session``.
-        pool_size: how many sessions there are for a database and a user.
+        pool_size: sessions for each database and user.
         settings: more lines of its configuration.
     """
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster of our own: own port, own folder; shares nothing with what runs here."""
+"""A private PostgreSQL cluster with its own port and folder, separate from any other."""
 
 import os
 import pwd
@@ -13,8 +13,8 @@ from tests.support.processes import Server, ServerFailed, ServerProcess, answers
 
 
 class PostgreSQL(Server):
-    """A private cluster, in a folder that goes with it. Its user is ``postgres``, without a
-    password, on loopback only.
+    """A private cluster in a temporary folder. Its user is ``postgres``, without a password, on
+    loopback only.
     """
 
     def __init__(self) -> None:
@@ -66,13 +66,13 @@ class PostgreSQL(Server):
             self._process = None
 
     def kill(self) -> None:
-        """End the cluster as a crash does: nothing is flushed; its data stay, and are recovered at
+        """End the cluster as a crash does: nothing is flushed. Its data stay, and are recovered at
         the next start.
         """
         if self._process is not None:
-            # An immediate shutdown, in PostgreSQL's terms. SIGKILL would leave its children, which
-            # are not of its process group, and which keep the next start from its shared memory for
-            # as long as a statement runs.
+            # PostgreSQL's immediate shutdown. SIGKILL would leave its children, which are outside
+            # its process group and hold its shared memory until their statements end, so the next
+            # start would fail.
             self._process.stop(signal.SIGQUIT)
             self._process = None
 
@@ -85,7 +85,7 @@ class PostgreSQL(Server):
         self.start()
 
     def create_database(self, folder: Path | None = None) -> str:
-        """Make an empty database, its files in an empty folder if one is given; returns its URL."""
+        """Make an empty database, in an empty folder if one is given; returns its URL."""
         name = f"test_{next(self._numbers)}"
         where = ("-h", str(self._folder), "-p", str(self.port), "-U", "postgres")
         if folder is None:
@@ -140,7 +140,7 @@ def _unprivileged_user() -> str:
 
 
 def executables() -> Path:
-    """The folder of PostgreSQL's programs: POSTGRESQL_BIN, or the newest that is installed.
+    """The folder of PostgreSQL's programs: POSTGRESQL_BIN, or the newest installed.
 
     Raises:
         ServerFailed: there is none.

@@ -1,4 +1,4 @@
-"""Starting and ending a server that belongs to us alone; knows no particular server."""
+"""Starts and ends a private server; knows no particular server."""
 
 import os
 import pwd
@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-# Below the range from which systems take the ports of outgoing connections (Linux: from 32768,
-# others: from 49152). A port in that range may be gone when a server comes back to it, even to a
-# client that tries to reach it and meets itself.
+# Below the range of ports for outgoing connections (Linux: from 32768, others: from 49152). A port
+# in that range may be taken when a server restarts, even by a client that connects to it and so to
+# itself.
 PORTS = range(20000, 32768)
 
 
@@ -24,7 +24,7 @@ class ServerFailed(Exception):
 
 
 class Server(ABC):
-    """One that runs while its context lasts."""
+    """A server that runs while its context lasts."""
 
     @abstractmethod
     def start(self) -> None:
@@ -47,8 +47,8 @@ class Server(ABC):
 
 
 def free_ports(count: int) -> list[int]:
-    """Free TCP ports on the loopback address, different ones, to which a server can come back after
-    a restart.
+    """Free TCP ports on the loopback address, all different, which a server can reuse after a
+    restart.
     """
     found: list[int] = []
     with ExitStack() as held:
@@ -74,7 +74,7 @@ def answers(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
-    """Wait for a condition; raises ServerFailed when it does not come in time."""
+    """Wait for a condition; raises ServerFailed if it does not hold in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -83,17 +83,16 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 180.0)
 
 
 class ServerProcess:
-    """A process in a group of its own with its children, so that all of it can be ended and nothing
-    else.
+    """A process in its own process group with its children, so that exactly these can be ended.
 
-    It also ends when we do without having stopped it.
+    It also ends when this process ends without having stopped it.
 
     Args:
         command: the program and its arguments.
-        log: gets what it prints, behind what is there.
-        env: its environment, all of it.
+        log: its output is appended here.
+        env: its whole environment.
         user: who runs it, with that user's group alone; None for us.
-        orderly: the signal at which it ends by itself, as an operator ends it.
+        orderly: the signal for an orderly end.
     """
 
     def __init__(
@@ -119,8 +118,8 @@ class ServerProcess:
                 extra_groups=[] if user else None,
                 start_new_session=True,
             )
-        # Whatever ends us closes the pipe. (Linux could tell the server itself of its parent's end,
-        # but means the thread that started it.)
+        # The pipe closes however we end. (Linux could signal our end to the server itself, but that
+        # follows the thread that started it.)
         self._lifeline = subprocess.Popen(
             ["sh", "-c", f"read -r _; kill -{int(orderly)} -{self._process.pid}"],
             stdin=subprocess.PIPE,
@@ -131,7 +130,7 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """Its process id."""
         return self._process.pid
 
     @property
@@ -140,7 +139,7 @@ class ServerProcess:
         return self._process.poll()
 
     def wait(self, seconds: float) -> int:
-        """Wait for its end; returns the exit code. After so many seconds it is killed."""
+        """Wait for its end; returns the exit code. It is killed after this many seconds."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -149,7 +148,7 @@ class ServerProcess:
         return self._process.returncode
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 180.0) -> None:
-        """Wait until the server is ready; raises ServerFailed with its log when it ends before."""
+        """Wait until the server is ready; raises ServerFailed with its log if it ends before."""
 
         def ready() -> bool:
             if self._process.poll() is not None:
@@ -163,12 +162,12 @@ class ServerProcess:
             raise
 
     def log_tail(self) -> str:
-        """The last lines that it printed."""
+        """The last lines of its output."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
 
     def stop(self, number: int | None = None, seconds: float = 30.0) -> None:
-        """Ask it to end (by the orderly signal or another), and wait; after so many seconds it is
-        killed.
+        """Ask it to end (by the orderly signal or another), and wait; it is killed after this many
+        seconds.
         """
         self._signal(self._orderly if number is None else number)
         try:

@@ -1,4 +1,4 @@
-"""A producer for tests: plain aio-pika, a reply queue of its own, nothing of the worker's code."""
+"""A producer for tests: plain aio-pika with its own reply queue, and no code of the worker."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ class Reply:
 
     @cached_property
     def body(self) -> Any:
-        """What the JSON is; None if it is none."""
+        """The body as JSON; None if it is not JSON."""
         try:
             return json.loads(self.raw)
         except (ValueError, RecursionError):
@@ -93,7 +93,7 @@ class Producer:
         return correlation_id
 
     async def replies_to(self, correlation_ids: list[str], seconds: float = 180.0) -> list[Reply]:
-        """The first reply to each of these requests, once all are there."""
+        """The first reply to each of these requests, once all have arrived."""
         async with asyncio.timeout(seconds), self._arrived:
             await self._arrived.wait_for(lambda: all(self.replies[each] for each in correlation_ids))
         return [self.replies[each][0] for each in correlation_ids]
@@ -104,7 +104,7 @@ class Producer:
         return reply
 
     async def dead_letters(self, count: int, seconds: float = 180.0) -> list[Reply]:
-        """Take so many dead letters, waiting until they are there."""
+        """Take this many dead letters, and wait until they are there."""
         letters: list[Reply] = []
         async with asyncio.timeout(seconds):
             queue = await self.channel.get_queue(f"{self.queue}.dead")

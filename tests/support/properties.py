@@ -1,6 +1,4 @@
-"""Strategies for hypothesis: message properties as producers in any language may write them, in
-AMQP's encoding.
-"""
+"""Strategies for hypothesis: message properties of any producer, in AMQP's encoding."""
 
 import struct
 from collections.abc import Mapping
@@ -22,17 +20,17 @@ def fits(name: str) -> bool:
     return len(name.encode()) <= 255
 
 
-# Of up to 255 bytes, also of exactly as many, and empty.
+# Up to 255 bytes, including exactly 255, and empty.
 short_text = text | _lengths.map("x".__mul__) | st.integers(0, 127).map("ü".__mul__)
 short_strings = short_text.map(short_string)
 no_utf8 = st.binary(max_size=200).map(lambda raw: raw + b"\xff")
 header_names = (text | _lengths.map("n".__mul__)).filter(fits)
-# What a message keeps wherever it goes.
+# Headers that a message keeps wherever it goes.
 own_names = header_names.filter(is_own_header)
 
 
 def counted(raw: bytes) -> bytes:
-    """A short string of these bytes, whatever they are."""
+    """A short string of arbitrary bytes."""
     return bytes((len(raw),)) + raw
 
 
@@ -44,7 +42,7 @@ def sized(kind: bytes, content: bytes) -> bytes:
     return kind + struct.pack(">I", len(content)) + content
 
 
-# As seen since 1970 in seconds, and since then in milliseconds up to the year 9999.
+# Times read as seconds since 1970 come first, then those read as milliseconds, up to the year 9999.
 readable_times = st.integers(0, 2**32 - 1) | st.integers(2**32, 253_402_300_799_000)
 values = st.recursive(
     st.sampled_from([b"V", b"t\0", b"t\1"])
@@ -62,7 +60,7 @@ values = st.recursive(
     )
     | readable_times.map(lambda value: b"T" + struct.pack(">Q", value))
     | text.map(lambda value: sized(b"S", value.encode()))
-    # pamqp gives text that is no UTF-8 as bytes.
+    # pamqp returns text that is not UTF-8 as bytes.
     | no_utf8.map(lambda value: sized(b"S", value))
     | st.binary(max_size=40).map(lambda value: sized(b"x", value)),
     lambda inner: (
@@ -74,7 +72,7 @@ values = st.recursive(
 
 
 def tables(names: st.SearchStrategy[str], *, min_size: int = 0) -> st.SearchStrategy[bytes]:
-    """Header tables; a name may stand there twice."""
+    """Header tables; a name may occur twice."""
     return st.lists(st.tuples(names, values), min_size=min_size, max_size=5).map(join_table)
 
 
@@ -85,10 +83,10 @@ def properties(
     times: st.SearchStrategy[int] = readable_times,
     without: tuple[str, ...] = (),
 ) -> st.SearchStrategy[bytes]:
-    """Flags and properties as they stand in a content header, each property there or not.
+    """Flags and properties of a content header, each property present or not.
 
     Args:
-        without: names of properties that are not there.
+        without: names of properties to leave out.
     """
     octets = st.integers(0, 255).map(lambda octet: bytes((octet,)))
     each: Mapping[str, st.SearchStrategy[bytes]] = {

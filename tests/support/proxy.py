@@ -1,5 +1,5 @@
-"""A network between workers and a server that can be slow, fall silent, or be cut; passes bytes and
-knows no protocol.
+"""A network between workers and a server that can be slow, fall silent, or be cut. It passes bytes
+and knows no protocol.
 """
 
 import asyncio
@@ -9,12 +9,12 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards connections to the first of some local ports that accepts them, as a load balancer
-    would.
+    """Forwards connections to the first of some local ports that accepts them, like a load
+    balancer.
 
     Attributes:
         port: where it listens.
-        latency: seconds by which whatever is sent arrives later, each way.
+        latency: seconds of delay, each way.
     """
 
     def __init__(self, ports: Sequence[int]) -> None:
@@ -41,7 +41,7 @@ class Proxy:
         self._open.clear()
 
     def speak(self) -> None:
-        """Pass on again what was held."""
+        """Pass everything on again, including the bytes held back."""
         self._open.set()
 
     def cut(self) -> None:
@@ -74,7 +74,7 @@ class Proxy:
         self._writers -= {writer, there_writer}
 
     def from_client(self, data: bytes, client: asyncio.StreamWriter) -> bytes:
-        """What goes on to the server of what a client sent; for who has something to say to it."""
+        """The bytes to pass on for a client's data. Subclasses may change or answer them."""
         return data
 
     async def _pass(
@@ -83,7 +83,7 @@ class Proxy:
         writer: asyncio.StreamWriter,
         look: Callable[[bytes], bytes] = lambda data: data,
     ) -> None:
-        """Pass on what one side sends until it ends or the other side is gone."""
+        """Pass on one side's data until it ends or the other side is gone."""
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64)
         loop = asyncio.get_running_loop()
 

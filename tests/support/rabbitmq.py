@@ -1,5 +1,5 @@
-"""A RabbitMQ node of our own: own ports, own folder, own name, own port mapper; shares nothing with
-what else runs here.
+"""A private RabbitMQ node with its own ports, folder, name and port mapper, separate from
+everything else on this machine.
 """
 
 import json
@@ -21,10 +21,10 @@ SERVER = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
 
 @dataclass(frozen=True)
 class TLS:
-    """What a TLS listener needs: files in PEM.
+    """The files of a TLS listener, in PEM.
 
     Attributes:
-        authority: the certificate by which clients' certificates are verified.
+        authority: the certificate that verifies clients' certificates.
         certificate: the node's own.
         key: its private key.
         client_certificate: whether a client must have one.
@@ -100,8 +100,7 @@ class RabbitMQ(Server):
             "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_MNESIA_BASE": str(self._folder / "data"),
             "RABBITMQ_LOG_BASE": str(self._folder / "log"),
-            # All files of the machine's own broker are replaced, those that we need nothing in as
-            # well.
+            # These replace all files of the machine's own broker, even those that we leave empty.
             "RABBITMQ_CONF_ENV_FILE": self._write("rabbitmq-env.conf", ""),
             "RABBITMQ_CONFIG_FILE": self._write("rabbitmq.conf", config),
             "RABBITMQ_CONFIG_FILES": str(self._folder / "conf.d"),
@@ -109,7 +108,7 @@ class RabbitMQ(Server):
             "RABBITMQ_ENABLED_PLUGINS_FILE": self._write("enabled_plugins", f"[{','.join(plugins)}].\n"),
             "RABBITMQ_PID_FILE": str(self._folder / "pid"),
             "RABBITMQ_DIST_PORT": str(self._distribution),
-            # The node's and rabbitmqctl's own port, which would be open to other machines.
+            # Keep the node's and rabbitmqctl's own ports closed to other machines.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ON_LOOPBACK,
             "RABBITMQ_CTL_ERL_ARGS": ON_LOOPBACK,
             "ERL_EPMD_PORT": str(self._port_mapper_port),
@@ -125,7 +124,7 @@ class RabbitMQ(Server):
             ServerFailed: it is not installed, or does not come up.
         """
         if self._port_mapper is None and not answers(self._port_mapper_port):
-            # The node would start one by itself, as a daemon that outlives it.
+            # The node would start one itself, as a daemon that outlives it.
             self._port_mapper = ServerProcess([_epmd()], self._folder / "epmd", env=self._env)
             self._port_mapper.wait_until(lambda: answers(self._port_mapper_port))
         self._process = ServerProcess([executable()], self._folder / "output", env=self._env)
@@ -151,10 +150,10 @@ class RabbitMQ(Server):
     def on_disk(self, queue: str) -> bool:
         """Whether a quorum queue would survive :meth:`kill`.
 
-        RabbitMQ writes which Raft log is whose every half second (``ra_directory``, a dets table);
-        a queue that was declared and filled since is there after a kill, and answers nothing.
+        RabbitMQ writes the list of its Raft logs every half second (``ra_directory``, a dets
+        table). A queue that was declared since then exists after a kill, and answers nothing.
         """
-        # The name of its Raft cluster, an Erlang atom, whose length stands before it.
+        # Its Raft cluster's name, an Erlang atom, preceded by its length.
         name = f"%2F_{queue}".encode()
         atom = bytes([len(name)]) + name
         return any(atom in file.read_bytes() for file in self._folder.glob("data/*/quorum/*/names.dets"))
@@ -171,7 +170,7 @@ class RabbitMQ(Server):
 
     @contextmanager
     def policy(self, queue: str, **definition: int | str) -> Iterator[None]:
-        """A queue has a policy within; ``_`` stands for ``-`` in the names of its definition."""
+        """Give a queue a policy within; ``_`` stands for ``-`` in the names of its definition."""
         name = f"policy-{queue}"
         text = json.dumps({key.replace("_", "-"): value for key, value in definition.items()})
         self.ctl("set_policy", name, f"^{re.escape(queue)}$", text, "--apply-to", "queues")
@@ -181,7 +180,7 @@ class RabbitMQ(Server):
             self.ctl("clear_policy", name)
 
     def full(self, queue: str, length: int) -> AbstractContextManager[None]:
-        """A queue takes no more than about so many messages within."""
+        """Limit a queue to about this many messages within."""
         return self.policy(queue, max_length=length, overflow="reject-publish")
 
     def close(self) -> None:
@@ -193,8 +192,8 @@ class RabbitMQ(Server):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _ended(self) -> None:
-        """Wait for the node itself, which is a child of the script that we started: it gives its
-        ports back at its end.
+        """Wait for the node itself, a child of the script that we started: its ports are free at
+        its end.
         """
         self._process = None
         wait_until(lambda: not answers(self.port) and not answers(self._distribution), "the end of RabbitMQ")
@@ -218,7 +217,7 @@ def executable() -> str:
 
 
 def _epmd() -> str:
-    """The path of Erlang's port mapper, which is not on the search path everywhere."""
+    """The path of Erlang's port mapper, which is not always on the search path."""
     if found := shutil.which("epmd"):
         return found
     show_root = ["erl", "-noshell", "-eval", "io:put_chars(code:root_dir()), halt()."]

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Puts Debian 13's RabbitMQ 4 beside whatever is installed (Debian, as root, with mmdebstrap), and prints the path for RABBITMQ_SERVER.
-# Nothing outside the given folder changes: its own file tree, and mounts that only its own processes see.
+# Unpacks Debian 13's RabbitMQ 4 beside the installed one (Debian, as root, with mmdebstrap), and
+# prints the path for RABBITMQ_SERVER.
+# Nothing outside the given folder changes: the file tree is in it, the mounts are private.
 # Usage: rabbitmq4.sh FOLDER
 set -eu
 
@@ -9,7 +10,7 @@ folder=$(cd "$1" && pwd)
 tree=$folder/tree
 
 if [ ! -e "$folder/installed" ]; then
-    # In a process namespace of its own, as Debian's scripts end processes by their names.
+    # In a process namespace of its own, as Debian's scripts end processes by name.
     rm -rf "$tree"
     unshare --pid --fork --mount --mount-proc \
         mmdebstrap --variant=minbase --include=rabbitmq-server trixie "$tree" >"$folder/log" 2>&1 || { tail "$folder/log" >&2; exit 1; }

@@ -42,7 +42,7 @@ EVERY_FIELD: dict[str, Any] = {
 
 
 def same_as_sent(record: dict[str, Any]) -> None:
-    """A record shows what :data:`EVERY_FIELD` asked for."""
+    """Assert that a record has the values of :data:`EVERY_FIELD`."""
     for field in EVERY_FIELD.keys() - {"state", "empirical_policy", "labels"}:
         assert record[field] == EVERY_FIELD[field], field
     assert record["labels"] == {"prefect.flow.id": FLOW_ID, **EVERY_FIELD["labels"]}
@@ -83,9 +83,7 @@ def request_of_deployment(**fields: Any) -> UnresolvedRun:
 
 
 def unstorable(**fields: Any) -> NewRun:
-    """A run that no database takes: no rule of the contract lets it come that far, so a bug has to
-    stand for it.
-    """
+    """A run that no database stores. The contract's rules exclude it, so it simulates a bug."""
     new = request(**fields)
     new.run.name = None  # type: ignore[assignment]  # that is the bug
     return new

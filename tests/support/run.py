@@ -1,5 +1,5 @@
-"""``make run``: a worker in the foreground, on the broker that is found and the database that is
-set (SQLite by default).
+"""``make run``: a worker in the foreground, with the broker that it finds and the configured
+database (SQLite by default).
 """
 
 import os
@@ -13,7 +13,7 @@ from tests.support.broker import broker
 
 
 def main() -> int:
-    # Ended while the broker starts, it still ends that one.
+    # On SIGTERM during the broker's start, it still ends the broker.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with broker() as (url, how):
         command = Path(sys.executable).with_name("flow-run-worker")
@@ -25,7 +25,7 @@ def main() -> int:
             flush=True,
         )
         worker = subprocess.Popen([command, "run"], env={**os.environ, "WORKER_AMQP_URL": url})
-        # Ctrl-C goes to the whole foreground group: the worker ends by itself then, and the broker
+        # Ctrl-C goes to the whole foreground group: the worker ends itself, and the broker ends
         # after it.
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: worker.terminate())

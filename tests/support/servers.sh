@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sees to it that the programs of RabbitMQ, PostgreSQL, PgBouncer and others are on the machine; starts none.
+# Installs missing programs: RabbitMQ, PostgreSQL, PgBouncer and others. It starts none.
 # Usage: servers.sh [rabbitmq] [postgresql] [pgbouncer] [buildah] [mmdebstrap] [dnsmasq] [socat] [wget]
 set -eu
 
@@ -36,14 +36,14 @@ done
 
 install() {
     echo "Installing$packages"
-    # No service is started by the installation: what we need we start ourselves, on ports of our own.
+    # Keep the installation from starting services: we start our own, on our own ports.
     policy=/usr/sbin/policy-rc.d
     if [ ! -e $policy ]; then
         trap 'rm -f $policy' EXIT
         printf '#!/bin/sh\nexit 101\n' >$policy
         chmod +x $policy
     fi
-    # Whoever else installs something at this moment is waited for.
+    # Wait for other installations to finish.
     wait="-o DPkg::Lock::Timeout=300"
     # shellcheck disable=SC2086
     apt-get update -qq $wait &&

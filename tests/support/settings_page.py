@@ -1,5 +1,5 @@
-"""The page of settings, made from ``worker.settings.Settings``:
-``python -m tests.support.settings_page > deploy/docs/settings.md``.
+"""The page of settings, made from ``worker.settings.Settings``: ``python -m
+tests.support.settings_page > deploy/docs/settings.md``.
 """
 
 from typing import Any, Literal, get_args, get_origin

@@ -1,5 +1,5 @@
-"""Requests that become large: themselves, with what they refer to, or in their answers. For the
-benchmark of memory and the tests of its bound.
+"""Requests that become large: themselves, with the rows that they refer to, or in their answers.
+For the memory benchmark and the tests of its bound.
 """
 
 import json
@@ -17,7 +17,7 @@ from worker.contract.message import FROM_DEPLOYMENT
 
 MIB = 1024 * 1024
 FLOW_ID = str(uuid4())
-# The largest value of a variable that Prefect's API takes, in characters.
+# The largest value of a variable in Prefect's API, in characters.
 VARIABLE_CHARACTERS = 4900
 
 
@@ -27,27 +27,27 @@ def request(**fields: Any) -> bytes:
 
 
 def text(size: int) -> bytes:
-    """A request with so many bytes of text."""
+    """A request with this many bytes of text."""
     return request(context={"text": "x" * size})
 
 
 def objects(size: int) -> bytes:
-    """A request with so many bytes of small objects: what takes most, once it is decoded."""
+    """A request with this many bytes of small objects, which take the most memory once decoded."""
     return request(context={"objects": [{"a": 1}] * (size // 8)})
 
 
 def lists(size: int) -> bytes:
-    """A request with so many bytes of empty lists."""
+    """A request with this many bytes of empty lists."""
     return request(context={"lists": [[]] * (size // 3)})
 
 
 def labels_of_lists(count: int) -> bytes:
-    """A request with so many labels of a wrong type: 70,000 have 970 kB."""
+    """A request with this many labels of a wrong type: 70,000 have 970 kB."""
     return request(labels={f"k{number}": [] for number in range(count)})
 
 
 def wrong(size: int) -> Callable[[int], bytes]:
-    """Requests of so many bytes that are refused, each with the next kind of error."""
+    """Requests of this many bytes that are refused, each with the next kind of error."""
     long = "x" * (size - 200)
     kinds = (
         request(tags=[1] * (size // 2 - 100)),
@@ -93,7 +93,7 @@ class Deployments:
     Attributes:
         count: how many, called ``NAME/0``, ``NAME/1`` and so on, all of one flow.
         fields: of each, as Prefect's API takes them.
-        pools: how many work pools, each for the next of the deployments; 0 for none.
+        pools: how many work pools, which the deployments use in turn; 0 for none.
         template: the base job template of each pool.
         variable: the value of the variable ``amplified``.
     """
@@ -105,7 +105,7 @@ class Deployments:
     variable: str = ""
 
     async def make(self, database_url: str, api: str) -> "Flow":
-        """Make them: the first by the API, the others as its copies. Returns their flow."""
+        """Make the first by the API, and the others as its copies. Returns their flow."""
         name = f"memory-{uuid4().hex[:8]}"
         async with httpx.AsyncClient(base_url=api, timeout=120) as http:
 
@@ -171,13 +171,13 @@ class Shape:
     """Requests of one kind, perhaps among small ones.
 
     Attributes:
-        what: in words.
-        body: of the request of this number, from 0.
+        what: description.
+        body: of the request with this number, from 0.
         count: how many.
-        small: how many small ones among them, evenly.
-        made_before: the requests that are answered before they are measured.
-        deployments: what they are runs of; the request is then a deployment request, whose
-            ``deployment_name`` is added.
+        small: how many small ones are mixed in, evenly.
+        made_before: requests to answer before the measurement.
+        deployments: if set, each request is for a run of one of these, and gets its
+            ``deployment_name``.
     """
 
     what: str
@@ -188,10 +188,10 @@ class Shape:
     deployments: Deployments | None = None
 
     def requests(self, scale: float, flow: Flow | None = None) -> Iterator[tuple[bytes, str | None]]:
-        """All bodies, with their types, in the order in which they are published.
+        """All bodies with their types, in publishing order.
 
         Args:
-            flow: what :attr:`deployments` were made of.
+            flow: the flow of :attr:`deployments`.
         """
         count, small = max(1, int(self.count * scale)), int(self.small * scale)
         for number in range(count):
@@ -219,25 +219,25 @@ def _of_deployment(**fields: Any) -> Callable[[int], bytes]:
 
 
 def _values(size: int) -> dict[str, Any]:
-    """Parameters of so many bytes: half a text, half small values."""
+    """Parameters of this many bytes: half a text, half small values."""
     return {"text": "x" * (size // 2), "numbers": [[]] * (size // 8)}
 
 
 def _schema(size: int) -> dict[str, Any]:
-    """A schema of so many bytes."""
+    """A schema of this many bytes."""
     properties = {f"p{number}": {"type": "string", "title": f"p {number}"} for number in range(size // 42)}
     return {"type": "object", "properties": properties}
 
 
 def _template(size: int) -> dict[str, Any]:
-    """A base job template of so many bytes."""
+    """A base job template of this many bytes."""
     return {"job_configuration": {"command": "{{ p0 }}"}, "variables": _schema(size)}
 
 
 _KB = 1024
 _variable = {"__prefect_kind": "workspace_variable", "variable_name": "amplified"}
 
-# What takes more memory than its requests, in errors and in answers.
+# Shapes that take more memory than their requests, in errors and in answers.
 BECOMING_LARGE = (
     Shape("70,000 wrong labels, refused", same(labels_of_lists(70_000)), 200, small=2000),
     Shape("1 MB, each with another error", wrong(1_000_000), 200, small=2000),
@@ -249,7 +249,7 @@ BECOMING_LARGE = (
         made_before=keyed(context=_values(900_000)),
     ),
 )
-# What a database of any kind can be asked.
+# Shapes for a database of any kind.
 PLAIN = (
     Shape("1 kB of text", same(text(1000)), 20_000),
     Shape("30 kB of text", same(text(30_000)), 3000),
@@ -263,7 +263,7 @@ PLAIN = (
     Shape("15 MiB, refused, among small ones", same(text(15 * MIB)), 50, small=5000),
     *BECOMING_LARGE,
 )
-# What needs a Prefect server's.
+# Shapes that need a Prefect server's database.
 OF_DEPLOYMENTS = (
     Shape(
         "400 deployments of 476 KiB parameters",

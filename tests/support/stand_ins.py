@@ -1,7 +1,7 @@
-"""File systems that stand for the images of docker-compose.yml, as no registry of images can be
-asked: the worker's own is built, the others are made of Debian's and Python's packages.
+"""File systems in place of docker-compose.yml's images, as there is no image registry: the worker's
+image is built, the others are made of Debian's and Python's packages.
 
-Each starts as its image does. The versions differ; the page deploy/README.md says by how much.
+Each starts as its image does. Their versions differ, as deploy/README.md lists.
 """
 
 import subprocess
@@ -15,12 +15,12 @@ from tests.support.postgresql import executables
 from tests.support.processes import ServerFailed
 from tests.support.worker_process import ROOT
 
-# This machine's own file system, with what is installed on it.
+# This machine's own file system, with its installed programs.
 MACHINE = Path("/")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# What PostgreSQL's image does at its start. It makes a cluster if there is none, with a password
-# for whoever comes by the network. Then it runs the scripts that are mounted for that moment.
+# The start of PostgreSQL's image. It makes a cluster if there is none, with a password for network
+# connections. Then it runs the scripts mounted for the first start.
 _POSTGRES = r"""
 set -eu
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
@@ -45,7 +45,7 @@ class StandIns:
     """The file system for each name of an image.
 
     Attributes:
-        worker: the image that was built.
+        worker: the built image.
         prometheus: the folder of Prometheus's programs.
     """
 
@@ -82,8 +82,8 @@ def postgres() -> Image:
 
 
 def rabbitmq() -> Image:
-    """``rabbitmq``, with the management plugin: Debian 13's RabbitMQ 4 where it has been unpacked
-    (``make test-rabbitmq4``), or the one that is installed here.
+    """``rabbitmq``, with the management plugin: Debian 13's RabbitMQ 4 if it has been unpacked
+    (``make test-rabbitmq4``), or the installed one.
     """
     tree = ROOT / ".cache/rabbitmq-4/tree"
     unpacked = (tree.parent / "installed").exists()
@@ -91,14 +91,14 @@ def rabbitmq() -> Image:
         tree.resolve() if unpacked else MACHINE,
         command=("rabbitmq-server",),
         environment={"PATH": f"/usr/lib/rabbitmq/bin:{PATH}", "HOME": "/var/lib/rabbitmq", "LANG": "C.UTF-8"},
-        # Settings of the machine's own broker are none of the image's.
+        # Remove the settings of the machine's own broker.
         steps="rm -rf /etc/rabbitmq/* /var/lib/rabbitmq && mkdir /var/lib/rabbitmq && "
         "chown rabbitmq:rabbitmq /etc/rabbitmq /var/lib/rabbitmq",
     )
 
 
 def prefect() -> Image:
-    """``prefecthq/prefect``: the Prefect that the answers are compared with."""
+    """``prefecthq/prefect``: the reference version of Prefect."""
     programs = install(VERSION).resolve()
     return Image(
         MACHINE,
@@ -121,7 +121,7 @@ def prometheus(programs: Path) -> Image:
 
 
 def prepare() -> None:
-    """See to it that the programs are here that containers are run with, and those in them.
+    """Install the programs that run containers, and those that run inside.
 
     Raises:
         ServerFailed: they can't be installed.

@@ -13,11 +13,11 @@ from tests.support.worker_process import WorkerProcess
 
 
 class Supervisor:
-    """Keeps workers running: starts one again when it dies, which counts unless it was killed on
-    purpose.
+    """Keeps workers running. It restarts a worker that dies, and counts the death unless the kill
+    was intended.
 
     Attributes:
-        died: the ends of the logs of workers that died otherwise.
+        died: the ends of the logs of workers with an unintended death.
     """
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
@@ -38,7 +38,7 @@ class Supervisor:
         self._task = asyncio.create_task(self._supervise())
 
     def start_crashing(self, seam: str) -> WorkerProcess:
-        """One more worker, that kills itself at a seam."""
+        """Start one more worker, which kills itself at a seam."""
         marker = self._folder / f"crashed-{next(self._numbers)}"
         worker = self._new([sys.executable, "-m", "tests.faults.crashing_worker", seam, str(marker)])
         self._crashing.append(worker)
@@ -61,14 +61,14 @@ class Supervisor:
         self.kill(index)
 
     async def restart(self, index: int) -> int:
-        """SIGTERM, and another in its place; returns the exit code."""
+        """SIGTERM, then start a replacement; returns the exit code."""
         worker = await self._serving(index % len(self._workers))
         self._expected.add(worker.process.pid)
         return await asyncio.to_thread(worker.terminate)
 
     @asynccontextmanager
     async def frozen(self, index: int) -> AsyncIterator[None]:
-        """A worker gets no time from its machine within."""
+        """Freeze a worker within, as a machine that gives it no CPU."""
         worker = self._workers[index % len(self._workers)]
         worker.process.send_signal(signal.SIGSTOP)
         try:
@@ -95,7 +95,7 @@ class Supervisor:
                 worker.kill()
 
     def logged(self, event: str) -> int:
-        """In how many lines of all logs this stands."""
+        """The number of lines with this event in all logs."""
         return sum(log.read_text().count(event) for log in self._folder.glob("worker-*.log"))
 
     async def all_serve(self) -> None:
@@ -110,8 +110,8 @@ class Supervisor:
         return "\n".join(f"{log.name}:\n" + "\n".join(log.read_text().splitlines()[-count:]) for log in logs)
 
     async def _serving(self, index: int) -> WorkerProcess:
-        """The worker at this place, or the one that is started there next, once it serves: before
-        that it may be Python that starts, and has no handler for a signal yet.
+        """The worker at this place, or its replacement, once it serves. Before that, Python may
+        still be starting, without signal handlers.
         """
         async with asyncio.timeout(300):
             while "serving" not in self._workers[index].output:
@@ -138,8 +138,8 @@ class Supervisor:
 
 
 def _refused_at_start(worker: WorkerProcess) -> bool:
-    """Whether it ended since the broker never let it in, as it should. One that was let in before
-    waits.
+    """Whether it ended because the broker never let it in, which is right. A worker that was let in
+    before waits.
     """
     return (
         worker.process.returncode == 1
@@ -149,7 +149,7 @@ def _refused_at_start(worker: WorkerProcess) -> bool:
 
 
 def _serves(log: str) -> bool:
-    """Whether a worker's last word of its session is that it serves."""
+    """Whether the last session event in a worker's log is that it serves."""
     return log.rfind("serving") > max(
         map(log.rfind, ("session_lost", "broker_away", "deliveries_handed_back"))
     )

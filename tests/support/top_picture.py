@@ -1,5 +1,5 @@
-"""``python -m tests.support.top_picture FILE.svg``: what ``flow-run-worker top`` prints of two
-workers that serve requests, as a picture. RabbitMQ and PostgreSQL are its own, and go with it.
+"""``python -m tests.support.top_picture FILE.svg``: a picture of ``flow-run-worker top`` with two
+serving workers, on temporary RabbitMQ and PostgreSQL servers.
 """
 
 import asyncio
@@ -25,18 +25,18 @@ from worker.store import migrations
 
 QUEUE = "flow-runs.create"
 WORKERS = 2
-# At most so many requests a second, so that two cores have enough left for all the rest.
+# At most this many requests a second, so that two cores are enough for everything.
 RATE = 400
-# As in ``make demo``: one in twenty has a key of before, one in a hundred is refused.
+# As in ``make demo``: one in twenty repeats a key, one in a hundred is refused.
 DUPLICATES, MALFORMED = 20, 100
-# In characters: the headings stand in whole words there.
+# In characters: wide enough for whole headings.
 WIDTH = 160
-# Over which the rates count, in seconds: some hundred batches.
+# Seconds over which the rates count: some hundred batches.
 INTERVAL = 5
 
 
 async def requests() -> AsyncIterator[dict[str, Any]]:
-    """At a rate, without an end."""
+    """Endless requests at this rate."""
     number = 0
     while True:
         key = number - 1 if number % DUPLICATES == DUPLICATES - 1 else number
@@ -49,7 +49,7 @@ async def requests() -> AsyncIterator[dict[str, Any]]:
 
 
 async def serve_and_look(amqp_url: str, urls: list[str]) -> str:
-    """What the command prints, with its colours, while requests come."""
+    """The output of the command, with colours, while requests come."""
 
     async def send() -> None:
         async with FlowRunClient(amqp_url, queue=QUEUE) as client:
@@ -84,18 +84,18 @@ def look(amqp_url: str, urls: list[str]) -> str:
 
 
 def as_svg(printed: str) -> str:
-    """A terminal's output as a picture, in whatever fixed-width font there is."""
+    """A terminal's output as a picture, in any available fixed-width font."""
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=WIDTH, file=nowhere, force_terminal=True)
         console.print(Text.from_ansi(printed.rstrip("\n")))
         svg = console.export_svg(title="flow-run-worker top", unique_id="top")
-    # Rich names a font that is fetched from elsewhere; no page fetches it for a picture.
+    # Rich's font would be fetched from the internet; no page may do that.
     svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
     return "".join(f"{line.rstrip()}\n" for line in svg.splitlines())
 
 
 def main(picture: Path) -> None:
-    """Start the servers, and look."""
+    """Start the servers, and take the picture."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         broker = stack.enter_context(RabbitMQ())

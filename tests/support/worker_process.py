@@ -1,4 +1,4 @@
-"""A worker process of a test's own, started and ended as a user does it."""
+"""A worker process for a test, started and ended as a user does it."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
-# One for all: to make a client takes 30 ms of CPU, to ask by it one.
+# One client for all: making one takes 30 ms of CPU, a request 1 ms.
 HTTP = httpx.Client(verify=False, timeout=60)
 
 
@@ -46,13 +46,13 @@ class WorkerProcess:
 
     @property
     def http(self) -> str:
-        """Where its side port is."""
+        """The URL of its side port."""
         found = re.search(r"url=(http://[0-9.:]+)", re.sub(r"\x1b\[[0-9;]*m", "", self.output))
         assert found is not None, self.output
         return found[1]
 
     def readiness(self) -> tuple[int, dict[str, str]]:
-        """What ``/readyz`` says: the status and its body."""
+        """The status and body of ``/readyz``."""
         response = HTTP.get(f"{self.http}/readyz")
         return response.status_code, response.json()
 
