@@ -66,7 +66,8 @@ class Create:
         pass_on: Callable[[Sequence[Decided], float], None],
         room: Callable[[], Awaitable[None]],
     ) -> None:
-        self.requests: Mailbox[Request] = Mailbox(lambda request: request.size)
+        # A request that failed before fills a batch by itself: it makes no other fail again.
+        self.requests: Mailbox[Request] = Mailbox(lambda each: max_size if each.tries else each.size)
         self.aside_size = 0
         self._store = store
         self._traces = traces
