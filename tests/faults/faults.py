@@ -40,7 +40,7 @@ class Scene:
             none.)
         disk: a small file system with the database on it; None if it can't be mounted.
         moments: the source of all random choices.
-        haste: factor by which faults are shorter than in the soak.
+        haste: divides the durations of the soak.
     """
 
     broker: RabbitMQ

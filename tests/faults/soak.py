@@ -35,10 +35,10 @@ SIGTERM = "SIGTERM during a fault"
 async def soak(
     scene: Scene, faults: Sequence[Fault], console: Console, *, minutes: float = 0.0
 ) -> tuple[Counter[str], int]:
-    """Inject each fault once, and go on in other orders for so long.
+    """Inject each fault once, and repeat them in other orders until the time is over.
 
     Returns:
-        How often each was, and the largest resident memory of a worker in bytes.
+        The count of each fault, and the largest resident memory of a worker in bytes.
     """
     injected: Counter[str] = Counter({fault.name: 0 for fault in faults} | {SIGTERM: 0})
     largest = 0

@@ -96,7 +96,7 @@ async def test_each_request_is_delivered_at_most_twice(
             status, state = await asyncio.to_thread(worker.readiness)
             assert status == 503, state
             assert worker.output.count("session_lost") == 1
-            if way in ("read-only", "without rights"):  # the other ways end within the first try
+            if way in ("read-only", "without rights"):  # in the others, the first try still waits
                 assert "database_away" in worker.output.partition("session_lost")[2]
             # Nothing is taken while nothing can be stored.
             assert await producer.depth() == REQUESTS

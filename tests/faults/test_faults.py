@@ -1,5 +1,4 @@
-"""Faults while producers keep publishing: nothing is lost, nothing is doubled, and no worker dies
-by itself.
+"""Faults while producers keep publishing: nothing is lost, nothing is doubled, and no worker dies.
 
 All of them once, mixed; ``make soak`` runs them for as long as wanted. ``WORKER_TEST_EACH_FAULT=1``
 tests each alone as well.

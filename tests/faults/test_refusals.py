@@ -1,6 +1,6 @@
 """A broker that refuses a worker's connections for a while, and one that restarts again and again.
 
-The worker waits, logs why, and recovers by itself. Nothing is lost, and the broker gives nothing
+The worker waits, logs the reason, and recovers. Nothing is lost, and the broker gives nothing
 up. ``-s`` prints the durations.
 """
 

@@ -1,5 +1,5 @@
-"""A session on this test's queue; a worker that several tests may share, where each starts from an
-empty dead-letter queue.
+"""A session on this test's queue, and a shared worker; each test starts with an empty dead-letter
+queue.
 """
 
 from collections.abc import AsyncIterator, Iterator

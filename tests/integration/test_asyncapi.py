@@ -1,4 +1,4 @@
-"""The committed contract documents are current, valid, and true of what goes over the wire."""
+"""The committed contract documents are current, valid, and match the messages on the wire."""
 
 import json
 import shutil

@@ -1,6 +1,4 @@
-"""``bench`` measures workers on the database that it is given, leaves it as it was, and gives no
-figures that are none.
-"""
+"""``bench`` measures workers on the given database, restores it, and prints only sound figures."""
 
 import asyncio
 import json
@@ -22,7 +20,7 @@ FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
 
 def queues(rabbitmq: RabbitMQ) -> dict[str, int]:
-    """Those that a bench made, and how many consume from each."""
+    """The queues of a bench, with the number of consumers of each."""
     lines = rabbitmq.ctl("list_queues", "name", "consumers", "--no-table-headers").splitlines()
     counts = dict(line.split("\t") for line in lines)
     return {name: int(count) for name, count in counts.items() if name.startswith("flow-runs-bench-")}

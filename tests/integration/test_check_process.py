@@ -1,6 +1,4 @@
-"""The process that makes costly checks: what it finds, what ends it, and that the event loop waits
-for none of it.
-"""
+"""The process of costly checks: its verdicts, its end, and an event loop without delays."""
 
 import asyncio
 import json
@@ -33,7 +31,7 @@ async def checks(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Checks]:
 
 
 async def final(ask: Callable[[], Verdict]) -> Verdict:
-    """The verdict, once it is there."""
+    """The verdict, once it is known."""
     while True:
         try:
             return ask()
@@ -94,7 +92,7 @@ async def test_while_it_can_not_be_started_nobody_is_refused(
 
 
 async def test_a_circular_schema_is_refused_in_prefects_words(checks: Checks) -> None:
-    """Wherever the recursion is noticed, in Python or in Rust."""
+    """Python or Rust may notice the recursion."""
     first = None
     for number in range(20):
         schema: Any = {"$ref": "#", "properties": {"x": {"type": "string"}}}
@@ -107,7 +105,7 @@ async def test_a_circular_schema_is_refused_in_prefects_words(checks: Checks) ->
 
 
 async def test_deployments_take_turns(checks: Checks) -> None:
-    """Eight checks of one that take a second each, then one of another: it is the second."""
+    """The other deployment's check is served after the first of eight slow ones."""
     slow = [
         asyncio.create_task(final(parameters(checks, {"x": f"{'a' * 60}{number}!"}))) for number in range(8)
     ]
@@ -217,7 +215,7 @@ def test_the_process_ends_with_the_worker_even_amid_a_check() -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process is more than a number that nobody has asked for."""
+    """Whether a process runs, not counting a zombie."""
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:

@@ -1,5 +1,5 @@
-"""The producer client: what it raises, how it goes on when the broker lets go, and that closing it
-ends the calls that wait.
+"""The producer client: its errors, its recovery from lost connections, and that closing it ends
+pending calls.
 """
 
 import asyncio
@@ -114,7 +114,7 @@ async def test_lost_connection_publishes_the_same_message_again(
     )
 
 
-# -- what the broker refuses
+# -- refusals by the broker
 
 
 def add_user(rabbitmq: RabbitMQ, name: str, *, write: str = "^$", read: str = "^$") -> str:
@@ -146,9 +146,7 @@ async def test_user_who_may_not_publish_is_told_at_once(rabbitmq: RabbitMQ, queu
 async def test_user_who_may_not_read_replies_can_still_publish(
     producer: Producer, rabbitmq: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on brokers that ask for a right to read direct replies; here it is an ordinary queue that
-    is refused.
-    """
+    """As on brokers where direct replies need a right to read; here a normal queue is refused."""
     for module in (client_module, connection_module):
         monkeypatch.setattr(module, "DIRECT_REPLY_TO", queue)
     await producer.channel.declare_queue(queue, auto_delete=True)
@@ -188,11 +186,11 @@ async def test_refused_headers_are_told(
 async def test_message_over_the_brokers_limit_fails_by_itself(
     shared_worker: Producer, rabbitmq: RabbitMQ
 ) -> None:
-    """The channel that the broker closes over it is that of all other calls as well."""
+    """The broker closes the channel, which all other calls share."""
     url = add_user(rabbitmq, "sender", write=".*", read=".*")
     too_large = {"flow_id": FLOW_ID, "parameters": {"x": "x" * 9000}}
     requests = [too_large if index % 10 == 5 else {"flow_id": FLOW_ID} for index in range(60)]
-    # RabbitMQ 3.10's place, and 4's.
+    # The setting's place in RabbitMQ 3.10, and in 4.
     limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
     rabbitmq.ctl("eval", limit.format(8000))
     try:
@@ -233,7 +231,7 @@ async def test_full_queue_is_tried_again_and_then_told(producer: Producer, amqp_
 async def test_outcomes_come_while_the_next_request_is_waited_for(
     shared_worker: Producer, amqp_url: str
 ) -> None:
-    """A source that gives its next request only after it has seen the outcome of the last."""
+    """A source that yields its next request only after the outcome of the last."""
     seen = asyncio.Event()
 
     async def requests() -> AsyncIterator[dict[str, str]]:
@@ -316,12 +314,12 @@ async def test_headers_reach_the_worker(shared_worker: Producer, amqp_url: str) 
 
 
 class LastWords:
-    """A network that keeps back what the broker says, to hand it over together with the
+    """A network that holds back the broker's bytes, and delivers them together with the
     connection's end.
 
     Attributes:
-        kept: what the broker has said meanwhile.
-        asked: set when the client has sent something that does not get to the broker any more.
+        kept: the broker's bytes since then.
+        asked: set when the client has sent bytes that no longer reach the broker.
     """
 
     def __init__(self, port: int) -> None:
@@ -354,7 +352,7 @@ class LastWords:
         self._up.clear()
 
     def end(self) -> None:
-        """Hand over what was kept, and close; the next connection is served."""
+        """Deliver the kept bytes, and close; the next connection is served."""
         for task in self._tasks:
             task.cancel()
         self._client.write(self.kept)
@@ -394,7 +392,7 @@ def through(url: str, port: int, **query: str) -> str:
 async def test_end_of_the_connection_that_is_read_with_its_last_frames_is_a_loss(
     shared_worker: Producer, rabbitmq: RabbitMQ
 ) -> None:
-    """aiormq ends waiting publications with a bare Exception then."""
+    """aiormq then ends waiting publications with a bare Exception."""
     async with (
         LastWords(rabbitmq.port) as network,
         FlowRunClient(through(rabbitmq.url, network.port), queue=shared_worker.queue) as client,
@@ -439,7 +437,7 @@ async def test_connections_that_are_lost_again_and_again_are_not_opened_without_
 async def test_own_run_that_is_found_after_a_lost_connection_counts_as_created(
     shared_worker: Producer, rabbitmq: RabbitMQ
 ) -> None:
-    """Without an idempotency key; with one it can't be told whose run it is."""
+    """Without an idempotency key: with one, the run may be another caller's."""
     async with (
         LastWords(rabbitmq.port) as network,
         FlowRunClient(through(rabbitmq.url, network.port), queue=shared_worker.queue) as client,
@@ -463,7 +461,7 @@ async def test_own_run_that_is_found_after_a_lost_connection_counts_as_created(
 async def test_missed_heartbeats_are_a_loss_and_no_cancellation(
     shared_worker: Producer, rabbitmq: RabbitMQ
 ) -> None:
-    """aiormq ends waiting publications with a CancelledError then, though nobody cancels them."""
+    """aiormq then ends waiting publications with a CancelledError without a cancellation."""
     async with (
         Proxy([rabbitmq.port]) as network,
         FlowRunClient(
@@ -500,7 +498,7 @@ async def test_closing_ends_calls_that_are_being_published(
 
 
 async def test_closing_ends_calls_that_wait_for_a_connection() -> None:
-    """As behind a firewall that drops what is sent: a connection is waited for 10 seconds there."""
+    """As behind a firewall that drops packets: connecting takes up to 10 seconds."""
     async with Proxy([]) as network:
         network.silence()
         url = f"amqp://guest:guest@127.0.0.1:{network.port}/"
@@ -518,7 +516,7 @@ async def test_closing_ends_calls_that_wait_for_a_connection() -> None:
 async def test_cancelling_a_call_that_is_being_published_is_a_cancellation(
     producer: Producer, rabbitmq: RabbitMQ, queue: str
 ) -> None:
-    """Also when the connection ends in that moment."""
+    """Even if the connection ends at that moment."""
     await producer.channel.declare_queue(queue, auto_delete=True)
     async with (
         LastWords(rabbitmq.port) as network,

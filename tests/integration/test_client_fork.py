@@ -1,5 +1,5 @@
-"""The blocking client in a process that was forked from one that has used it, as by Gunicorn's
-preload or Celery's prefork.
+"""The blocking client in a forked process whose parent has used it, as with Gunicorn's preload or
+Celery's prefork.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import sys
 
 from tests.support.producer import Producer
 
-# Each process prints the names of the runs that it made; the first one, how its children ended.
+# Each process prints the names of its runs; the first one also prints its children's exit codes.
 FORKED = """
 import os, sys, threading
 from worker.client import BrokerGone
@@ -49,7 +49,7 @@ client.close()
 print(codes, threading.active_count())
 """
 
-# A fork in the middle of create_many: the child has none of the threads that bring its outcomes.
+# A fork during create_many: the child lacks the threads that deliver its outcomes.
 IN_THE_MIDDLE = """
 import os, sys
 from worker.client import BrokerGone
@@ -72,10 +72,10 @@ client.close()
 
 
 async def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # -X dev tells of resources that are left open, and of coroutines that nobody awaits.
+    # -X dev reports unclosed resources and coroutines that were never awaited.
     command = [sys.executable, "-W", "ignore::ResourceWarning", "-X", "dev", "-c", program, *arguments]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=120)
-    # And of steps that took long, as they do on a busy machine.
+    # It also reports slow steps, which occur on a busy machine.
     lines = done.stderr.splitlines(keepends=True)
     done.stderr = "".join(line for line in lines if not line.startswith("Executing "))
     return done

@@ -1,4 +1,4 @@
-"""What the client's connections write to the standard error of its user's process."""
+"""The client's connections must write nothing of their own to its process's standard error."""
 
 import asyncio
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 from tests.support.producer import Producer
 
-# Refusals, lost connections and a broker that is away; then a connection that is the user's own.
+# Refusals, lost connections and a stopped broker; then a connection of the user's own.
 PROGRAM = """
 import asyncio, logging, sys
 import aio_pika
@@ -45,9 +45,7 @@ asyncio.run(main())
 
 
 async def printed(amqp_url: str, queue: str, logging_is_set_up: str) -> tuple[list[str], list[str]]:
-    """What goes to the standard error because of the client, and what because of the user's own
-    connection.
-    """
+    """The standard error caused by the client, and that caused by the user's own connection."""
     command = [sys.executable, "-X", "dev", "-c", PROGRAM, amqp_url, queue, logging_is_set_up]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -65,7 +63,7 @@ async def printed(amqp_url: str, queue: str, logging_is_set_up: str) -> tuple[li
 async def test_nothing_is_printed_where_no_logging_is_set_up(
     producer: Producer, amqp_url: str, queue: str
 ) -> None:
-    """Python prints warnings there; those about the user's own connections it still does."""
+    """Python prints warnings there, and still does for the user's own connections."""
     await producer.channel.declare_queue(queue, auto_delete=True)
     by_the_client, by_the_user = await printed(amqp_url, queue, "no")
     assert by_the_client == []

@@ -1,6 +1,4 @@
-"""The client installed alone, in the environment of a producer that has a ``worker.py`` of its
-own.
-"""
+"""The client installed alone, in the environment of a producer that has its own ``worker.py``."""
 
 import asyncio
 import json
@@ -41,7 +39,7 @@ with BlockingClient(url, queue=queue) as client:
         print(refused.reason)
 """
 
-# Every module of the package, and what is installed beside it.
+# Every module of the package, and everything installed with it.
 EVERYTHING = """
 import importlib, importlib.metadata, json, pkgutil
 import flow_run_worker
@@ -55,7 +53,7 @@ print(json.dumps([modules, [each.name.lower() for each in importlib.metadata.dis
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment into which the client was installed from this clone."""
+    """The Python of an environment with the client, installed from this clone."""
     environment = tmp_path_factory.mktemp("client") / "venv"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=120)
     python = environment / "bin" / "python"
@@ -90,7 +88,7 @@ async def test_producer_with_a_worker_py_of_its_own_gets_a_record(
 
 
 def test_its_types_are_known(python: Path, folder: Path) -> None:
-    """To mypy as to a producer that checks its own program."""
+    """mypy checks a producer's program with them."""
     check = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", f"--python-executable={python}"]
     done = subprocess.run([*check, "producer.py"], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith("Success"), done.stdout
@@ -111,7 +109,7 @@ def test_it_brings_no_more_than_it_needs(python: Path, tmp_path: Path) -> None:
 
 
 def test_a_time_that_only_the_worker_can_read_is_refused(python: Path, tmp_path: Path) -> None:
-    """The worker reads more forms, with a library that the client does without."""
+    """The worker reads more formats, with a library that the client lacks."""
     program = (
         "from pydantic import ValidationError\n"
         "from flow_run_worker.contract.state import StateDetails\n"

@@ -1,4 +1,4 @@
-"""What the client makes of a worker that answers oddly, slowly, or not at all."""
+"""The client with a worker that answers oddly, slowly, or not at all."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ RECORD = json.dumps({"id": FLOW_ID, "flow_id": FLOW_ID, "name": "blue-fox"}).enc
 
 
 class OddWorker:
-    """Answers a request with the properties and the body that its parameters say."""
+    """Answers each request with the properties and the body in its parameters."""
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer

@@ -1,4 +1,4 @@
-"""Connecting, where a host name has several addresses and a list several URLs, not all of which
+"""Connecting to a host name with several addresses, or to a list of URLs, some of which don't
 answer.
 """
 

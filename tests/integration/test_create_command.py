@@ -1,4 +1,4 @@
-"""The command ``create``: its options become a request, and it prints what the worker answers."""
+"""``create`` turns its options into a request, and prints the worker's answer."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from tests.support.command import Done, command
 from tests.support.producer import Producer
 from tests.support.requests import EVERY_FIELD, FLOW_ID, same_as_sent
 
-# A shell knows no other labels.
+# Options can only give labels that are text.
 LABELS = {"team": "blue", "rule": "a=b"}
 
 

@@ -1,4 +1,4 @@
-"""``dead-letters``: looked at, sent again and thrown away, by the commands that a user types."""
+"""``dead-letters``: a user's commands list, replay and delete them."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ async def listed(dead_letters: Callable[..., Any], *arguments: str) -> list[dict
 
 
 async def all_back(producer: Producer, count: int) -> None:
-    """Wait until the broker has put back what a look gave back."""
+    """Wait until the broker has returned the letters of a look to the queue."""
     async with asyncio.timeout(180):
         while await producer.depth(f"{producer.queue}.dead") < count:
             await asyncio.sleep(0.02)
@@ -52,7 +52,7 @@ async def refuse(
     *bodies: dict[str, Any],
     **properties: Any,
 ) -> None:
-    """Have a worker refuse requests, and leave."""
+    """Have a worker refuse requests, and stop it."""
     worker = start_worker(database_url, max_body_bytes=300)
     assert {(await producer.request(body, **properties)).status for body in bodies} <= {413, 422}
     assert worker.terminate() == 0
@@ -92,7 +92,7 @@ async def test_they_are_listed_and_shown(
 async def test_looking_at_some_changes_nothing(
     producer: Producer, dead_letters: Callable[..., Any], amqp_url: str, queue: str
 ) -> None:
-    """And they can be read on a terminal of 80 columns."""
+    """The list fits on a terminal of 80 columns."""
     await command("topology", "declare", amqp_url=amqp_url, queue=queue)
     for number in range(5):
         letter = aio_pika.Message(
@@ -125,7 +125,7 @@ async def test_looking_at_some_changes_nothing(
 async def test_looking_at_them_often_loses_none(
     start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str
 ) -> None:
-    """RabbitMQ 4 drops a message that was given back twenty times, if nothing is done about it."""
+    """RabbitMQ 4 drops a message that was returned twenty times, unless a policy prevents it."""
     await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, {"flow_id": 2})
     seen = set()
     for _ in range(24):
@@ -175,8 +175,8 @@ async def test_they_are_sent_again_as_they_were(
     assert [reply.status for reply in replies] == [413, 201]
     assert [run["idempotency_key"] for run in await fetch_runs(sqlite_url)] == ["large"]
     assert {each["status"] for each in await listed(dead_letters)} == {422}
-    # What is refused again is a dead letter again, with the headers of its producer, and those of
-    # now.
+    # A request refused again is a dead letter again, with its producer's headers and new ones of
+    # ours.
     ids = [each["id"] for each in await listed(dead_letters)]
     assert "1 sent again" in (await dead_letters("replay", ids[0])).out
     await all_back(producer, 2)
@@ -204,8 +204,8 @@ async def test_none_stays_behind_and_none_becomes_another_message(
     amqp_url: str,
     dead_letters: Callable[..., Any],
 ) -> None:
-    """More than a broker takes acknowledgements for at once; and without a message id, which none
-    may be given.
+    """More letters than a broker accepts acknowledgements for at once, some of them without a
+    message id.
     """
     await refuse(start_worker, producer, sqlite_url, {"flow_id": 1})
     assert (await dead_letters("purge", "--all", "--yes")).code == 0
@@ -227,7 +227,7 @@ async def test_none_stays_behind_and_none_becomes_another_message(
         while not all(len(producer.replies[each]) == 2 for each in published):
             await asyncio.sleep(0.02)
     await all_back(producer, 90)
-    # Whatever would come back comes as the command's channel closes, which was before it ended.
+    # A letter that returns does so when the command's channel closes, which was before it ended.
     letters = await producer.dead_letters(90)
     assert await producer.depth(f"{producer.queue}.dead") == 0
     assert len(ids) == 90
@@ -256,8 +256,8 @@ ODD = {
 async def test_those_that_are_served_after_all_are_the_same_messages(
     start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str
 ) -> None:
-    """Refused for their size, replayed to a worker that takes them, and then sent once more by
-    their producer: one run each, and no property costs one the answer.
+    """They are refused for their size, replayed to a worker that accepts them, and then sent once
+    more by their producer. Each makes one run, and no property prevents the answer.
     """
     body = json.dumps({"flow_id": FLOW_ID, "parameters": {"x": "x" * 300}}).encode()
 
@@ -300,7 +300,7 @@ async def test_an_operator_with_another_user_sends_again_what_the_workers_user_s
     rabbitmq: RabbitMQ,
     dead_letters: Callable[..., Any],
 ) -> None:
-    """The broker closes the channel of who publishes in another user's name."""
+    """The broker closes a channel that publishes in another user's name."""
     await refuse(start_worker, producer, sqlite_url, {"flow_id": 1}, user_id="guest")
     start_worker(sqlite_url)
     name = f"operator-{producer.queue}"

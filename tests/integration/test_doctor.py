@@ -1,5 +1,5 @@
-"""What ``doctor`` finds, on servers that are right and on ones that aren't; and a worker with no
-more rights than it needs.
+"""The findings of ``doctor`` on servers with and without faults; and a worker with only the rights
+that it needs.
 """
 
 import json
@@ -22,7 +22,7 @@ FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
 
 async def examine(**settings: object) -> tuple[int, dict[str, tuple[str, str]]]:
-    """The exit code, and by what was looked at the verdict and what is said of it."""
+    """The exit code, and for each item its verdict and text."""
     done = await command("doctor", "--json", **settings)
     findings = json.loads(done.out)
     return done.code, {
@@ -36,7 +36,7 @@ async def declare(url: str, queue: str) -> None:
 
 @pytest.fixture
 def worker_user(rabbitmq: RabbitMQ, queue: str) -> Iterator[str]:
-    """The URL of a user with the rights that the README names, and no others."""
+    """The URL of a user with the rights in the README, and no others."""
     name = f"user-{queue}"
     rabbitmq.ctl("add_user", name, "secret")
     rabbitmq.ctl("set_permissions", name, "^$", r"^amq\.default$", f"^{re.escape(queue)}$")
@@ -85,7 +85,7 @@ async def test_nothing_stands_yet_and_nothing_is_made(
     assert found["schema"][0] == "problem"
     assert "db upgrade" in found["schema"][1]
     assert await fetch(postgresql_url, "SELECT 1 FROM pg_tables WHERE schemaname = 'public'") == []
-    # Nor was the queue: a worker of another version may come and declare it.
+    # The queue was not declared either: a worker of another version may still declare it.
     _, found = await examine(amqp_url=amqp_url, queue=queue, database_url=postgresql_url)
     assert "does not stand" in found[f"queue {queue}"][1]
 
@@ -150,9 +150,7 @@ async def test_a_worker_needs_the_named_rights_and_no_more(
     start_worker: StartWorker,
     producer: Producer,
 ) -> None:
-    """Topology and schema made by those who may; then the worker may consume, publish, read and
-    insert, and that is enough.
-    """
+    """Others make topology and schema. The worker may consume, publish, read and insert."""
     await declare(amqp_url, queue)
     await command("db", "upgrade", database_url=postgresql_url)
     role = f"worker_{queue[5:13]}"
@@ -196,7 +194,7 @@ async def test_a_worker_with_too_few_rights_says_which_and_ends(
 async def test_a_virtual_host_that_is_refused_is_told_and_ends_the_worker(
     start_worker: StartWorker, rabbitmq: RabbitMQ, queue: str, sqlite_url: str, path: str, reason: str
 ) -> None:
-    """It is not there; or the user has no permission on it."""
+    """It does not exist, or the user has no permission on it."""
     name = f"nobody-{queue}"
     rabbitmq.ctl("add_user", name, "secret")
     user = "guest:guest" if path == "/no-such-vhost" else f"{name}:secret"

@@ -1,5 +1,5 @@
-"""The emitter, between a real broker and an API that plays what Prefect's own does not do on
-demand; Prefect's own is in ``tests/conformance/test_events.py``.
+"""The emitter with a real broker and a fake API, for behaviour that Prefect's own does not show on
+demand. ``tests/conformance/test_events.py`` uses Prefect's own.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from worker.settings import Settings
 
 
 class API:
-    """Takes events, and refuses as it is told.
+    """Accepts events, and refuses on demand.
 
     Attributes:
         taken: the ids of the events that were answered 204.
@@ -90,7 +90,7 @@ class API:
 
 
 async def refused() -> str:
-    """Wait until events are held anew, and return why."""
+    """Wait until events are held again; returns the reason."""
     readiness.events = None
     async with asyncio.timeout(120):
         while readiness.events is None:
@@ -115,7 +115,7 @@ def api() -> API:
 
 @pytest.fixture
 async def put(amqp_url: str, settings: Settings) -> AsyncIterator[Outbox]:
-    """Puts so many events into the outbox as one message; returns their ids."""
+    """Puts this many events into the outbox as one message; returns their ids."""
     session = await Session.open(amqp_url, Topology.of(settings.queue_names), name="test")
 
     async def put(count: int, **fields: Any) -> list[str]:
@@ -143,7 +143,7 @@ async def emitting(settings: Settings) -> AsyncIterator[None]:
 
 
 async def empty(producer: Producer, settings: Settings) -> None:
-    """The outbox has nothing left, held or ready: a queue that is deleted says how much it had."""
+    """Assert that nothing is left in the outbox; a deleted queue reports its whole length."""
     deleted = await producer.channel.queue_delete(settings.queue_names.events_queue)
     assert deleted.message_count == 0
 
@@ -156,7 +156,7 @@ async def test_events_go_in_their_order_one_request_at_a_time(
         await api.has_taken(ids)
     assert api.taken == ids
     assert api.most_under_way == 1
-    assert api.requests < 50  # those of small messages go together
+    assert api.requests < 50  # events of small messages share requests
     await empty(producer, settings)
 
 
@@ -251,7 +251,7 @@ async def test_an_event_over_which_the_api_fails_while_it_takes_others_is_set_as
     monkeypatch: pytest.MonkeyPatch,
     status: int | float,
 ) -> None:
-    """Alone in the outbox it waits: nothing tells whose fault it is."""
+    """While it is the only one, it waits: the fault may be the API's."""
     monkeypatch.setattr("worker.events.api.TIMEOUT", 0.3)
     monkeypatch.setattr("worker.events.hand_over.TRIES_TOGETHER", 2)
     monkeypatch.setattr("worker.tasks.backoff.LONGEST", 0.1)
@@ -279,7 +279,7 @@ async def test_an_event_over_which_the_api_fails_while_it_takes_others_is_set_as
 async def test_an_api_that_fails_over_every_event_is_waited_for_and_none_is_set_aside(
     api: API, settings: Settings, put: Outbox, producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also while they are tried in parts; and if it fails again in the midst of that."""
+    """Even while they are tried in parts, and if it fails again during that."""
     monkeypatch.setattr("worker.events.hand_over.TRIES_TOGETHER", 2)
     monkeypatch.setattr("worker.tasks.backoff.LONGEST", 0.1)
     # By the number of the request.
@@ -380,7 +380,7 @@ async def test_the_outbox_shows_its_age_and_number(
 
 @pytest.fixture
 async def other_user(rabbitmq: RabbitMQ, amqp_url: str) -> AsyncIterator[str]:
-    """The URL of a user of the broker that may publish, and is no worker."""
+    """The URL of a broker user that may publish, and is no worker."""
     user = f"other-{uuid4().hex[:8]}"
     await asyncio.to_thread(rabbitmq.ctl, "add_user", user, "password")
     await asyncio.to_thread(rabbitmq.ctl, "set_permissions", user, "^$", r"^amq\.default$", "^$")
@@ -389,7 +389,7 @@ async def other_user(rabbitmq: RabbitMQ, amqp_url: str) -> AsyncIterator[str]:
 
 
 async def forge(url: str, queue: str, **properties: Any) -> str:
-    """Write an event past the worker; returns its id."""
+    """Publish an event without the worker; returns its id."""
     event_id = str(uuid4())
     async with await aio_pika.connect(url) as connection:
         body = json.dumps([{"id": event_id, "event": "prefect.flow-run.Completed"}]).encode()
@@ -461,7 +461,7 @@ async def test_a_request_that_looks_like_an_event_is_never_sent_again_as_one(
 
 @pytest.mark.parametrize("guess", ["guest", "someone-else"])
 async def test_the_broker_says_who_is_logged_in(amqp_url: str, guess: str) -> None:
-    """With certificates or OAuth the URL's user is not the one that the broker knows."""
+    """With certificates or OAuth, the broker knows another user than the URL's."""
     connection = await connect(amqp_url, name="test", connection_class=Connection)
     try:
         connection.url = connection.url.with_user(guess)

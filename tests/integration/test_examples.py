@@ -1,6 +1,4 @@
-"""The examples for producers in other languages do what they say, where their runtime is on the
-machine.
-"""
+"""The examples for producers in other languages work, if their runtime is on the machine."""
 
 import asyncio
 import json

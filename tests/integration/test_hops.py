@@ -1,5 +1,5 @@
-"""The same message by another way (a shovel, a broker that writes the time into it) is the same
-message: one run.
+"""A message stays the same message, and makes one run, if it arrives by another way: a shovel, or a
+broker that writes the time into it.
 """
 
 import json
@@ -25,7 +25,7 @@ def rabbitmq() -> Iterator[RabbitMQ]:
 
 
 async def send(producer: Producer, exchange: AbstractExchange, key: str, **written: Any) -> Reply:
-    """One and the same message each time, but for what is written into it on the way; its reply."""
+    """Send the same message with these properties written on the way; returns its reply."""
     producer.replies.clear()
     headers = {"mine": 1, **written.pop("headers", {})}
     message = aio_pika.Message(
@@ -75,7 +75,7 @@ async def test_a_message_by_a_shovel_is_the_same(
 async def test_a_message_into_which_the_broker_writes_the_time_is_the_same(
     start_worker: StartWorker, producer: Producer, sqlite_url: str
 ) -> None:
-    """As RabbitMQ does from 3.12 on with the interceptor ``set_header_timestamp``."""
+    """As RabbitMQ 3.12 and newer do with the interceptor ``set_header_timestamp``."""
     start_worker(sqlite_url)
     replies = []
     for seconds in (1_900_000_000, 1_900_000_001):

@@ -1,7 +1,7 @@
-"""What is used of aio-pika, aiormq and pamqp beyond their documentation: a test for each line of
-the list in ``worker/broker/fast_path.py``, on the versions that ``pyproject.toml`` lets in.
+"""The undocumented features of aio-pika, aiormq and pamqp that we use: a test for each line of the
+list in ``worker/broker/fast_path.py``, on the versions that ``pyproject.toml`` allows.
 
-One that fails after an update says which assumption no longer holds.
+A failure after an update shows which assumption no longer holds.
 """
 
 import asyncio
@@ -102,7 +102,7 @@ async def test_a_transport_factory_gives_reader_and_writer_and_is_asked_with_the
 
 
 async def test_aiormq_reads_by_readexactly_alone(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So what the reader was fed is all that it needs to have."""
+    """So the reader needs only the bytes that it was fed."""
     used: set[str] = set()
     for name in ("read", "readline", "readuntil", "readexactly"):
         original = getattr(FrameReader, name)
@@ -119,7 +119,7 @@ async def test_aiormq_reads_by_readexactly_alone(amqp_url: str, monkeypatch: pyt
 
 
 async def test_a_heartbeat_is_a_sign_of_life_for_aiormq(connection: Connection) -> None:
-    """The frame that we put in ourselves; it answers nothing to it."""
+    """It does not answer the frame that we insert ourselves."""
     underlay = connection.transport.connection  # type: ignore[union-attr]
     before = underlay.loop.time()
     assert isinstance(pamqp.frame.unmarshal(HEARTBEAT)[2], Heartbeat)
@@ -196,7 +196,7 @@ async def put(channel: Channel, payload: bytes, count: int) -> list["asyncio.Fut
 
 
 async def test_aiormq_confirms_what_stands_in_its_table_by_the_tags_that_follow(channel: Channel) -> None:
-    """Numbered from 1; its own publications and ours share one count."""
+    """Tags start at 1; aiormq's publications and ours share one count."""
     queue = f"seams-{uuid4().hex[:8]}"
     await channel.queue_declare(queue, exclusive=True)
     assert channel.publisher_confirms
@@ -225,7 +225,7 @@ async def test_a_nack_is_a_delivery_error_in_that_table(channel: Channel) -> Non
 
 
 async def test_the_channels_lock_keeps_its_own_publications_back(channel: Channel) -> None:
-    """Else a tag would be given to one message and written behind that of another."""
+    """Without the lock, a tag could be given to one message and written after that of another."""
     queue = f"seams-{uuid4().hex[:8]}"
     await channel.queue_declare(queue, exclusive=True)
     async with channel.lock:
@@ -331,7 +331,7 @@ async def test_a_channel_leads_to_its_connection_and_a_replaced_feed_data_is_cal
 
 
 def test_every_line_of_the_list_has_its_test() -> None:
-    """The list is the docstring of the module; a line that is added there is to be added here."""
+    """The list is the docstring of the module; add a test here for each new line."""
     import worker.broker.fast_path as fast_path
 
     lines = re.findall(r"^- (.*)$", fast_path.__doc__ or "", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What a worker logs of the requests that it serves."""
+"""A worker's log lines about its requests."""
 
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -46,7 +46,7 @@ async def test_under_load_what_was_stored_is_told_once_a_second(
     assert worker.terminate() == 0
     lines = [line for line in map(orjson.loads, worker.output.splitlines()) if line["event"] == "stored"]
     assert sum(line["created"] for line in lines) == REQUESTS
-    # One request at a time: each was a batch.
+    # One request at a time, so each is a batch.
     assert sum(line["batches"] for line in lines) == REQUESTS
     times = [datetime.fromisoformat(line["timestamp"]) for line in lines]
     assert all(following - time > timedelta(seconds=0.9) for time, following in pairwise(times[:-1]))

@@ -1,5 +1,5 @@
-"""A connection that the broker ends under a writer is a lost session, whatever the socket says of
-it.
+"""A connection that the broker ends during a write is a lost session, whatever error the socket
+raises.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ async def test_writing_to_a_connection_that_the_broker_closes_is_a_lost_channel(
 async def test_a_connection_that_is_cut_ends_all_waits(
     rabbitmq: RabbitMQ, queue: str, fast_path: bool
 ) -> None:
-    """For confirms, for deliveries, and for what the broker says to a consumer."""
+    """The waits for confirms, for deliveries, and for the broker's answers to a consumer."""
     topology = Topology(queue)
     session = await Session.open(rabbitmq.url, topology, name="test", fast_path=fast_path)
     consuming = asyncio.create_task(session.consumer.consume(10))

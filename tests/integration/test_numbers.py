@@ -14,7 +14,7 @@ FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 async def test_a_number_is_the_same_in_the_reply_to_a_duplicate(
     start_worker: StartWorker, producer: Producer, database_url: str, sent: str
 ) -> None:
-    """To the last digit, though PostgreSQL's JSONB gives large ones back without an exponent."""
+    """Equal to the last digit, although PostgreSQL's JSONB drops the exponent of large ones."""
     start_worker(database_url)
     body = f'{{"flow_id": "{FLOW_ID}", "idempotency_key": "k", "parameters": {{"a": {sent}}}}}'.encode()
     created, existing = await producer.request(body), await producer.request(body)
@@ -27,7 +27,7 @@ async def test_a_number_is_the_same_in_the_reply_to_a_duplicate(
 async def test_nan_in_parameters_is_null_in_the_database_and_in_both_replies(
     start_worker: StartWorker, producer: Producer, database_url: str
 ) -> None:
-    """As in Prefect; a label that is none is refused before the database sees it."""
+    """As in Prefect. In labels it is refused before it reaches the database."""
     start_worker(database_url)
     fields = b'"idempotency_key": "k", "parameters": {"a": [NaN, 1e400, -Infinity, 1]}'
     body = b'{"flow_id": "%s", %s}' % (FLOW_ID.encode(), fields)

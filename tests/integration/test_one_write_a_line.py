@@ -16,7 +16,7 @@ from tests.support.worker_process import ROOT
 LINES = 5_000
 WORKERS = 2
 
-# What a worker's process sets up, and all ways in which something is logged.
+# The set-up of a worker's process, and all ways to log.
 PROGRAM = """
 import logging, sys, structlog, warnings
 from worker.observability.logs import configure_logging
@@ -66,7 +66,7 @@ def test_each_line_of_workers_on_one_standard_error_is_whole(
 
 @pytest.mark.parametrize("unbuffered", ["1", ""], ids=["unbuffered", "buffered"])
 async def test_a_long_line_and_a_traceback_are_one_write(tmp_path: Path, unbuffered: str) -> None:
-    """As the system sees it; a line of 100 kB, far beyond any buffer of Python."""
+    """Observed as system calls; a line of 100 kB exceeds any buffer of Python."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not on this machine")
     program = PROGRAM.split("for number")[0] + (

@@ -1,5 +1,5 @@
-"""What several tasks write to one channel goes out in the order in which it was numbered, however
-slow the connection is.
+"""Several tasks write to one channel: the frames go out in the order of their numbers, however slow
+the connection is.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from worker.broker.topology import Topology
 from worker.contract.delivery import Delivery
 
 TASKS = 300
-# So large that the socket, and then the connection's own queue of frames, is full all the while.
+# Large enough that the socket and the connection's own frame queue stay full.
 BODY = b"x" * 200_000
 
 
@@ -29,9 +29,7 @@ def fast_path(request: pytest.FixtureRequest) -> bool:
 async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_tags(
     amqp_url: str, queue: str, fast_path: bool
 ) -> None:
-    """Another order would take the confirm of one message for that of another, and acknowledge tags
-    that are gone already.
-    """
+    """Another order would assign one message's confirm to another, and acknowledge tags twice."""
     replies, full = f"replies-{uuid4().hex[:8]}", f"full-{uuid4().hex[:8]}"
     topology = Topology(queue)
     session = await Session.open(amqp_url, topology, name="test", fast_path=fast_path)
@@ -52,8 +50,8 @@ async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_ta
     async def serve(delivery: Delivery) -> None:
         raw = join({"message_id": short_string(str(delivery.tag))})
         order.append(delivery.tag)
-        # One to a queue that stands, one to none, and one to a queue that is full: each confirm
-        # has to be its own.
+        # One to an existing queue, one to a missing queue, and one to a full queue: each must get
+        # its own confirm.
         confirmation = await session.publisher.publish(
             [
                 Publication(replies, raw, BODY),
@@ -61,7 +59,7 @@ async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_ta
                 Publication(full, raw, b""),
             ]
         )
-        # Sets the tasks apart, as databases and confirms do.
+        # Spread the tasks, as databases and confirms do.
         for _ in range(delivery.tag % 7):
             await asyncio.sleep(0)
         session.consumer.acknowledge([delivery])

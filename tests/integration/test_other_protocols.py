@@ -1,4 +1,4 @@
-"""Producers that speak to RabbitMQ by STOMP or AMQP 1.0, beside those that speak AMQP 0-9-1."""
+"""Producers that use STOMP or AMQP 1.0, beside those with AMQP 0-9-1."""
 
 import asyncio
 import json
@@ -63,7 +63,7 @@ class Stomp:
             headers = dict(line.split(":", 1) for line in lines)
             body = await self._reader.readexactly(int(headers.get("content-length", 0)))
             assert await self._reader.readexactly(1) == b"\0"
-            await self._reader.read(1)  # a line ends behind it
+            await self._reader.read(1)  # the line break after it
         return command, headers, body
 
 
@@ -82,13 +82,13 @@ async def test_a_reply_finds_the_queue_of_an_address_and_shows_its_status(
     addresses = ("/queue/{}", "/amq/queue/{}", "/queues/{}", "{}")
     for address in addresses:
         name = f"{producer.queue}-replies"
-        if address != "{}":  # what is escaped there
+        if address != "{}":  # STOMP escapes these
             name += f"/of {len(address)}"
         await producer.channel.declare_queue(name, auto_delete=True)
         escaped = name.replace("/", "%2F")
         stomp.send("SUBSCRIBE", {"id": name, "destination": f"/amq/queue/{escaped}"})
         reply_to = address.format(escaped)
-        if address == "/queues/{}":  # the adapter takes none such
+        if address == "/queues/{}":  # the adapter refuses these
             await producer.publish(body, reply_to=reply_to, correlation_id=address)
         else:
             headers = {"destination": f"/amq/queue/{producer.queue}", "content-type": "application/json"}

@@ -1,5 +1,5 @@
-"""Passwords in files that are written anew, as Kubernetes does it: each connect has the one of now,
-and what is wrong with one is waited out.
+"""Password files that change, as in Kubernetes: each connect reads the current password, and a
+missing or wrong one is waited out.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
 
 class Secret:
-    """A secret as Kubernetes mounts it: the file is a link into a folder that is a link itself,
-    which is switched.
+    """A secret as Kubernetes mounts it: the file is a link into a folder, which is itself a link
+    that is switched.
     """
 
     def __init__(self, folder: Path, password: str) -> None:
@@ -56,7 +56,7 @@ class Secret:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[PostgreSQL]:
-    """One that asks for passwords."""
+    """A cluster that asks for passwords."""
     with PostgreSQL() as cluster:
         yield cluster
 
@@ -149,7 +149,7 @@ async def test_a_worker_connects_anew_by_the_password_of_now(
 async def test_a_start_waits_for_the_files(
     start_worker: StartWorker, producer: Producer, rabbitmq: RabbitMQ, user: str, login: str, tmp_path: Path
 ) -> None:
-    """As where another container writes them."""
+    """As when another container writes them."""
     broker, database = tmp_path / "broker", tmp_path / "database"
     worker = await asyncio.to_thread(
         start_worker,
@@ -221,7 +221,7 @@ async def test_a_client_reads_the_file_that_its_url_names(
 
 
 class Tokens:
-    """Signs tokens of OAuth 2 as RabbitMQ takes them (RFC 7519, RS256)."""
+    """Signs OAuth 2 tokens as RabbitMQ accepts them (RFC 7519, RS256)."""
 
     def __init__(self, folder: Path) -> None:
         self._key, self.public = folder / "token.key", folder / "token.pem"
@@ -229,7 +229,7 @@ class Tokens:
         self._openssl("pkey", "-in", str(self._key), "-pubout", "-out", str(self.public))
 
     def issue(self, seconds: float) -> str:
-        """A token with all rights for so long."""
+        """A token with all rights for this many seconds."""
         rights = [f"rabbitmq.{right}:*/*" for right in ("configure", "read", "write")]
         claims = {"aud": ["rabbitmq"], "scope": rights, "exp": int(time.time() + seconds)}
         parts = ({"alg": "RS256", "typ": "JWT", "kid": "ours"}, claims)
@@ -251,7 +251,7 @@ def _encoded(part: bytes) -> bytes:
 async def test_a_token_that_expires_is_followed_by_the_one_in_the_file(
     start_worker: StartWorker, sqlite_url: str, queue: str, tmp_path: Path
 ) -> None:
-    """The broker refuses one that has expired, and the worker waits for another."""
+    """The broker refuses an expired token, and the worker waits for another."""
     tokens = Tokens(tmp_path)
     node = RabbitMQ(
         plugins=["rabbitmq_auth_backend_oauth2"],
@@ -273,7 +273,7 @@ async def test_a_token_that_expires_is_followed_by_the_one_in_the_file(
         )
         secret.rotate(tokens.issue(-60))
         async with Producer(node.url, queue) as producer:
-            # RabbitMQ 3.10 closes no connection by itself.
+            # RabbitMQ 3.10 leaves the connection open.
             for name in node.ctl("list_connections", "pid", "user").splitlines():
                 if name.endswith("anybody"):
                     node.ctl("close_connection", name.split()[0], "its token has expired")

@@ -60,7 +60,7 @@ async def test_passwords_are_changed_while_requests_come(
             rabbitmq.ctl("delete_user", old)
             await execute(postgresql_url, f"ALTER ROLE {old} NOLOGIN")
             await some_more()
-            # It connects anew by the new password alone.
+            # It reconnects with the new password alone.
             rabbitmq.ctl("close_all_user_connections", new, "to see whether it comes back")
             await some_more()
     finally:

@@ -1,5 +1,5 @@
-"""The line from delivery to acknowledgement, on a real broker and database: what goes wrong with
-one request, or with the database, harms no other.
+"""The line from delivery to acknowledgement, on a real broker and database: a fault of one request
+or of the database harms no other request.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ async def store(sqlite_url: str) -> AsyncIterator[Store]:
 
 
 async def serve(session: Session, store: Store, requests: int, producer: Producer, **settings: Any) -> None:
-    """Serve until so many requests were answered, and leave as a worker does."""
+    """Serve until this many requests were answered, and leave as a worker does."""
     running = asyncio.create_task(Pipeline(session, store, Settings(**settings), Traces()).run())
     async with asyncio.timeout(180):
         while sum(map(len, producer.replies.values())) < requests and not running.done():
@@ -129,7 +129,7 @@ async def test_a_database_that_is_away_is_waited_for_and_that_is_told(
 async def test_a_database_that_stays_away_has_its_requests_handed_back(
     session: Session, store: Store, producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the broker's consumer timeout would close the channel over them."""
+    """The worker does it before the broker's consumer timeout would close the channel."""
 
     async def away(runs: Sequence[NewRun]) -> list[Outcome]:
         raise Fault("it is gone")
@@ -168,7 +168,7 @@ async def test_replies_go_where_they_may(
 async def test_large_bodies_are_taken_as_far_as_they_fit_and_each_is_answered(
     session: Session, store: Store, producer: Producer
 ) -> None:
-    """With so little room for what is decoded that the stages wait for each other all the time."""
+    """The small budget for decoded requests makes the stages wait for each other."""
     body = json.dumps({"flow_id": FLOW_ID, "context": {"a": ["x" * 100] * 4_000}}).encode()
     bad = body.replace(b'"context"', b'"contexts"')
     ids = [await producer.publish(bad if number % 5 == 0 else body) for number in range(30)]

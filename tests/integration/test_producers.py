@@ -1,6 +1,4 @@
-"""Producers with other libraries label plain JSON in their own ways, and write headers of their own
-into it.
-"""
+"""Producers with other libraries label plain JSON in their own ways, and add own headers."""
 
 import asyncio
 from collections.abc import Iterator
@@ -21,7 +19,7 @@ BODY = {"flow_id": FLOW_ID, "name": "Müller 🚀", "labels": {"tier": 2}}
 
 @contextmanager
 def kombu_producer(amqp_url: str) -> Iterator[kombu.Producer]:
-    # Its own transport: "amqp" is librabbitmq's where that is installed.
+    # kombu's own transport: "amqp" means librabbitmq where that is installed.
     with kombu.Connection(amqp_url.replace("amqp://", "pyamqp://")) as connection:
         yield connection.Producer()
 
@@ -76,7 +74,7 @@ async def test_kombu_publishes_and_gets_the_record(
 async def test_kombu_that_compresses_is_refused(
     start_worker: StartWorker, producer: Producer, sqlite_url: str, amqp_url: str
 ) -> None:
-    """It labels the body as plain JSON still, and tells in a header of its own."""
+    """It still labels the body as plain JSON, and names the compression in a header of its own."""
     start_worker(sqlite_url)
 
     def publish() -> None:
@@ -99,7 +97,7 @@ async def test_spring_amqp_publishes_again_and_gets_the_same_run(
     start_worker: StartWorker, producer: Producer, sqlite_url: str
 ) -> None:
     """As its RabbitTemplate does with a JSON converter, correlated confirms and Micrometer's
-    tracing: all but the message's id is written anew.
+    tracing: everything but the message's id is written anew.
     """
     start_worker(sqlite_url)
 

@@ -1,4 +1,4 @@
-"""``db prune``: old runs go in batches, and nothing else does."""
+"""``db prune`` deletes old runs in batches, and nothing else."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ NEW, OLD = NOW - timedelta(days=89), NOW - timedelta(days=91)
 
 
 def run(key: str, state: str, age: datetime, due: datetime | None = None) -> NewRun:
-    """A run that came into its state at that time."""
+    """A run that entered its state at that time."""
     new = request(idempotency_key=key, state={"type": state})
     new.run.created = new.run.state_timestamp = age
     if state in TERMINAL_TYPES:
@@ -112,7 +112,7 @@ async def test_what_is_interrupted_ends_soon_and_the_next_time_does_the_rest(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        # A shell starts what is in its background with SIGINT ignored.
+        # A shell starts background commands with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     try:
@@ -151,7 +151,7 @@ async def test_requests_for_keys_that_are_being_deleted_make_one_run_each(
     assert done.code == 0, done.err
     assert set(statuses) == {200, 201}
     runs = await fetch_runs(database_url)
-    # All old ones are gone; each key that was asked for after that has a new one.
+    # All old runs are gone; keys that were requested afterwards have new runs.
     assert {str(each["id"]) for each in runs}.isdisjoint(str(each.run.id) for each in old)
     assert len(runs) == len({each["idempotency_key"] for each in runs}) == statuses.count(201)
 
@@ -167,7 +167,7 @@ async def test_a_row_that_is_locked_is_waited_for(database_url: str) -> None:
             file.execute("ROLLBACK")
         done = await pruning
     else:
-        # What Prefect does when it resumes a run that is about to be deleted.
+        # Prefect's statements to resume a run that is about to be deleted.
         connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
         transaction = connection.transaction()
         await transaction.start()

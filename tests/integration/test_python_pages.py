@@ -1,4 +1,4 @@
-"""The Python that the pages show runs as it stands, and a type checker passes it."""
+"""The Python code on the pages runs unchanged and passes a type checker."""
 
 import asyncio
 import re

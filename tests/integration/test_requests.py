@@ -1,5 +1,5 @@
-"""A request goes in at the queue, a record comes out at the reply queue: on a real broker and both
-databases.
+"""A request goes in at the queue, and a record comes out at the reply queue, on a real broker and
+both databases.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ def fast_path(request: pytest.FixtureRequest) -> bool:
 async def test_every_field_goes_round(
     start_worker: StartWorker, producer: Producer, database_url: str
 ) -> None:
-    """Sent, in the reply, stored, and in the reply to a duplicate, which is read back from the
-    database.
+    """As sent, in the reply, as stored, and in the reply to a duplicate, which is read back from
+    the database.
     """
     start_worker(database_url)
     created = await producer.request(EVERY_FIELD, correlation_id="the-request")
@@ -71,8 +71,8 @@ async def test_every_field_goes_round(
 async def test_many_producers_and_workers_make_each_run_once(
     start_worker: StartWorker, amqp_url: str, queue: str, database_url: str
 ) -> None:
-    """4,000 requests over 400 keys, four producers at once, three workers on PostgreSQL and two
-    on SQLite.
+    """4,000 requests over 400 keys, four producers at once, three workers on PostgreSQL and two on
+    SQLite.
     """
     workers = [start_worker(database_url) for _ in range(3 if database_url.startswith("postgresql") else 2)]
 
@@ -180,7 +180,7 @@ async def test_a_reply_queue_that_does_not_exist_holds_nobody_up(
 async def test_a_direct_reply_that_arrives_does_not_count_as_unroutable(
     start_worker: StartWorker, sqlite_url: str, amqp_url: str, queue: str
 ) -> None:
-    """RabbitMQ returns it all the same, if it is mandatory."""
+    """RabbitMQ returns it even so if it is mandatory."""
     worker = start_worker(sqlite_url)
     async with FlowRunClient(amqp_url, queue=queue) as client:
         await client.create_flow_run(flow_id=FLOW_ID)
@@ -243,9 +243,7 @@ async def test_an_empty_key_is_no_key(
 async def test_a_key_at_the_limit_is_stored_and_a_longer_one_refused(
     start_worker: StartWorker, producer: Producer, database_url: str
 ) -> None:
-    """Of characters that don't compress, on a PostgreSQL whose index takes little more; and alike
-    on both databases.
-    """
+    """The key is incompressible and nearly fills a PostgreSQL index entry."""
     start_worker(database_url)
     noise = random.Random(1)
     ascii_key = "".join(noise.choices(string.ascii_letters + string.digits + string.punctuation, k=2500))
@@ -280,7 +278,7 @@ async def test_the_exchange_leads_to_the_queue(
 
 
 async def test_a_database_of_its_own_has_no_deployments(shared_worker: Producer) -> None:
-    """Others of the batch are served."""
+    """The others of the batch are served."""
     deployment = {"deployment_name": f"flow/{uuid4()}", "idempotency_key": "k"}
     sent = [
         await shared_worker.publish(deployment, type="create_flow_run_from_deployment"),
@@ -313,8 +311,7 @@ async def test_sigterm_under_load_loses_nothing_and_does_nothing_twice(
     ids += await publishing
     start_worker(database_url)
     replies = await producer.replies_to(ids)
-    # What was finished was acknowledged: nobody gets a second reply, and no run exists that was
-    # answered 200.
+    # Finished requests were acknowledged: none is answered twice, or with 200.
     assert {len(producer.replies[each]) for each in ids} == {1}
     assert {reply.status for reply in replies} == {201}
     assert len(await fetch_runs(database_url)) == len(bodies)

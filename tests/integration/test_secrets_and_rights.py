@@ -1,4 +1,4 @@
-"""No command shows a password, what others wrote steers no terminal, and files are private."""
+"""Commands show no password, text of others can't steer a terminal, and files are private."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from worker.broker.topology import Topology
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 SECRET = "hunter2secret"
-# A terminal's command, a mark of direction, a line separator, no width.
+# A terminal command, a mark of direction, a line separator, and a character without width.
 STEERING = "\x9b2J\u202e\u2028\u200b"
 
 

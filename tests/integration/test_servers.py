@@ -1,5 +1,5 @@
-"""The private servers themselves: what the fault tests do to them has to leave them usable, and
-nothing may be left of them.
+"""The private servers themselves: they stay usable after each fault of the tests, and leave nothing
+behind.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ def test_server_ends_with_its_starter_even_if_that_is_killed() -> None:
         port, folder = starter.stdout.readline().decode().split()
         assert answers(int(port))
         starter.kill()
-    # It answers no more a while before it ends; these go last.
+    # PostgreSQL stops answering before it ends; these files go last.
     locks = ("data/postmaster.pid", ".s.PGSQL.*")
     wait_until(lambda: not any(any(Path(folder).glob(lock)) for lock in locks), "the end of PostgreSQL")
     assert not answers(int(port))

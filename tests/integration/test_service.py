@@ -87,7 +87,7 @@ async def test_a_broker_that_refuses_at_the_start_ends_it_with_the_reason(
     user = f"user-{queue}"
     rabbitmq.ctl("add_user", user, "secret")
     await (await Session.open(rabbitmq.url, Topology(queue), name="test")).close()
-    # It may consume, and may not publish: told before a request is stored that it could not answer.
+    # It may consume, not publish: it fails before it stores a request that it can't answer.
     rabbitmq.ctl("set_permissions", user, ".*", r"^(?!amq\.default$).*", ".*")
     limited = service(f"amqp://{user}:secret@127.0.0.1:{rabbitmq.port}/", sqlite_url, queue)
     async with Producer(rabbitmq.url, queue) as producer:
@@ -116,7 +116,7 @@ async def test_a_database_that_is_not_as_it_has_to_be_ends_it_with_the_reason(
 async def test_a_session_that_is_lost_is_followed_by_another(
     rabbitmq: RabbitMQ, sqlite_url: str, queue: str
 ) -> None:
-    """And each time it says why it is away."""
+    """Each time it gives its reason."""
     worker = service(rabbitmq.url, sqlite_url, queue)
     running = asyncio.create_task(worker.run())
     for number in range(3):

@@ -1,4 +1,4 @@
-"""One stay at the broker: what is taken, how many at a time, and how it ends; both ways."""
+"""One session at the broker: its deliveries, prefetch and end, with and without fast path."""
 
 import asyncio
 import json
@@ -59,14 +59,14 @@ async def taken(session: Session, count: int) -> list[Delivery]:
 
 
 async def acknowledged(session: Session) -> None:
-    """Write the acknowledgements that were given, and wait for a round trip behind them."""
+    """Write pending acknowledgements, and wait for a round trip after them."""
     session.consumer.acknowledger.close()
     await session.consumer.acknowledger.run()
     await session.consumer._channel.get_queue(session.topology.queue)
 
 
 async def nothing_more(session: Session, producer: Producer) -> None:
-    """Wait for a round trip on its channel: what the broker had for it is here by then."""
+    """Wait for a round trip on its channel: all earlier frames of the broker have arrived."""
     await session.redeclare()
     await session.consumer._channel.get_queue(producer.queue)
     assert session.consumer.deliveries.size == 0
@@ -114,7 +114,7 @@ async def test_what_is_not_acknowledged_comes_again_and_counts(opened: Open, pro
 
 
 async def test_a_suspect_is_served_alone_and_then_all_are_let_in(opened: Open, producer: Producer) -> None:
-    """It may be what ended the worker that had it: the others are not to pay for that."""
+    """It may have killed the previous worker, which the others must not suffer from."""
     await (await opened()).close()
     await producer.publish({"name": "suspect"})
     for _ in range(SUSPECT_DELIVERY_COUNT):
@@ -161,8 +161,8 @@ async def test_no_more_come_once_consuming_has_stopped(opened: Open, producer: P
 def test_reading_stops_whatever_size_comes_behind_small_ones(
     amqp_url: str, queue: str, fast_path: bool
 ) -> None:
-    """Hundreds are let in by then, and each is more than asyncio's stream holds at once. On the
-    event loop of the worker, which reads more at a time.
+    """Hundreds are let in by then, each larger than asyncio's stream buffer. It runs on the
+    worker's event loop, which reads more at a time.
     """
 
     async def hold() -> None:
@@ -187,8 +187,8 @@ def test_reading_stops_whatever_size_comes_behind_small_ones(
 async def test_reading_stops_while_too_many_bytes_are_held_and_the_connection_lives(
     opened: Open, producer: Producer, rabbitmq: RabbitMQ
 ) -> None:
-    """Longer than either side waits for a sign of life: aiormq for three heartbeats and three
-    seconds, the broker for two.
+    """Longer than both heartbeat timeouts: three heartbeats and three seconds for aiormq, two
+    heartbeats for the broker.
     """
     session = await opened(str(URL(rabbitmq.url).update_query(heartbeat=1)), prefetch_size=1_000_000)
     for _ in range(60):
@@ -202,7 +202,7 @@ async def test_reading_stops_while_too_many_bytes_are_held_and_the_connection_li
     await asyncio.sleep(10)
     assert not session.lost.done()
     assert session.consumer.in_flight.paused
-    # One read of the socket, and the bodies that were on their way in it, beyond the limit.
+    # One read of the socket, and the bodies in transit then, may exceed the limit.
     assert session.consumer.in_flight.bytes < 2_000_000
     received = len(deliveries)
     while received < 60:
@@ -210,7 +210,7 @@ async def test_reading_stops_while_too_many_bytes_are_held_and_the_connection_li
         deliveries = await taken(session, 1)
         received += len(deliveries)
     await consuming
-    # As few are let in now as fit of such sizes.
+    # The prefetch now is what fits at such sizes.
     assert session.consumer.prefetch < 20
     assert not session.lost.done()
     session.consumer.acknowledger.close()
@@ -273,7 +273,7 @@ async def test_the_first_url_that_answers_is_used(opened: Open, rabbitmq: Rabbit
     await opened(f"{wrong}, {rabbitmq.url}")
     with pytest.raises(BrokerUnavailable, match=rf"{dead}.*{another}"):
         await opened(f"{nobody},amqp://127.0.0.1:{another}/")
-    # One that may still come makes a refusal worth waiting for.
+    # With another one to try, a refusal is worth waiting for.
     with pytest.raises(BrokerUnavailable, match="refuses the login"):
         await opened(f"{nobody},{wrong}")
     with pytest.raises(BrokerRefused, match="refuses the login"):
@@ -325,7 +325,7 @@ async def test_an_interrupted_opening_leaves_no_connection(
 async def test_a_delivery_that_aio_pika_could_not_read_comes_all_the_same(
     opened: Open, amqp_url: str
 ) -> None:
-    """Its neighbours too: without us, aiormq ends the connection over it."""
+    """So do its neighbours. Without our reader, aiormq would end the connection."""
     session = await opened()
     queue = session.topology.queue
     await publish_raw(amqp_url, queue, 1024, b"\x03a\xff\xfe", b"one")

@@ -1,4 +1,4 @@
-"""What becomes of answers: replies, dead letters and acknowledgements; both ways."""
+"""Replies, dead letters and acknowledgements of answers, with and without the fast path."""
 
 import asyncio
 from contextlib import suppress
@@ -29,7 +29,7 @@ def fast_path(request: pytest.FixtureRequest) -> bool:
 
 
 async def taken(session: Session, count: int, prefetch: int = 1000) -> list[Delivery]:
-    """Deliveries, with as many let in."""
+    """Take deliveries with this prefetch."""
     consuming = asyncio.create_task(session.consumer.consume(prefetch))
     deliveries: list[Delivery] = []
     async with asyncio.timeout(120):
@@ -48,7 +48,7 @@ def refused(delivery: Delivery) -> Answer:
 
 
 async def settle(session: Session, *batches: list[Answer]) -> None:
-    """Settle batches one after the other, and wait until all of it is done and acknowledged."""
+    """Settle batches in turn, and wait until everything is published and acknowledged."""
     async with asyncio.timeout(180), asyncio.TaskGroup() as tasks:
         tasks.create_task(session.consumer.acknowledger.run())
         settling = Settlement(session, tasks, Traces(), prefetch=1000)
@@ -56,12 +56,12 @@ async def settle(session: Session, *batches: list[Answer]) -> None:
             await settling.settle(batch)
         await settling.finish()
         session.consumer.acknowledger.close()
-    await session.consumer._channel.get_queue(session.topology.queue)  # a round trip behind the last frame
+    await session.consumer._channel.get_queue(session.topology.queue)  # a round trip after the last frame
     assert session.consumer.in_flight.bytes == 0
 
 
 async def left(session: Session, producer: Producer) -> int:
-    """How many requests would come again."""
+    """The number of requests that would be redelivered."""
     await session.close()
     return await producer.depth()
 
@@ -116,14 +116,14 @@ async def test_a_reply_that_nobody_takes_is_given_up_and_the_dead_letter_is_not(
 async def test_a_reply_over_which_the_broker_closes_the_channel_is_given_up_and_the_event_is_not(
     amqp_url: str, queue: str, fast_path: bool, producer: Producer, rabbitmq: RabbitMQ
 ) -> None:
-    """Its queue is full, so that it goes out on a channel of its own; by then it is too large."""
+    """Its queue is full, so it waits for a channel of its own; by then it is too large."""
     full = await producer.channel.declare_queue(
         f"{queue}.full", exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
     )
     topology = Topology(queue, events=True)
     session = await Session.open(amqp_url, topology, name="test", fast_path=fast_path)
     await producer.publish({}, reply_to=full.name)
-    # RabbitMQ 3.10's place, and 4's.
+    # The setting's place in RabbitMQ 3.10, and in 4.
     limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
     try:
         (delivery,) = await taken(session, 1)
@@ -153,7 +153,7 @@ async def test_a_reply_over_which_the_broker_closes_the_channel_is_given_up_and_
 async def test_one_answer_that_hangs_holds_up_no_other_acknowledgement(
     session: Session, producer: Producer, rabbitmq: RabbitMQ
 ) -> None:
-    """Its dead letter is not taken; the others of its batch are acknowledged meanwhile."""
+    """Its dead letter is refused; the others of its batch are acknowledged meanwhile."""
     dead = f"{producer.queue}.dead"
     ids = [await producer.publish({"number": number}) for number in range(20)]
     deliveries = await taken(session, 20)
@@ -161,7 +161,7 @@ async def test_one_answer_that_hangs_holds_up_no_other_acknowledgement(
         tasks.create_task(session.consumer.acknowledger.run())
         settling = Settlement(session, tasks, Traces(), prefetch=1000)
         with rabbitmq.full(dead, 1):
-            for _ in range(100):  # it takes a few more than that
+            for _ in range(100):  # the queue takes a few more
                 with suppress(DeliveryError):
                     await producer.channel.default_exchange.publish(Message(b""), routing_key=dead)
             await settling.settle([refused(deliveries[0]), *map(created, deliveries[1:])])
@@ -191,7 +191,7 @@ async def test_a_dead_letter_queue_that_is_gone_is_declared_again(
 
 
 async def test_answers_of_every_size_arrive_whole(session: Session, producer: Producer) -> None:
-    """Those that are larger than all before go by themselves; none is lost between two frames."""
+    """Each that is larger than all before is sent alone; none is lost between two frames."""
     sizes = (0, 1, 131_064, 131_065, 200_000, 3_000_000, 50)
     ids = [await producer.publish({"number": number}) for number in range(len(sizes))]
     deliveries = await taken(session, len(sizes))

@@ -36,7 +36,7 @@ async def test_readiness_follows_the_database_and_liveness_does_not(
 
         assert ready() == (200, {"ready": True, "broker": "ok", "database": "ok"})
         cluster.stop()
-        wait_until(lambda: ready()[0] == 503, "unreadiness")  # a look counts for a second
+        wait_until(lambda: ready()[0] == 503, "unreadiness")  # a result is kept for a second
         _, state = ready()
         assert state["broker"] == "ok"
         assert "PostgreSQL" in state["database"]
@@ -96,7 +96,7 @@ async def test_metrics_count_what_became_of_requests(
 def test_a_second_worker_on_the_machine_takes_another_port_than_the_usual_one(
     start_worker: StartWorker, sqlite_url: str
 ) -> None:
-    # An empty setting is one that is not set. The first may find the port taken as well.
+    # An empty setting counts as not set. The first worker may find the port taken as well.
     first, second = (start_worker(sqlite_url, http_port="") for _ in range(2))
     assert "http_port_taken" in second.output
     assert second.http != first.http
@@ -104,7 +104,7 @@ def test_a_second_worker_on_the_machine_takes_another_port_than_the_usual_one(
 
 
 def test_a_port_that_was_set_and_is_taken_ends_the_worker(start_worker: StartWorker, sqlite_url: str) -> None:
-    """Its probes would ask another process."""
+    """Its probes would reach another process."""
     (port,) = free_ports(1)
     first = start_worker(sqlite_url, http_port=port)
     assert first.http == f"http://127.0.0.1:{port}"
@@ -127,7 +127,7 @@ async def test_an_idle_worker_notices_that_its_database_is_gone_or_silent(start_
 
             assert await up() == 1
             network.silence()
-            while await up() != 0:  # a look counts for a second
+            while await up() != 0:  # a result is kept for a second
                 await asyncio.sleep(0.2)
             async with httpx.AsyncClient(timeout=10) as http:
                 response = await http.get(f"{worker.http}/readyz")

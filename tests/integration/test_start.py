@@ -1,4 +1,4 @@
-"""What a start tells of its settings."""
+"""The log lines about settings at the start."""
 
 from tests.conftest import StartWorker
 

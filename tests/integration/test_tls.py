@@ -1,5 +1,5 @@
-"""``amqps://``: whom the worker, the client and the commands trust, who trusts them, and that no
-password is shown over it.
+"""``amqps://``: the certificates that worker, client and commands accept, the brokers that accept
+theirs, and that no password is shown.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ PASSWORD = "hunter2-of-the-broker"
 
 
 class Trust:
-    """Two authorities, of which one has issued the broker's certificate, and two nodes, of which
-    one wants a client certificate.
+    """Two authorities, one of which has issued the broker's certificate, and two nodes, one of
+    which demands a client certificate.
 
     Each URL has a user whose password must be shown nowhere.
     """
@@ -39,13 +39,13 @@ class Trust:
         return str(url.with_query({name: str(path) for name, path in files.items()}))
 
     def trusted(self, node: RabbitMQ) -> str:
-        """A URL by which a client with a certificate gets on with either node."""
+        """A URL with a client certificate that either node accepts."""
         return self.url(
             node, cafile=self.authority.certificate, certfile=self.client.certificate, keyfile=self.client.key
         )
 
     def untrusted(self) -> dict[str, tuple[str, str]]:
-        """By what is wrong: a URL, and what has to be said of it."""
+        """For each fault: a URL, and the expected text."""
         cafile = self.authority.certificate
         return {
             "an unknown authority": (self.url(self.open), "certificate verify failed"),
@@ -157,7 +157,7 @@ async def test_client_and_commands_without_trust_say_why(
     )
     assert (created.code, examined.code) == (1, 1)
     for line in (str(raised.value), created.err, examined.out):
-        # What the broker says of our certificate, a reset may overtake.
+        # A connection reset may arrive before the broker's text about our certificate.
         assert said in line or (
             "client certificate" in wrong and "perhaps it wants another client certificate" in line
         )

@@ -1,4 +1,4 @@
-"""What the worker declares at a real broker: refusals with their remedies."""
+"""The worker's declarations at a real broker: refusals with their remedies."""
 
 from collections.abc import AsyncIterator
 
@@ -33,7 +33,7 @@ async def test_the_limit_of_queues_is_not_taken_for_another_queue(
     sqlite_url: str,
     start_worker: StartWorker,
 ) -> None:
-    """Nothing stands there: there is nothing to delete."""
+    """No queue exists, so there is nothing to delete."""
     rabbitmq.ctl("set_vhost_limits", '{"max-queues": 0}')
     try:
         told = await _told(connection, Topology(queue))

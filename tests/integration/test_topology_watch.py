@@ -1,5 +1,5 @@
-"""What vanishes from the broker while a worker runs is seen, made again and told; and so is a
-policy that drops, expires or limits.
+"""Objects that vanish from the broker while a worker runs are noticed, made again and logged. So
+are policies that drop, expire or limit messages.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
 @pytest.fixture(scope="module")
 def rabbitmq() -> Iterator[RabbitMQ]:
-    """One that can be asked for policies."""
+    """A broker that can be asked for policies."""
     with RabbitMQ(plugins=["rabbitmq_management"]) as node:
         yield node
 
@@ -49,7 +49,7 @@ async def connection(amqp_url: str) -> AsyncIterator[aio_pika.Connection]:
 
 @pytest.fixture(autouse=True)
 def readiness() -> Iterator[None]:
-    """As in a worker that serves."""
+    """As in a serving worker."""
     before = metrics.readiness.broker
     metrics.readiness.broker = None
     yield
@@ -61,7 +61,7 @@ def readiness() -> Iterator[None]:
 
 @asynccontextmanager
 async def watching(amqp_url: str, queue: str, **settings: str) -> AsyncIterator[Topology]:
-    """A watch that looks often, once it has looked."""
+    """A watch with a short interval, after its first look."""
     chosen = Settings(amqp_url=amqp_url, queue=queue, **settings)  # type: ignore[arg-type]  # texts
     topology = Topology(queue, on_vanished=metrics.declared_again)
     watch = TopologyWatch(chosen.amqp_url, chosen.management_url, topology, every=0.1)
@@ -94,7 +94,7 @@ async def stands(connection: aio_pika.Connection, queue: str) -> bool:
 
 
 async def arrives(connection: aio_pika.Connection, topology: Topology) -> bool:
-    """Whether what is published to the exchange reaches a queue."""
+    """Whether a message to the exchange reaches a queue."""
     channel = await connection.channel()
     exchange = await channel.get_exchange(topology.exchange or "", ensure=False)
     confirmed = await exchange.publish(aio_pika.Message(b""), topology.routing_key or "", mandatory=True)
@@ -230,8 +230,8 @@ async def test_policies_that_drop_expire_or_limit_are_named(
 async def test_the_policy_that_doctor_names_protects_the_queues(
     rabbitmq: RabbitMQ, amqp_url: str, queue: str, connection: aio_pika.Connection
 ) -> None:
-    """Where all queues expire, letters do as well. To declare a quorum queue again does not renew
-    its lease, whatever RabbitMQ's pages say of classic ones.
+    """Where all queues expire, dead letters do as well. Declaring a quorum queue again does not
+    renew its lease, although RabbitMQ's pages say so of classic ones.
     """
     topology, unprotected = Topology(queue), f"{queue}-unprotected"
     words = shlex.split(policies.command(topology, "/"))
@@ -261,7 +261,7 @@ async def test_the_policy_that_doctor_names_protects_the_queues(
                 await asyncio.sleep(0.2)
         assert seen["policy"] == policies.POLICY
         assert list(policies.harms(topology, "/", topology.dead_letter_queue, seen)) == []
-        # However often somebody looks: RabbitMQ 4 drops a letter after twenty looks else.
+        # Without the policy, RabbitMQ 4 drops a letter after twenty looks.
         letters = await channel.get_queue(topology.dead_letter_queue)
         for _ in range(50):
             await (await letters.get()).nack(requeue=True)

@@ -1,4 +1,4 @@
-"""A request's trace, from its producer to the reply, as an OTLP collector gets it."""
+"""A request's trace, from its producer to the reply, as an OTLP collector receives it."""
 
 import asyncio
 import gzip
@@ -76,7 +76,7 @@ async def test_a_producers_trace_goes_on_to_the_reply(
     refused = await producer.publish({"flow_id": 1}, headers=headers)
     replies = await producer.replies_to([created, refused])
     assert [reply.status for reply in replies] == [201, 422]
-    # What it has not sent yet is sent as it leaves.
+    # The worker sends the remaining spans when it leaves.
     worker.process.terminate()
     assert await asyncio.to_thread(worker.process.wait, 30) == 0
     assert received.services == {"flow-run-worker"}
@@ -104,7 +104,7 @@ async def test_a_producers_trace_goes_on_to_the_reply(
     assert attributes(replied[process.span_id])["messaging.destination.name"] == producer.reply_to
     linked = {link.span_id for span in received.named("create flow runs") for link in span.links}
     assert linked == {process.span_id}
-    # The run's first state carries the trace in which it was made.
+    # The run's first state carries the trace of its request.
     assert (
         replies[0].body["state"]["state_details"]["traceparent"] == f"00-{TRACE}-{process.span_id.hex()}-01"
     )

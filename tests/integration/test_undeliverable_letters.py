@@ -1,4 +1,4 @@
-"""``dead-letters`` beside letters that the broker can't deliver: all others are served."""
+"""``dead-letters`` with some undeliverable letters: all others are served."""
 
 import asyncio
 import json
@@ -63,7 +63,7 @@ class Letters:
         return await command("dead-letters", *arguments, amqp_url=self._amqp_url, queue=self.queue, **more)
 
     async def listed(self, *arguments: str) -> tuple[list[dict[str, Any]], str]:
-        """The letters that are shown, and what is said besides."""
+        """The letters shown, and the rest of the output."""
         done = await self.run("list", "--json", *arguments)
         assert done.code == 0, done.err
         return [json.loads(line) for line in done.out.splitlines()], done.err
@@ -87,7 +87,7 @@ def letters(node: RabbitMQ, queue: str, channel: aio_pika.abc.AbstractChannel) -
 
 
 def told(said: str, *places: int) -> bool:
-    """Whether the letters at these places, and no others, are said to be passed over."""
+    """Whether exactly the letters at these places are reported as skipped."""
     return (
         [f"letter {place} " in said for place in places]
         == [True] * len(places)
@@ -164,11 +164,11 @@ async def test_others_are_sent_again_once_each_among_many(letters: Letters) -> N
 async def test_letters_that_returned_in_any_order_are_told_apart(
     letters: Letters, amqp_url: str, order: Sequence[str]
 ) -> None:
-    """As a command leaves them that was killed: all have returned, and none is new."""
+    """As a killed command leaves them: all have returned, and none is new."""
     await letters.fill(*order)
     async with open_dead_letters(amqp_url, Topology(letters.queue)) as opened:
         assert [each.key async for each in opened.look(10)] == [name for name in order if name != ODD]
-        # The holding connection ends before the others: what can't be delivered returns first.
+        # The holding connection ends before the others, so the undeliverable ones return first.
         assert opened._reader._holder is not None
         await opened._reader._holder.close()
         await asyncio.sleep(1)

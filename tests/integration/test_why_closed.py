@@ -1,4 +1,4 @@
-"""The broker's own reason is passed on where it refuses a connection or closes one."""
+"""The broker's own reason is passed on when it refuses or closes a connection."""
 
 import asyncio
 from collections.abc import Iterator
@@ -131,7 +131,7 @@ async def test_clients_and_commands_name_the_limit(
 async def test_a_worker_waits_for_room_below_the_limit(
     start_worker: StartWorker, rabbitmq: RabbitMQ, user: str, url: str, sqlite_url: str
 ) -> None:
-    """As at a rolling update, where the worker before it still has its connections."""
+    """As in a rolling update, while the worker before it still has its connections."""
     rabbitmq.ctl("set_user_limits", user, NO_CONNECTIONS)
     worker = start_worker(sqlite_url, amqp_url=url, wait=False)
     await asyncio.to_thread(worker.wait_until_logged, "connection limit (0) is reached")

@@ -117,7 +117,7 @@ class Network(Server):
         )
 
     def checked(self, *command: str) -> str:
-        """Run a command on the machine that has to succeed; returns what it prints."""
+        """Run a command on the machine that has to succeed; returns its output."""
         done = self.run(*command)
         if done.returncode:
             raise ServerFailed(f"{shlex.join(command)}: {done.stderr or done.stdout}")

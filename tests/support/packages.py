@@ -52,7 +52,7 @@ def install(requirements: Path, *options: str, python: Path | None = None) -> No
     into = str(python or sys.executable)
     what = ["--quiet", "--no-deps", "--require-hashes", *options, "--requirement", str(requirements)]
     by_uv = [sys.executable, "-m", "uv", "pip", "install", "--python", into, *what]
-    # Python compiles what is imported.
+    # Python compiles modules on import.
     by_pip = [into, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", *what]
     for command in (by_uv, by_pip):
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)

@@ -130,7 +130,7 @@ class PostgreSQL(Server):
 
 
 def _unprivileged_user() -> str:
-    """Debian's user for PostgreSQL, or nobody."""
+    """Debian's user for PostgreSQL, or ``nobody``."""
     for name in ("postgres", "nobody"):
         try:
             return pwd.getpwnam(name).pw_name

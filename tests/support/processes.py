@@ -32,7 +32,7 @@ class Server(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End it, and remove what it made."""
+        """End it, and remove its files."""
 
     def __enter__(self) -> Self:
         try:

@@ -159,7 +159,7 @@ class RabbitMQ(Server):
         return any(atom in file.read_bytes() for file in self._folder.glob("data/*/quorum/*/names.dets"))
 
     def ctl(self, *arguments: str) -> str:
-        """Run ``rabbitmqctl``; returns what it prints."""
+        """Run ``rabbitmqctl``; returns its output."""
         command = Path(executable()).with_name("rabbitmqctl")
         done = subprocess.run(
             [command, "-q", *arguments], env=self._env, capture_output=True, text=True, timeout=300

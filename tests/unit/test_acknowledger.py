@@ -1,4 +1,4 @@
-"""What the broker is told once deliveries are settled, in whatever order that happens."""
+"""The acks that the broker gets for settled deliveries, whatever their order."""
 
 import asyncio
 import random
@@ -14,12 +14,12 @@ Frame = tuple[int, bool]
 
 
 class Recorder:
-    """Writes down the acks that a channel would send.
+    """Records the acks that a channel would send.
 
     Args:
-        deliveries: how many came on it. The broker's rule is checked for them: a ``multiple`` takes
-            all that are outstanding up to a tag that is outstanding itself.
-        lost: what each ack raises.
+        deliveries: how many the channel has delivered. It checks the broker's rule: the tag of a
+            ``multiple`` must be outstanding, and all outstanding tags up to it are acknowledged.
+        lost: each ack raises this error.
     """
 
     def __init__(self, deliveries: int = 0, lost: Exception | None = None) -> None:
@@ -83,7 +83,7 @@ async def test_batches_in_order_take_one_frame_and_others_are_acknowledged_singl
 
 @pytest.mark.parametrize("seed", range(50))
 async def test_every_tag_is_acknowledged_exactly_when_it_is_settled(seed: int) -> None:
-    """Whatever the broker would take besides fails in :func:`frames_for`."""
+    """:func:`frames_for` fails on any other frame, even one that the broker would accept."""
     shuffled = random.Random(seed)
     tags = list(range(1, 200))
     shuffled.shuffle(tags)
@@ -117,7 +117,7 @@ async def test_those_given_before_the_close_are_acknowledged_all_the_same() -> N
 
 
 async def test_rejected_ones_are_rejected_singly_and_hold_up_no_other() -> None:
-    """They count as settled for what follows: one frame acknowledges all up to the last."""
+    """Rejected ones count as settled: a later frame acknowledges all up to the last."""
     channel = Recorder(5)
     acks = Acknowledger(channel, lambda: 1)
     acks.acknowledge([2], rejected=True)
@@ -134,7 +134,7 @@ async def test_rejected_ones_are_rejected_singly_and_hold_up_no_other() -> None:
 
 
 async def test_being_cancelled_acknowledges_what_was_settled() -> None:
-    """It waits between two frames when the line is ended; these need not come again."""
+    """It is cancelled between two frames when the line ends; these need not be redelivered."""
     channel = Recorder(3)
     acks = Acknowledger(channel, lambda: 65_535)
     running = asyncio.create_task(acks.run())

@@ -1,4 +1,4 @@
-"""What producers may name: each list, and the ways around it."""
+"""The lists of allowed names, and ways around each."""
 
 from typing import Any
 
@@ -93,7 +93,7 @@ def test_variables_that_are_allowed_are_read() -> None:
         "{{prefect.variables.secret}}",
         "a {{\n prefect.variables.public_a }} b {{ prefect.variables.secret\t}}",
         "{{ prefect.variables.prefect.variables.secret }}",
-        # A template may put two values together.
+        # A template may join two values.
         "{{ prefect.variab",
         "les.secret }}",
         "{{ {{ prefect.variables.public_a }}",

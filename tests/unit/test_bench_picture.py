@@ -1,4 +1,4 @@
-"""What ``bench --plot`` makes of measurements."""
+"""The picture that ``bench --plot`` draws from measurements."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from worker.bench.picture import Spread
 
 
 def measurement(rate: float, latency: float) -> Measurement:
-    """At this rate, with all percentiles alike."""
+    """A measurement at this rate, with all percentiles equal."""
     return Measurement(
         database="sqlite",
         body="small",
@@ -30,7 +30,7 @@ def measurement(rate: float, latency: float) -> Measurement:
 def test_rounds_of_one_load_are_one_point(tmp_path: Path) -> None:
     picture = tmp_path / "loads.svg"
     draw([measurement(rate, latency) for rate in (100.0, 200.0) for latency in (1.0, 9.0, 2.0)], picture)
-    # The marks of a line, which stand within the axes; those of an axis stand outside.
+    # The marks of a line lie within the axes; the marks of an axis lie outside.
     lines = re.findall(r"<g clip-path[^>]*>\s*((?:<use[^>]*/>\s*)+)</g>", picture.read_text())
     served_and_four_percentiles = 5
     assert [line.count("<use") for line in lines] == [2] * served_and_four_percentiles

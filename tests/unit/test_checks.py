@@ -53,7 +53,7 @@ def test_equal_values_have_one_text(one: Any, other: Any, equal: bool) -> None:
 
 
 def test_many_items_that_can_not_be_sorted_are_no_work() -> None:
-    """By the library's way this takes a minute or more."""
+    """The library needs a minute or more for this."""
     items: list[Any] = [{"a": number} for number in range(40_000)]
     assert are_unique(items)
     assert not are_unique([*items, {"a": 7.0}])
@@ -67,7 +67,7 @@ def test_what_is_ordinary_is_a_schema(schema: Any) -> None:
 
 
 def verdict(validator: Any, value: Any) -> Any:
-    """What a validator says, with whatever decides the message."""
+    """A validator's verdict, with everything that decides the message."""
     try:
         error = best_match(validator.iter_errors(value))
     except RecursionError:
@@ -78,7 +78,7 @@ def verdict(validator: Any, value: Any) -> Any:
 
 
 def compare_with_library(schema: Any, value: Any) -> None:
-    """Assert that what is remembered changes no verdict, where it may be."""
+    """Assert that caching changes no verdict where it is allowed."""
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError:
@@ -108,7 +108,7 @@ def test_a_tree_of_two_kinds_has_the_librarys_verdict(depth: int, leaf: Any) -> 
 
 
 def test_a_deep_tree_is_no_work() -> None:
-    """The library takes twice the time for each level: at 24, for hours."""
+    """The library doubles its time with each level: depth 24 takes hours."""
     validator = Remembering().validator(EXPRESSION)
     assert verdict(validator, {"e": tree(50, 1)}) is None
     message, path, _ = verdict(Remembering().validator(EXPRESSION), {"e": tree(50, "x")})
@@ -192,7 +192,7 @@ def test_whose_checks_take_long_does_not_keep_others_waiting() -> None:
 
 
 def test_the_process_imports_little() -> None:
-    """It takes memory beside the worker, and a request waits for its start."""
+    """It uses memory beside the worker, and a request waits for its start."""
     code = "import sys, json, worker.checks.__main__; print(json.dumps(sorted(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     loaded = {name.partition(".")[0] for name in json.loads(shown.stdout)}

@@ -1,4 +1,4 @@
-"""What the client says to a call before anything is sent."""
+"""The client's errors before anything is sent."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from worker.client import BrokerGone, ClientError, FlowRunClient, InvalidURL, No
 from worker.client.sync import FlowRunClient as SyncClient
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
-# Nobody listens there.
+# A port without a listener.
 NOWHERE = "amqp://guest:guest@127.0.0.1:1/"
 
 
@@ -64,7 +64,7 @@ async def test_run_of_a_deployment_has_a_state_or_a_scheduled_time() -> None:
     async with FlowRunClient(NOWHERE, timeout=0.1) as client:
         with pytest.raises(TypeError, match="a state or a scheduled time, not both"):
             await client.run_deployment("flow/deployment", scheduled_time=later, state="PENDING")
-        # None is no state, as from a caller who passes an argument on: this one is sent.
+        # A state of None, as from a caller who passes an argument on, counts as no state.
         fields: Any = {"state": None}
         with pytest.raises(NoReply):
             await client.run_deployment("flow/deployment", scheduled_time=later, **fields)

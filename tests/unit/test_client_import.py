@@ -1,4 +1,4 @@
-"""What importing the client does to its user's process."""
+"""The effects of importing the client on its user's process."""
 
 import json
 import subprocess

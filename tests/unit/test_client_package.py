@@ -1,4 +1,4 @@
-"""What ``deploy/client/pyproject.toml`` says of the client that is installed alone."""
+"""``deploy/client/pyproject.toml``, which packages the client alone."""
 
 import ast
 import tomllib
@@ -28,8 +28,8 @@ def files() -> Iterator[Path]:
     "file", [file for file in files() if file.suffix == ".py"], ids=lambda file: str(file.relative_to(ROOT))
 )
 def test_its_files_import_each_other_relatively(file: Path) -> None:
-    """As they have another name there; ``from .errors import`` and not ``from worker.client.errors
-    import``.
+    """The package has another name there, so it needs ``from .errors import``, not ``from
+    worker.client.errors import``.
     """
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):

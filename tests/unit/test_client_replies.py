@@ -1,4 +1,4 @@
-"""What the client makes of a reply."""
+"""How the client reads a reply."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def test_record_is_read() -> None:
 
 
 def test_record_is_read_however_deep_its_parameters_are() -> None:
-    """pydantic's parser ends at some 200 levels, the worker takes 500."""
+    """pydantic's parser stops at some 200 levels; the worker allows 500."""
     nested: Any = "deepest"
     for _ in range(490):
         nested = [nested]

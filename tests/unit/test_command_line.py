@@ -1,4 +1,4 @@
-"""The command line without a server: its help, the usage that it refuses, and what it loads."""
+"""The command line without a server: its help, its usage errors, and its imports."""
 
 import re
 import subprocess
@@ -41,7 +41,7 @@ def test_help_fits_eighty_columns() -> None:
 
 
 def test_help_loads_none_of_the_large_libraries() -> None:
-    """They take most of a second."""
+    """Importing them takes most of a second."""
     code = (
         "import sys; from worker.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
     )

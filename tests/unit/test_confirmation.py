@@ -1,4 +1,4 @@
-"""What becomes of publications that went out together, from what the broker says of each."""
+"""The outcomes of publications that were sent together, from the broker's confirms and returns."""
 
 import asyncio
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ async def test_a_nack_is_told_from_an_ack() -> None:
 
 
 async def test_the_brokers_first_word_counts() -> None:
-    """What came back is acknowledged all the same, behind its return."""
+    """A returned message is also confirmed, after its return."""
     batch = confirmation_of("gone")
     batch.return_to("gone")
     batch.answer(0, CONFIRMED)
@@ -103,7 +103,7 @@ async def test_a_lost_channel_ends_every_wait() -> None:
     batch.done.set_exception(ChannelLost("gone"))
     with pytest.raises(ChannelLost, match="gone"):
         await waiting
-    batch.answer(0, CONFIRMED)  # comes too late to matter, and breaks nothing
+    batch.answer(0, CONFIRMED)  # too late to matter, and harmless
 
 
 async def test_nothing_published_is_confirmed_at_once() -> None:

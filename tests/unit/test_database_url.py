@@ -1,6 +1,4 @@
-"""PostgreSQL URLs as others write them: what each parameter becomes, or with which words it is
-refused.
-"""
+"""PostgreSQL URLs of other programs: the result of each parameter, or its refusal."""
 
 import ctypes
 import ctypes.util
@@ -63,7 +61,7 @@ KEPT = {**KEEPALIVE, "SO_KEEPALIVE": 1}
 @pytest.mark.parametrize(
     ("query", "became"),
     [
-        # as Neon, Supabase and others hand them out
+        # as Neon, Supabase and others give them
         ("sslmode=require&channel_binding=require", {"sslmode": "verify-full", "sslrootcert": "system"}),
         (
             "sslmode=verify-full&sslrootcert=/ca.pem&channel_binding=require",

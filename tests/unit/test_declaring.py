@@ -1,5 +1,5 @@
-"""What is made of the broker's words against a declaration. Those of a real one are in
-``tests/integration/test_topology.py``; these are of versions and limits that are not at hand.
+"""The errors for the broker's answers to a declaration. ``tests/integration/test_topology.py`` has
+those of a real broker; these are of other versions and limits.
 """
 
 import pytest
@@ -49,7 +49,7 @@ def test_a_refused_declaration_has_its_own_remedy(said: str, remedy: str) -> Non
     ],
 )
 def test_what_may_pass_is_waited_out(error: Exception) -> None:
-    """Nothing is to be deleted: the queue is there, with its messages."""
+    """Nothing has to be deleted: the queue exists, with its messages."""
     with pytest.raises(BrokerUnavailable, match="queue 'q'"), declaring("queue 'q'"):
         raise error
 

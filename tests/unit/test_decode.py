@@ -1,4 +1,4 @@
-"""Whatever bytes and headers come in, decoding ends in a request or in a refusal, never in another
+"""For any bytes and headers, decoding ends in a request or in a refusal, never in another
 exception.
 """
 
@@ -50,7 +50,7 @@ def refusal(body: bytes, **properties: Any) -> Refusal:
 
 
 def ends_well(message: Message) -> None:
-    """Any other exception fails the test, and so does a refusal that can't be written out."""
+    """Any other exception fails the test, and so does a refusal that can't be encoded."""
     refused: Refusal | None = None
     try:
         decode(message, max_body_bytes=100_000)
@@ -119,7 +119,7 @@ def test_storable_text_is_taken_in_every_encoding(encoding: str) -> None:
 
 @pytest.mark.parametrize(("limit", "taken"), [(1_000, False), (1_015, False), (1_016, True), (0, True)])
 def test_parameters_are_measured_against_the_limit_that_is_set(limit: int, taken: bool) -> None:
-    """By what Python writes: a character beyond ASCII takes six bytes there."""
+    """Counted as Python encodes it, with six bytes for a character beyond ASCII."""
     body = json.dumps({"flow_id": FLOW, "parameters": {"a": "é" * 167, "b": 1}}, ensure_ascii=False)
     message = Message(body=body.encode(), headers={})
     if taken:
@@ -165,7 +165,7 @@ def test_a_limit_that_is_not_set_is_prefects() -> None:
     ],
 )
 def test_what_producers_call_plain_json_is_taken(encoding: str | None, content_type: str | None) -> None:
-    """Kombu, Spring AMQP and others label it; FastAPI takes these media types, and so do we."""
+    """Kombu, Spring AMQP and others use these labels. FastAPI accepts them, and so do we."""
     body = json.dumps({"flow_id": FLOW, "name": "ü"}, ensure_ascii=False).encode()
     message = Message(body, {}, content_encoding=encoding, content_type=content_type)
     assert decode(message, max_body_bytes=1000).body.name == "ü"
@@ -198,7 +198,7 @@ def test_what_is_called_something_else_is_refused(properties: dict[str, str]) ->
 
 @pytest.mark.parametrize(("body", "status"), [(b"\x1f\x8b\x08\x00", 415), (b"{}", 422)])
 def test_a_body_that_kombu_compressed_is_refused_as_that(body: bytes, status: int) -> None:
-    """It says so in a header; a header of that name means nothing where the body can be read."""
+    """A header names the compression; the header is ignored if the body is readable."""
     with pytest.raises(Refusal) as raised:
         decode(Message(body, {"compression": "application/x-gzip"}), max_body_bytes=1000)
     assert raised.value.status == status
@@ -249,7 +249,7 @@ def test_each_label_that_is_no_number_has_its_error_and_others_have_theirs() -> 
 @pytest.mark.parametrize("number", NOT_FINITE)
 @pytest.mark.parametrize("field", ['"parameters"', '"context"', '"job_variables"'])
 def test_where_any_json_may_stand_such_a_number_may(field: str, number: str) -> None:
-    """As in Prefect, whose column type stores null in its place (``JSON.process_bind_param``)."""
+    """As in Prefect, whose column type stores null for it (``JSON.process_bind_param``)."""
     body = f'{{"flow_id": "{FLOW}", {field}: {{"a": {number}}}}}'.encode()
     assert decode(Message(body, {}), max_body_bytes=1000)
 

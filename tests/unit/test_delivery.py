@@ -1,4 +1,4 @@
-"""What the broker says of a delivery, and what a producer or a hop may have written."""
+"""The facts of a delivery: those of the broker, and those of a producer or a hop."""
 
 import pytest
 

@@ -1,5 +1,5 @@
-"""Runs of deployments: what a request asks for, what becomes of its parameters, and what is
-checked. tests/conformance compares all of it with Prefect; here is what it rests on.
+"""Runs of deployments: the deployment's values, the parameters, and the checks. tests/conformance
+compares all of it with Prefect; these are the basics.
 """
 
 import json
@@ -88,7 +88,7 @@ def test_one_of_them_may_be_null() -> None:
 
 
 def test_each_try_asks_for_the_same_run() -> None:
-    """Also where neither a key nor a message id makes it known."""
+    """Even without an idempotency key or a message id."""
     request = decode(Message(b'{"deployment_name": "a/b"}', {}, type=FROM_DEPLOYMENT), max_body_bytes=1000)
     unresolved = requested_run(request, NOW)
     assert isinstance(unresolved, UnresolvedRun)
@@ -151,7 +151,7 @@ def test_the_first_thing_that_is_wrong_is_told(
     if refusal is None:
         assert created(deployment, **fields)
         return
-    for _ in range(2):  # what is kept ready tells the same again
+    for _ in range(2):  # the cached result is the same
         with pytest.raises(refusal):
             created(deployment, **fields)
 
@@ -171,7 +171,7 @@ def test_a_variable_whose_name_no_database_stores_is_not_asked_for(name: str) ->
     assert variable_names(named, {}, render, 1000) == set()
     with pytest.raises(HydrationRefused, match="not found in workspace"):
         hydrate(named, {}, render)
-    # It may come out of a text that is read.
+    # It may come from parsed text.
     named["a"]["variable_name"] = kind("json", value=json.dumps(name))
     assert variable_names(named, {}, render, 1000) == set()
 
@@ -221,7 +221,7 @@ def test_why_a_kind_has_no_value_is_told(value: Any, reason: str) -> None:
 
 
 def with_variables(count: int, *, limit: int = MAX_PARAMETER_SIZE) -> NewRun:
-    """A run whose parameters name a variable of 5,000 bytes so often."""
+    """A run whose parameters name a variable of 5,000 bytes this many times."""
     body = {
         "deployment_name": "flow/name",
         "parameters": {"x": [kind("workspace_variable", variable_name="v")] * count},
@@ -235,12 +235,12 @@ def with_variables(count: int, *, limit: int = MAX_PARAMETER_SIZE) -> NewRun:
 
 
 def test_what_variables_add_to_a_run_is_counted() -> None:
-    """So that a statement is bounded."""
+    """This bounds a statement's size."""
     assert with_variables(100).added > 500_000
 
 
 def test_the_values_of_variables_are_within_the_limit_of_parameters() -> None:
-    """A request of 60 KB may name 5 MB. The deployment's own parameters are not the request's."""
+    """A request of 60 KB may name 5 MB. The deployment's own parameters don't count."""
     room = MAX_PARAMETER_SIZE + DEPLOYMENT.size
     with pytest.raises(ParametersTooLarge, match=f"{room:,} bytes"):
         with_variables(1000)
@@ -252,7 +252,7 @@ def test_the_values_of_variables_are_within_the_limit_of_parameters() -> None:
 
 
 def test_values_are_measured_before_they_are_looked_at() -> None:
-    """As one value stands in many places, to go through all of them could take seconds."""
+    """One value may occur in many places, so scanning all of them could take seconds."""
 
     class Shown(dict[str, Any]):
         def items(self) -> Any:
@@ -269,7 +269,7 @@ def test_parameters_without_a_kind_are_not_copied() -> None:
 
 
 def test_variables_are_asked_for_in_rounds() -> None:
-    """As far as it can be seen: what another variable names is asked for in the next."""
+    """A variable named by another variable's value is fetched in the next round."""
     inner = kind("workspace_variable", variable_name=kind("workspace_variable", variable_name="v"))
     asked = {"a": inner, "b": kind("workspace_variable", variable_name="w")}
     assert variable_names(asked, {}, render) == {"v"}

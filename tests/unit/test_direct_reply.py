@@ -1,4 +1,4 @@
-"""Which direct reply-to names can be the broker's, and which of them it treats alike."""
+"""Direct reply-to names: which can be the broker's, and which share one fate."""
 
 import base64
 import struct
@@ -46,7 +46,7 @@ def test_all_processes_of_a_node_are_alike_where_every_erlang_takes_them(
 def test_a_name_is_tried_by_one_with_as_many_bits_that_reaches_nobody(
     number: int, serial: int, creation: int
 ) -> None:
-    """Erlang closes a connection over numbers with more bits than it has, of its own node."""
+    """Erlang closes a connection over a process number of its own node that is too large for it."""
     requester = _requester(name_of(term_of(NODE, number, serial, creation)))
     assert requester is not None
     tried = _requester(requester.nobody())
@@ -94,7 +94,7 @@ def test_no_name_breaks_the_reader(rest: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "nobody", ".", "g1h3AAFh.AAAA", "ü.key", "Z3h2.key", f"g1h2AAA.{KEY}"])
 async def test_what_rabbitmq_cannot_have_written_is_never_published_to(name: str) -> None:
-    """It would close the connection over it."""
+    """The broker would close the connection over it."""
     replies = DirectReplies("amqp://127.0.0.1:1", "test")
     assert replies.may_publish(PREFIX + name) is False
     assert replies.may_publish("amq.rabbitmq.reply-to") is False
@@ -107,6 +107,6 @@ async def test_other_queues_are_none_of_its_business_and_a_new_node_has_to_be_tr
 
 
 async def test_a_broker_that_is_away_teaches_nothing_of_a_node() -> None:
-    """The reply is then published as it would have been: it arrives, or the session is lost."""
+    """The reply is published anyway: it arrives, or the session is lost."""
     replies = DirectReplies("amqp://127.0.0.1:1", "test")
     assert await replies.try_to_publish(SEEN) is True

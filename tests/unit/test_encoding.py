@@ -1,4 +1,4 @@
-"""JSON as it is written: what it says, and the memory that it takes."""
+"""JSON encoding: its result, and its memory."""
 
 import tracemalloc
 from typing import Any
@@ -7,8 +7,8 @@ import pytest
 
 from worker.contract.encoding import dumps, dumps_text
 
-# An object takes some bytes besides what is in it, and the standard library keeps a few hundred.
-# What orjson returns keeps 4 KB for the smallest.
+# An object takes some extra bytes, and the standard library keeps a few hundred. orjson keeps 4 KB
+# even for the smallest result.
 BESIDES = 1024
 
 
@@ -24,7 +24,7 @@ BESIDES = 1024
 )
 @pytest.mark.parametrize("write", [dumps, dumps_text])
 def test_written_json_takes_no_more_memory_than_its_length(value: Any, write: Any) -> None:
-    write(value)  # what is made once, such as patterns, is made
+    write(value)  # warm caches, such as compiled patterns
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()

@@ -1,4 +1,4 @@
-"""What an event says, and which runs that were found have one again."""
+"""The content of an event, and which found runs get one again."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

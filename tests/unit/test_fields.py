@@ -1,5 +1,5 @@
-"""A field of a request stands everywhere that a producer or the worker needs it. One that was added
-to the request's model alone fails here, each test for the place where it is missing.
+"""A field of a request occurs everywhere that a producer or the worker needs it. A field that was
+added only to the request's model fails here, with one failing test for each missing place.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ from worker.store import migrations, tables
 
 FIELDS = CreateFlowRun.model_fields.keys()
 OF_A_DEPLOYMENT = CreateFlowRunFromDeployment.model_fields.keys()
-# Which deployment it is: one argument of the client, one option of the command.
+# Identifies the deployment: one argument of the client, one option of the command.
 WHICH = {"deployment_id", "deployment_name"}
-# Asks for a check, and is not stored.
+# Checked, but not stored.
 NOT_STORED = {"deployment_name", "enforce_parameter_schema"}
 # Needs a Prefect server's database: the run gets the pool's queue.
 NEEDS_A_POOL = {"work_pool_name"}
-# Of a row in memory: what other tables say of the run.
+# Fields of a row in memory that come from other tables.
 FROM_OTHER_TABLES = {"state", "work_pool_id", "work_pool_name", "pool_queue_name"}
-# Options of the command that are named in the singular, as each gives one.
+# Repeatable options of the command, named in the singular.
 ONE_EACH = {"tag": "tags", "label": "labels"}
 
 
@@ -62,7 +62,7 @@ def test_record_is_written_as_its_model_says() -> None:
 
 
 def test_table_has_every_column_of_a_row() -> None:
-    """In the row's order: a row that is read becomes a ``FlowRun`` by place."""
+    """In the row's order: a row is read into a ``FlowRun`` by position."""
     columns = [each.name for each in dataclasses.fields(FlowRun) if each.name not in FROM_OTHER_TABLES]
     assert [column.name for column in tables.flow_run.columns] == columns
 

@@ -1,4 +1,4 @@
-"""What makes two messages one and the same, and what does not."""
+"""The parts of a message that make it the same message, and those that don't."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +9,7 @@ from worker.contract.message import Message, fingerprint, is_own_header
 
 WHEN = datetime(2030, 1, 2, tzinfo=UTC)
 
-# Of each, what one hop or one send writes; another writes something else.
+# Written by one hop or one send; another writes another value.
 WRITTEN_ANEW: dict[str, Any] = {
     "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     "Traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",

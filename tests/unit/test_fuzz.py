@@ -1,5 +1,5 @@
-"""Whatever comes in, the line ends in a record or a refusal that can be written out, of bounded
-size and after bounded work.
+"""For any input, the line ends in a record or a refusal that can be encoded, of bounded size and
+with bounded work.
 """
 
 import json
@@ -66,7 +66,7 @@ content_type = st.sampled_from(["application/json", "application/json; charset=u
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A valid or a hostile body with some bytes changed, doubled, taken out, or put in from
+    """A valid or a hostile body with some bytes changed, doubled, removed, or inserted from
     another.
     """
     body = bytearray(draw(st.sampled_from([VALID, *SMALL])))
@@ -156,8 +156,8 @@ def test_the_hostile_corpus_is_answered_in_bounded_size(hostile: Any) -> None:
 
 
 def calls(body: bytes) -> int:
-    """How many functions are called to serve it, Python's and those of extensions: its work,
-    whatever the machine does besides.
+    """The number of calls, of Python functions and of extensions, to serve it: a measure of work
+    that a busy machine does not change.
     """
     count = 0
 

@@ -10,7 +10,7 @@ from worker.line.giving_up import GivingUp
 
 
 def reason(rule: GivingUp, fate: Fate | None, queue: str = "replies", **facts: Any) -> str | None:
-    """Of a reply that was just published, and that waits alone, unless it is said otherwise."""
+    """The reason for a reply with these facts. By default it is new, and waits alone."""
     return rule.reason(
         queue, fate, **{"waited": 0.0, "overtaken": False, "others": 0, "prefetch": 1000, **facts}
     )
@@ -23,14 +23,13 @@ def reason(rule: GivingUp, fate: Fate | None, queue: str = "replies", **facts: A
         (Fate.REFUSED, {}, None),
         (Fate.REFUSED, {"waited": 24.9}, None),
         (Fate.REFUSED, {"waited": 25.1}, "the broker does not take it"),
-        # A tenth of the prefetch may wait.
+        # At most a tenth of the prefetch may wait.
         (Fate.REFUSED, {"others": 99}, None),
         (Fate.REFUSED, {"others": 100}, "the broker does not take it"),
         (Fate.REFUSED, {"others": 9, "prefetch": 100}, None),
         (Fate.REFUSED, {"others": 10, "prefetch": 100}, "the broker does not take it"),
         (None, {}, None),
-        # A broker that answers for nothing is slow; one that answers for later ones has no word
-        # for this queue.
+        # A broker that confirms nothing is slow; one that confirms later replies has lost this one.
         (None, {"waited": 25.1}, None),
         (None, {"waited": 24.9, "overtaken": True}, None),
         (None, {"waited": 25.1, "overtaken": True}, "the broker does not confirm it"),

@@ -1,4 +1,4 @@
-"""Who may import whom, as ``pyproject.toml`` says it under ``tool.importlinter``."""
+"""The import rules in ``pyproject.toml`` under ``tool.importlinter``."""
 
 from importlinter.cli import lint_imports
 

@@ -10,7 +10,7 @@ LIMIT = 1_000_000
 
 
 class Reading:
-    """Whether the socket is read, as the last call said."""
+    """Whether the socket is read, as set by the last call."""
 
     def __init__(self) -> None:
         self.changes: list[str] = []

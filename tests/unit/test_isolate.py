@@ -13,7 +13,7 @@ class Away(Exception):
 
 
 class Attempts:
-    """Doubles numbers; fails over bad ones, and ends at others."""
+    """Doubles numbers, fails on bad ones, and raises another error on some."""
 
     def __init__(self, bad: AbstractSet[int], away: AbstractSet[int] = frozenset()) -> None:
         self.bad, self.away = bad, away

@@ -1,4 +1,4 @@
-"""Logs: a line an event, what is bound in it, and no password in any."""
+"""Logs: one line for each event, with its bound values and without passwords."""
 
 import json
 import logging
@@ -57,7 +57,7 @@ def test_no_password_in_any_line(
 def test_what_python_prints_by_itself_is_a_line_of_the_log(
     format: Literal["console", "json"], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A warning, an exception that nobody caught, one in a thread, one in a destructor."""
+    """A warning, an uncaught exception, one in a thread, one in a destructor."""
 
     class Failing:
         def __del__(self) -> None:

@@ -64,7 +64,7 @@ async def test_closing_wakes_the_one_that_waits() -> None:
 
 
 async def test_room_is_looked_at_anew_with_what_is_beside() -> None:
-    """What waits beside the mailbox may be larger than all of it, and comes back."""
+    """The outside load may exceed the mailbox's size, and shrink again."""
     mailbox: Mailbox[int] = Mailbox(lambda item: item)
     beside = 100
     waiting = asyncio.create_task(mailbox.room(10, lambda: beside))

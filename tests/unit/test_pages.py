@@ -1,5 +1,5 @@
-"""The pages say what is there: their links lead somewhere, their commands and settings exist, and
-the map of the code has every file.
+"""The pages are correct: their links lead somewhere, their commands and settings exist, and the map
+of the code has every file.
 """
 
 import importlib.util
@@ -34,7 +34,7 @@ PAGES = [
 
 MAX_README_LINES = 110
 MAX_LINE = 100
-# Whoever clones the project takes its pictures along.
+# Each clone of the project includes its pictures.
 MAX_PICTURE_BYTES = 60_000
 MAX_PICTURES_BYTES = 200_000
 
@@ -46,14 +46,14 @@ _PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 _COMMAND = re.compile(r"(flow-run-worker|make|python -m)(?: |$)")
 ALL_TESTS = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
 _COMMAND_LINE = typer.main.get_command(app)
-# Its options are made when they are asked for.
+# Its options are made on access.
 _RUN = typer.main.get_command(settings_app())
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def blocks(page: Path) -> Iterator[str]:
-    """The code of a page: its blocks and what stands between backquotes."""
+    """The code of a page: its blocks and its text in backquotes."""
     text = page.read_text()
     yield from (block.group() for block in _FENCED.finditer(text))
     prose = _FENCED.sub("", text)
@@ -62,11 +62,11 @@ def blocks(page: Path) -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The commands of ours that a page's code has, each as its words."""
+    """Our own commands in a page's code, each as its words."""
     for block in blocks(page):
         for line in block.replace("\\\n", " ").splitlines():
             words = line.strip().removeprefix("$ ")
-            # Variables that are set for the command alone stand before it.
+            # Remove variables set for this command alone.
             words = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", words)
             if _COMMAND.match(words):
                 yield shlex.split(words.partition("  #")[0].partition(" > ")[0], posix=True)
@@ -138,14 +138,14 @@ def test_files_and_tests_that_are_named_exist(page: Path) -> None:
 @pages
 def test_settings_that_are_named_exist(page: Path) -> None:
     named = set(re.findall(rf"\b{PREFIX}([A-Z_]*[A-Z])\b(?!…)", page.read_text()))
-    # Of the tests, of the compose file, and in words of the changelog on what went.
+    # Settings of the tests and of the compose file, and removed ones in the changelog.
     others = {"TEST_GENERATED", "TEST_WITHOUT_PREFECT", "TEST_REPEAT", "PASSWORD"}
     assert {name.lower() for name in named - others} <= Settings.model_fields.keys()
 
 
 @pages
 def test_prose_wraps(page: Path) -> None:
-    """But for tables, code, and a line that is one link."""
+    """Except tables, code, and lines with a single link."""
     text = _INDENTED.sub("", _FENCED.sub("", page.read_text()))
     long = [
         line
@@ -167,7 +167,7 @@ def test_readme_is_short() -> None:
 
 
 def test_each_picture_stands_on_a_page_and_all_are_small() -> None:
-    """That a page's picture exists, :func:`test_links_lead_somewhere` sees."""
+    """:func:`test_links_lead_somewhere` checks that a page's picture exists."""
     shown = {
         (page.parent / path).resolve(): text
         for page in PAGES

@@ -1,4 +1,4 @@
-"""Passwords in files: what of a file is the password, and which URL it goes into."""
+"""Passwords in files: which part of a file is the password, and which URL gets it."""
 
 from pathlib import Path
 
@@ -65,6 +65,6 @@ def test_the_url_of_the_database_names_the_file_where_it_has_passwords() -> None
     for given in (url, f"{url}?sslmode=require"):
         settings = load_settings(database_url=given, database_password_file="/run/a secret")
         assert make_url(settings.database_url).query["password_file"] == "/run/a secret"
-    # The commands take SQLite's with the environment of a worker.
+    # The commands accept SQLite with a worker's environment.
     sqlite = "sqlite+aiosqlite:///flow_runs.db"
     assert load_settings(database_url=sqlite, database_password_file="/x").database_url == sqlite

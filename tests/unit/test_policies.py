@@ -1,4 +1,4 @@
-"""What a policy does to the worker's queues, by what the management API shows of them."""
+"""The effects of policies on the worker's queues, as the management API shows them."""
 
 import re
 from typing import Any

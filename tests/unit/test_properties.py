@@ -1,4 +1,4 @@
-"""A message's properties: read each by itself, and written again as they came."""
+"""A message's properties: each is read separately, and written unchanged."""
 
 import struct
 from datetime import UTC, datetime
@@ -41,7 +41,7 @@ PROPERTIES = {
 
 @given(st.fixed_dictionaries({}, optional=PROPERTIES))
 def test_properties_are_read_as_pamqp_wrote_them(given: dict[str, Any]) -> None:
-    given.pop("cluster_id", None)  # AMQP 0-9-1 has no meaning for it, and a message no place
+    given.pop("cluster_id", None)  # AMQP 0-9-1 does not define it, and a message has no place for it
     kept = {"message_type" if name == "type" else name: value for name, value in given.items()}
     written = Basic.Properties(**kept).marshal()
     message = read_message(written, b"body", redelivered=True)

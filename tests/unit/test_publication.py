@@ -1,4 +1,4 @@
-"""What is published of a message: its reply, its dead letter, and the dead letter sent again."""
+"""The publications for a message: its reply, its dead letter, and the dead letter's replay."""
 
 import struct
 from datetime import UTC, datetime
@@ -49,9 +49,9 @@ def wire(publication: Publication, frame_max: int, channel: int = 1) -> bytes:
 
 
 def letter_of(raw: bytes, *, frame_max: int = FRAME_MAX, error: str = "It is wrong.") -> Message:
-    """The dead letter of a message with these properties, as it is read again.
+    """The dead letter of a message with these properties, as read back.
 
-    Its publication has to be what aio-pika's library can read.
+    aio-pika must be able to read its publication.
     """
     copy = dead_letter_copy(
         read_message(raw, b"body"),
@@ -74,7 +74,7 @@ def letter_of(raw: bytes, *, frame_max: int = FRAME_MAX, error: str = "It is wro
 
 
 def died(letter: Message) -> Message:
-    """The letter with what a quorum queue adds, behind all that is there."""
+    """The letter with the headers that a quorum queue appends."""
     values = split(letter.raw_properties)
     added = [("x-delivery-count", b"l" + struct.pack(">q", 3)), ("x-death", b"A\0\0\0\0")]
     values["headers"] = join_table([*split_table(values["headers"]), *added])
@@ -164,8 +164,8 @@ def test_what_would_lose_or_misdirect_the_letter_moves_aside_and_does_not_come_b
 
 
 def test_no_letter_names_a_user_to_the_broker() -> None:
-    """It closes the channel over any but the login's own name, which a worker with a certificate or
-    a token does not know.
+    """The broker closes the channel over any name but the login's own, which a worker with a
+    certificate or a token does not know.
     """
     letter = letter_of(join({"user_id": short_string("worker")}))
     assert letter.user_id is None
@@ -173,7 +173,7 @@ def test_no_letter_names_a_user_to_the_broker() -> None:
 
 
 def test_a_letter_that_the_broker_made_can_be_put_back_by_another_user() -> None:
-    """It leaves ``user_id`` in it, over which it then closes the channel."""
+    """The broker leaves ``user_id`` in it, and would then close the channel."""
     own = {"user_id": short_string("producer"), "message_id": short_string("mine")}
     letter = died(read_message(join(in_order({**own, "headers": bytes(4)})), b"body"))
     put_back = _counted_anew(letter, "q.dead")
@@ -202,7 +202,7 @@ def test_headers_that_leave_no_room_for_the_reason_are_dropped_and_that_is_told(
 
 
 def test_the_longest_properties_and_the_longest_reason_fit_into_the_smallest_frame() -> None:
-    """RabbitMQ takes no smaller ``frame_max`` than 4,096."""
+    """RabbitMQ allows no ``frame_max`` below 4,096."""
     longest = dict.fromkeys(made.SHORT_STRINGS, short_string("x" * 255))
     raw = join(in_order({**longest, "headers": join_table([("a", b"V")])}))
     letter = letter_of(raw, frame_max=4_096, error="🚀" * MAX_LINE)
@@ -213,7 +213,7 @@ def test_the_longest_properties_and_the_longest_reason_fit_into_the_smallest_fra
 def test_whatever_headers_come_the_letter_has_the_reason_alone_and_can_be_looked_at(
     raw: bytes, error: str
 ) -> None:
-    """Headers of our own names among them, as of a letter that somebody moved by hand."""
+    """Headers with our own names are among them, as in a letter that was moved by hand."""
     letter = letter_of(raw, error=error)
     assert letter.headers["x-error"] == error
     assert letter.headers["x-failed-at"] == NOW.isoformat()
@@ -226,7 +226,7 @@ def test_whatever_headers_come_the_letter_has_the_reason_alone_and_can_be_looked
 def test_a_producer_cannot_put_properties_into_what_is_sent_again(
     name: str, value: bytes, forged: str
 ) -> None:
-    """By the header from which we would restore one."""
+    """The header from which we would restore a property is not trusted."""
     headers = join_table([(name, value), (forged, encode_table_value(bytearray(b"\6forged")))])
     raw = join({"headers": headers, "delivery_mode": b"\2", "reply_to": short_string("mine")})
     again = split(sent_again(letter_of(raw), "q").properties)
@@ -273,7 +273,7 @@ def test_a_reply_has_the_properties_of_the_contract(
 
 
 def test_numbers_in_headers_have_the_type_that_every_adapter_passes_on() -> None:
-    """RabbitMQ's STOMP adapter leaves out integers of 8 and 16 bits."""
+    """RabbitMQ's STOMP adapter drops integers of 8 and 16 bits."""
     request = Message(b"", {}, reply_to="q")
     wrong = reply(request, status=422, body=b"{}", now=NOW, error="It is wrong.")
     letter = dead_letter_copy(request, queue="d", status=404, error="e", now=NOW, frame_max=FRAME_MAX)

@@ -1,4 +1,4 @@
-"""No secret stays in a text that is shown, and nothing else is taken out of it."""
+"""Shown texts contain no secret, and lose nothing else."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Settings: where they come from, how a wrong one is told, and that no password is shown."""
+"""Settings: their sources, their error messages, and that no password is shown."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from worker.settings import Settings, SettingsError, load_settings, unknown_sett
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No setting of the machine's, and an empty folder."""
+    """An environment without settings, and an empty folder."""
     for name in list(os.environ):
         if name.upper().startswith("WORKER_"):
             monkeypatch.delenv(name)
@@ -58,7 +58,7 @@ def test_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) 
 def test_blanks_around_a_setting_are_no_part_of_it(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str | int
 ) -> None:
-    """A file of a secret often ends in a line break; a queue or a file of that name is another."""
+    """A secret's file often ends in a line break, which would name another queue or file."""
     monkeypatch.setenv(f"WORKER_{name.upper()}", f" {value}\r\n")
     assert getattr(load_settings(), name) == value
 

@@ -1,4 +1,4 @@
-"""Which requests of a batch lead, and what the others get."""
+"""Which requests of a batch lead, and the results of the others."""
 
 from tests.support.requests import keyed
 from worker.contract.errors import Unprocessable, WorkPoolNotFound

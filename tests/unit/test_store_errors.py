@@ -1,4 +1,4 @@
-"""What each error of a database says: one line of the table, one test."""
+"""The meaning of each database error: one line of the table, one test."""
 
 import sqlite3
 
@@ -41,13 +41,13 @@ def sqlite_error(code: int, kind: type[sqlite3.Error] = sqlite3.OperationalError
 
 
 def wrapped(error: Exception) -> DBAPIError:
-    """As SQLAlchemy raises it: its own error, with its adapter's, which the driver's has caused."""
+    """As SQLAlchemy raises it: its own error, caused by the adapter's, caused by the driver's."""
     adapted = Exception("adapted")
     adapted.__cause__ = error
     return OperationalError("SELECT 1", None, adapted)
 
 
-# A code of each class, as PostgreSQL has them (none is a class's first: that says the class alone).
+# One PostgreSQL code of each class. (None is a class's first, which means the class alone.)
 STATES = {
     "08003": Blame.connection,
     "08006": Blame.connection,
@@ -123,11 +123,11 @@ def test_an_sqlstate_is_a_fault_of_the_database_if_it_leaves_no_doubt(state: str
     assert is_fault(postgresql_error(state)) is (
         state in FAULTS or state in ("57P02", "57P04", "57P05", "08003")
     )
-    # And never where a user's code says so.
+    # It is no fault if a user's code raises it.
     assert not is_fault(raised_by_user(state))
     assert not is_fault(asyncpg.PostgresError.new({"C": state, "M": "no", "W": "PL/pgSQL function look()"}))
     assert not is_fault(wrapped(raised_by_user(state)))
-    # Nor is a connection dropped over it, or a statement made smaller.
+    # It drops no connection, and splits no statement.
     assert blame(raised_by_user(state)) in (Blame.row, Blame.unforeseen)
 
 

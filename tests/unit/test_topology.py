@@ -1,4 +1,4 @@
-"""What must stand at the broker, all named after one queue."""
+"""The topology at the broker, all named after one queue."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_everything_is_named_after_the_queue(
 
 
 def test_the_arguments_are_those_of_the_contract() -> None:
-    """Other programs declare the same: any other argument would be refused to one of the two."""
+    """Other programs declare the same, and the broker refuses different arguments."""
     topology = Topology("q.create")
     assert topology.queues["q.create"] == {
         "x-queue-type": "quorum",

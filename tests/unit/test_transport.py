@@ -1,4 +1,4 @@
-"""The byte stream from the broker, cut into frames: what we see of it, and what aiormq gets."""
+"""The byte stream from the broker, cut into frames: those for us, and those for aiormq."""
 
 import asyncio
 import struct
@@ -29,7 +29,7 @@ from worker.broker.transport import (
     Transport,
 )
 
-# The channel whose deliveries are read in bulk where the fast path is on, and one of aiormq's own.
+# The channel of deliveries, read in bulk with the fast path, and another channel of aiormq's own.
 CONSUMING, PUBLISHING = 3, 1
 
 
@@ -51,7 +51,7 @@ def named(message_id: str) -> bytes:
     return spec.Basic.Properties(message_id=message_id).marshal()
 
 
-# A message id that is no UTF-8: aiormq would end the connection over it.
+# A message id that is not UTF-8: aiormq would end the connection over it.
 UNREADABLE = b"\x00\x80\x02\xff\xfe"
 LARGE = b"x" * 2500
 DECLARED = frame(spec.Queue.DeclareOk("q", 1, 2), PUBLISHING)
@@ -59,7 +59,7 @@ CONSUMED = frame(spec.Basic.ConsumeOk("tag"), CONSUMING)
 ACK, NACK = frame(spec.Basic.Ack(3, True), PUBLISHING), frame(spec.Basic.Nack(4, False), PUBLISHING)
 BLOCKED = frame(spec.Connection.Blocked("low on memory"), 0)
 UNBLOCKED = frame(spec.Connection.Unblocked(), 0)
-# Each with what aiormq gets of it: without the fast path, and with it.
+# Each with the part that aiormq gets: without the fast path, and with it.
 first = message(spec.Basic.Deliver("a tag", 7, True, "", "q"), LARGE, named("first"))
 empty = message(spec.Basic.Deliver("a tag", 8, False, "exchange", "key"), b"", named("empty"))
 odd = message(spec.Basic.Deliver("", 9, False, "", "q"), b"odd", UNREADABLE)
@@ -94,7 +94,7 @@ DELIVERED = [
 
 @dataclass
 class Seen:
-    """What was told of a stream."""
+    """Everything seen of a stream."""
 
     delivered: list[tuple[int, bool, bytes, bytes]] = field(default_factory=list)
     returned: list[str] = field(default_factory=list)
@@ -104,7 +104,7 @@ class Seen:
 
 
 async def read(pieces: Iterable[bytes], *, fast_path: bool) -> Seen:
-    """What comes of a stream that arrives in these pieces."""
+    """The result of a stream that arrives in these pieces."""
     seen, transport = Seen(), Transport()
     transport.on_return[PUBLISHING] = seen.returned.append
     transport.on_blocked = seen.blocked.append
@@ -127,12 +127,12 @@ async def read(pieces: Iterable[bytes], *, fast_path: bool) -> Seen:
 
 
 def without_heartbeats(stream: bytes) -> bytes:
-    """More of them stand there: for the frames that aiormq does not see."""
+    """Heartbeats replace the frames that aiormq does not see; remove them."""
     return stream.replace(HEARTBEAT, b"")
 
 
 def bare(stream: bytes) -> bytes:
-    """The frames without the properties in their content headers: those are ours to read."""
+    """The frames without the properties in their content headers, which we read ourselves."""
     frames, at = [], 0
     while at < len(stream):
         kind, channel, length = HEAD.unpack_from(stream, at)
@@ -181,7 +181,7 @@ def test_frames_are_told_apart_wherever_the_socket_cuts_them(cuts: set[int], fas
 def test_whatever_a_delivery_carries_aiormq_gets_a_frame_that_it_can_read(
     messages: list[tuple[bytes, bytes]], size: int
 ) -> None:
-    """And the properties are kept for us as they came, with and without the fast path."""
+    """The properties are kept unchanged for us, with and without the fast path."""
     stream = b"".join(
         message(spec.Basic.Deliver("t", tag, False, "", "q"), body, properties, piece=100)
         for tag, (properties, body) in enumerate(messages, start=1)
@@ -211,7 +211,7 @@ def test_whatever_a_delivery_carries_aiormq_gets_a_frame_that_it_can_read(
 
 
 def nested(levels: int) -> bytes:
-    """Properties with tables in tables in the headers."""
+    """Properties with nested tables in the headers."""
     content = b""
     for _ in range(levels):
         content = b"\x01aF" + struct.pack(">I", len(content)) + content
@@ -221,7 +221,7 @@ def nested(levels: int) -> bytes:
 @pytest.mark.parametrize("levels", [1, 100, *range(440, 500), 18_000])
 @pytest.mark.parametrize("method", ["deliver", "return", "get"])
 async def test_headers_however_deep_end_no_connection(levels: int, method: str) -> None:
-    """The reader of aiormq stands at another depth of the stack than ours."""
+    """aiormq's reader runs at another stack depth than ours."""
     frames = {
         "deliver": spec.Basic.Deliver("t", 1, False, "", "q"),
         "return": spec.Basic.Return(312, "NO_ROUTE", "", "gone"),
@@ -251,7 +251,7 @@ async def test_what_is_no_frame_reaches_aiormq_as_it_came(stranger: bytes, cut: 
 
 @pytest.mark.parametrize("at", [1, 6, 7, 20, len(first) - 1])
 async def test_a_stream_that_ends_within_a_frame_ends_so_for_aiormq(at: int) -> None:
-    """Which then sees a connection that was cut."""
+    """aiormq then sees a cut connection."""
     seen = await read([DECLARED, DECLARED[: min(at, len(DECLARED) - 1)]], fast_path=False)
     assert seen.left == DECLARED + DECLARED[: min(at, len(DECLARED) - 1)]
     seen = await read([first[:at]], fast_path=True)

@@ -1,4 +1,4 @@
-"""Those that wait have their turns."""
+"""Waiting items are served in turns."""
 
 import asyncio
 

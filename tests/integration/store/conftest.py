@@ -1,6 +1,4 @@
-"""An open store on an empty database, of either kind in turn; a database of a cluster that a test
-may change.
-"""
+"""An open store on an empty database of either kind, and a cluster that a test may change."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -19,7 +17,7 @@ async def store(database_url: str) -> AsyncIterator[Store]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[PostgreSQL]:
-    """One whose server and roles may be changed."""
+    """A cluster whose settings and roles a test may change."""
     with PostgreSQL() as cluster:
         yield cluster
 

@@ -1,4 +1,4 @@
-"""One row that the database refuses, or takes and does not keep, among others that it stores."""
+"""One row that the database refuses, or accepts without storing it, in a batch that is stored."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
@@ -14,7 +14,7 @@ from worker.store import Created, Outcome, Store, StoreError, Undecided
 from worker.store.insertion import FAILURES_MAX
 
 BAD = 7
-# What the trigger of a user may say, whatever it means where the server says it.
+# SQLSTATEs that a user's trigger may raise, whatever they mean from the server.
 SQLSTATES = (
     *("P0001", "23514", "45000", "XX000", "42501", "42P01", "42883", "40001", "40P01", "55000", "55P03"),
     *("0A000", "57014", "57P01", "25006", "26000", "42P05", "53100", "53300", "08006", "58030", "28P01"),
@@ -30,7 +30,7 @@ async def store(url: str) -> AsyncIterator[Store]:
 
 
 async def add_trigger(url: str, body: str, *, table: str = "flow_run", when: str = "BEFORE INSERT") -> None:
-    """Run PL/pgSQL for each row that is inserted."""
+    """Run PL/pgSQL for each inserted row."""
     await execute(
         url,
         f"CREATE OR REPLACE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$",
@@ -53,7 +53,7 @@ def batch() -> list[NewRun]:
 
 
 def answer(outcome: Outcome) -> Refusal:
-    """What a request is answered at last."""
+    """The final answer to a request."""
     if isinstance(outcome, Undecided):
         assert outcome.blamed
         assert outcome.refusal is not None
@@ -63,7 +63,7 @@ def answer(outcome: Outcome) -> Refusal:
 
 
 def answer_to_bad(outcomes: Sequence[Outcome]) -> Refusal:
-    """What the bad one is answered, once all others were seen to be stored."""
+    """The answer to the bad one, after asserting that all others are stored."""
     others = [*outcomes[:BAD], *outcomes[BAD + 1 :]]
     assert {type(each) for each in others} == {Created}
     return answer(outcomes[BAD])
@@ -79,7 +79,7 @@ async def test_whatever_a_trigger_says_of_a_row_is_that_rows_matter(
     assert "not this one" in refused.line
     assert refused.status == (409 if state.startswith("23") else 422)
     assert len(await fetch_runs(url)) == 49
-    # And alone as well, since the database takes a row of ours.
+    # Alone as well: the database accepts a row of ours.
     runs = keyed(["alone"])
     runs[0].run.name = "bad"
     assert "not this one" in answer((await store.create(runs))[0]).line
@@ -139,7 +139,7 @@ async def test_a_database_that_takes_no_row_at_all_is_a_fault_after_a_few_tries(
     await add_trigger(url, f"{counting} '{state}';")
     with pytest.raises(Fault, match="no"):
         await store.create(batch())
-    # Each failing statement, and the row of ours behind it.
+    # Each failing statement, and then our own row.
     connection_tries = await fetch_tries(url)
     assert connection_tries <= 2 * FAILURES_MAX + 1
 
@@ -247,7 +247,7 @@ async def test_sqlite_refuses_or_swallows_a_row_and_stores_the_others(
     store = await Store.open(sqlite_url, migrate=True)
     refused = answer_to_bad(await store.create(batch()))
     assert refused.status == 409
-    # A state whose run a trigger has deleted refers to none.
+    # The trigger deletes the run, so its state refers to a missing one.
     assert any(each in refused.line for each in ("trigger", "flow_run.name", "FOREIGN KEY"))
     await store.close()
 

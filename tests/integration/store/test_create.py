@@ -1,4 +1,4 @@
-"""A batch of runs is created, each once, and what can't be created harms nothing else."""
+"""Creates batches of runs, each run once; a run that can't be created harms no other."""
 
 import asyncio
 import dataclasses
@@ -176,7 +176,7 @@ async def _delete(store: Store, key: str) -> None:
 
 
 async def test_stores_that_race_for_the_same_keys_make_one_run_each(database_url: str) -> None:
-    """Each gets all keys, in an order of its own and in batches of other sizes, so that they meet
+    """Each store gets all keys in its own order and in batches of its own size, so that they meet
     in every way.
     """
     keys = [f"{number}" for number in range(1_000)]
@@ -208,12 +208,12 @@ async def test_stores_that_race_for_the_same_keys_make_one_run_each(database_url
 
 
 async def test_no_statement_reads_a_whole_table_though_it_was_empty_when_planned(postgresql_url: str) -> None:
-    """PostgreSQL plans once for a connection, also how it checks foreign keys; at an empty table
-    reading it whole is cheap.
+    """PostgreSQL plans once for each connection, including its checks of foreign keys. On an empty
+    table it may plan a sequential scan.
     """
     connection = await asyncpg.connect(postgresql_url.replace("+asyncpg", ""))
     try:
-        # What is counted here is not to be what made the tables.
+        # Make the tables first, so that this is not counted.
         await (await Store.open(postgresql_url, migrate=True)).close()
         store = await Store.open(postgresql_url, migrate=False)
         try:
@@ -229,7 +229,7 @@ async def test_no_statement_reads_a_whole_table_though_it_was_empty_when_planned
                 await store.create(keyed(keys))
         finally:
             await store.close()
-        # What a connection counts is there once it is closed.
+        # A connection's counts are visible once it is closed.
         assert await connection.fetch(scans) == before
         assert await connection.fetchval("SELECT count(*) FROM flow_run") == 29
     finally:

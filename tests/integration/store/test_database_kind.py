@@ -1,4 +1,4 @@
-"""Which kind of database is demanded: where a Prefect server's is, nothing is made in its place."""
+"""The configured kind of database: if it is a Prefect server's, nothing is created there."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ async def test_doctor_says_what_is_waited_for(amqp_url: str, database_url: str) 
 
 
 async def test_waiting_in_vain_is_refused(amqp_url: str, database_url: str) -> None:
-    """Where the worker's own tables stand, a Prefect server can't start."""
+    """A Prefect server can't start beside the worker's own tables."""
     await (await Store.open(database_url, migrate=True, kind="standalone")).close()
     before = await fetch(database_url, tables(database_url))
     with pytest.raises(StoreError, match="its server can't start"):

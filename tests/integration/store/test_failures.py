@@ -1,5 +1,5 @@
-"""What goes wrong at a database that is there: a failover, a network that falls silent, statements
-that take too long, a row that fails for a reason that nobody foresaw.
+"""Faults of a running database: a failover, a silent network, slow statements, and a row that fails
+for an unforeseen reason.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from worker.runs.creation import NewRun
 from worker.store import Created, Outcome, Store, Undecided, migrations
 from worker.store.engine import driver
 
-# Longest that a database may stay unserved once it can serve again, or a silent one be waited for.
+# Seconds in which a recovered database must be used again, and a silent one given up.
 SECONDS = 15.0
 
 
@@ -32,7 +32,7 @@ async def store(url: str) -> AsyncIterator[Store]:
 
 
 async def add_trigger(url: str, body: str) -> None:
-    """Run PL/pgSQL for each run that is inserted."""
+    """Run PL/pgSQL for each inserted run."""
     await execute(
         url,
         f"CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN new; END $$",
@@ -76,12 +76,12 @@ async def test_connections_that_stayed_read_only_after_a_failover_are_replaced(u
     try:
         await alter("SET default_transaction_read_only = on")
         store = await Store.open(url, migrate=False)
-        # All that the pool holds is read-only now, and new connections are as well.
+        # All connections of the pool are read-only now, and new ones are as well.
         await asyncio.gather(store.ping(), store.ping())
         for _ in range(3):
             with pytest.raises(Fault, match="read-only"):
                 await store.create(keyed(["a", "b"]))
-            # So does a worker whose batch it was, before it takes requests again.
+            # A worker with this batch does the same before it takes requests again.
             with pytest.raises(Fault, match="read-only"):
                 await store.writes()
     finally:
@@ -121,7 +121,7 @@ async def test_a_run_that_takes_too_long_by_itself_is_its_own_matter(url: str) -
 
 
 async def test_a_statement_that_waits_for_a_lock_is_waited_for(store: Store, url: str) -> None:
-    """For longer than a silent server would be."""
+    """The wait exceeds the timeout for a silent server."""
     connection = await asyncpg.connect(url.replace("+asyncpg", ""))
     transaction = connection.transaction()
     await transaction.start()
@@ -135,7 +135,7 @@ async def test_a_statement_that_waits_for_a_lock_is_waited_for(store: Store, url
 
 
 async def test_a_network_that_falls_silent_is_given_up(cluster: PostgreSQL, url: str) -> None:
-    """It takes all that is sent, and acknowledges it, as a proxy does that has lost its server."""
+    """The proxy accepts and acknowledges all data, like one that has lost its server."""
     async with Proxy([cluster.port]) as network:
         through = url.replace(f":{cluster.port}/", f":{network.port}/")
         store = await Store.open(through, migrate=True)
@@ -147,7 +147,7 @@ async def test_a_network_that_falls_silent_is_given_up(cluster: PostgreSQL, url:
                 await work()
             assert time.monotonic() - started < SECONDS
         network.speak()
-        # It may have stored what it was sent before.
+        # The first try may have been stored.
         assert not isinstance((await create_at_last(store, keyed(["b"])))[0], Refusal)
         network.silence()
         started = time.monotonic()
@@ -170,7 +170,7 @@ async def test_who_leaves_a_silent_network_does_not_wait_for_it(cluster: Postgre
 
 
 async def test_a_connection_is_kept_alive_and_given_up_by_the_network(store: Store) -> None:
-    """asyncpg has no setting for it: this is what is used beyond its documented interface."""
+    """asyncpg has no setting for it, so the store uses more than its documented interface."""
     async with store.database.connect() as connection:
         sync = connection.sync_connection
         assert sync is not None
@@ -215,7 +215,7 @@ async def test_each_of_several_hosts_is_tried(cluster: PostgreSQL, url: str) -> 
 
 
 async def test_of_several_hosts_a_standby_is_passed_over(cluster: PostgreSQL, url: str) -> None:
-    """As after a failover, when the primary has come back as a standby."""
+    """As after a failover, when the old primary has become a standby."""
     name = url.rpartition("/")[2]
     await migrations.upgrade(url)
     with PostgreSQL() as other:

@@ -1,5 +1,5 @@
-"""The file of an SQLite database that is deleted, moved, replaced or emptied while it is open: no
-run is answered that is not in the file at the path.
+"""An open SQLite file is deleted, moved, replaced or emptied: no answered run is missing from the
+file at the path.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ def keys_in(file: Path) -> set[str]:
 
 
 async def answered(store: Store, keys: Sequence[str], *, kind: str = "Created") -> None:
-    """Create runs, as the line does: a fault is waited out."""
+    """Create runs as the line does, which waits for faults to end."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -55,7 +55,7 @@ async def answered(store: Store, keys: Sequence[str], *, kind: str = "Created") 
 
 
 async def held(store: Store, told: str) -> None:
-    """Neither a batch nor a question is answered."""
+    """Assert that batches and pings both fail with this fault."""
     for _ in range(3):
         with pytest.raises(Fault, match=told):
             await store.create(keyed(["held"]))
@@ -69,7 +69,7 @@ async def test_a_file_that_was_moved_away_and_comes_back(store: Store, file: Pat
     file.rename(away)
     await held(store, "is gone")
     assert not file.exists()
-    # It has all by itself: the log, which is where it was, need not be moved as well.
+    # The copy is complete: its write-ahead log need not move with it.
     copy = file.with_name("copy.db")
     shutil.copy(away, copy)
     assert keys_in(copy) == {"one", "two"}
@@ -82,7 +82,7 @@ async def test_a_file_that_was_deleted_is_not_made_again(store: Store, file: Pat
     await answered(store, ["one"])
     file.unlink()
     await held(store, "is gone")
-    # Nor by a connection that is opened anew.
+    # A new connection does not answer either.
     await store.database.engine.dispose()
     await held(store, "is gone|unable to open")
     assert not file.exists()
@@ -101,7 +101,7 @@ async def test_a_folder_that_was_moved_away_and_comes_back(store: Store, file: P
 async def test_a_new_database_at_the_path_is_no_place_for_what_was_asked_of_the_old(
     store: Store, file: Path
 ) -> None:
-    """As when another worker was started after the file was deleted."""
+    """As when another worker has started since the file was deleted."""
     await answered(store, ["one"])
     file.rename(file.with_name("away.db"))
     other = await Store.open(f"sqlite:///{file}", migrate=True)
@@ -109,7 +109,7 @@ async def test_a_new_database_at_the_path_is_no_place_for_what_was_asked_of_the_
     await held(store, "another file")
     await answered(other, ["another"])
     await other.close()
-    # The right one is put back over it.
+    # Put the right file back over it.
     for each in file.parent.glob(f"{file.name}-*"):
         each.unlink()
     file.with_name("away.db").rename(file)
@@ -132,9 +132,7 @@ def backup(file: Path, copy: Path) -> None:
 
 @pytest.mark.parametrize("way", ["renamed", "linked"])
 async def test_a_copy_that_has_all_is_gone_on_with(store: Store, file: Path, way: str) -> None:
-    """As a volume that was mounted anew, a file that was written anew by VACUUM INTO, or a symbolic
-    link that was switched.
-    """
+    """As with a remounted volume, a file rewritten by VACUUM INTO, or a switched symbolic link."""
     await answered(store, ["one", "two"])
     copy = file.with_name("copy.db")
     backup(file, copy)
@@ -158,7 +156,7 @@ async def test_without_any_run_another_database_is_gone_on_with(store: Store, fi
 
 @pytest.mark.parametrize("suffixes", [["-wal"], ["-shm"], ["-wal", "-shm"]])
 async def test_a_log_that_was_removed_loses_no_run(store: Store, file: Path, suffixes: list[str]) -> None:
-    """Runs that were answered before stand in the log that is gone, and in none other."""
+    """Runs that were already answered are in the removed log, and in no other file."""
     await answered(store, ["one", "two"])
     for suffix in suffixes:
         Path(f"{file}{suffix}").unlink()
@@ -174,7 +172,7 @@ async def test_a_file_that_was_emptied_is_not_gone_on_with(store: Store, file: P
 
 
 async def test_what_was_stored_as_the_file_went_is_not_answered(store: Store, file: Path) -> None:
-    """The file goes after the batch has begun."""
+    """The file vanishes after the batch has begun."""
     await answered(store, ["one"])
     away = file.with_name("away.db")
     with pytest.raises(Fault, match="is gone"):
@@ -198,7 +196,7 @@ async def test_pruning_ends_where_the_file_is_gone(store: Store, file: Path) -> 
 async def test_a_worker_holds_requests_while_the_file_is_gone(
     start_worker: StartWorker, producer: Producer, sqlite_url: str
 ) -> None:
-    """All that were answered are in the file afterwards."""
+    """All answered runs are in the file afterwards."""
     worker = await asyncio.to_thread(start_worker, sqlite_url)
     file, answered = Path(sqlite_url.partition(":///")[2]), set[str]()
     for number in range(3):

@@ -1,5 +1,5 @@
-"""What is wrong with a database is said when it is opened, in a line that helps; strangers stay
-untouched.
+"""An unusable database is reported when it is opened, in a helpful line; foreign databases stay
+unchanged.
 """
 
 import asyncio
@@ -160,8 +160,8 @@ async def test_an_unknown_shape_is_refused_untouched(tmp_path: Path, postgresql_
 
 
 async def test_a_batch_outlives_the_database() -> None:
-    """The cluster stops and crashes under the store: a fault each time, and the same batch is
-    stored once it is back.
+    """The cluster stops and crashes under the store: each is a fault, and the same batch is stored
+    afterwards.
     """
     with PostgreSQL() as cluster:
         store = await Store.open(cluster.create_database(), migrate=True)
@@ -213,7 +213,7 @@ async def test_a_start_that_finds_the_schema_waits_for_no_writer(sqlite_url: str
 
 
 async def test_a_batch_that_is_given_up_leaves_no_lock(sqlite_url: str) -> None:
-    """It is waiting for another writer's lock; the thread that waits gets it all the same."""
+    """It is waiting for another writer's lock, and its thread still gets that lock."""
     store = await Store.open(sqlite_url, migrate=True)
     with closing(sqlite3.connect(sqlite_url.partition(":///")[2], isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

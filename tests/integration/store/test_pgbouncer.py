@@ -1,5 +1,5 @@
-"""Behind PgBouncer in transaction mode, where each transaction may be in another session, and no
-session is ours alone.
+"""Behind PgBouncer in transaction mode, each transaction may get another session, and no session is
+ours alone.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ def pooled_url(postgresql: PostgreSQL, postgresql_url: str, pgbouncer: PgBouncer
 
 @pytest.fixture
 async def other_client(pooled_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A client of another program, in the same pool."""
+    """A client of another program in the same pool."""
     connection = await connect(pooled_url)
     yield connection
     await connection.close()
@@ -48,7 +48,7 @@ async def connect(url: str) -> asyncpg.Connection:
 
 
 async def settings(*connections: asyncpg.Connection) -> list[str]:
-    """The planner's settings in the sessions that these clients are lent, all at once."""
+    """The planner's settings in the sessions that these clients get, all at once."""
     transactions = [connection.transaction() for connection in connections]
     for transaction in transactions:
         await transaction.start()
@@ -79,7 +79,7 @@ async def test_two_stores_make_one_run_for_each_key(
     assert sum(isinstance(outcome, Existing) for each in answers for outcome in each) == 100
     assert len(await fetch_runs(postgresql_url)) == 100
     assert len(await fetch(postgresql_url, "SELECT * FROM flow_run_state")) == 100
-    # What each session has stayed as it was, whoever is lent it now.
+    # Each session has kept its settings for any later client.
     assert await settings(other_client, *more_clients) == before
     assert await other_client.fetch("SELECT * FROM pg_prepared_statements") == []
     for store in stores:

@@ -1,4 +1,4 @@
-"""A synchronous standby that is away: no run is told of before a standby could have it."""
+"""A synchronous standby that is away: no run is answered before a standby can have it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,12 +12,12 @@ from worker.contract.errors import Fault
 from worker.runs.creation import NewRun
 from worker.store import Created, Existing, Store
 
-# How long a commit waits in these tests, in seconds.
+# Seconds that a commit waits in these tests.
 SECONDS = 2
 
 
 class Standby:
-    """The name of one that does not exist, which commits wait for."""
+    """The name of a missing standby that commits wait for."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -26,7 +26,7 @@ class Standby:
         await alter_system(self._url, "SET synchronous_standby_names = 'away'")
 
     async def come(self) -> None:
-        """Nobody waits for it any more: as if it had said that it has all."""
+        """Remove the name, as if the standby had confirmed everything."""
         await alter_system(self._url, "RESET synchronous_standby_names")
 
     async def waiting(self) -> list[int]:
@@ -55,7 +55,7 @@ async def expect_no_answer(store: Store, runs: list[NewRun]) -> None:
 
 
 async def test_a_run_that_no_standby_has_is_not_told_of(url: str, standby: Standby) -> None:
-    """Our own timeout ends the wait. (The server's ``statement_timeout`` does not count it.)"""
+    """Our own timeout ends the wait, which the server's ``statement_timeout`` does not count."""
     store = await Store.open(f"{url}?command_timeout={SECONDS}", migrate=True)
     runs = keyed(["a", "b"])
     try:
@@ -64,9 +64,9 @@ async def test_a_run_that_no_standby_has_is_not_told_of(url: str, standby: Stand
         await standby.go()
         await expect_no_answer(store, runs[1:])
         assert len(await fetch_runs(url)) == 2  # here it is
-        # Nor of one that was told of before: another server may be the primary by now.
+        # Nor is a run that was answered before: another server may be the primary by now.
         await expect_no_answer(store, runs[:1])
-        # Nobody consumes meanwhile.
+        # The worker is not consuming here.
         with pytest.raises(Fault):
             await store.writes()
         await standby.come()
@@ -86,7 +86,7 @@ async def test_a_run_that_no_standby_has_is_not_told_of(url: str, standby: Stand
 async def test_an_operator_who_cancels_the_wait_does_not_make_it_an_answer(
     url: str, standby: Standby, how: str
 ) -> None:
-    """What was cancelled ends in no error, but a warning."""
+    """A cancelled wait ends in a warning, not in an error."""
     store = await Store.open(url, migrate=True)
     runs = keyed(["a"])
     try:
@@ -109,7 +109,7 @@ async def test_an_operator_who_cancels_the_wait_does_not_make_it_an_answer(
 
 
 async def test_a_server_that_was_restarted_while_a_commit_waited(url: str, cluster: PostgreSQL) -> None:
-    """It finds the run committed then."""
+    """Afterwards the store finds the run committed."""
     standby = Standby(url)
     store = await Store.open(url, migrate=True)
     runs = keyed(["a"])
