@@ -1,5 +1,5 @@
-"""The worker's life: open the database, stay at the broker, serve, and leave cleanly. Decides
-nothing of requests.
+"""The worker's life: open the database, stay at the broker, serve, and stop cleanly. Decides
+nothing about requests.
 """
 
 import asyncio
@@ -33,27 +33,26 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-# How long, in seconds, to stay away after a session was lost (half of it to all of it), so that a
-# fleet of workers does not come back in one moment, and one whose sessions are lost at once does
-# not spin. A guess.
+# Longest pause after a lost session, in seconds (at least half of it). It keeps a fleet from
+# returning at the same moment, and a worker that loses each session at once from spinning. A guess.
 REOPEN_SECONDS = 0.2
-# A delivery over which the broker ends sessions is a dead letter after 21 of them, by the queue's
-# delivery limit. So many in a row may end within so many seconds, with nothing served, before the
-# pauses grow.
+# The pauses grow after this many sessions in a row that served nothing and ended within these
+# seconds. A delivery that makes the broker end sessions is a dead letter after 21 of them, by the
+# queue's delivery limit.
 MAX_IN_VAIN = 30
 IN_VAIN_SECONDS = 10.0
-# How long, in seconds, to wait for a cancelled pipeline when we leave.
+# Longest wait for a cancelled pipeline at the stop, in seconds.
 LEAVE_SECONDS = 2.0
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in flight and return.
+    """Serve until SIGTERM or SIGINT, then finish the requests in flight and return.
 
     Raises:
-        StoreError: the database is there, and not as it has to be (login, name, schema).
+        StoreError: the database answers but can't be used (login, name, schema).
         BrokerRefused: the broker refuses login, virtual host or permission at the start.
-        TopologyMismatch: a queue or exchange stands at the broker with other properties.
-        PortTaken: the HTTP port that was set is taken.
+        TopologyMismatch: a queue or exchange has other properties at the broker.
+        PortTaken: the configured HTTP port is taken.
     """
     relieve_collector()
     service = Service(settings)
@@ -68,7 +67,7 @@ async def serve(settings: Settings) -> None:
 
 
 class Service:
-    """One worker process's run, from the first connection to the last acknowledgement."""
+    """One run of a worker, from the first connection to the last acknowledgement."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -78,19 +77,19 @@ class Service:
         self._store: Store | None = None
         self._traces = open_traces(settings.queue)
         self._served = False
-        # Messages whose answers may be why a session ended; and what tells how to open the next.
+        # Messages whose answers may have ended a session, and how to open the next one.
         self._suspects = Suspects()
         self._careful = False
         self._in_vain = 0
 
     def stop(self, reason: str = "asked to") -> None:
-        """Leave: consume no more, finish what is in flight within the shutdown timeout."""
+        """Stop consuming, and finish the requests in flight within the shutdown timeout."""
         if not self._stopping.is_set():
             log.info("stopping", reason=reason, shutdown_timeout=self._settings.shutdown_timeout)
         self._stopping.set()
 
     async def run(self) -> None:
-        """Run until :meth:`stop`; raises as :func:`serve` does."""
+        """Run until :meth:`stop`. Raises the errors of :func:`serve`."""
         settings = self._settings
         demanded = "http_port" in settings.model_fields_set
         async with side_port(settings.http_host, settings.http_port, self._ping, demanded=demanded):
@@ -109,7 +108,7 @@ class Service:
                 log.info("stopped")
 
     def _emit_events(self) -> Emitter | None:
-        """Begin to hand events over, beside all else; None where there are none."""
+        """Start to send events, in a task of its own. None without events."""
         if self._settings.prefect_api_url is None:
             return None
         emitter = Emitter(self._settings, self._topology)
@@ -140,7 +139,7 @@ class Service:
         return None
 
     async def _stay_at_broker(self, store: Store) -> None:
-        """Open one session after the other, and serve it until it is lost or we are to stop."""
+        """Open one session after the other. Serve each until it is lost or the worker stops."""
         backoff = Backoff()
         while not self._stopping.is_set():
             session = await self._open_session(backoff)
@@ -172,7 +171,7 @@ class Service:
             await self._until_database_writes(store)
 
     async def _open_session(self, backoff: Backoff) -> Session | None:
-        """A session; or None after a pause, when there is none to be had, or we are to stop."""
+        """A session. None after a pause if it can't be opened, or if the worker stops."""
         try:
             return await self._unless_stopping(
                 Session.open(
@@ -190,7 +189,7 @@ class Service:
         except (BrokerUnavailable, BrokerRefused, TopologyMismatch) as error:
             if not isinstance(error, BrokerUnavailable) and not self._served:
                 raise
-            # Once it let us in: a limit of connections, a right or a password for a moment.
+            # It has let us in before: a limit, a right or a password may be wrong only now.
             metrics.broker_away(str(error))
             log.warning("broker_away", error=str(error), tries=backoff.tries + 1)
             if isinstance(error, DeliveryFailed):
@@ -201,11 +200,11 @@ class Service:
             return None
 
     def _before_reopening(self, backoff: Backoff) -> Backoff:
-        """How long to stay away after a session: it grows once too many have ended in vain."""
+        """The pause before the next session. It grows once too many have served nothing."""
         return Backoff(first=REOPEN_SECONDS) if self._in_vain <= MAX_IN_VAIN else backoff
 
     async def _serve(self, session: Session, store: Store, pipeline: Pipeline) -> None:
-        """Serve one session until it is lost or we are to stop."""
+        """Serve one session until it is lost or the worker stops."""
         metrics.broker_here(
             lambda: session.consumer.in_flight.bytes, lambda: session.consumer.in_flight.paused
         )
@@ -213,7 +212,7 @@ class Service:
         publishing.on_blocked = _note_blocked
         if publishing.blocked is not None:
             _note_blocked(publishing.blocked)
-        self._watch.start()  # what it looks at was declared for the session
+        self._watch.start()  # the session has declared the queues
         log.info(
             "serving",
             queue=self._topology.queue,
@@ -234,10 +233,10 @@ class Service:
                         await session.consumer.stop()
                         await asyncio.wait((serving, session.lost), return_when=asyncio.FIRST_COMPLETED)
                 except TimeoutError:
-                    log.warning("shutdown_timeout", handed_back="what is still in flight")
+                    log.warning("shutdown_timeout", handed_back="requests in flight")
             if session.lost.done():
                 lost = session.lost.result()
-                # A token that has expired is no right that was missing from the start.
+                # After the start, a refusal may be temporary, such as an expired token.
                 may_change = self._served or session.consumer.answered or self._settings.amqp_password_file
                 if lost.refused and not may_change:
                     raise BrokerRefused(f"The broker refuses what the worker needs: {lost}")
@@ -247,8 +246,8 @@ class Service:
         finally:
             serving.cancel()
             await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
-            # What waits at a silent database is cancelled only after its own timeout; when we
-            # leave, closing ends it.
+            # A statement at a silent database is cancelled only after its own timeout. At the stop,
+            # closing the store ends it.
             done, _ = await asyncio.wait(
                 (serving,), timeout=LEAVE_SECONDS if self._stopping.is_set() else None
             )
@@ -257,8 +256,8 @@ class Service:
                 serving.exception()
 
     async def _until_database_writes(self, store: Store) -> None:
-        """Don't take requests that could not be stored: each time that they are handed back counts
-        as a delivery. A standby, or a full disk, answers and takes no run.
+        """Wait until the database accepts writes: a standby or a full disk does not. Requests that
+        are taken and handed back meanwhile would count as delivered.
         """
         backoff = Backoff()
         while not self._stopping.is_set():
@@ -271,13 +270,13 @@ class Service:
                 return
 
     async def _pause(self, fault: Fault, backoff: Backoff) -> None:
-        """Tell that the database is away, and wait before the next try."""
+        """Report that the database is down, and wait before the next try."""
         metrics.database_away(str(fault))
         log.warning("database_away", error=str(fault), tries=backoff.tries + 1)
         await backoff.sleep(self._stopping)
 
     async def _unless_stopping(self, opening: Coroutine[Any, Any, T]) -> T | None:
-        """What is opened, or None when we are to stop before that."""
+        """The opened object. None if the worker stops before."""
         task = asyncio.create_task(opening)
         stopping = asyncio.create_task(self._stopping.wait())
         try:

@@ -1,6 +1,4 @@
-"""The worker's settings: environment variables with the prefix WORKER_, a .env file, or a command's
-options.
-"""
+"""The settings: environment variables with the prefix WORKER_, a .env file, and options."""
 
 import re
 from collections.abc import Iterator
@@ -31,19 +29,19 @@ from worker.urls.password_file import with_password_file
 PREFIX = "WORKER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
 DatabaseKind = Literal["any", "prefect", "standalone"]
-# What the client library takes in names of queues and exchanges (pamqp's ``DOMAIN_REGEX``).
+# Names of queues and exchanges that the client library accepts (pamqp's ``DOMAIN_REGEX``).
 _QUEUE_NAME = re.compile(r"[a-zA-Z0-9-_.:@#,/+ ]*")
-# Not settings, though they begin like ours: those of the tests, and the addresses that Kubernetes
-# gives every container of a namespace with a service named "worker".
+# Variables with our prefix that are no settings: those of the tests, and the addresses that
+# Kubernetes sets in each container of a namespace with a service named "worker".
 _OTHERS = re.compile(r"TEST_.*|SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP).*)?")
 
 
 class SettingsError(Exception):
-    """A setting is wrong; the message names it as the user wrote it."""
+    """A setting is wrong. The message has its name."""
 
 
 def _visible(url: str) -> None:
-    # The libraries pass over some of them in silence, and what is left is another host or file.
+    # The libraries silently drop some of these characters, and then use another host or file.
     if not url.isprintable():
         raise ValueError("has a character that can't be seen, such as a line break")
 
@@ -123,7 +121,7 @@ def _lower(value: Any) -> Any:
 
 
 class Settings(BaseSettings):
-    """All settings, each by the same name in the environment, with ``WORKER_`` before it."""
+    """All settings. In the environment each has the prefix ``WORKER_``."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore"
@@ -132,15 +130,15 @@ class Settings(BaseSettings):
     amqp_url: Annotated[str, AfterValidator(_amqp_url)] = Field(
         "amqp://guest:guest@localhost:5672/",
         repr=False,
-        description="The broker; amqps:// for TLS, with cafile, certfile and keyfile in the query. "
-        "Several URLs, separated by commas, for the nodes of a cluster: the first that answers is used.",
+        description="The broker's URL. amqps:// for TLS, with cafile, certfile and keyfile in the query. A "
+        "cluster may have several URLs, separated by commas: the first that answers is used.",
     )
     management_url: Annotated[str | None, AfterValidator(_management_url)] = Field(
         None,
         repr=False,
-        description="The broker's management API, such as http://rabbitmq:15672, for what AMQP does not "
-        "show: policies that drop, expire or limit what is in the worker's queues, and a missing binding. "
-        "User and password are those in it, else those of WORKER_AMQP_URL; the user needs the tag "
+        description="The broker's management API, such as http://rabbitmq:15672. It shows policies that "
+        "drop, expire or limit messages of the worker's queues, and a missing binding: AMQP does not. "
+        "Without a user and password of its own, those of WORKER_AMQP_URL are used. The user needs the tag "
         "'management'.",
     )
     database_url: Annotated[str, AfterValidator(_database_url)] = Field(
@@ -150,8 +148,8 @@ class Settings(BaseSettings):
     )
     amqp_password_file: Annotated[str | None, AfterValidator(_file)] = Field(
         None,
-        description="A file with the password, or the token, for all URLs of the broker; it goes before "
-        "theirs. Read anew at each connect.",
+        description="A file with the password or token for all URLs of the broker. It overrides theirs. Read "
+        "again at each connect.",
     )
     database_password_file: Annotated[str | None, AfterValidator(_file)] = Field(
         None,
@@ -159,107 +157,105 @@ class Settings(BaseSettings):
     )
     queue: Annotated[str, AfterValidator(_queue)] = Field(
         "flow-runs.create",
-        description="The request queue; exchange, routing key and dead-letter queue follow from it.",
+        description="The request queue. Exchange, routing key and dead-letter queue are named after it.",
     )
-    # Two batches and a half: one that commits, one decoded behind it, and what is being confirmed.
-    prefetch: int = Field(1250, ge=1, le=65535, description="Deliveries held at once at the most.")
-    # What the promised size leaves room for; see tests/benchmarks/memory.py.
+    # Two batches and a half: one commits, the next is decoded, and replies are being confirmed.
+    prefetch: int = Field(1250, ge=1, le=65535, description="Most deliveries held at once.")
+    # Fits into the promised memory: see tests/benchmarks/memory.py.
     prefetch_size: int = Field(
         PREFETCH_SIZE,
         ge=1,
-        description="Bytes of requests that a worker holds at most; it reads no more until there is room.",
+        description="Most bytes of requests held at once. The worker stops reading until there is room.",
     )
-    # Where larger batches stopped to be faster; see tests/benchmarks.
-    batch_max: int = Field(500, ge=1, le=10_000, description="Requests in one transaction at the most.")
+    # Larger batches are no faster: see tests/benchmarks.
+    batch_max: int = Field(500, ge=1, le=10_000, description="Most requests in one transaction.")
     reply_to_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
         None,
-        description="A regular expression that a reply queue's name must match as a whole; direct "
-        "reply-to always may be used. none allows no others.",
+        description="A regular expression for the whole name of a reply queue. none allows no queue. Direct "
+        "reply-to is always allowed.",
     )
     flow_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
         None,
-        description="A regular expression that the name of a flow must match as a whole for producers to "
-        "have runs of it; none allows no flow. In a database of the worker's own, which has no names, it "
-        "is the flow's id.",
+        description="A regular expression for the whole name of a flow that producers may run. none allows "
+        "no flow. A database of the worker's own has no names: there it is matched with the flow's id.",
     )
     deployment_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
         None,
-        description="The same for deployments, as FLOW/DEPLOYMENT, named or given by their id. In a "
-        "database of the worker's own it is the deployment_id.",
+        description="The same for deployments, as FLOW/DEPLOYMENT, also if a request has the id. In a "
+        "database of the worker's own it is matched with the deployment_id.",
     )
     variable_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
         None,
-        description="The same for the workspace variables that a request's parameters and job variables "
-        "are filled in from. A deployment's own parameters may name any.",
+        description="The same for workspace variables that a request's parameters and job variables may use. "
+        "A deployment's own parameters may use any.",
     )
     job_variable_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
-        None, description="The same for the names of job variables that a request may set."
+        None, description="The same for job variables that a request may set."
     )
     max_body_bytes: int = Field(
-        1_048_576, ge=1, description="Bytes of a body at the most; a larger one is refused with 413."
+        1_048_576, ge=1, description="Largest body, in bytes. Larger ones are refused with 413."
     )
     max_parameter_size: int = Field(
         MAX_PARAMETER_SIZE,
         ge=0,
-        description="Larger parameters are refused with 422, and those that the values of variables make "
-        "larger; 0 for no limit but WORKER_MAX_BODY_BYTES. As PREFECT_SERVER_API_MAX_PARAMETER_SIZE of the "
-        "Prefect server; bytes.",
+        description="Largest parameters, in bytes, before and after variables are filled in. Larger ones are "
+        "refused with 422. 0: only WORKER_MAX_BODY_BYTES limits them. Set it to the Prefect server's "
+        "PREFECT_SERVER_API_MAX_PARAMETER_SIZE.",
     )
     max_message_size: int = Field(
         MAX_MESSAGE_SIZE,
         ge=1024,
-        description="What the broker takes in a message (its max_message_size); a larger reply gives the "
-        "reason alone; bytes.",
+        description="Largest message that the broker accepts (its max_message_size), in bytes. A larger "
+        "reply has only the reason.",
     )
     database_kind: Annotated[DatabaseKind, BeforeValidator(_lower)] = Field(
         "any",
-        description="prefect: only a Prefect server's database will do, whose tables are waited for. "
-        "standalone: only one of the worker's own. any: a Prefect server's if its tables are there at "
-        "the start, else one of the worker's own.",
+        description="prefect: a Prefect server's database. The worker waits for its tables. standalone: a "
+        "database of the worker's own. any: a Prefect server's if its tables exist at the start, otherwise "
+        "the worker's own.",
     )
     prefect_api_url: Annotated[str | None, AfterValidator(_api_url)] = Field(
         None,
-        description="The API of the Prefect server on whose database the worker is, such as "
-        "http://prefect:4200/api. With it each new run has the event that the server would emit; it "
-        "demands WORKER_DATABASE_KIND=prefect.",
+        description="The API of the Prefect server that owns the database, such as http://prefect:4200/api. "
+        "With it, each new run has the event that the server would emit. It demands "
+        "WORKER_DATABASE_KIND=prefect.",
     )
     prefect_api_auth_string: str | None = Field(
         None, repr=False, description="The server's PREFECT_SERVER_API_AUTH_STRING, if it has one."
     )
     prefect_api_auth_string_file: Annotated[str | None, AfterValidator(_file)] = Field(
-        None, description="A file with it, which goes before it. Read anew at each request."
+        None, description="A file with that string, which overrides it. Read again at each request."
     )
     prefect_api_cafile: str | None = Field(
         None,
-        description="A file with the certificates by which that of the API is verified, for https; the "
-        "system's otherwise.",
+        description="For https: a file with the certificates to verify the API's certificate (default: the "
+        "system's).",
     )
-    # What a server on two cores takes in without falling behind; see the page of measurements.
+    # A server on two cores takes this many without falling behind: see the page of measurements.
     prefect_events_per_second: float = Field(
         100.0,
         gt=0,
         allow_inf_nan=False,
-        description="How many events are handed to the API in a second at the most, by all workers together.",
+        description="Most events a second that all workers together send to the API.",
     )
     fleet_users: str = Field(
         "",
-        description="Logins at the broker of other workers of this queue, and of who sends refused events "
-        "again, separated by commas. Events of other users than these and the worker's own become dead "
-        "letters.",
+        description="The broker logins of this queue's other workers, and of people who replay refused "
+        "events, separated by commas. Events of any other user except the worker's own become dead letters.",
     )
     migrate: bool = Field(
-        False, description="Bring a PostgreSQL schema up to date at the start (SQLite's always is)."
+        False, description="Migrate a PostgreSQL schema at the start. SQLite's is always migrated."
     )
     fast_path: bool = Field(
-        True, description="Read deliveries and write replies many at once; off only to find a fault."
+        True, description="Read deliveries and write replies in bulk. Turn it off only to find a fault."
     )
-    http_host: str = Field("127.0.0.1", description="Where health and metrics are served.")
+    http_host: str = Field("127.0.0.1", description="The address that serves health and metrics.")
     http_port: int = Field(
         8080,
         ge=0,
         le=65535,
-        description="Their port; 0 for any free one. If it is set and taken, the worker does not start. "
-        "If it is not set and 8080 is taken, a free one is used.",
+        description="The port of health and metrics. 0: any free port. If it is set and taken, the worker "
+        "does not start. If it is not set and 8080 is taken, a free port is used.",
     )
     log_format: Literal["console", "json"] = Field(
         "console", description="console for people, json for collectors."
@@ -268,7 +264,7 @@ class Settings(BaseSettings):
         "info", description="debug, info, warning or error."
     )
     shutdown_timeout: float = Field(
-        30.0, ge=0, allow_inf_nan=False, description="Seconds to finish what is in flight after SIGTERM."
+        30.0, ge=0, allow_inf_nan=False, description="Seconds to finish requests in flight after SIGTERM."
     )
 
     @property
@@ -278,7 +274,7 @@ class Settings(BaseSettings):
 
     @property
     def allowed(self) -> Allowed:
-        """What producers may name."""
+        """The names that producers may use."""
         return Allowed(
             flows=Names(self.flow_pattern, "WORKER_FLOW_PATTERN"),
             deployments=Names(self.deployment_pattern, "WORKER_DEPLOYMENT_PATTERN"),
@@ -288,12 +284,12 @@ class Settings(BaseSettings):
 
     @property
     def queue_names(self) -> QueueNames:
-        """What must stand at the broker."""
+        """The queues, the exchange and the binding at the broker."""
         return QueueNames(self.queue, events=self.prefect_api_url is not None)
 
     @model_validator(mode="after")
     def _urls_name_their_password_files(self) -> Self:
-        """So whatever connects by a URL reads the file, and none needs to be told of it."""
+        """Put the password files into the URLs: each connection reads its file from there."""
         if self.amqp_password_file:
             self.amqp_url = with_password_file_in_each(self.amqp_url, self.amqp_password_file)
         if self.database_password_file and not self.database_url.startswith("sqlite"):
@@ -302,7 +298,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _events_are_of_a_prefect_server(self) -> Self:
-        """A database of our own has no server that could have an event of its runs."""
+        """Events need a Prefect server's database: one of our own has no server for them."""
         if self.prefect_api_url is not None:
             if self.database_kind == "standalone":
                 raise ValueError(
@@ -317,7 +313,7 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _stripped(cls, value: Any) -> Any:
-        """Without the line break at the end that many a file of a secret has."""
+        """Strip the line break that often ends a secret's file."""
         return value.strip() if isinstance(value, str) else value
 
 
@@ -325,7 +321,7 @@ def load_settings(**options: Any) -> Settings:
     """Settings from options (None: not given), the environment and ``.env``, in this order.
 
     Raises:
-        SettingsError: with a line for each setting that is wrong.
+        SettingsError: has a line for each wrong setting.
     """
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
@@ -337,15 +333,15 @@ def load_settings(**options: Any) -> Settings:
 
 
 def _told(error: Any) -> str:
-    """What is wrong with a setting, or with several together, which are named in the message."""
+    """The error of a setting. An error of several settings names them in its message."""
     message = str(error["msg"]).removeprefix("Value error, ")
     name = ".".join(str(part) for part in error["loc"]).upper()
     return f"{PREFIX}{name}: {message}" if name else message
 
 
 def unknown_settings() -> Iterator[tuple[str, str | None]]:
-    """Variables of the environment and of ``.env`` that are named like a setting and are none, each
-    with the setting that is named most like it.
+    """Variables of the environment and ``.env`` with our prefix that are no settings, each with the
+    setting of the most similar name.
     """
     names = {field.upper() for field in Settings.model_fields}
     sources = (EnvSettingsSource(Settings), DotEnvSettingsSource(Settings))

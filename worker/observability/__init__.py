@@ -1,1 +1,1 @@
-"""What an operator sees of the worker: logs and metrics."""
+"""The worker's logs, metrics, traces and side port."""

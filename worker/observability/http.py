@@ -1,8 +1,8 @@
 """The side port: liveness, readiness and metrics over HTTP. Requests do not pass here.
 
-It runs on the worker's own event loop, so an answer from ``/livez`` says that this loop runs.
-Whoever reaches the port costs the worker little: a connection is for one request, connections are
-few and short, and all readers share one look at the database a second.
+It runs on the worker's own event loop, so an answer from ``/livez`` shows that the loop runs.
+Clients of the port cost the worker little: a connection serves one request, connections are few and
+short, and all readers share one check of the database a second.
 """
 
 import asyncio
@@ -24,49 +24,47 @@ from worker.observability.metrics import dependency_up, readiness
 
 log = structlog.get_logger(__name__)
 
-# A database that does not answer within so many seconds counts as away. Most probes wait longer.
+# A database counts as down after this many seconds without an answer. Most probes wait longer.
 PING_TIMEOUT = 2.0
-# What a look at the database finds counts for so many seconds.
+# Seconds for which a check of the database is valid.
 FRESH_SECONDS = 1.0
-# Connections at once; beyond, one makes room for another, so that a probe always gets in. Each
-# takes a file descriptor and, with headers as large as they may be, 128 KiB. Probes and scrapers
-# have a few.
+# Connections at once. Beyond it a new one replaces another, so that a probe always gets in. Each
+# takes a file descriptor and, with the largest headers, 128 KiB. Probes and scrapers need a few.
 CONNECTIONS_MAX = 200
-# A guess, while no connection can be accepted.
+# Seconds to wait after a failed accept. A guess.
 ACCEPT_AGAIN_SECONDS = 0.1
-# How long a connection may last. A probe takes milliseconds, and waits for PING_TIMEOUT at most.
+# Longest connection, in seconds. A probe takes milliseconds, or PING_TIMEOUT at most.
 CONNECTION_SECONDS = 10.0
-# How long it may say nothing while others wait to get in.
+# Seconds that a connection may be silent while others wait to get in.
 SILENT_SECONDS = 0.25
-# A crowd of readers takes turns with the worker's requests. An answer takes half a millisecond, so
-# these take a tenth of the event loop.
+# An answer takes half a millisecond, so this many take a tenth of the event loop.
 ANSWERS_PER_SECOND = 200
-# Bytes of a line or a header, and the number of headers. A browser sends 20, with cookies of 4 KB.
+# Largest line or header, in bytes, and most headers. A browser sends 20, with cookies of 4 KB.
 LINE_MAX = 4096
 HEADERS_MAX = 32
 
-# aiohttp logs a traceback for what is no HTTP, and anyone may send that.
+# aiohttp logs a traceback for bytes that are not HTTP, and anyone may send those.
 _silent = logging.Logger("aiohttp.server", logging.CRITICAL + 1)
 
 Ping = Callable[[], Awaitable[None]]
 
 
 class PortTaken(Exception):
-    """The side port can't be opened where it is wanted; the message says why."""
+    """The side port can't be opened. The message has the reason."""
 
 
 @asynccontextmanager
 async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> AsyncIterator[str]:
-    """Serve ``/livez``, ``/readyz`` and ``/metrics`` within the context; gives the URL.
+    """Serve ``/livez``, ``/readyz`` and ``/metrics`` within the context. Yields the URL.
 
     Args:
-        port: 0 for any free one.
-        ping: raises Fault when the database is away.
-        demanded: no other port will do. Else a free one is taken, and logged, if this one is taken
-            (by a first worker on the machine).
+        port: the port. 0 means any free one.
+        ping: raises Fault if the database is down.
+        demanded: use this port only. Otherwise a free port is used, and logged, if this one is
+            taken (by another worker on the machine).
 
     Raises:
-        PortTaken: the port is demanded, and taken.
+        PortTaken: the port is demanded and taken.
     """
     database = _Database(ping)
 
@@ -79,7 +77,7 @@ async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> Asyn
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(REGISTRY), headers={"Content-Type": content_type})
 
-    # Connections whose request waits for its turn, or for the database.
+    # Connections whose request waits for its turn or for the database.
     asking: set[web.RequestHandler] = set()
     app = web.Application(middlewares=[_one_at_a_time(asking)])
     app.add_routes([web.get("/livez", _livez), web.get("/readyz", readyz), web.get("/metrics", metrics)])
@@ -88,12 +86,12 @@ async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> Asyn
         access_log=None,
         logger=_silent,
         handle_signals=False,
-        handler_cancellation=True,  # one whose connection made room takes no turn
+        handler_cancellation=True,  # a connection that was replaced takes no turn
         shutdown_timeout=1.0,
         max_line_size=LINE_MAX,
         max_field_size=LINE_MAX,
         max_headers=HEADERS_MAX,
-        # Bodies mean nothing here: they are neither unpacked nor read to their end.
+        # Bodies are ignored: don't decompress them, don't read them to the end.
         auto_decompress=False,
         lingering_time=0,
     )
@@ -119,7 +117,7 @@ async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> Asyn
 
 
 async def _listen(host: str, port: int, *, demanded: bool) -> list[socket.socket]:
-    """A socket for each address of the host; raises as :func:`side_port` does."""
+    """A socket for each address of the host. Raises the errors of :func:`side_port`."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -136,11 +134,11 @@ async def _listen(host: str, port: int, *, demanded: bool) -> list[socket.socket
 
 
 class _Connections:
-    """Few connections at a time, and none for long, whatever their clients do or leave undone.
+    """Keeps connections few and short, whatever the clients do.
 
     Args:
-        server: serves them.
-        asking: those whose request waits for its answer.
+        server: serves the connections.
+        asking: the connections whose request waits for its answer.
     """
 
     def __init__(self, server: web.Server, asking: Container[web.RequestHandler]) -> None:
@@ -149,8 +147,8 @@ class _Connections:
         self._since: dict[web.RequestHandler, float] = {}
 
     async def accept(self, listening: socket.socket) -> None:
-        """Accept connections, one a turn of the event loop: so a probe's request is read before
-        many others come in.
+        """Accept one connection in each turn of the event loop, so that a probe's request is read
+        before many others come in.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -159,13 +157,13 @@ class _Connections:
                 self._make_room()
                 _, connection = await loop.connect_accepted_socket(self._server, accepted)
                 self._since[connection] = monotonic()
-            except Exception as error:  # the edge: the client is gone, or the files have run out
+            except Exception as error:  # the edge: the client has gone, or no file descriptor is left
                 log.debug("http_not_accepted", error=str(error))
                 await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
 
     def _make_room(self) -> None:
-        """Where there are too many, end the oldest that is silent, or else the newest that waits
-        for its answer.
+        """If there are too many, end the oldest silent connection, or the newest that waits for its
+        answer.
         """
         open_ = self._server.connections
         if len(open_) < CONNECTIONS_MAX:
@@ -181,7 +179,7 @@ class _Connections:
         return monotonic() - self._since.get(connection, monotonic())
 
     async def end_old_ones(self) -> None:
-        """End what is open for too long."""
+        """End connections that are open for too long."""
         while True:
             await asyncio.sleep(CONNECTION_SECONDS / 10)
             open_ = self._server.connections
@@ -192,13 +190,13 @@ class _Connections:
 
 
 def _abort(connection: web.RequestHandler) -> None:
-    """End a connection now: one that is closed would wait until its client has read all."""
+    """End a connection now. Closing it would wait for the client to read everything."""
     if connection.transport is not None:
         connection.transport.abort()
 
 
 class _Turns:
-    """Lets answers pass one at a time, and so many a second at the most."""
+    """Limits answers: one at a time, and ``ANSWERS_PER_SECOND``."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
@@ -213,7 +211,7 @@ class _Turns:
 
 
 def _one_at_a_time(asking: set[web.RequestHandler]) -> Middleware:
-    """Answers take turns, and end their connection. Liveness waits for no readers of the others."""
+    """Answers take turns and end their connection. ``/livez`` has turns of its own."""
     alive, others = _Turns(), _Turns()
 
     @web.middleware
@@ -228,7 +226,7 @@ def _one_at_a_time(asking: set[web.RequestHandler]) -> Middleware:
             response = await handler(request)
         except web.HTTPException as refused:
             response = web.Response(status=refused.status, text=refused.text, headers=refused.headers)
-        except Exception:  # the edge: a reader that breaks us harms no other
+        except Exception:  # the edge: a failing request harms no other
             log.exception("http_failed", path=request.path)
             response = web.Response(status=500)
         finally:
@@ -240,17 +238,17 @@ def _one_at_a_time(asking: set[web.RequestHandler]) -> Middleware:
 
 
 class _Database:
-    """Looks at the database, once for all who ask within a second."""
+    """Checks the database, once for all requests within a second."""
 
     def __init__(self, ping: Ping) -> None:
         self._ping = ping
-        # The last ping, or the one under way: a silent database may take long to fail one.
+        # The last or the running ping: with a silent database it may take long to fail.
         self._pinging: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[str | None] | None = None
         self._fresh_until = 0.0
 
     async def away(self) -> str | None:
-        """Why the database is away; None if it answers."""
+        """Why the database is down. None if it answers."""
         if self._looking is None or (self._looking.done() and monotonic() > self._fresh_until):
             self._looking = asyncio.create_task(self._look())
         return await asyncio.shield(self._looking)
@@ -266,13 +264,13 @@ class _Database:
             away = str(error)
         elif error is not None:
             raise error
-        # An idle worker would not notice by itself that its database is gone.
+        # An idle worker would not notice that its database is down.
         dependency_up.labels("database").set(away is None)
         self._fresh_until = monotonic() + FRESH_SECONDS
         return away
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop checking."""
         for task in (self._looking, self._pinging):
             if task is not None:
                 task.cancel()
@@ -280,7 +278,7 @@ class _Database:
 
 
 async def _state(database: _Database) -> dict[str, Any]:
-    """Whether requests are served; and for broker and database ``ok``, or the reason why not."""
+    """Whether requests are served, and for broker and database ``ok`` or the reason why not."""
     away = readiness.database or await database.away()
     broker = readiness.broker
     state = {
@@ -288,7 +286,7 @@ async def _state(database: _Database) -> dict[str, Any]:
         "broker": broker or "ok",
         "database": away or "ok",
     }
-    # They do not make a worker unready: good requests are served.
+    # None of these makes a worker unready: good requests are served.
     if readiness.dead_letters is not None:
         state["dead_letters"] = readiness.dead_letters
     if readiness.events is not None:

@@ -1,6 +1,4 @@
-"""How the worker logs: structlog, one event a line, for people or as JSON; knows nothing of what is
-logged.
-"""
+"""Configures the log: structlog, one event a line, for people or as JSON. Knows no events."""
 
 import io
 import logging
@@ -14,14 +12,14 @@ from structlog.typing import EventDict, Processor
 from worker.observability.printable import printable
 from worker.observability.redaction import without_secrets
 
-# A line is written by one call, however long it is: workers that share a pipe or a file would write
-# into each other's lines otherwise. A pipe takes PIPE_BUF (4,096) bytes as a whole; what is longer
-# may be cut where the pipe is full, and is whole in a file. Bytes.
+# Longest line that is written by one call, in bytes: workers that share a pipe or a file must not
+# mix their lines. In a file each stays whole. A pipe takes PIPE_BUF (4,096) bytes as a whole, and
+# may cut a longer line when it is full.
 LONGEST_LINE = 1024 * 1024
 
 
 def configure_logging(format: Literal["console", "json"], level: str) -> None:
-    """Set structlog up, and the standard library's loggers (of the libraries below us) to the same
+    """Set up structlog. The standard library's loggers, which our libraries use, get the same
     output.
 
     Args:
@@ -35,7 +33,7 @@ def configure_logging(format: Literal["console", "json"], level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: list[Processor]
-    # No traceback shows local variables: URLs with their passwords are among them.
+    # No traceback shows local variables: some hold URLs with passwords.
     if format == "json":
         frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         renderer = [
@@ -48,8 +46,8 @@ def configure_logging(format: Literal["console", "json"], level: str) -> None:
         )
         renderer = [_escape_control_characters, console]
     renderer.append(_without_passwords)
-    # Not sys.stderr, which writes each part of a line at once with PYTHONUNBUFFERED.
-    stream = open(  # noqa: SIM115  # as long as the process
+    # Not sys.stderr: with PYTHONUNBUFFERED it writes a line in parts.
+    stream = open(  # noqa: SIM115  # open as long as the process
         sys.stderr.fileno(), "w", LONGEST_LINE, encoding="utf-8", errors="backslashreplace", closefd=False
     )
     structlog.configure(
@@ -67,16 +65,15 @@ def configure_logging(format: Literal["console", "json"], level: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # At info, the libraries log every frame and every migration step. Only their warnings are
-    # wanted.
+    # Libraries: warnings only. At info they log every frame and every migration step.
     root.setLevel(max(number, logging.WARNING))
-    # The service logs in one line why a session ended. aiormq logs the same with a traceback.
+    # The service logs the end of a session in one line. aiormq would add a traceback.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     _log_what_python_prints()
 
 
 def _log_what_python_prints() -> None:
-    """Warnings, and exceptions that nobody caught: as lines of the log, without passwords."""
+    """Log Python's warnings and uncaught exceptions, without passwords."""
     logging.captureWarnings(True)
     log = structlog.get_logger("python")
 
@@ -101,8 +98,8 @@ def _plain_traceback(file: TextIO, error: Any) -> None:
 
 
 def _escape_control_characters(_: Any, __: str, event: EventDict) -> EventDict:
-    """Escape what a producer sent, such as a message id, so that it neither begins a new line nor
-    steers the terminal.
+    """Escape producers' texts, such as a message id, so that none begins a new line or controls the
+    terminal.
     """
     for name, value in event.items():
         if isinstance(value, str):
@@ -111,5 +108,5 @@ def _escape_control_characters(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _without_passwords(_: Any, __: str, line: Any) -> Any:
-    """Hide passwords in the whole line, since an error's own words may have a URL too."""
+    """Hide passwords in the whole line: an error's text may have a URL too."""
     return without_secrets(line)

@@ -1,17 +1,17 @@
-"""Text that others wrote, made safe to print: it neither steers a terminal, nor begins a line, nor
-reads in another order than it is stored.
+"""Makes other people's text safe to print: it can't control the terminal, begin a line or change
+its reading order.
 """
 
 import json
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Escape, as Python writes them, what Unicode counts as other or as a separator: control
-    characters (U+009B begins a terminal's command), marks of direction (U+202E), line separators
-    (U+2028), zero width, lone surrogates.
+    """Escape, in Python's form, Unicode's "other" and "separator" characters: control characters
+    (U+009B begins a terminal's command), marks of direction (U+202E), line separators (U+2028),
+    zero width, lone surrogates.
 
     Args:
-        keep: characters that stay, such as a line break.
+        keep: characters to keep, such as a line break.
     """
     if text.isprintable():
         return text
@@ -19,8 +19,8 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def printable_json(text: str) -> str:
-    """The same for JSON, which stays the same value: such characters stand in strings only, but for
-    its own line breaks.
+    """The same for JSON, whose value does not change: apart from line breaks, such characters occur
+    in strings only.
     """
     if text.isprintable():
         return text

@@ -1,5 +1,5 @@
-"""The log lines that tell what was stored: at most one a second, since a busy worker stores
-hundreds of batches in that time.
+"""Logs the stored runs: at most one line a second, as a busy worker stores hundreds of batches in
+that time.
 """
 
 import asyncio
@@ -13,9 +13,7 @@ INTERVAL_SECONDS = 1.0
 
 
 class StoredLog:
-    """Logs a batch at once if no line was logged in the second before it. Logs the batches of the
-    second after a line together.
-    """
+    """Logs a batch at once, then all batches of the next second together."""
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
@@ -23,14 +21,14 @@ class StoredLog:
         self._slowest = 0.0
 
     def add(self, *, created: int, existing: int, refused: int, seconds: float) -> None:
-        """Take the counts of one batch, and the seconds that it took in the database."""
+        """Add one batch: its counts, and its seconds in the database."""
         self._counts.update(created=created, existing=existing, refused=refused, batches=1)
         self._slowest = max(self._slowest, seconds)
         if self._timer is None:
             self._tell()
 
     def close(self) -> None:
-        """Log what is not logged yet. Nothing may be added afterwards."""
+        """Log the batches not logged yet. Nothing may be added afterwards."""
         if self._timer is not None:
             self._timer.cancel()
             self._log()

@@ -1,9 +1,8 @@
-"""Traces: the producer's trace goes on through the worker, in OpenTelemetry's semantic conventions
-for messaging.
+"""Continues the producer's trace, by OpenTelemetry's semantic conventions for messaging.
 
 Off, and free, unless the extra ``otel`` is installed and ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or
-``…_TRACES_ENDPOINT``) is set; sampler, headers and resource come from OpenTelemetry's own
-environment variables as well.
+``…_TRACES_ENDPOINT``) is set. Sampler, headers and resource are set by OpenTelemetry's own
+variables.
 """
 
 import os
@@ -23,31 +22,31 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 
 
 class Traces:
-    """What is told of a request on its way. This class keeps nothing of it.
+    """Records a request's spans. This class is the one that records nothing.
 
-    A request's span begins when it is taken and ends when it is acknowledged, refused or not.
+    A request's span lasts from its delivery to its acknowledgement, even if it is refused.
     """
 
     def taken(self, delivery: Delivery) -> str | None:
-        """Begin a delivery's span; returns its W3C ``traceparent``, for the state that it makes."""
+        """Begin a delivery's span. Returns its W3C ``traceparent``, for the new run's state."""
         return None
 
     @contextmanager
     def batch(self, deliveries: Sequence[Delivery]) -> Iterator[None]:
-        """Wrap the transaction of a batch in a span of its own, linked to the requests' spans."""
+        """Record a batch's transaction as a span, linked to the requests' spans."""
         yield
 
     def replied(self, delivery: Delivery) -> None:
-        """Note that the reply to a delivery goes out now."""
+        """Begin the span of a delivery's reply."""
 
     def settled(self, delivery: Delivery, status: int, run_id: UUID | None) -> None:
-        """End a delivery's span, and that of its reply."""
+        """End the spans of a delivery and its reply."""
 
     def lost(self) -> None:
-        """End all open spans. The session is over, and its requests are delivered again."""
+        """End all open spans: the session is over, and its requests are delivered again."""
 
     def close(self) -> None:
-        """Send what is not sent yet."""
+        """Send the spans not sent yet."""
 
 
 class _OpenTelemetry(Traces):
@@ -148,7 +147,7 @@ class _OpenTelemetry(Traces):
 
 
 def open_traces(queue: str) -> Traces:
-    """Traces as OpenTelemetry's environment variables want them."""
+    """Traces as OpenTelemetry's environment variables say."""
     if (
         not any(os.environ.get(name) for name in _ENDPOINTS)
         or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"

@@ -1,1 +1,1 @@
-"""What an operator runs beside the workers: dead letters, ``top``, ``doctor``."""
+"""An operator's tools beside the workers: dead letters, ``top``, ``doctor``."""

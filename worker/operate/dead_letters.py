@@ -1,8 +1,8 @@
-"""The dead letters: refused requests, kept whole, to be looked at, sent again, or thrown away.
+"""The dead letters: refused requests, kept whole, to look at, replay or purge.
 
-Letters are taken one by one without acknowledgement. The broker puts them back where they were, as
-the connection ends. While that lasts nobody else sees them. Letters that the broker can't deliver
-are passed over.
+Letters are taken one by one without acknowledgement. When the connection ends, the broker puts them
+back in their places. Until then no other consumer sees them. Letters that the broker can't deliver
+are skipped.
 """
 
 import asyncio
@@ -39,33 +39,32 @@ from worker.contract.topology import QueueNames
 from worker.operate.letter import Letter
 from worker.operate.letter_reader import NAME, LetterReader, Undeliverable
 
-# RabbitMQ 4 drops a message that came back to a queue as often as its default delivery limit (20)
-# says. A letter that was looked at so often is replaced by a new copy, at the end of the queue,
-# whose count begins anew.
+# RabbitMQ 4 drops a message at its default delivery limit (20 returns to the queue). After this
+# many a letter is replaced by a copy at the end of the queue, with a new count.
 LOOKS = 15
-# How many letters are removed at once. RabbitMQ hands a quorum queue 32 commands of a channel at a
-# time and keeps others back; acknowledgements that it still keeps when the channel closes are lost,
-# and letters that were sent again stay as well.
+# Letters to remove at once. RabbitMQ sends a quorum queue 32 commands of a channel at a time and
+# delays the others. Acknowledgements that are delayed when the channel closes are lost, and their
+# replayed letters stay in this queue as well.
 CHUNK = 16
-# For the broker's confirm; seconds.
+# Longest wait for the broker's confirm, in seconds.
 CONFIRM_TIMEOUT = 30.0
-# Once the request queue is empty, a worker has refused within this time what it refuses; seconds.
-# A guess: many times what a batch takes.
+# Once the request queue is empty, a worker refuses bad requests within this time, in seconds. A
+# guess: many times the time of a batch.
 REFUSED_WITHIN = 5.0
-# Properties that do not come back: a dead letter has lost its ``expiration``, and RabbitMQ refuses
-# a message that names another user in ``user_id``.
+# Properties that a replay leaves out: a dead letter has lost its ``expiration``, and RabbitMQ
+# refuses another user's ``user_id``.
 _NOT_SENT_AGAIN = frozenset({"expiration", "user_id"})
 
 
 class DeadLettersFailed(Exception):
-    """A letter could not be sent again; it is still where it was. The message says why."""
+    """A letter could not be replayed, and is still there. The message has the reason."""
 
 
 class UnknownIds(DeadLettersFailed):
-    """No letter has these ids; nothing was done.
+    """No letter has these ids. Nothing was done.
 
     Attributes:
-        ids: as they were given.
+        ids: the unknown ids.
     """
 
     def __init__(self, ids: Sequence[str]) -> None:
@@ -81,7 +80,7 @@ class DeadLetters:
     """The dead letters of one request queue. Use :func:`open_dead_letters`.
 
     Attributes:
-        undeliverable: those that the broker can't deliver, as far as they were met.
+        undeliverable: the letters met so far that the broker can't deliver.
     """
 
     def __init__(
@@ -109,15 +108,15 @@ class DeadLetters:
     ) -> None:
         if error is None:
             await self._renew()
-        # The broker puts back what is unacknowledged, in its place, as the connection ends. To
-        # reject it would put it at the end.
+        # When the connection ends, the broker puts unacknowledged letters back in their places.
+        # Rejected ones would go to the end of the queue.
 
     async def count(self) -> int:
-        """How many there are."""
+        """The number of letters."""
         return await self._reader.count()
 
     async def look(self, limit: int) -> AsyncIterator[Letter]:
-        """The letters from the oldest on, at most so many; all are put back in the end."""
+        """The oldest letters, up to a limit. All are put back in the end."""
         for _ in range(min(limit, await self.count())):
             taken = await self._take()
             if taken is None:
@@ -129,23 +128,22 @@ class DeadLetters:
     async def replay(
         self, match: Match, progress: Progress = lambda count: None, *, ids: Sequence[str] = ()
     ) -> int:
-        """Send matching letters to the request queue again, as they were first sent; returns how
-        many.
+        """Send matching letters to the request queue, as first sent. Returns their number.
 
         A letter is removed once the broker has confirmed it in the request queue. An interruption
         between the two leaves it in both queues, and the next replay sends it once more. That makes
-        no second run if the request has an idempotency key or a message id. What the dead letter
-        had to lose (``expiration``, another user's ``user_id``, ``CC`` and ``BCC``) does not come
-        back.
+        no second run if the request has an idempotency key or a message id. Properties that the
+        dead letter lost (``expiration``, another user's ``user_id``, ``CC`` and ``BCC``) are not
+        restored.
 
         Args:
             ids: each of them must be a letter's.
 
         Raises:
-            UnknownIds: one is not; nothing was done.
-            DeadLettersFailed: the request queue does not stand, or is full; or a letter's
-                properties were never readable.
-            PublishersBlocked: an alarm at the broker.
+            UnknownIds: an id is no letter's. Nothing was done.
+            DeadLettersFailed: the request queue is missing or full, or a letter's properties were
+                never readable.
+            PublishersBlocked: the broker has an alarm.
         """
         return await self._remove(match, self._send_again, progress, ids)
 
@@ -157,14 +155,14 @@ class DeadLetters:
         ids: Sequence[str] = (),
         undeliverable: bool = False,
     ) -> int:
-        """Throw matching letters away; returns how many.
+        """Delete matching letters. Returns their number.
 
         Args:
             ids: each of them must be a letter's.
-            undeliverable: those that the broker can't deliver as well.
+            undeliverable: delete the letters that the broker can't deliver, too.
 
         Raises:
-            UnknownIds: one is not; nothing was done.
+            UnknownIds: an id is no letter's. Nothing was done.
         """
 
         async def nothing(_: Letter) -> None:
@@ -181,8 +179,8 @@ class DeadLetters:
     ) -> int:
         removed = 0
         chunk: list[Letter] = []
-        # As many as there are now. Letters that come in meanwhile stay, such as those that were
-        # sent again and are refused again.
+        # Only as many as there are now: letters that arrive meanwhile stay, such as replayed ones
+        # that were refused again.
         for _ in range(await self.count()):
             taken = await self._take()
             progress(1)
@@ -194,7 +192,7 @@ class DeadLetters:
                 self._held.append(taken)
                 continue
             chunk.append(taken)
-            # Ids are looked for first: all of them, or nothing is done.
+            # With ids, find all of them before anything is done.
             if len(chunk) >= CHUNK and not ids:
                 removed += await self._settle(chunk, first)
                 chunk = []
@@ -205,7 +203,7 @@ class DeadLetters:
 
     @staticmethod
     def raise_for_unknown(ids: Sequence[str], letters: Iterable[Letter]) -> None:
-        """Raise :class:`UnknownIds` unless each id is the beginning of a letter's."""
+        """Raise :class:`UnknownIds` unless each id begins a letter's id."""
         theirs = [letter.id for letter in letters]
         if unknown := [each for each in ids if not any(known.startswith(each) for known in theirs)]:
             raise UnknownIds(unknown)
@@ -231,11 +229,11 @@ class DeadLetters:
         self._sent[letter.id] += 1
 
     async def refused_again(self) -> list[Letter]:
-        """Of those that :meth:`replay` sent, the ones that are refused again. Waits until the
-        request queue has been empty for ``REFUSED_WITHIN`` seconds.
+        """The replayed letters that were refused again. Waits until the request queue has been
+        empty for ``REFUSED_WITHIN`` seconds.
 
         Raises:
-            DeadLettersFailed: nobody consumes the request queue.
+            DeadLettersFailed: the request queue has no consumer.
         """
         waiting, refused = Counter(self._sent), []
         until: float | None = None
@@ -261,17 +259,17 @@ class DeadLetters:
         return refused
 
     async def _publication_of(self, message: Message) -> Publication:
-        """A request is for the request queue; an event that Prefect refused, for the outbox.
+        """Requests go to the request queue, events that Prefect refused to the outbox.
 
         Raises:
-            ValueError: as of :func:`sent_again`; or no worker has set the event aside. A producer's
-                request may look like one, and has no ``user_id`` as a letter.
+            ValueError: see :func:`sent_again`, or no worker wrote the event. A producer's request
+                may look like an event, but as a letter it has no ``user_id``.
         """
         if (message.app_id, message.type) == (APP_ID, EVENT_TYPE):
             login = await login_of(self._connection)
             if login is not None and message.user_id not in {login, *self._fleet_logins}:
                 raise ValueError("it looks like an event, and no worker wrote it (see WORKER_FLEET_USERS)")
-            # One event; or the list of a message that no worker's login wrote.
+            # One event, or the list of a message that no worker's login wrote.
             events = message.body.removeprefix(b"[").removesuffix(b"]")
             return events_message(self._names.events_queue, [events], login)
         return sent_again(message, self._names.queue)
@@ -298,7 +296,7 @@ class DeadLetters:
         return None if taken is None else Letter.of(taken)
 
     async def _renew(self) -> None:
-        """Replace letters that were looked at too often."""
+        """Replace letters that were returned too often."""
         for letter in self._held:
             if letter.delivery.delivery_count >= LOOKS:
                 await self._publish(
@@ -308,12 +306,12 @@ class DeadLetters:
 
 
 def sent_again(message: Message, queue: str) -> Publication:
-    """A dead letter as its producer sent it, byte for byte, so that it is the same message.
+    """A dead letter as its producer sent it, byte for byte.
 
-    ``expiration``, another user's ``user_id``, ``CC`` and ``BCC`` do not come back.
+    ``expiration``, another user's ``user_id``, ``CC`` and ``BCC`` are not restored.
 
     Raises:
-        ValueError: its properties, or its headers, could not be kept.
+        ValueError: its properties or headers could not be kept.
     """
     if HEADERS_DROPPED_HEADER in message.headers:
         raise ValueError("its headers could not be kept")
@@ -327,15 +325,16 @@ def sent_again(message: Message, queue: str) -> Publication:
     if own or table == bytes(4):
         values["headers"] = join_table(own)
     mode = message.headers.get(DELIVERY_MODE_HEADER)
-    if raw is None and isinstance(mode, bytearray):  # empty: there was none
+    if raw is None and isinstance(mode, bytearray):  # empty: the request had none
         values |= {"delivery_mode": bytes(mode)}
     present = {name: value for name, value in values.items() if value and name not in _NOT_SENT_AGAIN}
     return Publication(queue, join(in_order(present)), message.body)
 
 
 def _counted_anew(message: Message, queue: str) -> Publication:
-    """A dead letter as it is, but for the header that counts its deliveries; and for ``user_id``,
-    over which the broker closes the channel, and which it leaves in a letter that it makes itself.
+    """A copy of a dead letter without the header that counts its deliveries, and without
+    ``user_id``: the broker keeps it in letters of its own, but closes the channel of a foreign
+    publisher.
     """
     values = split(message.raw_properties)
     headers = [each for each in split_table(values["headers"]) if each[0] != DELIVERY_COUNT_HEADER]
@@ -349,17 +348,17 @@ def _counted_anew(message: Message, queue: str) -> Publication:
 async def open_dead_letters(
     urls: str, names: QueueNames, fleet_logins: Collection[str] = ()
 ) -> AsyncIterator[DeadLetters]:
-    """The dead letters of a request queue.
+    """Open the dead letters of a request queue.
 
     Args:
-        fleet_logins: of workers, besides the login of the URL; events that others wrote are not
-            sent again.
+        fleet_logins: the workers' logins, besides that of the URL. Events of others are not
+            replayed.
 
     Raises:
         BrokerUnavailable, BrokerRefused: see :func:`worker.broker.connection.connect`.
-        DeadLettersFailed: the queue does not stand.
+        DeadLettersFailed: the queue does not exist.
     """
-    # Publishing has a connection of its own: the broker stops reading from it during an alarm.
+    # Publishing has its own connection: during an alarm the broker stops reading from it.
     connection = await connect(urls, name=f"{NAME} publishing", connection_class=Connection)
     reader = LetterReader(urls, names.dead_letter_queue, connection)
     try:

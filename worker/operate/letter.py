@@ -1,4 +1,4 @@
-"""A dead letter as it was taken: which one it is, and why it is there. Knows no queue."""
+"""A dead letter: its id, and why it is there. Knows no queue."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from worker.contract.message import (
 )
 from worker.operate.letter_reader import Taken
 
-# Why the broker itself moved a message here, by the reason in its header (RabbitMQ's page on
-# dead letter exchanges).
+# Why the broker moved a message here, by the reason in its header (RabbitMQ's page on dead letter
+# exchanges).
 _REASONS = {
     "delivery_limit": "it was delivered as often as the delivery limit allows, and never finished",
     "expired": "it expired before a worker took it (a message TTL, or its expiration)",
@@ -30,12 +30,11 @@ class Letter:
     """A dead letter.
 
     Attributes:
-        taken: what acknowledges it.
-        id: twelve hexadecimal digits, the same at each look; two letters that are the same in
-            everything share it.
-        status: the HTTP status that was answered; None where no worker wrote it.
-        error: why, in a line.
-        failed_at: when, as it was written into the letter.
+        taken: the taken message, which acknowledges it.
+        id: twelve hexadecimal digits, from the message's fingerprint. Identical letters share it.
+        status: the answered HTTP status. None if no worker wrote the letter.
+        error: the reason in one line.
+        failed_at: the time of the refusal, as the letter has it.
     """
 
     taken: Taken
@@ -46,7 +45,7 @@ class Letter:
 
     @classmethod
     def of(cls, taken: Taken) -> "Letter":
-        """Read a letter from how it was delivered."""
+        """Read a taken message as a letter."""
         headers = taken.delivery.message.headers
         status = headers.get(ERROR_STATUS_HEADER)
         error, failed_at = headers.get(ERROR_HEADER), headers.get(FAILED_AT_HEADER)
@@ -63,7 +62,7 @@ class Letter:
 
     @property
     def delivery(self) -> Delivery:
-        """The letter as it was delivered."""
+        """The letter's delivery."""
         return self.taken.delivery
 
     @property
@@ -77,8 +76,8 @@ class Letter:
         return key if isinstance(key, str) else None
 
     def matches(self, ids: Iterable[str], status: int | None, error: str | None) -> bool:
-        """Whether its id begins with one of these, its status is this one, and its error has this
-        text. What is not given always matches.
+        """Whether the id begins with one of these, and status and error text match. An argument
+        that is empty or None matches all.
         """
         wanted = tuple(ids)
         return (
@@ -89,7 +88,7 @@ class Letter:
 
 
 def _why_moved(headers: Mapping[str, Any]) -> tuple[str, Any]:
-    """Why a letter without a reason of ours is here, and since when."""
+    """The reason and the time of a letter that the broker moved here."""
     deaths = headers.get("x-death")
     last = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
     reason = last.get("reason") or headers.get("x-first-death-reason")

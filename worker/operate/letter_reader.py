@@ -1,23 +1,21 @@
-"""Takes the messages of a queue one by one without acknowledging them, and passes over those that
-the broker can't deliver. Knows no dead letters.
+"""Takes the messages of a queue one by one without acknowledging them, and skips those that the
+broker can't deliver. Knows no dead letters.
 
-RabbitMQ 3 accepts a message by AMQP 1.0 whose correlation id or message id is no text. Its delivery
+RabbitMQ 3 accepts an AMQP 1.0 message whose correlation id or message id is no text. Delivering it
 by AMQP 0-9-1 ends the connection with ``INTERNAL_ERROR``, and all messages of that connection
 return to the queue. A second connection, from which nothing is read, can hold such a message:
-publications that come back fill its socket, so the broker never writes what stands behind them.
-The messages behind it are then taken as usual. The held message can be acknowledged, as delivery
-tags are counted for each channel.
+returned publications fill its socket, so the broker never writes the delivery. The next messages
+are taken as usual. The held message can be acknowledged, as delivery tags count for each channel.
 
 The holding connection has to know that the next message is the one to hold. RabbitMQ hands out
 returned messages first, in the order of their return, then new ones. So:
 
-- After a failure the messages of the failed connection return together, with the failing message
-  behind them. They are taken again, and their connection then takes no more. Such a segment is not
-  touched by later failures.
-- A connection that fails at its first message failed over the next message of the queue. That
-  message is the next one again if nothing else has returned. Nothing else has returned once a
-  message came that was never delivered before. Until then as many failures in a row as there can be
-  messages are needed.
+- After a failure the messages of the failed connection return together, followed by the failing
+  message. They are taken again, and their connection then takes no more. Later failures do not
+  affect such a segment.
+- A connection that fails at its first message failed because of the queue's next message. That
+  message is next again if nothing else has returned. A message that was never delivered before
+  proves that. Until one comes, as many failures in a row are needed as there can be messages.
 """
 
 import asyncio
@@ -45,17 +43,16 @@ from worker.contract.delivery import Delivery
 from worker.contract.message import fingerprint
 
 NAME = "flow-run-worker dead-letters"
-# How the broker says that it failed (code 541).
+# The broker's error for its own failure (code 541).
 _FAILED = "INTERNAL_ERROR"
-# Bytes that fill the socket of the holding connection. Linux buffers 4 MiB at the most by default.
+# Bytes that fill the socket of the holding connection. By default Linux buffers at most 4 MiB.
 _FILLING, _FILLING_PART = 16 * 1024 * 1024, 512 * 1024
-# Wait this many seconds for the broker to return messages, or to do what was written. It takes
-# milliseconds.
+# Wait this many seconds for the broker to return messages or run commands. It takes milliseconds.
 _PATIENCE = 10.0
-# After this many failures in a row the next message is taken for one that fails. A guess: a killed
+# After this many failures in a row the next message counts as undeliverable. A guess: a killed
 # command leaves fewer of them in front of a good message.
 _FAILURES = 20
-# Wait this many seconds instead of an answer, if the user may declare no queue for answers.
+# Wait this many seconds if the user may declare no queue for answers.
 _UNTOLD = 1.0
 
 
@@ -63,15 +60,15 @@ OTHERS = "Somebody else takes dead letters at the same time: try again."
 
 
 class ReadingFailed(Exception):
-    """The queue can't be read on; the message says why."""
+    """The queue can't be read any further. The message has the reason."""
 
 
 @dataclass(eq=False)
 class Taken:
-    """A message that was taken.
+    """A taken message.
 
     Attributes:
-        settled: it was acknowledged.
+        settled: whether it was acknowledged.
     """
 
     delivery: Delivery
@@ -80,14 +77,14 @@ class Taken:
 
     @property
     def identity(self) -> UUID:
-        """Two deliveries of the same message have the same one."""
+        """Deliveries of one message have the same identity."""
         return fingerprint(self.delivery.message)
 
     async def acknowledge(self) -> None:
         """Remove it from its queue.
 
         Raises:
-            ReadingFailed: somebody else has it.
+            ReadingFailed: another consumer has it.
         """
         if self.incoming is None:
             raise ReadingFailed(OTHERS)
@@ -100,7 +97,7 @@ class Undeliverable:
     """A message that the broker can't deliver.
 
     Attributes:
-        place: which one it is, the oldest being 1.
+        place: its place in the queue, from 1 for the oldest.
         tag: its delivery tag at the holding connection.
     """
 
@@ -110,10 +107,10 @@ class Undeliverable:
 
 @dataclass(eq=False)
 class _Segment:
-    """What was taken on one connection.
+    """The messages taken on one connection.
 
     Attributes:
-        ready: how many messages were ready as it began.
+        ready: the number of ready messages at its start.
     """
 
     connection: Connection
@@ -125,7 +122,7 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Returned:
-    """A message that returned as its segment failed."""
+    """A message that returned to the queue when its segment failed."""
 
     identity: UUID
     taken: Taken
@@ -133,12 +130,12 @@ class _Returned:
 
 
 class LetterReader:
-    """Takes messages.
+    """Takes the messages of one queue.
 
     Args:
-        urls: the broker's, as :func:`worker.broker.connection.connect` takes them.
-        name: the queue's.
-        watching: another connection, to count the messages that are ready.
+        urls: the broker's URLs, for :func:`worker.broker.connection.connect`.
+        name: the queue's name.
+        watching: another connection, to count the ready messages.
     """
 
     def __init__(self, urls: str, name: str, watching: Connection) -> None:
@@ -156,24 +153,24 @@ class LetterReader:
         self._holder: _Holder | None = None
 
     async def count(self) -> int:
-        """How many are ready."""
+        """The number of ready messages."""
         return (await self.look_at(self._name)).message_count or 0
 
     async def look_at(self, name: str) -> QueueCommands.DeclareOk:
-        """The figures of a queue."""
+        """A queue's numbers of messages and consumers."""
         if self._watch is None or self._watch.is_closed:
             self._watch = await self._watching.channel()
         return (await self._watch.get_queue(name)).declaration_result
 
     async def take(self) -> Taken | Undeliverable | None:
-        """The next message; None at the end of the queue.
+        """The next message. None at the end of the queue.
 
         Raises:
-            ChannelLost: the connection ended for another reason than a message.
-            ReadingFailed: a message that can't be delivered can't be passed over either.
+            ChannelLost: the connection ended, and no message is the cause.
+            ReadingFailed: an undeliverable message can't be skipped.
         """
         while True:
-            # Not while others can't be acknowledged, since they returned.
+            # Not while messages are returned: they can't be acknowledged.
             if self._ahead and not self._returned:
                 self._place += 1
                 return self._ahead.popleft()
@@ -202,13 +199,13 @@ class LetterReader:
                 self._ahead.append(taken)
 
     async def acknowledge(self, message: Undeliverable) -> None:
-        """Remove a message that can't be delivered from the queue."""
+        """Remove an undeliverable message from the queue."""
         assert self._holder is not None
         await self._holder.acknowledge(message.tag)
 
     async def close(self) -> None:
-        """Return all that was not acknowledged. The connections close one after the other, so that
-        messages return in their order, and those that can't be delivered behind them.
+        """Return all unacknowledged messages. The connections close one after the other, so that
+        messages return in their order, followed by the undeliverable ones.
         """
         for segment in (*self._before, self._segment):
             if segment is not None:
@@ -239,17 +236,19 @@ class LetterReader:
             _Returned(each.identity, each, failed) for each in failed.taken if not each.settled
         ]
         expected = failed.ready - sum(taken.settled for taken in failed.taken)
-        with suppress(TimeoutError):  # others may have taken some
+        with suppress(TimeoutError):  # other consumers may have taken some
             async with asyncio.timeout(_PATIENCE):
                 while await self.count() < expected:
                     await asyncio.sleep(0.01)
 
     async def _fails_again(self) -> bool:
-        """Whether the next message is known to be one that can't be delivered."""
+        """Whether the next message is known to be undeliverable."""
         return self._met_new or self._failures >= min(await self.count(), _FAILURES)
 
     def _is_back(self, taken: Taken, segment: _Segment) -> bool:
-        """Whether it had been taken before a failure; then it goes on as the one that it was."""
+        """Whether the message was taken before a failure. If so, it continues as the same
+        ``Taken``.
+        """
         if not self._returned:
             return False
         identity = taken.identity
@@ -266,7 +265,7 @@ class LetterReader:
 
     def _forget_returned(self) -> None:
         for each in self._returned:
-            each.taken.incoming = None  # somebody else has it
+            each.taken.incoming = None  # another consumer has it
         self._returned = []
 
     async def _hold(self) -> int:
@@ -276,37 +275,37 @@ class LetterReader:
 
 
 class _Holder:
-    """A connection that takes what can't be delivered, and from which nothing is read."""
+    """A connection that takes undeliverable messages and never reads them."""
 
     def __init__(self, connection: Connection, channel: aiormq.Channel, name: str) -> None:
         self._connection = connection
         self._channel = channel
         self._name = name
         self._tag = 0
-        # A message that is published to this queue arrives after all that was written before it.
-        # None: the user may not declare a queue.
+        # A message to this queue arrives after all commands written before it. None: the user may
+        # not declare a queue.
         self._answers: AbstractQueue | None = None
 
     @classmethod
     async def open(cls, urls: str, name: str, watching: Connection) -> "_Holder":
         connection = await connect(urls, name=f"{NAME} holding", connection_class=Connection)
         channel = await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
-        assert isinstance(channel, aiormq.Channel)  # it is; the abstract one lacks "wait"
+        assert isinstance(channel, aiormq.Channel)  # always; the abstract class lacks "wait"
         holder = cls(connection, channel, name)
         with suppress(ChannelAccessRefused):
             answering = await watching.channel()
             answers = await answering.declare_queue(exclusive=True)
-            await answers.get(fail=False, no_ack=True)  # or may not read from it
+            await answers.get(fail=False, no_ack=True)  # the user may have no right to read it
             holder._answers = answers
         connection.frames.pause_reading()
         part = bytes(_FILLING_PART)
         for _ in range(_FILLING // _FILLING_PART):
-            # It comes back, as no queue has this name.
+            # It is returned, as no queue has this name.
             await channel.basic_publish(part, routing_key=f"{name} nowhere", mandatory=True, wait=False)
         return holder
 
     async def take(self) -> int:
-        """Take the next message; returns its delivery tag, which the broker counts by channel."""
+        """Take the next message. Returns its delivery tag, which the broker counts by channel."""
         get = Basic.Get(queue=self._name, no_ack=False)
         frame = ChannelFrame.marshall(channel_number=self._channel.number, frames=[get])
         await self._channel.write_queue.put(frame)  # as the fast path does
@@ -315,17 +314,17 @@ class _Holder:
         return self._tag
 
     async def acknowledge(self, tag: int) -> None:
-        """Remove one from the queue."""
+        """Remove a held message from the queue."""
         await self._channel.basic_ack(tag)
         await self._until_done()
 
     async def close(self) -> None:
-        """By force, since no answer of the broker would be read."""
+        """Close without a handshake: the broker's answer would not be read."""
         self._connection.frames.abort()
         await close_quietly(self._connection)
 
     async def _until_done(self) -> None:
-        """Wait until the broker has done all that was written."""
+        """Wait until the broker has run all commands written so far."""
         if self._answers is None:
             await asyncio.sleep(_UNTOLD)
             return

@@ -1,5 +1,5 @@
-"""What ``top`` shows: rates between two looks at the workers' metrics pages and at the broker.
-Draws nothing.
+"""The data of ``top``: rates between two reads of the workers' metrics pages and the broker's
+queues. Draws nothing.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from worker.broker.connection import BrokerRefused, BrokerUnavailable, close_qui
 from worker.broker.control import WatchedConnection
 from worker.contract.topology import QueueNames
 
-# A page that takes longer counts as no answer; seconds.
+# Longest wait for a page, in seconds.
 PAGE_TIMEOUT = 2.0
 
 Labels = frozenset[tuple[str, str]]
@@ -36,18 +36,18 @@ class Page:
 
     @classmethod
     def parse(cls, at: float, text: str) -> Self:
-        """Read the page's text; raises ValueError if it is none."""
+        """Read a page's text. Raises ValueError for any other text."""
         samples = {
             (sample.name, frozenset(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
-            # What is no number is no figure, and would spoil each that it is added to.
+            # NaN and infinities would spoil each sum.
             if sample.name.startswith("flow_run_worker_") and math.isfinite(sample.value)
         }
         return cls(at, samples)
 
     def total(self, name: str, **labels: str) -> float:
-        """The sum of a metric over all samples that have these labels."""
+        """The sum of a metric's samples with these labels."""
         wanted = labels.items()
         return sum(value for (each, has), value in self.samples.items() if each == name and wanted <= has)
 
@@ -58,17 +58,17 @@ class Page:
 
 @dataclass(frozen=True)
 class WorkerView:
-    """One worker between two looks: rates per second, seconds.
+    """One worker between two reads. Rates are per second, times in seconds.
 
     Attributes:
-        held_bytes: of deliveries in flight.
-        paused: nothing more is read, because too many bytes are held.
-        blocked: whether the broker takes no publications, by an alarm.
-        dead_letters_held: those that their queue does not take.
-        events_age: of the oldest event that waits for Prefect's API; 0 in a worker that hands none
-            over.
+        held_bytes: bytes of deliveries in flight.
+        paused: whether reading is paused because too many bytes are held.
+        blocked: whether an alarm at the broker blocks publishing.
+        dead_letters_held: dead letters that their queue refuses.
+        events_age: age of the oldest event that waits for Prefect's API. 0 in a worker that sends
+            none.
         create, reply: the 50th and the 99th percentile of a batch's time in that stage,
-            interpolated within the buckets of its histogram; None if there was no batch.
+            interpolated within the histogram's buckets. None without a batch.
     """
 
     url: str
@@ -92,16 +92,16 @@ class WorkerView:
 
     @property
     def served(self) -> float:
-        """Requests that were answered, a second."""
+        """Requests answered a second."""
         return self.created + self.existing + self.refused
 
     @classmethod
     def between(cls, url: str, before: Page, now: Page) -> Self:
-        """What happened between two pages of one worker."""
+        """Compare two pages of one worker."""
         if now.error is not None:
             return cls(url, error=now.error)
         if before.error is not None:
-            # Otherwise all that the worker ever did would count as done since the failed look.
+            # Without a page before, all that the worker ever did would count as new.
             before = now
 
         def grown(name: str, **labels: str) -> float:
@@ -135,7 +135,7 @@ def _in_flight(pages: Sequence[Page]) -> float:
 
 
 def _growth(before: float, now: float) -> float:
-    """By how much a counter grew. One that shrank is of a new process, and began at zero."""
+    """The growth of a counter. If it shrank, a new process began at zero."""
     return now - before if now >= before else now
 
 
@@ -143,7 +143,7 @@ def _percentiles(before: Page, now: Page, stage: str) -> tuple[float, float] | N
     buckets: dict[float, float] = {}
     for (name, labels), value in now.samples.items():
         if name == "flow_run_worker_stage_seconds_bucket" and ("stage", stage) in labels:
-            with suppress(KeyError, ValueError):  # it has no bound
+            with suppress(KeyError, ValueError):  # no usable bound
                 bound = float(dict(labels)["le"])
                 buckets[bound] = _growth(before.samples.get((name, labels), 0.0), value)
     counts = sorted(buckets.items())
@@ -157,7 +157,7 @@ def quantile(buckets: Sequence[tuple[float, float]], q: float) -> float:
     ``histogram_quantile`` does.
 
     Args:
-        buckets: upper bound and cumulative count, from the smallest bound on; the last bound is
+        buckets: upper bounds and cumulative counts, in the order of the bounds. The last bound is
             infinite.
     """
     rank = q * buckets[-1][1]
@@ -173,10 +173,10 @@ def quantile(buckets: Sequence[tuple[float, float]], q: float) -> float:
 
 @dataclass(frozen=True)
 class QueueView:
-    """The queues at one moment, or why they can't be seen.
+    """The queues at one moment, or why they can't be read.
 
     Attributes:
-        events: messages that are ready in the outbox; None where there is none.
+        events: ready messages of the outbox. None without an outbox.
     """
 
     at: float
@@ -192,7 +192,7 @@ class View:
     """The queues and the workers.
 
     Attributes:
-        incoming: requests a second: those that were served, and those by which the queue grew.
+        incoming: requests that arrive a second: those served, plus the growth of the queue.
     """
 
     queue: QueueView
@@ -201,18 +201,17 @@ class View:
 
     @property
     def outgoing(self) -> float:
-        """Requests that were answered, a second."""
+        """Requests answered a second."""
         return sum(worker.served for worker in self.workers)
 
 
 class Top:
-    """Looks at workers and at their queue, as often as it is asked. Use as an async context
-    manager.
+    """Reads the workers' pages and their queues. Use as an async context manager.
 
     Args:
         urls: the workers' side ports.
-        amqp_url: the broker.
-        names: their queues.
+        amqp_url: the broker's URL.
+        names: the workers' queues.
     """
 
     def __init__(self, urls: Sequence[str], amqp_url: str, names: QueueNames) -> None:
@@ -235,7 +234,7 @@ class Top:
             await close_quietly(self._connection)
 
     async def view(self) -> View:
-        """Look again; rates are those since the last look."""
+        """Read again. Rates are since the last read."""
         queue, pages = await self._look()
         workers = [
             WorkerView.between(url, before, now)

@@ -1,1 +1,1 @@
-"""URLs of brokers and databases, and passwords that stand in files; imports nothing of ours."""
+"""URLs of brokers and databases, and passwords in files. Imports nothing of ours."""

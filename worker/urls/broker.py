@@ -1,4 +1,4 @@
-"""AMQP URLs as a user writes them: one, or several for a cluster's nodes; connects to nothing."""
+"""Reads AMQP URLs from the user: one, or several for a cluster's nodes. Connects to nothing."""
 
 import re
 
@@ -6,26 +6,25 @@ from yarl import URL
 
 from .password_file import PASSWORD_FILE, read_password, with_password_file
 
-# What stands in the way of reading a URL is most often this; the URL itself is not shown, as it has
-# the password.
+# The most common error in a URL. The URL is not shown: it has the password.
 ENCODE = "(in a user name, password or vhost, each of / ? # @ : is written as %2F %3F %23 %40 %3A)"
-# Between two URLs; a comma may stand in a password as well.
+# The separator of two URLs. A password may have a comma too.
 _BETWEEN = re.compile(r"\s*,\s*(?=amqps?://)")
 
-# What aio-pika and aiormq read from a URL's query. Not among it: ``no_verify_ssl``, since who the
-# broker is is always verified.
+# Parameters that aio-pika and aiormq read from a URL's query. ``no_verify_ssl`` is left out: the
+# broker's certificate is always verified.
 _QUERY = frozenset(
     (
         *("name", "heartbeat", "timeout", "auth", "cafile", "capath", "cadata", "certfile", "keyfile"),
         *("interleave", "happy_eyeballs_delay", PASSWORD_FILE),
     )
 )
-# By names that other clients have for it.
+# Other clients' names of parameters, with the name here.
 _INSTEAD = {"cacertfile": "cafile", "ca_certs": "cafile", "connection_timeout": "timeout"}
 
 
 def split_urls(urls: str) -> list[str]:
-    """The URLs of a list that is separated by commas."""
+    """The URLs of a comma-separated list."""
     return _BETWEEN.split(urls.strip())
 
 
@@ -35,10 +34,10 @@ def virtual_host(url: URL) -> str:
 
 
 def check_urls(urls: str) -> str:
-    """The same list, once each of its URLs can be read.
+    """Check that each URL of a list can be read. Returns the list.
 
     Raises:
-        ValueError: one can't; the message says why, without the URL.
+        ValueError: a URL can't be read. The message has the reason, without the URL.
     """
     for url in split_urls(urls):
         try:
@@ -50,7 +49,7 @@ def check_urls(urls: str) -> str:
             raise ValueError(
                 "must be a URL such as amqp://user:password@host:5672/vhost, or amqps:// for TLS"
             )
-        if "@" in parsed.raw_path:  # a slash in the password ends the host's part before the host
+        if "@" in parsed.raw_path:  # an unescaped slash in the password ends the host's part too early
             raise ValueError(f"has an @ behind the host {ENCODE}")
         if port is not None and not 0 < port < 65536:
             raise ValueError("has no usable port")
@@ -61,15 +60,15 @@ def check_urls(urls: str) -> str:
 
 
 def with_password_file_in_each(urls: str, path: str) -> str:
-    """The same list, in which each URL names this file for its password."""
+    """The list with this password file in each URL."""
     return ", ".join(with_password_file(url, path) for url in split_urls(urls))
 
 
 def with_password(url: URL) -> URL:
-    """The URL as it is now: with the password of the file that it names, if it names one.
+    """The URL with the password from its password file, if it has one.
 
     Raises:
-        PasswordUnreadable: there is no password in the file.
+        PasswordUnreadable: the file has no password.
     """
     files = url.query.getall(PASSWORD_FILE, ())
     return url.without_query_params(PASSWORD_FILE).with_password(read_password(files[-1])) if files else url

@@ -1,9 +1,9 @@
-"""Reads PostgreSQL URLs as libpq, JDBC, SQLAlchemy and hosting plans write them: what asyncpg can
-do is put into one form, and the rest is refused with its remedy. Connects to nothing.
+"""Reads PostgreSQL URLs in the forms of libpq, JDBC, SQLAlchemy and hosting plans. Parameters that
+asyncpg supports get one form. All others are refused with a remedy. Connects to nothing.
 
 The parameters are those of libpq (PostgreSQL 18's manual, 32.1.2) and the common ones of JDBC's
-driver, Prisma, Rails and pgx. Any other name is a setting of the session, and the server says if
-there is none.
+driver, Prisma, Rails and pgx. Any other name is a setting of the session: the server refuses
+unknown ones.
 """
 
 import re
@@ -16,14 +16,14 @@ from sqlalchemy.exc import ArgumentError
 from worker.urls.broker import ENCODE
 from worker.urls.password_file import PASSWORD_FILE
 
-# Gives what a parameter becomes, or raises ValueError with the remedy.
+# Translates a parameter's value, or raises ValueError with the remedy.
 _Rule = Callable[[str], Mapping[str, str]]
 
 _TRUE, _FALSE = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
 
 
 def _kept(*values: str, name: str = "") -> _Rule:
-    """Kept, under another name if one is given; if there are values, only these."""
+    """Keep the parameter, under another name if one is given. With values, accept only these."""
 
     def rule(value: str) -> Mapping[str, str]:
         if values and value not in values:
@@ -34,7 +34,7 @@ def _kept(*values: str, name: str = "") -> _Rule:
 
 
 def _number(name: str, *, zero: bool = True, whole: bool = True) -> _Rule:
-    """A number. Without ``zero``, what is not positive stands for the default."""
+    """A number. Without ``zero``, zero and negative numbers mean the default."""
 
     def rule(value: str) -> Mapping[str, str]:
         try:
@@ -50,7 +50,7 @@ def _number(name: str, *, zero: bool = True, whole: bool = True) -> _Rule:
 
 
 def _switch(on: Mapping[str, str], off: Mapping[str, str]) -> _Rule:
-    """One of two, for true or false."""
+    """One parameter for true, another for false."""
 
     def rule(value: str) -> Mapping[str, str]:
         if value.lower() not in _TRUE + _FALSE:
@@ -61,7 +61,7 @@ def _switch(on: Mapping[str, str], off: Mapping[str, str]) -> _Rule:
 
 
 def _only(*values: str, remedy: str) -> _Rule:
-    """These values change nothing. All others are refused with the remedy."""
+    """Accept these values, which change nothing. Refuse all others with the remedy."""
 
     def rule(value: str) -> Mapping[str, str]:
         if value.lower() not in values:
@@ -86,12 +86,12 @@ def _target_of_jdbc(value: str) -> Mapping[str, str]:
 
 
 def _threshold(value: str) -> Mapping[str, str]:
-    """JDBC's ``prepareThreshold``: with 0 no statement has a name."""
+    """JDBC's ``prepareThreshold``: 0 means unnamed statements."""
     return {} if _number("n", zero=False)(value) else _NO_NAMES
 
 
 def _ssl(value: str) -> Mapping[str, str]:
-    """SQLAlchemy's name for ``sslmode``; in JDBC and elsewhere it is true or false."""
+    """SQLAlchemy's name of ``sslmode``. In JDBC and elsewhere it is true or false."""
     if value not in _SSL_MODES:
         raise ValueError(f"must be {', '.join(_SSL_MODES)}; 'true' can mean require, or {_VERIFY}")
     return {"sslmode": value}
@@ -127,7 +127,7 @@ _LIBPQ: dict[str, _Rule] = {
     "sslmode": _kept(*_SSL_MODES),
     "requiressl": _switch({"sslmode": "require"}, {}),
     "sslnegotiation": _kept("postgres", "direct"),
-    # libpq does not compress either where the server or OpenSSL don't, as none has since 2016.
+    # libpq compresses only if the server and OpenSSL do: none has since 2016.
     "sslcompression": _only(*_TRUE, *_FALSE, remedy=_LEAVE_OUT),
     "sslcert": _kept(),
     "sslkey": _kept(),
@@ -204,7 +204,7 @@ _OTHERS: dict[str, _Rule] = {
             *("preferQueryMode", "reWriteBatchedInserts", "stringtype", "assumeMinServerVersion"),
             *("allowEncodingChanges", "logUnclosedConnections", "loggerLevel", "hostRecheckSeconds"),
             *("receiveBufferSize", "sendBufferSize", "logServerErrorDetail", "cancelSignalTimeout"),
-            # a pool's, of whatever language: a worker has two connections
+            # connection pools' (any language): a worker has two connections
             *("pool", "pool_size", "max_overflow", "pool_timeout", "pool_recycle", "pool_pre_ping"),
             *("connection_limit", "pool_max_conns", "pool_min_conns", "minPoolSize", "maxPoolSize"),
             *("async_fallback", "default_query_exec_mode", "statement_cache_capacity", "socket_timeout"),
@@ -219,11 +219,11 @@ _OTHERS: dict[str, _Rule] = {
     "uselibpqcompat": _only(*_TRUE, *_FALSE, remedy="must be true or false"),
 }
 _RULES = _LIBPQ | _OTHERS
-# Read with the URL's own parts.
+# Parameters for parts of the URL itself.
 _PARTS = ("host", "hostaddr", "port", "dbname", "database", "user", "password")
 _BY_LOWER_CASE = {name.lower(): name for name in (*_RULES, *_PARTS)}
 
-# "scheme://user:password@" as SQLAlchemy reads it, several hosts, and what follows.
+# "scheme://user:password@" as SQLAlchemy reads it, several hosts, and the rest.
 _SEVERAL_HOSTS = re.compile(
     r"(postgres\w*(?:\+\w+)?://(?:[^:/]*(?::[^@]*)?@)?)([^/?@]*,[^/?@]*)(.*)", re.DOTALL
 )
@@ -231,11 +231,12 @@ _HOST = re.compile(r"(?:\[(?P<ipv6>[^]]+)\]|(?P<name>[^:]*))(?::(?P<port>\d*))?"
 
 
 def read_database_url(text: str) -> URL:
-    """A database's URL. One of PostgreSQL's comes in one form: the query has what the worker's
-    connector takes, and ``host`` and ``port`` for several hosts or the folder of a socket.
+    """Read a database URL. PostgreSQL's gets one form: its query has the parameters of the worker's
+    connector, and ``host`` and ``port`` for several hosts or a socket's folder.
 
     Raises:
-        ValueError: it can't be read, or asks for what can't be done. The message has no password.
+        ValueError: the URL can't be read, or a parameter is not supported. The message has no
+            password.
     """
     text = text.removeprefix("jdbc:")
     several = _SEVERAL_HOSTS.fullmatch(text)
@@ -245,7 +246,7 @@ def read_database_url(text: str) -> URL:
         raise ValueError(f"can't be read as a URL {ENCODE}") from None
     if url.get_backend_name() not in ("postgresql", "postgres"):
         return url
-    # The last of two parameters with one name counts, as in libpq. Hosts are a list.
+    # The last of several parameters with one name counts, as in libpq. Hosts are a list.
     given = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
     in_authority = several[2].split(",") if several else [url.host and _bracketed(url)]
     hosts = _hosts(_listed(url, "host") or in_authority, _listed(url, "port"), given.get("hostaddr"))
@@ -276,15 +277,14 @@ def _query(given: Mapping[str, str]) -> dict[str, str]:
                 became = {each or name: text for each, text in _RULES[name](value).items()}
             except ValueError as error:
                 raise ValueError(f"has '{name}' behind the '?': {error}") from None
-            # A parameter of this name goes before one that is translated to it.
+            # A parameter under its own name overrides a translated one.
             query = {**became, **query} if name not in became else {**query, **became}
         elif name.lower() in _BY_LOWER_CASE:
             raise ValueError(f"has '{name}' behind the '?': it is '{_BY_LOWER_CASE[name.lower()]}' here")
         else:
             query[name] = value
     if query.pop("channel_binding", "") == "require":
-        # asyncpg has none. It would keep a stranger out of the connection, and so does a verified
-        # certificate.
+        # asyncpg has no channel binding. Verifying the certificate also keeps strangers out.
         if query.get("sslmode", "require") not in ("require", "verify-ca", "verify-full"):
             raise ValueError(f"has 'channel_binding' behind the '?': it needs TLS, as by {_VERIFY}")
         query = {"sslrootcert": "system", **query, "sslmode": "verify-full"}
@@ -297,7 +297,7 @@ def _query(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _listed(url: URL, name: str) -> list[str]:
-    """Hosts or ports of the query: a list with commas, or one each."""
+    """Hosts or ports of the query: separated by commas, or one parameter each."""
     value = url.query.get(name, ())
     return value.split(",") if isinstance(value, str) else list(value)
 
@@ -328,8 +328,8 @@ def _hosts(
 
 
 def _host(text: str) -> tuple[str, str]:
-    """Name or folder of a socket, and port."""
+    """A host's name, or a socket's folder, and its port."""
     match = None if text.startswith("/") else _HOST.fullmatch(text)
-    if match is None:  # a folder; or an address of IPv6 without brackets
+    if match is None:  # a folder, or an IPv6 address without brackets
         return text, ""
     return match["ipv6"] or match["name"], match["port"] or ""

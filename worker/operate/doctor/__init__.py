@@ -1,6 +1,4 @@
-"""Examines what a worker with these settings would meet, and says what to do about it. Changes
-nothing.
-"""
+"""Checks whether a worker with these settings can serve, and gives advice. Changes nothing."""
 
 from worker.operate.doctor.broker import examine_broker
 from worker.operate.doctor.database import examine_database

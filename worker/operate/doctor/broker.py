@@ -1,5 +1,5 @@
-"""What ``doctor`` says of the broker: whether it answers, lets the worker in, grants the rights,
-and has the queues.
+"""The part of ``doctor`` for the broker: does it answer, accept the login, grant the rights and
+have the queues.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from worker.observability.redaction import redact
 from worker.operate.doctor.finding import Finding, Verdict
 from worker.settings import Settings
 
-# The first version that has at-least-once dead-lettering of quorum queues.
+# The first version with at-least-once dead-lettering of quorum queues.
 OLDEST_RABBITMQ = (3, 10)
-# A confirm comes within milliseconds; seconds.
+# Longest wait for a confirm, in seconds. It comes within milliseconds.
 PUBLISH_TIMEOUT = 10.0
-# The first entry whose class fits the error counts.
+# The first entry that fits the error counts.
 _ADVICE = {
     BrokerUnavailable: "Start it, or set WORKER_AMQP_URL to where it is.",
     TLSRefused: "Check the host, cafile, certfile and keyfile in WORKER_AMQP_URL.",
@@ -46,7 +46,7 @@ _MISSING = (
 
 
 async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
-    """Look at the broker; declares nothing, and takes no message."""
+    """Examine the broker. Declares nothing, and takes no message."""
     started = monotonic()
     try:
         connection = await connect(
@@ -107,7 +107,7 @@ def _text(value: object) -> str:
 async def _queue(
     connection: aio_pika.Connection, topology: Topology, queue: str
 ) -> tuple[Finding, int | None]:
-    """Whether a queue stands as it should, and how many messages are ready in it."""
+    """Whether a queue is as it should be, and its number of ready messages."""
     what = f"queue {queue}"
     channel = await connection.channel()
     try:
@@ -120,7 +120,7 @@ async def _queue(
     count = declared.message_count or 0
     detail = f"{count} ready, {declared.consumer_count or 0} consumer(s)"
     try:
-        # Declaring what stands already changes nothing, and compares.
+        # Declaring an existing queue only compares its arguments.
         await topology.declare_queue(channel, queue)
     except (BrokerUnavailable, TopologyMismatch) as error:
         return Finding(
@@ -133,12 +133,12 @@ async def _queue(
 
 
 async def _others_events(connection: aio_pika.Connection, topology: Topology) -> AsyncIterator[Finding]:
-    """Without ``WORKER_PREFECT_API_URL`` here, an outbox is another worker's."""
+    """Report an outbox that ``WORKER_PREFECT_API_URL`` is not set for: other workers use it."""
     channel = await connection.channel()
     try:
         outbox = (await channel.get_queue(topology.events_queue)).declaration_result
         await channel.close()
-    except AMQPError:  # it does not stand, or is none of this user's business
+    except AMQPError:  # it does not exist, or this user may not see it
         return
     detail = (
         f"{topology.events_queue} stands, with {outbox.message_count or 0} ready and "
@@ -171,7 +171,7 @@ async def _read_permission(connection: aio_pika.Connection, queue: str, waiting:
     channel = await connection.channel()
     try:
         taken = await (await channel.get_queue(queue, ensure=False)).get(fail=False)
-        if taken is not None:  # came in at this moment
+        if taken is not None:  # it arrived just now
             await taken.nack(requeue=True)
     except ChannelAccessRefused as error:
         return Finding(
@@ -182,8 +182,8 @@ async def _read_permission(connection: aio_pika.Connection, queue: str, waiting:
 
 
 async def _outbox_permission(connection: aio_pika.Connection, queue: str) -> Finding:
-    """Consume from the outbox, behind who does by now; what comes goes back. ``basic.get`` is not
-    for a queue with a single active consumer.
+    """Consume from the outbox, behind its active consumer, and return any message. ``basic.get`` is
+    not allowed on a queue with a single active consumer.
     """
     channel = await connection.channel()
     await channel.set_qos(1)
@@ -201,15 +201,15 @@ async def _give_back(message: AbstractIncomingMessage) -> None:
 
 
 async def _write_permission(connection: WatchedConnection) -> Finding:
-    """Publish to a queue that doesn't exist: it comes back, or is refused. During an alarm the
-    broker says that it blocks us, and nothing else.
+    """Publish to a queue that doesn't exist: the message is returned or refused. During an alarm
+    the broker only reports that publishing is blocked.
     """
     channel = await connection.channel()
 
     async def publish() -> None:
         message = aio_pika.Message(b"")
         await channel.default_exchange.publish(message, f"flow-run-worker-doctor-{uuid4()}")
-        # During an alarm the broker may have taken that, and answers nothing that comes behind it.
+        # During an alarm the broker may accept the message, but then answers no more.
         await channel.close()
 
     try:

@@ -1,5 +1,5 @@
-"""What ``doctor`` says of the database: whether it answers, its kind and revision, the rights,
-whether commits are durable, and whether the clocks agree.
+"""The part of ``doctor`` for the database: does it answer, its kind and revision, the rights, are
+commits durable, do the clocks agree.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from worker.store import StoreError, migrations
 from worker.store.engine import Database, open_database, parse_url
 from worker.store.rights import PREFECT, SECRET, STANDALONE
 
-# If the clocks differ by more seconds than this, the times in a run's record look out of order.
+# Beyond this difference of the clocks, in seconds, the times of a record look out of order.
 CLOCK_SECONDS = 1.0
 
 _START_PREFECT = (
@@ -30,7 +30,7 @@ _START_PREFECT = (
 
 
 async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
-    """Look at the database; writes nothing and creates nothing."""
+    """Examine the database. Writes nothing and creates nothing."""
     url = parse_url(settings.database_url)
     where = redact(url.render_as_string(hide_password=False))
     postgresql = url.get_backend_name() == "postgresql"
@@ -65,7 +65,7 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
 
 
 def _pooler(database: Database) -> Finding:
-    """A pooler is no problem. The worker then uses nothing that a pooler can't do."""
+    """A pooler is no problem: the worker then avoids features that poolers lack."""
     return Finding(
         "pooler",
         Verdict.ok,
@@ -81,7 +81,7 @@ def _file(file: Path, *, there: bool, kind: migrations.Kind) -> Finding:
         return Finding(
             "database file", Verdict.problem, f"the folder {file.parent} does not exist", "Create it."
         )
-    # SQLite writes its log beside the file.
+    # SQLite writes its log next to the file.
     if not os.access(file.parent, os.W_OK) or (there and not os.access(file, os.W_OK)):
         advice = "Let the worker's user write to the file and to its folder, where SQLite keeps its log."
         return Finding("database file", Verdict.problem, f"{file} can't be written to", advice)
@@ -99,10 +99,10 @@ def _file(file: Path, *, there: bool, kind: migrations.Kind) -> Finding:
 
 
 def _prefects(schema: migrations.Schema, settings: Settings, version: str | None) -> Finding:
-    """A Prefect server's database.
+    """The finding for a Prefect server's database.
 
     Args:
-        version: the one that has this migration; None if no test has seen it.
+        version: the Prefect version of this migration. None if no test has used it.
     """
     detail = f"a Prefect server's, at its migration {schema.revision}"
     known = f" (Prefect {version})" if version else ", which is of no Prefect that the worker was tested with"
@@ -204,7 +204,7 @@ def _postgresql(connection: sa.Connection, *, prefect: bool) -> list[Finding]:
 
 
 def _may_read(connection: sa.Connection, table: str) -> bool:
-    """Whether any of a table's columns but the id can be read."""
+    """Whether any column of a table except the id can be read."""
     query = (
         "SELECT count(*) > 0 FROM pg_attribute WHERE attrelid = to_regclass(:table) AND attnum > 0 "
         "AND attname <> 'id' AND has_column_privilege(attrelid, attnum, 'SELECT')"

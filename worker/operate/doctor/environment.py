@@ -1,4 +1,4 @@
-"""What ``doctor`` says of the environment: variables that are named like a setting and are none."""
+"""The part of ``doctor`` for the environment: variables with our prefix that are no settings."""
 
 from collections.abc import AsyncIterator
 
@@ -7,7 +7,7 @@ from worker.settings import unknown_settings
 
 
 async def examine_environment() -> AsyncIterator[Finding]:
-    """Look at the environment and at ``.env``."""
+    """Examine the environment and ``.env``."""
     for name, nearest in unknown_settings():
         advice = f"Did you mean {nearest}?" if nearest else "deploy/docs/settings.md lists the settings."
         yield Finding("settings", Verdict.warning, f"{name} is no setting, and does nothing", advice)

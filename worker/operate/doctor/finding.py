@@ -1,11 +1,11 @@
-"""What an examination finds."""
+"""The results of an examination."""
 
 from dataclasses import dataclass
 from enum import Enum
 
 
 class Verdict(str, Enum):
-    """Whether a worker can serve: it can, it can with a drawback, it can't; nobody looked."""
+    """Whether a worker can serve: yes, with a drawback, no, or not checked."""
 
     ok = "ok"
     warning = "warning"
@@ -15,12 +15,12 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: the thing, in a word or two.
-        detail: what was seen.
-        advice: what to do about it; empty where there is nothing to do.
+        what: the checked thing, in a word or two.
+        detail: the observation.
+        advice: what to do about it. Empty if there is nothing to do.
     """
 
     what: str

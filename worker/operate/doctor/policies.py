@@ -1,4 +1,4 @@
-"""What ``doctor`` says of what AMQP does not show: the queues' policies, and the binding."""
+"""The part of ``doctor`` for what AMQP does not show: the queues' policies and the binding."""
 
 from collections.abc import AsyncIterator
 
@@ -13,7 +13,7 @@ from worker.urls.broker import split_urls, virtual_host
 
 
 async def examine_policies(settings: Settings) -> AsyncIterator[Finding]:
-    """Ask the broker's management API, where its URL is set; changes nothing."""
+    """Ask the broker's management API, if its URL is set. Changes nothing."""
     names = settings.queue_names
     if settings.management_url is None:
         policy = command(names, virtual_host(URL(split_urls(settings.amqp_url)[0])))

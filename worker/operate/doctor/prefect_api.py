@@ -1,5 +1,5 @@
-"""The part of Prefect's API: does it answer, is the login right, does it take what a worker sends,
-and is it the server of this database.
+"""The part of ``doctor`` for Prefect's API: does it answer, is the login right, does it accept
+events, and does it serve this database.
 """
 
 from collections.abc import AsyncIterator
@@ -19,13 +19,13 @@ _EVENTS_WAIT = "Runs are made all the same, and their events wait in the outbox.
 
 
 async def examine_prefect_api(settings: Settings) -> AsyncIterator[Finding]:
-    """Look at the API, if there is one; hands over no event."""
+    """Examine the API, if there is one. Sends no event."""
     if settings.prefect_api_url is None:
         return
     async with PrefectAPI(settings) as api:
         try:
             version = await api.version()
-            # The list is empty: it is checked as any other, the login and the CSRF token with it.
+            # An empty list is checked like any other, including the login and the CSRF token.
             await api.post_events(b"[]")
         except (APIAway, EventsRefused) as error:
             yield Finding("Prefect's API", Verdict.problem, str(error), _EVENTS_WAIT)
