@@ -1,10 +1,12 @@
 """Clients of the side port delay neither probes nor requests."""
 
 import asyncio
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +56,16 @@ async def ask(where: str, path: str) -> bytes:
     answer = await reader.read()
     writer.close()
     return answer.partition(b"\r\n")[0]
+
+
+def probe(where: str) -> bytes:
+    """What a probe that asks for ``/livez`` gets. It has a thread of its own: it does not wait for a
+    crowd of this process to be served before it sends its request.
+    """
+    host, _, port = where.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(GET % b"livez" + b"\r\n")
+        return connection.makefile("rb").read()
 
 
 async def half_open(where: str) -> None:
@@ -141,7 +153,7 @@ async def test_probes_and_requests_are_answered_whatever_the_side_port_gets(
     try:
         await attack(worker.http)
         for _ in range(3):
-            assert b" 200 " in await ask(worker.http, "livez")
+            assert b" 200 " in await asyncio.to_thread(probe, worker.http)
             assert (await producer.request({"flow_id": FLOW_ID})).status == 201
         for task in TASKS:
             task.cancel()
@@ -157,7 +169,7 @@ async def test_probes_and_requests_are_answered_whatever_the_side_port_gets(
         HELD.clear()
 
 
-def _port(ping: Callable[[], Awaitable[None]]) -> AbstractAsyncContextManager[str]:
+def _port(ping: Callable[[], Awaitable[Any]]) -> AbstractAsyncContextManager[str]:
     return side_port("127.0.0.1", 0, ping, demanded=True)
 
 
@@ -200,6 +212,24 @@ async def test_a_ping_that_hangs_is_not_joined_by_another(monkeypatch: pytest.Mo
         monkeypatch.setattr(readiness, "broker", None)
         while b" 200 " not in await ask(where, "readyz"):
             pass
+
+
+async def test_a_crowd_of_readers_ends_no_connection_that_has_yet_to_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a probe's on a busy machine, where a moment passes until its request is sent and read."""
+    monkeypatch.setattr(readiness, "database", None)
+    monkeypatch.setattr(http, "CONNECTIONS_MAX", 20)
+    async with _port(asyncio.Event().wait) as where:
+        reader, writer = await connect(where)
+        await asyncio.sleep(0.3)
+        crowd = [asyncio.create_task(ask(where, "readyz")) for _ in range(60)]
+        # Only so many stay in.
+        while sum(each.done() for each in crowd) < 60 - http.CONNECTIONS_MAX:
+            await asyncio.sleep(0)
+        writer.write(GET % b"livez" + b"\r\n")
+        assert b" 200 " in await _answers(reader)
+        await asyncio.gather(*crowd, return_exceptions=True)
 
 
 async def test_a_connection_that_asks_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,6 @@ CONNECTIONS_MAX = 200
 ACCEPT_AGAIN_SECONDS = 0.1
 # Longest connection, in seconds. A probe takes milliseconds, or PING_TIMEOUT at most.
 CONNECTION_SECONDS = 10.0
-# Seconds that a connection may be silent while others wait to get in.
-SILENT_SECONDS = 0.25
 # An answer takes half a millisecond, so this many take a tenth of the event loop.
 ANSWERS_PER_SECOND = 200
 # Largest line or header, in bytes, and most headers. A browser sends 20, with cookies of 4 KB.
@@ -162,18 +160,20 @@ class _Connections:
                 await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
 
     def _make_room(self) -> None:
-        """If there are too many, end the oldest silent connection, or the newest that waits for its
-        answer.
+        """If there are too many, end one of the more numerous kind: the newest that waits for its
+        answer, or else the oldest of the others.
+
+        A probe is one of the others until its request is read. So a crowd of readers does not end
+        it. A crowd that says nothing would have to fill all connections first.
         """
         open_ = self._server.connections
         if len(open_) < CONNECTIONS_MAX:
             return
-        oldest = next((each for each in open_ if each not in self._asking), None)
-        waiting = next((each for each in reversed(open_) if each in self._asking), None)
-        if waiting is None or (oldest is not None and self._age(oldest) > SILENT_SECONDS):
-            waiting = oldest
-        if waiting is not None:
-            _abort(waiting)
+        asking = [each for each in open_ if each in self._asking]
+        if len(asking) > len(open_) / 2:
+            _abort(asking[-1])
+        else:
+            _abort(next(each for each in open_ if each not in self._asking))
 
     def _age(self, connection: web.RequestHandler) -> float:
         return monotonic() - self._since.get(connection, monotonic())
