@@ -59,8 +59,8 @@ async def ask(where: str, path: str) -> bytes:
 
 
 def probe(where: str) -> bytes:
-    """What a probe that asks for ``/livez`` gets. It has a thread of its own: it does not wait for a
-    crowd of this process to be served before it sends its request.
+    """What a probe that asks for ``/livez`` gets. It is for a thread of its own, where no crowd of
+    this process delays its request.
     """
     host, _, port = where.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=60) as connection:

@@ -24,7 +24,8 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-def _keywords(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+def _keywords(inner: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
+    """What each keyword may say."""
     names = st.lists(st.sampled_from(NAMES), max_size=2, unique=True)
     # Prefect breaks on true and false here.
     objects = inner.map(lambda made: {} if made is True else {"not": {}} if made is False else made)
@@ -33,46 +34,51 @@ def _keywords(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]
     several = st.lists(inner, min_size=1, max_size=3)
     patterns = st.sampled_from(["^a", "b$", "^(a+)+$", "[0-9]", "a|b"])
     count = st.integers(0, 2)
-    return st.fixed_dictionaries(
-        {},
-        optional={
-            "type": st.one_of(
-                st.sampled_from(TYPES), st.lists(st.sampled_from(TYPES), min_size=1, max_size=2, unique=True)
-            ),
-            "properties": properties,
-            "required": names,
-            "additionalProperties": st.one_of(st.booleans(), inner),
-            "items": inner,
-            "prefixItems": several,
-            "anyOf": several,
-            "oneOf": several,
-            "allOf": several,
-            "not": inner,
-            "if": inner,
-            "then": inner,
-            "else": inner,
-            "contains": inner,
-            "minContains": count,
-            "dependentSchemas": by_name,
-            "dependentRequired": st.dictionaries(st.sampled_from(NAMES), names, max_size=2),
-            "propertyNames": inner,
-            "patternProperties": st.dictionaries(patterns, inner, max_size=1),
-            "unevaluatedProperties": st.one_of(st.booleans(), inner),
-            "unevaluatedItems": st.one_of(st.booleans(), inner),
-            "pattern": patterns,
-            "uniqueItems": st.booleans(),
-            "enum": st.lists(LEAVES, max_size=3),
-            "const": VALUES,
-            "minLength": count,
-            "maxItems": count,
-            "minProperties": count,
-            "minimum": count,
-            "multipleOf": st.sampled_from([1, 2, 0.5]),
-            "default": LEAVES,
-            "format": st.sampled_from(["date", "uuid", "email"]),
-            "title": st.text(max_size=2),
-        },
-    )
+    return {
+        "type": st.one_of(
+            st.sampled_from(TYPES), st.lists(st.sampled_from(TYPES), min_size=1, max_size=2, unique=True)
+        ),
+        "properties": properties,
+        "required": names,
+        "additionalProperties": st.one_of(st.booleans(), inner),
+        "items": inner,
+        "prefixItems": several,
+        "anyOf": several,
+        "oneOf": several,
+        "allOf": several,
+        "not": inner,
+        "if": inner,
+        "then": inner,
+        "else": inner,
+        "contains": inner,
+        "minContains": count,
+        "dependentSchemas": by_name,
+        "dependentRequired": st.dictionaries(st.sampled_from(NAMES), names, max_size=2),
+        "propertyNames": inner,
+        "patternProperties": st.dictionaries(patterns, inner, max_size=1),
+        "unevaluatedProperties": st.one_of(st.booleans(), inner),
+        "unevaluatedItems": st.one_of(st.booleans(), inner),
+        "pattern": patterns,
+        "uniqueItems": st.booleans(),
+        "enum": st.lists(LEAVES, max_size=3),
+        "const": VALUES,
+        "minLength": count,
+        "maxItems": count,
+        "minProperties": count,
+        "minimum": count,
+        "multipleOf": st.sampled_from([1, 2, 0.5]),
+        "default": LEAVES,
+        "format": st.sampled_from(["date", "uuid", "email"]),
+        "title": st.text(max_size=2),
+    }
+
+
+@st.composite
+def _subschema(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> dict[str, Any]:
+    """Few keywords, so that some values fit. Only those are made that are used."""
+    keywords = _keywords(inner)
+    chosen = draw(st.lists(st.sampled_from(sorted(keywords)), max_size=4, unique=True))
+    return {name: draw(keywords[name]) for name in chosen}
 
 
 _REFERENCES = st.sampled_from(
@@ -84,7 +90,6 @@ _REFERENCES = st.sampled_from(
         {"$ref": "#/gone"},
     ]
 )
-# Few keywords each, so that some values fit.
 _SUBSCHEMAS: st.SearchStrategy[Any] = st.recursive(
     st.one_of(
         st.booleans(),
@@ -92,7 +97,7 @@ _SUBSCHEMAS: st.SearchStrategy[Any] = st.recursive(
         st.sampled_from([{"type": each} for each in TYPES]),
         st.builds(lambda value: {"const": value}, LEAVES),
     ),
-    lambda inner: _keywords(inner).map(lambda made: dict(list(made.items())[:4])),
+    _subschema,
     max_leaves=8,
 )
 _DEFINITIONS = st.dictionaries(st.sampled_from(NAMES), _SUBSCHEMAS, min_size=1, max_size=3)
@@ -105,5 +110,5 @@ def _rooted(schema: dict[str, Any], definitions: dict[str, Any], old: dict[str, 
 
 
 SCHEMAS: st.SearchStrategy[dict[str, Any]] = st.builds(
-    _rooted, _keywords(_SUBSCHEMAS), _DEFINITIONS, _DEFINITIONS
+    _rooted, st.fixed_dictionaries({}, optional=_keywords(_SUBSCHEMAS)), _DEFINITIONS, _DEFINITIONS
 )
