@@ -4,7 +4,7 @@
 PYTHON ?= python3
 FUZZ_SECONDS ?= 300
 # Tests mostly wait, for servers and for faults to pass.
-TEST_PROCESSES ?= 4
+TEST_PROCESSES ?= 6
 VENV := .venv
 BIN := $(VENV)/bin
 

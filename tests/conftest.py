@@ -2,6 +2,7 @@
 stopped at the end.
 """
 
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +21,10 @@ from tests.support.worker_process import WorkerProcess
 # Memory limit of the container in MiB.
 MANIFESTS_LIMIT = 512
 # Folders and files of tests, the slowest first.
-LONGEST = ("conformance", "test_faults.py", "faults", "deploy")
+LONGEST = ("conformance", "test_faults.py", "test_among_good.py", "faults", "deploy")
+# Files whose tests take minutes, on servers of their own.
+SPLIT_BY_DATABASE = ("tests/faults/test_faults.py", "tests/faults/test_among_good.py")
+DATABASE = re.compile(r"[\[ -](sqlite|postgresql|prefect)(?=[\]-])")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,21 +34,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     )
 
 
-class TogetherByFile(LoadScopeScheduling):
-    """Groups tests for several processes: a file stays together because of its servers, and so do
-    all that share a Prefect server.
+def together(nodeid: str) -> str:
+    """Name the group of a test. A group goes to one process: it is a file because of its servers,
+    or the tests that share a Prefect server.
     """
+    file = nodeid.partition("::")[0]
+    folder, _, name = file.rpartition("/")
+    found = DATABASE.search(nodeid)
+    database = found[1] if found else "any"
+    if file in SPLIT_BY_DATABASE:
+        return f"{file} {database}"
+    if folder != "tests/conformance" or name in ("test_checks.py", "test_older_prefect.py"):
+        return file
+    if name in ("test_conformance.py", "test_labels.py"):
+        return f"{folder} answers"
+    return f"{folder} {'sqlite' if database == 'sqlite' else 'postgresql'}"
+
+
+class Together(LoadScopeScheduling):
+    """Groups tests for several processes by :func:`together`."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        folder, _, name = file.rpartition("/")
-        return folder if folder == "tests/conformance" and name != "test_older_prefect.py" else file
+        return together(nodeid)
+
+    def _reschedule(self, node: Any) -> None:
+        """Give a process its next group only when it needs one. Another process may be free sooner:
+        xdist would give it while three tests are left, which may take minutes.
+        """
+        if self._pending_of(self.assigned_work[node]) < 2:
+            super()._reschedule(node)
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TogetherByFile:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
     """xdist's own marks have no effect with pytest 9.2, which keeps names elsewhere."""
-    return TogetherByFile(config, log)
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -136,9 +136,11 @@ def shared(
     request: pytest.FixtureRequest, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shared]:
     folder = tmp_path_factory.mktemp("shared")
-    prefect: PrefectServer = request.getfixturevalue("prefect")
-    if request.param == "sqlite":
-        prefect = PrefectServer(f"sqlite+aiosqlite:///{folder}/prefect.db")
+    prefect: PrefectServer
+    if request.param == "postgresql":
+        prefect = request.getfixturevalue("prefect")
+    else:
+        prefect = prefect_server(f"sqlite+aiosqlite:///{folder}/prefect.db")
         prefect.environment["PREFECT_SERVER_API_MAX_PARAMETER_SIZE"] = str(OTHER_LIMIT)
     queue = f"shared-{uuid4().hex[:8]}.create"
     url = prefect.environment["PREFECT_API_DATABASE_CONNECTION_URL"]

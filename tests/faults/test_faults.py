@@ -13,8 +13,8 @@ from rich.console import Console
 from tests.faults.faults import FAULTS, Fault, Scene, faults_for
 from tests.faults.soak import WORKERS, soak
 
-# Seconds between two requests of a producer; `make soak` publishes twice as many.
-PAUSE = 0.015
+# Seconds between two requests of a producer; `make soak` publishes several times as many.
+PAUSE = 0.03
 ROLLS = int(os.environ.get("WORKER_TEST_ROLLS", "2"))
 # On SQLite: the faults of the database, and of the process that has the file open.
 ON_SQLITE = (
