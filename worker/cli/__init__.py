@@ -1,8 +1,8 @@
 """The command line, a module a command: reads options, prints for people, maps errors to exit codes
-(0, 1 a failure, 2 wrong usage or settings).
+(1 for a failure, 2 for wrong usage or settings).
 
-A module of a command imports what it needs in its functions. To import all for ``--help`` would
-take most of a second.
+A command's module imports its dependencies in its functions: importing all of them for ``--help``
+would take most of a second.
 """
 
 import logging
@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-# All that stands behind 'run' is for the command that knows the settings, '--help' as well.
+# All arguments of 'run', '--help' too, go to the command that has the settings as options.
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
 )(run)
@@ -59,7 +59,7 @@ def _options_of_all(
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a user can mend: it ends the command with one line and exit code 1."""
+    """Errors that a user can fix. They end the command with one line and exit code 1."""
     from aiormq.exceptions import AMQPError
 
     from worker.bench import BenchFailed
@@ -79,7 +79,7 @@ def failures() -> tuple[type[Exception], ...]:
         ClientError,
         DeadLettersFailed,
         Fault,
-        OSError,  # a lost connection among it
+        OSError,  # such as a lost connection
         ReadingFailed,
         StoreError,
         TopologyMismatch,
@@ -87,8 +87,8 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def main() -> None:
-    """Run the command, and tell what a user can mend in one readable line."""
-    # What fails is told by the command itself, in a line; ``run`` sets the worker's own logging up.
+    """Run the command. Errors that a user can fix are printed in one line."""
+    # The command itself prints an error in one line. ``run`` sets up the worker's logging.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     sys.excepthook = _tell_unforeseen
     try:
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _tell_unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A traceback, without the URLs' passwords that may be in it."""
+    """Print a traceback without the passwords of URLs."""
     from traceback import format_exception
 
     from worker.observability.printable import printable
@@ -112,7 +112,7 @@ def _tell_unforeseen(kind: type[BaseException], error: BaseException, trace: Tra
 
 
 def _tell(error: Exception) -> None:
-    """End with what the user can mend; returns if it is something else."""
+    """Exit with an error that the user can fix. Returns for any other."""
     from aiormq.exceptions import ChannelAccessRefused
     from pydantic import ValidationError
 

@@ -1,4 +1,4 @@
-"""``asyncapi``: the wire contract, for people and for generators of code in other languages."""
+"""``asyncapi``: the wire contract, for people and for code generators."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +11,7 @@ from worker.cli.options import Queue, err
 def asyncapi(
     folder: Annotated[
         Path | None,
-        typer.Option(
-            help="Write asyncapi.json and the JSON Schemas of request and replies there.", show_default=False
-        ),
+        typer.Option(help="Write asyncapi.json and the JSON Schemas to this folder.", show_default=False),
     ] = None,
     queue: Queue = None,
 ) -> None:

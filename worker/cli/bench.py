@@ -24,7 +24,7 @@ class BenchBody(str, Enum):
     large = "large"
 
 
-# Some seconds each on two cores; large ones are 200 MB at the broker.
+# They take some seconds on two cores. Large ones are 200 MB at the broker.
 REQUESTS = {BenchBody.small: 20_000, BenchBody.typical: 20_000, BenchBody.large: 1_000}
 
 
@@ -32,7 +32,7 @@ def bench(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
     requests: Annotated[
         int | None,
-        typer.Option(min=1, help="How many requests each time.", show_default="20000, of large ones 1000"),
+        typer.Option(min=1, help="Requests each time.", show_default="20000, with large bodies 1000"),
     ] = None,
     rate: Annotated[
         list[float] | None,
@@ -48,14 +48,14 @@ def bench(
     body: Annotated[
         BenchBody, typer.Option(help="small, typical (2 KB of parameters) or large (200 KB).")
     ] = BenchBody.small,
-    repeat: Annotated[int, typer.Option(min=1, help="How often to measure each.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="How often to run each measurement.")] = 1,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw throughput and latency over offered load (needs matplotlib).")
     ] = None,
     flow_id: Annotated[
         UUID | None,
-        typer.Option(help="A flow that exists. Needed in a Prefect server's database.", show_default=False),
+        typer.Option(help="An existing flow. Needed in a Prefect server's database.", show_default=False),
     ] = None,
     amqp_url: AmqpUrl = None,
     database_url: DatabaseUrl = None,
@@ -63,8 +63,8 @@ def bench(
     """Measure throughput and latency on this broker and a database. The database is a temporary
     SQLite file by default.
 
-    The queue and the runs are made for this, and removed afterwards. A database that you name must
-    have its schema (db upgrade).
+    The queue and the runs are created for the benchmark and removed afterwards. A database that you
+    name must have its schema (db upgrade).
     """
     import orjson
 
@@ -103,8 +103,8 @@ def bench(
                 )
         return measurements
 
-    # As Ctrl-C does: what was made for it is removed. A shell starts a background command with
-    # SIGINT ignored; then neither signal would end this one.
+    # SIGTERM cleans up as Ctrl-C does. A shell starts background commands with SIGINT ignored, so
+    # set both handlers.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     measurements = run_async(measure_all())

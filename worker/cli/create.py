@@ -1,4 +1,4 @@
-"""``create``: one request from the shell, for trying things out and for scripts."""
+"""``create``: sends one request from the shell, to try things out and for scripts."""
 
 import json
 import sys
@@ -11,15 +11,13 @@ from worker.cli.options import AmqpUrl, Queue, err, print_json, run_async
 
 
 def create(
-    flow_id: Annotated[
-        str | None, typer.Option(help="The flow that is to be run (a UUID).", show_default=False)
-    ] = None,
+    flow_id: Annotated[str | None, typer.Option(help="The flow to run (a UUID).", show_default=False)] = None,
     name: Annotated[
-        str | None, typer.Option(help="The run's name. Two random words by default.", show_default=False)
+        str | None, typer.Option(help="The run's name (default: two random words).", show_default=False)
     ] = None,
     idempotency_key: Annotated[
         str | None,
-        typer.Option(help="Later requests with this flow and key get the same run.", show_default=False),
+        typer.Option(help="Later requests with this flow and key return the same run.", show_default=False),
     ] = None,
     parameters: Annotated[
         str | None, typer.Option(help="The flow's parameters, a JSON object.", show_default=False)
@@ -38,7 +36,7 @@ def create(
     deployment: Annotated[
         str | None,
         typer.Option(
-            help="Run this deployment, FLOW NAME/DEPLOYMENT NAME or its id, in place of a flow.",
+            help="Run this deployment instead of a flow: FLOW NAME/DEPLOYMENT NAME, or its id.",
             show_default=False,
         ),
     ] = None,
@@ -46,20 +44,18 @@ def create(
         list[str] | None,
         typer.Option(
             "--param",
-            help="NAME=VALUE, the value as JSON or else as text; may be given several times.",
+            help="NAME=VALUE. A value that is not JSON is a text. May be given several times.",
             show_default=False,
         ),
     ] = None,
     scheduled_time: Annotated[
         str | None,
-        typer.Option(
-            help="When a SCHEDULED run is to start (ISO 8601; UTC, if it does not say).", show_default=False
-        ),
+        typer.Option(help="The start of a SCHEDULED run (ISO 8601, UTC without a zone).", show_default=False),
     ] = None,
     enforce_parameter_schema: Annotated[
         bool | None,
         typer.Option(
-            help="With --deployment: whether the parameters must fit its schema; it says by itself else.",
+            help="With --deployment: enforce its parameter schema (default: the deployment's setting).",
             show_default=False,
         ),
     ] = None,
@@ -110,7 +106,7 @@ def create(
             "empirical_policy": _json(empirical_policy, "--empirical-policy"),
             "work_queue_name": work_queue_name,
             "job_variables": _json(job_variables, "--job-variables"),
-            # Each of these is for one kind of run; with the other, the worker refuses it.
+            # Each of these is for one kind of run. The worker refuses it for the other.
             "enforce_parameter_schema": enforce_parameter_schema,
             "flow_id": flow_id,
             "flow_version": flow_version,
@@ -141,7 +137,7 @@ def _json(text: str | None, option: str) -> Any:
     if text is None:
         return None
     try:
-        return json.loads(text)  # orjson rounds integers beyond 64 bits
+        return json.loads(text)  # orjson would round integers beyond 64 bits
     except json.JSONDecodeError as error:
         raise typer.BadParameter(f"is not JSON: {error}", param_hint=option) from None
 
@@ -168,7 +164,7 @@ def _state(text: str | None, scheduled_time: str | None) -> Any:
         if text not in (None, "SCHEDULED"):
             raise typer.BadParameter("is for a SCHEDULED run", param_hint="--scheduled-time")
         return {"type": "SCHEDULED", "state_details": {"scheduled_time": scheduled_time}}
-    # A type alone is for the client to write as a state.
+    # The client turns a type alone into a state.
     return _json(text, "--state") if text and text.lstrip().startswith("{") else text
 
 

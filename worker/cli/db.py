@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 db_app = typer.Typer(help="The database: its schema, and its old runs.", no_args_is_help=True)
 
-# A batch of this size takes PostgreSQL about a tenth of a second: for so long a request waits whose
-# key is just being deleted. The pause leaves half of the time to the workers; seconds. Measured by
-# tests/benchmarks/prune.py.
+# Runs in a batch, and the pause after it in seconds. PostgreSQL takes about a tenth of a second for
+# the batch, in which a request with a key of it waits. The pause leaves half of the time to the
+# workers. Measured by tests/benchmarks/prune.py.
 BATCH, PAUSE = 500, 0.1
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-# As the vacuum of Prefect has it. A request that is still on its way must find the run of its key.
+# The limit of Prefect's own vacuum. A request in flight must find the run of its key.
 YOUNGEST = timedelta(hours=1)
 
 
@@ -80,9 +80,7 @@ def db_prune(
             show_default=False,
         ),
     ] = None,
-    batch: Annotated[
-        int, typer.Option(min=1, max=10_000, help="Runs in one transaction at the most.")
-    ] = BATCH,
+    batch: Annotated[int, typer.Option(min=1, max=10_000, help="Most runs in one transaction.")] = BATCH,
     pause: Annotated[float, typer.Option(min=0, help="Seconds to wait after each transaction.")] = PAUSE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask. It asks on a terminal only.")] = False,
@@ -96,7 +94,7 @@ def db_prune(
 
     A deleted run frees its idempotency key: the next request with that key makes a new run.
 
-    Ctrl-C or SIGTERM end it after the transaction that is under way. Run it again for the rest.
+    Ctrl-C or SIGTERM end it after the current transaction. Run it again for the rest.
     """
     from worker.observability.redaction import redact
     from worker.settings import load_settings
@@ -148,7 +146,7 @@ def _states(names: Sequence[str] | None) -> frozenset[str]:
 
 @asynccontextmanager
 async def _stop_signals() -> AsyncIterator[asyncio.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as always."""
+    """An event that the first SIGINT or SIGTERM sets. A second one ends the process as usual."""
     stopping, loop, both = asyncio.Event(), asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
 
     def remove() -> None:
@@ -168,7 +166,7 @@ async def _stop_signals() -> AsyncIterator[asyncio.Event]:
 
 
 async def _count(opened: AbstractAsyncContextManager["Pruning"]) -> Sequence["OldRuns"] | None:
-    """The old runs; None if that was interrupted."""
+    """The old runs. None if interrupted."""
 
     async def count() -> Sequence["OldRuns"]:
         async with opened as pruning:
@@ -197,7 +195,7 @@ def _tell(found: Sequence["OldRuns"], total: int) -> None:
 async def _delete(
     opened: AbstractAsyncContextManager["Pruning"], total: int, batch: int, pause: float
 ) -> bool:
-    """Whether all are deleted; False if that was interrupted."""
+    """Whether all are deleted. False if interrupted."""
     from worker.tasks.backoff import pause as wait
 
     deleted, started = 0, monotonic()
@@ -207,7 +205,7 @@ async def _delete(
             try:
                 async for count in pruning.batches(batch):
                     deleted += count
-                    # Subflows come on top, once their parents are gone.
+                    # Subflows are added once their parents are deleted.
                     progress.update(bar, completed=deleted, total=max(total, deleted))
                     if pause:
                         await wait(pause, stopping)

@@ -1,4 +1,4 @@
-"""``dead-letters``: look at refused requests, send them again, or throw them away."""
+"""``dead-letters``: shows, replays and purges refused requests."""
 
 import base64
 from contextlib import AbstractAsyncContextManager
@@ -21,7 +21,7 @@ dead_letters_app = typer.Typer(
 
 
 def _are_ids(ids: list[str] | None) -> list[str] | None:
-    if ids and not all(ids):  # an empty one would be the beginning of all
+    if ids and not all(ids):  # each id begins with an empty text
         raise typer.BadParameter("an id must not be empty")
     return ids
 
@@ -29,31 +29,30 @@ def _are_ids(ids: list[str] | None) -> list[str] | None:
 Ids = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Ids as 'list' shows them. The first digits are enough. If there is none with one of them, "
-        "nothing is done.",
+        help="Ids as 'list' shows them. Their first digits are enough. If an id is unknown, nothing is done.",
         show_default=False,
         callback=_are_ids,
     ),
 ]
 Status = Annotated[
-    int | None, typer.Option(help="Only those with this status, such as 422.", show_default=False)
+    int | None, typer.Option(help="Only letters with this status, such as 422.", show_default=False)
 ]
 Error = Annotated[
-    str | None, typer.Option(help="Only those with this text in their error.", show_default=False)
+    str | None, typer.Option(help="Only letters with this text in their error.", show_default=False)
 ]
-All = Annotated[bool, typer.Option("--all", help="All of them.")]
+All = Annotated[bool, typer.Option("--all", help="All letters.")]
 
 
 @dead_letters_app.command("list")
 def list_letters(
-    limit: Annotated[int, typer.Option(min=1, help="How many at the most. The oldest come first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Most letters to list. The oldest come first.")] = 50,
     status: Status = None,
     error: Error = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON, a line for each.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON, one line a letter.")] = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """List them: id, when, status, size, idempotency key, error. Looking changes nothing."""
+    """List the dead letters: id, time, status, size, idempotency key, error. Changes nothing."""
     import orjson
 
     from worker.settings import load_settings
@@ -90,12 +89,12 @@ def list_letters(
 @dead_letters_app.command()
 def show(
     letter_id: Annotated[
-        str, typer.Argument(metavar="ID", help="An id as 'list' shows it. The first digits are enough.")
+        str, typer.Argument(metavar="ID", help="An id as 'list' shows it. Its first digits are enough.")
     ],
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Show one whole: its properties, its headers, its body."""
+    """Show a whole dead letter: properties, headers and body."""
     from worker.settings import load_settings
 
     _are_ids([letter_id])
@@ -138,7 +137,7 @@ def show(
     }
     try:
         text = _json(whole)
-    except TypeError:  # nested too deep for it
+    except TypeError:  # nested too deep for orjson
         text = _json({**whole, "headers": str(message.headers), "body": _plain(message.body)})
     print_json(text)
 
@@ -151,15 +150,15 @@ def replay(
     error: Error = None,
     wait: Annotated[
         bool,
-        typer.Option("--wait", help="Wait, and tell how many were refused again; exit code 1 if any was."),
+        typer.Option("--wait", help="Wait, and count letters refused again: exit code 1 if there are any."),
     ] = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Send them to the request queue again.
+    """Send dead letters to the request queue again.
 
-    It is safe to interrupt this and to repeat it: a request makes its run once. Only a request with
-    neither an idempotency key nor a message id makes one more run each time.
+    It is safe to interrupt and to repeat this: each request makes one run. Only a request with
+    neither an idempotency key nor a message id makes a new run each time.
     """
     from worker.operate.dead_letters import REFUSED_WITHIN
     from worker.settings import load_settings
@@ -198,21 +197,21 @@ def purge(
     error: Error = None,
     undeliverable: Annotated[
         bool,
-        typer.Option("--undeliverable", help="Those that the broker can't deliver (see 'list')."),
+        typer.Option("--undeliverable", help="Letters that the broker can't deliver (see 'list')."),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Throw them away, for good. Tells how many they are, and asks.
+    """Delete dead letters for good. Shows their number, and asks.
 
-    --all throws those away as well that the broker can't deliver.
+    --all also deletes letters that the broker can't deliver.
     """
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
     match = _match(ids, every, status, error, undeliverable=undeliverable)
-    # Nobody can tell what is in those: they go with all, or by themselves.
+    # Their content is unknown: only --all or --undeliverable deletes them.
     undeliverable = undeliverable or (every and status is None and error is None)
     if not yes:
 
@@ -281,7 +280,7 @@ def _tell_undeliverable(letters: "DeadLetters") -> None:
 
 
 def _show_in_two_lines(letter: "Letter") -> None:
-    # To the second; the rest is in 'show' and in the JSON.
+    # To the second. 'show' and the JSON have the whole time.
     failed_at = (letter.failed_at or "")[:19].replace("T", " ")
     head = (failed_at, letter.status or "-", f"{letter.delivery.size} bytes", letter.key or "")
     about = "  ".join(escape(str(value)) for value in head)

@@ -1,4 +1,4 @@
-"""``doctor``: looks at broker, database and Prefect's API, and says what to do about them."""
+"""``doctor``: checks the broker, the database and Prefect's API, and gives advice."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +10,7 @@ from worker.cli.options import AmqpUrl, DatabaseUrl, Queue, escape, out, print_j
 if TYPE_CHECKING:
     from worker.operate.doctor import Finding
 
-# By the verdict.
+# By verdict.
 _MARKS = {
     "ok": "[green]ok[/]     ",
     "warning": "[yellow]warning[/]",
@@ -28,7 +28,7 @@ def doctor(
     queue: Queue = None,
 ) -> None:
     """Check settings, broker, queues, database and Prefect's API. Changes nothing. The exit code is
-    1 if a worker could not serve, or hand no events over.
+    1 if a worker could not serve or could not send events.
     """
     import orjson
 
@@ -68,7 +68,7 @@ def doctor(
 
 
 def _shown(finding: "Finding") -> "Finding":
-    """A finding without secrets: errors of libraries are quoted in it."""
+    """A finding without secrets: it quotes errors of libraries."""
     from worker.observability.redaction import without_secrets
 
     return replace(finding, detail=without_secrets(finding.detail))

@@ -1,6 +1,4 @@
-"""What the commands share: the options that several have, the two consoles, what is shown on them,
-and the event loop they run on.
-"""
+"""Parts shared by the commands: options, the two consoles, output, and the event loop."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -39,8 +37,8 @@ Queue = Annotated[
 
 
 def escape(text: str, keep: str = "") -> str:
-    """What others wrote, as it can be put between rich's marks: it is none of them, and does not
-    steer the terminal.
+    """Escape other people's text for rich's markup: it is shown as it is, and can't control the
+    terminal.
 
     Args:
         keep: see :func:`worker.observability.printable.printable`.
@@ -49,7 +47,7 @@ def escape(text: str, keep: str = "") -> str:
 
 
 def progress_bar() -> "Progress":
-    """How much of something is done, while it is being done; on standard error."""
+    """A bar for the progress of a command, on standard error."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -57,7 +55,7 @@ def progress_bar() -> "Progress":
 
 
 def print_json(text: str) -> None:
-    """With colours on a terminal. What would steer that is escaped, as JSON can: it is the same
+    """Print JSON, with colours on a terminal. Control characters are escaped, which keeps the
     value.
     """
     text = printable_json(text)
@@ -70,9 +68,7 @@ def print_json(text: str) -> None:
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run on uvloop where there is one (not on Windows). What the command needs is imported by
-    then.
-    """
+    """Run on uvloop, if there is one (not on Windows). All imports are done by now."""
     resume_collector()
     try:
         import uvloop

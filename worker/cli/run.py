@@ -1,7 +1,7 @@
 """``run``: the worker in the foreground.
 
-Its options are the settings. They are read only when this command is asked for, as they take most
-of the time that a command needs to start.
+Its options are the settings. They are read only for this command: reading them takes most of a
+command's start.
 """
 
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(context: typer.Context) -> None:
-    """Serve requests until SIGTERM or Ctrl-C, then finish what is in flight."""
+    """Serve requests until SIGTERM or Ctrl-C, then finish those in flight."""
     command = typer.main.get_command(settings_app())
     command.main(context.args, prog_name=context.command_path, standalone_mode=False)
 
@@ -41,7 +41,7 @@ def settings_app() -> typer.Typer:
 
 
 def _option(name: str, field: "FieldInfo") -> Any:
-    """A setting as an option. Settings check its value, and tell what is wrong with it."""
+    """A setting as an option. Settings check its value and report errors."""
     option, kind, default = name.replace("_", "-"), field.annotation, field.default
     help_text = f"{field.description} [WORKER_{name.upper()}]"
     if default is not None:

@@ -1,4 +1,4 @@
-"""``top``: workers and their queue, live in the terminal."""
+"""``top``: shows the workers and their queue live in the terminal."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from worker.operate.top import View, WorkerView
     from worker.settings import Settings
 
-# The columns of a terminal that has room for a worker in a line.
+# Columns of a terminal that fits a worker in one line.
 WIDE = 140
 
-# When an event that waits is worth a colour, in seconds; the alert waits longer.
+# A waiting event of this age, in seconds, is coloured. The alert waits longer.
 EVENTS_LATE = 60.0
 
 
@@ -25,13 +25,13 @@ def top(
         list[str] | None,
         typer.Argument(
             metavar="[URL]...",
-            help="The workers' side ports. By default that of WORKER_HTTP_PORT on this machine.",
+            help="The workers' side ports (default: WORKER_HTTP_PORT on this machine).",
             show_default=False,
         ),
     ] = None,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two views.")] = 1.0,
     once: Annotated[
-        bool, typer.Option("--once", help="Print one view and end; exit code 1 if no worker answers.")
+        bool, typer.Option("--once", help="Print one view and exit. The exit code is 1 if no worker answers.")
     ] = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
@@ -46,7 +46,7 @@ def top(
 
 
 async def _watch(settings: "Settings", urls: list[str], interval: float, once: bool) -> "View":
-    """The view, if one is enough; else whoever watches ends it."""
+    """Show views until Ctrl-C, or return the first one."""
     from rich.live import Live
 
     from worker.operate.top import Top
@@ -82,7 +82,7 @@ def _draw(view: "View", name: str) -> RenderableType:
 
 
 def _lines(worker: "WorkerView") -> list[RenderableType]:
-    """A worker on a terminal that has no room for a table."""
+    """A worker in several lines, for a terminal too narrow for a table."""
     if worker.error is not None:
         return [
             f"[bold]{escape(worker.url)}[/]",
@@ -123,7 +123,7 @@ def _table(view: "View") -> RenderableType:
 
 
 def _events(view: "View") -> str:
-    """How old the oldest event is that waits for Prefect's API, and the messages behind it."""
+    """The age of the oldest event that waits for Prefect's API, and the messages in the outbox."""
     if view.queue.events is None:
         return ""
     age = max((worker.events_age for worker in view.workers), default=0.0)
@@ -146,7 +146,7 @@ def _row(worker: "WorkerView") -> list[str]:
 
 
 def _held(worker: "WorkerView") -> str:
-    """Deliveries in flight and their size; what holds them back, if something does."""
+    """Deliveries in flight, their size, and what blocks them."""
     held = f"{worker.in_flight} ({worker.held_bytes / 1024 / 1024:.0f} MiB)"
     if worker.paused:
         held = f"[yellow]{held} full[/]"

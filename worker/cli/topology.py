@@ -1,4 +1,4 @@
-"""``topology``: the queues and the exchange at the broker."""
+"""``topology``: shows or declares the queues and the exchange at the broker."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

@@ -1,5 +1,5 @@
-"""The client for Python producers: it publishes requests and awaits flow run records. It knows no
-database, and changes nothing in its user's process.
+"""The client for Python producers: publishes requests and awaits flow run records. Knows no
+database, and changes nothing in the program that uses it.
 """
 
 from .client import CreateOutcome as CreateOutcome

@@ -1,4 +1,4 @@
-"""The asynchronous client. Many tasks share one connection; replies come by direct reply-to."""
+"""The asynchronous client. Tasks share one connection. Replies come by direct reply-to."""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
@@ -22,7 +22,7 @@ from .replies import Reply
 
 DEFAULT_QUEUE = "flow-runs.create"
 DEFAULT_TIMEOUT = 30.0
-# How often a full queue is tried, over some 2 seconds.
+# Tries at a full queue. They take some 2 seconds.
 PUBLISH_TRIES = 5
 
 CLOSED = "The client is closed."
@@ -44,9 +44,8 @@ class _FieldsOfBoth(TypedDict, total=False):
 
 
 class FlowRunFields(_FieldsOfBoth, total=False):
-    """The optional fields of a request; :class:`worker.contract.request.CreateFlowRun` says what
-    each means. A state may be its type alone, such as ``"SCHEDULED"``, in any request of the
-    client.
+    """A request's optional fields, which :class:`worker.contract.request.CreateFlowRun` explains.
+    In all requests of the client a state may be just its type, such as ``"SCHEDULED"``.
     """
 
     flow_version: str
@@ -55,8 +54,8 @@ class FlowRunFields(_FieldsOfBoth, total=False):
 
 
 class DeploymentRunFields(_FieldsOfBoth, total=False):
-    """The optional fields of a request for a run of a deployment, which
-    :class:`worker.contract.deployment_request.CreateFlowRunFromDeployment` explains; as above.
+    """The same for a run of a deployment, which
+    :class:`worker.contract.deployment_request.CreateFlowRunFromDeployment` explains.
     """
 
     enforce_parameter_schema: bool
@@ -64,13 +63,13 @@ class DeploymentRunFields(_FieldsOfBoth, total=False):
 
 @dataclass(frozen=True, slots=True)
 class CreateOutcome:
-    """What became of one request.
+    """The outcome of one request.
 
     Attributes:
-        index: the request's place among those that were given, from 0.
-        status: 201 created, 200 existing; 4xx refused; 0 where there was no answer.
+        index: the request's place in the iterable, from 0.
+        status: 201 created, 200 existing, 4xx refused, 0 no answer.
         record: the flow run, unless there is an error.
-        error: why there is no record.
+        error: the reason why there is no record.
     """
 
     index: int
@@ -83,28 +82,28 @@ class CreateOutcome:
         """Whether this request made the run.
 
         A request may reach a worker twice, for example after a lost connection. The second answer
-        is 200 with the run that the first one made. Without an idempotency key nobody else can have
-        made that run, and this is True. With one it may be another's, and this is False.
+        is 200 with the run of the first one. Without an idempotency key no other request can have
+        made that run: this is True. With a key another request may have made it: this is False.
         """
         return self.status == 201 or (self.record is not None and not self.record.idempotency_key)
 
 
 class FlowRunClient:
-    """Creates flow runs by way of the request queue.
+    """Creates flow runs through the request queue.
 
     One client serves any number of tasks of one event loop. It connects at its first request, and
-    again after a lost connection. It then publishes again with the same ``message_id`` and the same
-    bytes, which makes no second run. Each method takes ``headers``, the AMQP headers such as
-    ``traceparent``, and ``timeout``, in seconds, which replaces the client's for this call.
+    again after a lost connection. Then it publishes each unanswered message again, unchanged, with
+    its ``message_id``: that makes no second run. Each method takes ``headers``, AMQP headers such
+    as ``traceparent``, and ``timeout``, in seconds, which overrides the client's for this call.
 
     Args:
-        url: the broker, ``amqp://`` or ``amqps://``; or several, separated by commas, of which the
-            first that answers is used.
+        url: the broker's URL, ``amqp://`` or ``amqps://``. Several URLs are separated by commas:
+            the first that answers is used.
         queue: the request queue.
-        timeout: seconds for a request from the call to its reply, reconnects included.
+        timeout: seconds from a call to its reply, reconnects included.
 
     Raises:
-        InvalidURL: no broker can have this URL.
+        InvalidURL: the URL is wrong.
     """
 
     def __init__(self, url: str, *, queue: str = DEFAULT_QUEUE, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -115,8 +114,7 @@ class FlowRunClient:
         self._queue = queue
         self._timeout = timeout
         self._reconnector = Reconnector(url, Backoff())
-        # No pause: a connection that is lost here ends one request, or sends it back to the other
-        # connection.
+        # No pause: a loss of this connection only affects one request.
         self._trial_reconnector = Reconnector(url, Backoff(first=0))
         self._trial = asyncio.Lock()
         self._calls: set[asyncio.Timeout] = set()
@@ -129,8 +127,8 @@ class FlowRunClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection for good, within seconds. Running calls and later ones end with
-        :class:`BrokerGone`. A request that the broker has taken is still served.
+        """Close the connection for good, within seconds. Running and later calls end with
+        :class:`BrokerGone`. A request that the broker has is still served.
         """
         self._closed = True
         for call in self._calls:
@@ -150,12 +148,13 @@ class FlowRunClient:
         """Create a run, or get the one that has this idempotency key.
 
         Raises:
-            FlowRunRefused: the worker refuses it (:class:`InvalidFlowRun` and others by status).
-            NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken: it was not sent,
-                or the broker refuses it.
-            NoReply, BrokerGone, UnreadableReply: there is no answer, or none that can be read.
-                :class:`NotConfirmed`, a NoReply, if the broker had not even confirmed the request.
-            TypeError: there is no such field.
+            FlowRunRefused: the worker refuses the request (:class:`InvalidFlowRun` and others by
+                status).
+            NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken: the request was
+                not sent or not accepted.
+            NoReply, BrokerGone, UnreadableReply: there is no readable answer. Without a confirm of
+                the broker it is :class:`NotConfirmed`, a NoReply.
+            TypeError: a field is unknown.
         """
         request = {"flow_id": flow_id, **_checked(fields, FlowRunFields)}
         outcome = await self.request(request, headers=headers, timeout=timeout)
@@ -173,16 +172,16 @@ class FlowRunClient:
     ) -> FlowRunRecord:
         """Create a run of a deployment, or get the one that has this idempotency key.
 
-        The deployment gives what the request does not say: parameters, tags, labels, job variables
-        and the work queue. The run is SCHEDULED, for a worker of the deployment's pool to execute.
+        The deployment has the defaults for parameters, tags, labels, job variables and the work
+        queue. The run is SCHEDULED, for a worker of the deployment's pool to execute.
 
         Args:
             deployment: ``FLOW NAME/DEPLOYMENT NAME``, or its id.
-            scheduled_time: when the run is to start; now by default. UTC, if it does not say.
+            scheduled_time: the run's start (default: now). Without a zone it is UTC.
 
         Raises:
-            NotFound: there is no such deployment.
-            Conflict: the parameters do not fit its schema. And what :meth:`create_flow_run` raises.
+            NotFound: the deployment does not exist.
+            Conflict: the parameters don't fit its schema. Others: see :meth:`create_flow_run`.
         """
         request: dict[str, Any] = _checked(fields, DeploymentRunFields)
         request |= named_deployment(deployment)
@@ -203,13 +202,13 @@ class FlowRunClient:
         headers: Headers = None,
         timeout: float | None = None,
     ) -> CreateOutcome:
-        """Send a request and wait for its reply. Raises what :meth:`create_flow_run` does, and
-        returns the status beside the record.
+        """Send a request and wait for its reply. Returns the status with the record. Raises the
+        errors of :meth:`create_flow_run`.
 
         Args:
-            request: the body's fields, a model, or the JSON itself, which is sent as it is.
-            type: ``create_flow_run_from_deployment`` for fields of a run of a deployment. A model
-                says itself which kind it is.
+            request: the body's fields, a model, or the raw JSON.
+            type: ``create_flow_run_from_deployment`` if the fields are for a run of a deployment. A
+                model needs no type.
         """
         message = build_message(request, headers, reply_to=DIRECT_REPLY_TO, type=type)
         reply = await self._send(message, timeout)
@@ -224,12 +223,12 @@ class FlowRunClient:
         headers: Headers = None,
         timeout: float | None = None,
     ) -> str:
-        """Publish a request that wants no reply, and return its ``message_id`` once the broker has
-        taken it. Raises what :meth:`create_flow_run` does if the broker has not;
-        :class:`NotConfirmed` if it has not in time.
+        """Publish a request that wants no reply. Returns its ``message_id`` once the broker has
+        confirmed it. Raises the errors of :meth:`create_flow_run`, and :class:`NotConfirmed`
+        without a confirm in time.
 
         Args:
-            request, type: as of :meth:`request`.
+            request, type: see :meth:`request`.
         """
         message = build_message(request, headers, type=type)
         await self._send(message, timeout)
@@ -243,19 +242,19 @@ class FlowRunClient:
         headers: Headers = None,
         timeout: float | None = None,
     ) -> AsyncIterator[CreateOutcome]:
-        """Send many requests and give their outcomes as they come, in any order.
+        """Send many requests, and yield their outcomes as they arrive, in any order.
 
-        A request is taken from the iterable only when there is room for it, so memory stays bounded
-        however many there are. An error of a request is in its outcome. An error of the iterable is
-        raised, and ends everything.
+        A request is taken from the iterable only once there is room for it, so memory stays
+        bounded. An error of a request is in its outcome. An error of the iterable is raised and
+        ends all requests.
 
         Args:
-            concurrency: how many requests are under way at once, at the most. A request is under
-                way until its outcome is taken.
+            concurrency: most requests under way at once. A request is under way until its outcome
+                is taken.
             timeout: seconds for each request.
 
         Raises:
-            ValueError: ``concurrency`` is not at least 1.
+            ValueError: ``concurrency`` is below 1.
         """
         check_concurrency(concurrency)
         room = asyncio.Semaphore(concurrency)
@@ -294,7 +293,7 @@ class FlowRunClient:
     async def outcome(
         self, index: int, request: Request, headers: Headers = None, timeout: float | None = None
     ) -> CreateOutcome:
-        """As :meth:`request`, but an error is in the outcome."""
+        """Like :meth:`request`, but returns errors in the outcome."""
         try:
             return replace(await self.request(request, headers=headers, timeout=timeout), index=index)
         except (errors.FlowRunRefused, errors.UnreadableReply) as answer:
@@ -319,11 +318,11 @@ class FlowRunClient:
             self._calls.discard(call)
 
     async def _publish_until_taken(self, message: aio_pika.Message, sending: Sending) -> Reply | None:
-        """Publish a message until the broker takes it; returns the reply, if it wants one.
+        """Publish a message until the broker accepts it. Returns the reply, if one is wanted.
 
-        When the broker closes a channel over a message, it doesn't say which. So every message that
-        was being published is tried again by itself, on another connection. The broker refuses the
-        one that closes that connection's channel too.
+        The broker closes a channel without naming the message it refuses. So each message that was
+        being published is tried again alone, on another connection. A message that closes that
+        channel as well is the refused one.
         """
         alone, refusals = False, Backoff()
         while True:
@@ -347,7 +346,7 @@ class FlowRunClient:
 
 
 def _time_over(seconds: float, message_id: str, sending: Sending) -> errors.NoReply:
-    """What the time ran out at: connecting, the broker's confirm, or the reply."""
+    """The error for a timeout of the connection, the broker's confirm or the reply."""
     if sending.connection is None:
         told = f"No connection to the broker within {seconds:g} seconds; the message was not sent."
         return errors.NotConfirmed(told, message_id)
@@ -367,7 +366,7 @@ def _time_over(seconds: float, message_id: str, sending: Sending) -> errors.NoRe
 
 
 def _checked(fields: Any, known: type[Any]) -> dict[str, Any]:
-    """Fields of a request; raises TypeError for an unknown one."""
+    """The fields of a request. Raises TypeError for an unknown one."""
     names = known.__annotations__
     for name in fields.keys() - names.keys():
         near = get_close_matches(name, names, n=1)
@@ -376,13 +375,13 @@ def _checked(fields: Any, known: type[Any]) -> dict[str, Any]:
 
 
 def check_concurrency(concurrency: int) -> None:
-    """Raise ValueError unless there is room for one request: without it none would ever be sent."""
+    """Raise ValueError unless at least one request may be under way."""
     if concurrency < 1:
         raise ValueError(f"concurrency is {concurrency}, and has to be at least 1")
 
 
 def named_deployment(deployment: UUID | str) -> dict[str, Any]:
-    """A deployment's id or name, in the field for it."""
+    """The field with a deployment's id or name."""
     try:
         return {"deployment_id": UUID(str(deployment))}
     except ValueError:

@@ -1,5 +1,5 @@
-"""What can go wrong for a producer: the worker refuses the request, or the broker does not take it
-or bring a reply. All can be pickled, since Celery and multiprocessing pickle what a task raises.
+"""The client's errors: the worker refuses a request, or the broker refuses it or brings no reply.
+All can be pickled, as Celery and multiprocessing pickle errors.
 """
 
 from typing import Any
@@ -13,16 +13,16 @@ class ClientError(Exception):
 
 
 class InvalidURL(ClientError, ValueError):
-    """No broker can have this URL. The text does not show it, as it may hold a password."""
+    """The URL is wrong. The text does not show it: it may have a password."""
 
 
 class FlowRunRefused(ClientError):
-    """The worker refused the request; it lies in the dead-letter queue with the reason.
+    """The worker refused the request. It is in the dead-letter queue with the reason.
 
     Attributes:
         status: the HTTP status that Prefect answers (400 to 422).
-        body: the error body; ``detail``, or for 422 ``exception_detail`` with a list of errors.
-        reason: what is wrong in one line, as in the dead letter; None from an older worker.
+        body: the error body, with ``detail``, or for 422 a list of errors in ``exception_detail``.
+        reason: the reason in one line, as in the dead letter. None from an older worker.
     """
 
     def __init__(self, status: int, body: dict[str, Any], reason: str | None = None) -> None:
@@ -35,31 +35,31 @@ class FlowRunRefused(ClientError):
 
     @property
     def errors(self) -> list[dict[str, Any]]:
-        """For a 422: what is wrong, each with ``loc``, ``msg`` and ``type``."""
+        """For a 422: the errors, each with ``loc``, ``msg`` and ``type``."""
         errors = self.body.get("exception_detail")
         return errors if isinstance(errors, list) else []
 
 
 class InvalidFlowRun(FlowRunRefused):
-    """422: the request is not what the endpoint takes; see :attr:`errors`."""
+    """422: the endpoint does not accept the request. See :attr:`errors`."""
 
 
 class Conflict(FlowRunRefused):
-    """409: a row that the request refers to (its flow, say) does not exist; or parameters do not
-    fit the deployment's schema.
+    """409: a row that the request refers to, such as its flow, does not exist, or the parameters
+    don't fit the deployment's schema.
     """
 
 
 class NotFound(FlowRunRefused):
-    """404: no such deployment, or no work pool or work queue of that name."""
+    """404: the deployment, work pool or work queue does not exist."""
 
 
 class UnreadableReply(ClientError):
-    """There is a reply, but it can't be read; the run may exist.
+    """The reply can't be read. The run may exist.
 
     Attributes:
         status: the reply's status, or None.
-        body: its body, as it came.
+        body: its raw body.
     """
 
     def __init__(self, message: str, status: int | None, body: bytes) -> None:
@@ -68,11 +68,11 @@ class UnreadableReply(ClientError):
 
 
 class NoReply(ClientError):
-    """No reply came in time. The request is at the broker and may still be served: asking again is
-    safe with the same idempotency key, and makes a second run without one.
+    """No reply came in time. The request is at the broker and may still be served. Asking again is
+    safe with the same idempotency key. Without one it makes a second run.
 
     Attributes:
-        message_id: the request's, by which logs and dead letters show it.
+        message_id: the request's ``message_id``, as in logs and dead letters.
     """
 
     def __init__(self, message: str, message_id: str) -> None:
@@ -81,9 +81,8 @@ class NoReply(ClientError):
 
 
 class NotConfirmed(NoReply):
-    """The broker has not confirmed the message in time: it may have it, or not. Sending it again is
-    as safe as after :class:`NoReply`. The text says how far it came, and names an alarm of the
-    broker.
+    """The broker has not confirmed the message in time: it may have it or not. Sending it again is
+    as safe as after :class:`NoReply`. The text has the progress, and any alarm of the broker.
     """
 
 
@@ -92,25 +91,25 @@ class NotRoutable(ClientError):
 
 
 class NotTaken(ClientError):
-    """The broker refused the message again and again: the queue is full, or has no majority."""
+    """The broker kept refusing the message: the queue is full, or has no majority."""
 
 
 class BrokerGone(ClientError):
-    """No broker could be reached in time, or it refuses the login; or the client was closed."""
+    """The broker can't be reached or refuses the login, or the client was closed."""
 
 
 class AccessRefused(ClientError):
-    """The broker does not let this user do it: the client needs write on the default exchange
-    (``amq.default``), a channel, and, for replies, on some brokers read on
+    """The user lacks a right at the broker. The client needs write on the default exchange
+    (``amq.default``) and a channel. For replies some brokers demand read on
     ``amq.rabbitmq.reply-to``. The text has the broker's words.
     """
 
 
 class MessageRefused(ClientError):
-    """The broker refuses this one request, mostly since its body or its headers are too large. The
+    """The broker refuses this request, mostly because its body or its headers are too large. The
     text has the broker's words.
     """
 
 
 class NotSerializable(ClientError, ValueError):
-    """The request, or its headers, can't be written as JSON and AMQP; nothing was sent."""
+    """The request can't be written as JSON, or its headers as AMQP. Nothing was sent."""

@@ -1,9 +1,9 @@
-"""Keeps aiormq's log lines about the client's own connections off the standard error of a program
-that has set up no logging.
+"""Hides aiormq's log lines about the client's own connections in programs that have not set up
+logging.
 
 aiormq logs each failed attempt to connect, and each lost connection with a traceback. The client
-goes on by itself then, or raises an error that says the same. A program that has set up logging
-gets these lines as usual. Lines about the program's own connections are always logged.
+then reconnects, or raises an error that says the same. Programs with logging get these lines as
+usual. Lines about the program's own connections are always logged.
 """
 
 import logging
@@ -17,11 +17,11 @@ _of_the_client = ContextVar("flow_run_client", default=False)
 
 @contextmanager
 def of_the_client() -> Iterator[None]:
-    """Marks what is logged inside, and by tasks that are started inside, as about the client's
+    """Mark log lines of this context, and of tasks started in it, as about the client's
     connection.
     """
     for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_is_wanted)  # adds it once, however often it is called
+        logging.getLogger(name).addFilter(_is_wanted)  # adds it only once
     token = _of_the_client.set(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A request as an AMQP message, the same to the letter each time it is published."""
+"""A request as an AMQP message, which is identical each time it is published."""
 
 import json
 import math
@@ -25,11 +25,10 @@ def build_message(
     """The message of a request, with a ``message_id`` of its own.
 
     Args:
-        request: the body's fields, without those that are None, and with a state that may be its
-            type alone; a model; or the JSON as it is.
-        reply_to: where the reply goes; without it none is wanted.
-        type: the AMQP property by which the worker tells requests apart; a model of a run of a
-            deployment has its own.
+        request: the body's fields, a model, or the raw JSON. Fields that are None are left out. A
+            state may be just its type.
+        reply_to: the reply queue. None: no reply is wanted.
+        type: the AMQP property with the kind of request. A deployment's model sets its own.
 
     Raises:
         NotSerializable: the fields can't be written as JSON, or the headers as AMQP.
@@ -48,10 +47,10 @@ def build_message(
             message_id=message_id,
             type=type,
         )
-        message.priority = None  # aio-pika makes it 0, which nobody has asked for
+        message.priority = None  # aio-pika sets 0
         if headers:
             message.properties.marshal()
-    except Exception as error:  # a value of the caller's own type writes itself, and may raise anything
+    except Exception as error:  # a value of the caller's own type may raise anything
         raise NotSerializable(f"The request can't be written: {error}") from error
     return message
 
@@ -63,7 +62,7 @@ def _json(request: Mapping[str, Any] | BaseModel) -> bytes:
     if isinstance(state := fields.get("state"), str):
         fields["state"] = {"type": state.upper()}
     body = to_json(fields)
-    # to_json writes numbers that JSON lacks as these words. A text may hold the words as well.
+    # to_json writes numbers that JSON lacks as these words. A text may have them too.
     if b"NaN" in body or b"Infinity" in body:
         for place, number in _not_finite(json.loads(body)):
             raise ValueError(f"{place} is {number}, which JSON can't express")
@@ -71,7 +70,7 @@ def _json(request: Mapping[str, Any] | BaseModel) -> bytes:
 
 
 def _not_finite(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
-    """NaN and the infinities in a value, each with its place, such as ``parameters.x.0``."""
+    """NaN and infinities in a value, each with its place, such as ``parameters.x.0``."""
     if isinstance(value, float) and not math.isfinite(value):
         yield place, value
     elif isinstance(value, (dict, list)):

@@ -1,4 +1,4 @@
-"""The replies that are waited for, and what a reply says."""
+"""Replies: those waited for, and how to read one."""
 
 import asyncio
 import json
@@ -16,8 +16,8 @@ _REFUSALS = {404: NotFound, 409: Conflict, 422: InvalidFlowRun}
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a worker answered: the headers ``status`` (None: there is none that is an integer) and
-    ``x-error``, and the body as it came.
+    """A worker's reply: the headers ``status`` (None unless it is an integer) and ``x-error``, and
+    the raw body.
     """
 
     status: int | None
@@ -29,7 +29,7 @@ class Reply:
 
         Raises:
             FlowRunRefused: the reply is a refusal.
-            UnreadableReply: it is neither a record nor a refusal.
+            UnreadableReply: the reply is neither a record nor a refusal.
         """
         try:
             if self.status is None:
@@ -52,14 +52,14 @@ class PendingReplies:
         self._futures: dict[str, asyncio.Future[Reply]] = {}
 
     def expect(self, correlation_id: str) -> "asyncio.Future[Reply]":
-        """The future of a reply. Cancel it when nobody waits for it any more."""
+        """The future of a reply. Cancel it to stop waiting."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda _: self._futures.pop(correlation_id, None))
         self._futures[correlation_id] = future
         return future
 
     async def on_message(self, message: DeliveredMessage) -> None:
-        """Consume a reply; one that comes too late is dropped."""
+        """Consume a reply. A late reply is dropped."""
         properties = message.header.properties
         future = self._futures.get(properties.correlation_id or "")
         if future is not None and not future.done():
@@ -74,15 +74,15 @@ class PendingReplies:
             )
 
     def fail(self, error: Exception) -> None:
-        """No reply comes any more."""
+        """End all waits with an error."""
         for future in self._futures.values():
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # so that asyncio does not complain of one that nobody waits for
+                future.exception()  # or asyncio warns of a future without a waiter
 
 
 def _record(body: bytes) -> FlowRunRecord:
     try:
         return FlowRunRecord.model_validate_json(body)
-    except ValidationError:  # pydantic's parser ends at 200 levels; the worker takes 500
+    except ValidationError:  # pydantic's parser allows 200 levels, the worker 500
         return FlowRunRecord.model_validate(json.loads(body))

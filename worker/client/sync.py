@@ -1,6 +1,4 @@
-"""The same client for scripts and notebooks, without async: it runs the asynchronous one on a
-thread of its own.
-"""
+"""The blocking client, for scripts and notebooks: runs the asynchronous one on a thread."""
 
 import asyncio
 import os
@@ -23,7 +21,7 @@ Method = Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]
 
 
 def _blocking(method: Method[P, T]) -> Callable[Concatenate["FlowRunClient", P], T]:
-    """The blocking method for one of the asynchronous client, with the same signature."""
+    """The blocking form of a method of the asynchronous client, with the same signature."""
 
     @wraps(method)
     def call(self: "FlowRunClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -31,26 +29,25 @@ def _blocking(method: Method[P, T]) -> Callable[Concatenate["FlowRunClient", P],
         try:
             return future.result()
         finally:
-            future.cancel()  # if this thread was interrupted; a call that is done stays as it is
+            future.cancel()  # if this thread was interrupted; no effect on a call that is done
 
     return call
 
 
 class FlowRunClient:
-    """Creates flow runs, blocking; :class:`worker.client.FlowRunClient` says what each method does
-    and raises.
+    """Creates flow runs with blocking calls. :class:`worker.client.FlowRunClient` has the
+    documentation of the methods and their errors.
 
-    Many threads may use it at once. So may a process that was forked after its use (Gunicorn's
-    preload, Celery's prefork), which gets a thread and a connection of its own. Close it, or use it
-    in a ``with`` statement.
+    Many threads may use it at once. A process that is forked after its use (Gunicorn's preload,
+    Celery's prefork) gets its own thread and connection. Close it, or use it in a ``with``
+    statement.
     """
 
     def __init__(self, url: str, *, queue: str = DEFAULT_QUEUE, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._make = partial(AsyncClient, url, queue=queue, timeout=timeout)
         self._closed = False
-        # By process id. A forked process keeps its parent's loop here, and never touches it: the
-        # loop's thread is not there, and closing or collecting it would disturb the parent's
-        # sockets.
+        # Loops by process id. A forked process keeps its parent's loop here and never uses it: the
+        # loop's thread is missing, and closing or collecting it would disturb the parent's sockets.
         self._loops = {os.getpid(): _ClientLoop(self._make())}
 
     def __enter__(self) -> Self:
@@ -60,7 +57,7 @@ class FlowRunClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and end the thread, in this process; as
+        """Close the connection and end the thread of this process, like
         :meth:`worker.client.FlowRunClient.close`.
         """
         self._closed = True
@@ -80,10 +77,10 @@ class FlowRunClient:
         headers: Headers = None,
         timeout: float | None = None,
     ) -> Iterator[CreateOutcome]:
-        """Send many requests and give their outcomes as they come.
+        """Send many requests, and yield their outcomes as they arrive.
 
-        The iterable runs in the caller's thread. Outcomes that have come meanwhile are given before
-        the next request is taken.
+        The iterable runs in the caller's thread. Outcomes that have arrived are yielded before the
+        next request is taken.
         """
         check_concurrency(concurrency)
         loop, pid = self._here(), os.getpid()
@@ -111,8 +108,8 @@ class FlowRunClient:
                 future.cancel()
 
     def _here(self) -> "_ClientLoop":
-        """This process's loop. Two threads that ask for it first, at once, may make one each; only
-        one of the two is kept. There is no lock, since a fork could leave it held for ever.
+        """This process's loop. Two threads that ask first at the same time may make one each, but
+        only one is kept. There is no lock: a fork could leave it locked for ever.
         """
         if self._closed:
             raise BrokerGone(CLOSED)
@@ -122,7 +119,7 @@ class FlowRunClient:
 
 
 class _ClientLoop:
-    """An asynchronous client, and the thread whose event loop it lives on, from its first call."""
+    """An asynchronous client, and the thread of its event loop, which starts at the first call."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -153,8 +150,8 @@ class _ClientLoop:
         self._loop.close()
 
     async def _end(self) -> None:
-        """Close the client, and wait until its running calls have ended with that error."""
+        """Close the client, and wait until its running calls have failed."""
         await self._client.close()
         calls = asyncio.all_tasks() - {asyncio.current_task()}
         if calls:
-            await asyncio.wait(calls, timeout=2 * CLOSE_TIMEOUT)  # one may have to close a connection
+            await asyncio.wait(calls, timeout=2 * CLOSE_TIMEOUT)  # a call may have to close a connection

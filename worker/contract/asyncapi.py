@@ -7,12 +7,11 @@ from typing import Any
 from pydantic import BaseModel, Field
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
-from worker.contract.deployment_request import CreateFlowRunFromDeployment
-from worker.contract.message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER, FROM_DEPLOYMENT
-from worker.contract.record import FlowRunRecord
-from worker.contract.request import CreateFlowRun
-
 from .. import __version__
+from .deployment_request import CreateFlowRunFromDeployment
+from .message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER, FROM_DEPLOYMENT
+from .record import FlowRunRecord
+from .request import CreateFlowRun
 from .topology import QueueNames
 
 ASYNCAPI = "3.0.0"

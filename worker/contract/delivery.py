@@ -4,8 +4,8 @@ nothing of its content.
 
 from dataclasses import replace
 
-from worker.contract.immutable import immutable
-from worker.contract.message import DELIVERY_COUNT_HEADER, Message
+from .immutable import immutable
+from .message import DELIVERY_COUNT_HEADER, Message
 
 
 @immutable
