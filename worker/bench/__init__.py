@@ -1,6 +1,4 @@
-"""``flow-run-worker bench``: how many requests a second the workers of this machine serve, and how
-long one takes.
-"""
+"""``flow-run-worker bench``: measures throughput and latency of the workers on this machine."""
 
 from worker.bench.fleet import Fleet
 from worker.bench.load import BenchFailed, Body, Load, Requests, open_load

@@ -1,4 +1,4 @@
-"""Worker processes to be measured, from their start to their end; knows no load."""
+"""The measured worker processes, from start to end. Knows no load."""
 
 import asyncio
 import os
@@ -16,36 +16,35 @@ from worker.bench.load import BenchFailed
 
 T = TypeVar("T")
 
-# A worker that does not consume after so many seconds waits for something that bench does not know
-# of.
+# Longest wait for all workers to consume, in seconds. After that they wait for something unknown.
 START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Processes that run.
+    """Running processes.
 
     Attributes:
-        processes: all of them, by now.
-        log: what they have written.
+        processes: all processes started so far.
+        log: the file with their output.
     """
 
     processes: Sequence[Process]
     log: Path
 
     def peak_memory(self) -> int:
-        """The largest resident memory of one of them until now, in bytes; 0 where the system
-        doesn't tell: Linux does.
+        """The largest resident memory of a process so far, in bytes. 0 if the system does not
+        report it: Linux does.
         """
         status = [Path(f"/proc/{process.pid}/status") for process in self.processes]
         found = [re.search(r"VmHWM:\s+(\d+) kB", path.read_text()) for path in status if path.exists()]
         return max((int(match[1]) * 1024 for match in found if match), default=0)
 
     async def watch(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something that needs them all.
+        """Do something that needs all processes.
 
         Raises:
-            BenchFailed: one of them ended meanwhile.
+            BenchFailed: a process ended meanwhile.
         """
         working = asyncio.create_task(work)
         ends = [asyncio.create_task(process.wait()) for process in self.processes]
@@ -64,10 +63,10 @@ class Fleet:
     """Some worker processes on one queue and one database.
 
     Attributes:
-        folder: where their log goes.
-        count: how many.
-        command: another program than the worker, for comparisons; it is given the broker's URL, the
-            database's and the queue.
+        folder: the folder of their log.
+        count: the number of workers.
+        command: another program in place of the worker, for comparisons. Its arguments are the
+            broker's URL, the database's URL and the queue.
         settings: further environment variables.
     """
 
@@ -81,11 +80,11 @@ class Fleet:
 
     @asynccontextmanager
     async def running(self, consumers: Callable[[], Awaitable[int]] | None = None) -> AsyncIterator[Running]:
-        """While they run; with ``consumers``, which tells how many consume, it is first waited
-        until all of them do.
+        """Run them within the context. ``consumers`` returns the number of consumers: with it, wait
+        first until all workers consume.
 
         Raises:
-            BenchFailed: one of them ended, does not begin, or ends with a failure.
+            BenchFailed: a worker ended, does not start to consume, or ends with a failure.
         """
         log = self.folder / "workers.log"
         processes: list[Process] = []

@@ -1,10 +1,10 @@
-"""The load: requests out and replies in, on one connection, in bulk, so that it takes little from
-what it measures.
+"""The load: sends requests and receives replies in bulk on one connection, so that it takes little
+CPU from the workers.
 
-Three ways. All at once: the queue is filled first, then the workers start, and replies are counted.
-At a rate (open loop): each request has its time to be sent, and its latency counts from that time,
-sent late or not, so that a worker that falls behind shows it (no coordinated omission). By so many
-at a time (closed loop): each is sent when one before it was answered.
+There are three modes. All at once: the queue is filled, then the workers start, and replies are
+counted. At a rate (open loop): each request has a due time, and its latency counts from that time
+even if it is sent late (no coordinated omission). In turn (closed loop): a fixed number of requests
+is under way, and each reply sends the next request.
 """
 
 import asyncio
@@ -32,32 +32,31 @@ from worker.tasks.mailbox import Mailbox
 Body = Literal["small", "typical", "large"]
 Progress = Callable[[int], None]
 
-# How many are published or counted at a time.
+# Requests to publish, or replies to count, at a time.
 CHUNK = 500
-# How finely a rate is kept, in seconds: the loop's timers have this resolution, and a shorter wait
-# would spin. A request that is sent so much late shows it in its latency.
+# Resolution of a rate, in seconds: the event loop's timers have it, and a shorter wait would spin.
+# A delay by it counts as latency.
 TICK = 0.001
-# A reply that takes longer than this many seconds will not come.
+# Longest wait for a reply, in seconds.
 PATIENCE = 60.0
 WARM_UP = 300
-# At a rate, this many seconds of it are not counted: the first tenths of a second would be a share
-# of p99.
+# At a rate, these first seconds are not counted: the first tenths of a second would affect p99.
 RUN_UP_SECONDS = 1.0
 
 
 class BenchFailed(Exception):
-    """No figures, and why: a worker ended, requests were refused, or replies stayed away."""
+    """There are no figures: a worker ended, requests were refused, or replies are missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the load saw.
+    """The results of a load.
 
     Attributes:
-        replies: how many came in these seconds.
-        seconds: from the first request (all at once: from the first replies, which are not counted
-            then) to the last reply.
-        latencies: of each request in seconds; none where the queue was filled first.
+        replies: the number of replies in these seconds.
+        seconds: the time from the first request to the last reply. All at once: from the first
+            replies, which are not counted.
+        latencies: each request's latency in seconds. Empty if all came at once.
     """
 
     replies: int
@@ -72,8 +71,8 @@ class Requests:
     Attributes:
         body: the endpoint's example (small), with 2 KB of parameters (typical), or with 200 KB
             (large).
-        flow_id: of all of them.
-        key: what their idempotency keys begin with, by which their runs are known again.
+        flow_id: the flow of all requests.
+        key: the prefix of their idempotency keys, which identifies their runs.
     """
 
     body: Body
@@ -81,7 +80,7 @@ class Requests:
     key: str
 
     def __call__(self, number: int) -> bytes:
-        """The body of one of them."""
+        """The body of a request by its number."""
         size = {"small": 0, "typical": 2_000, "large": 200_000}[self.body]
         parameters: dict[str, Any] = {"number": number}
         if size:
@@ -101,10 +100,9 @@ class Load:
     """Publishes requests and takes their replies. Use :func:`open_load`.
 
     Attributes:
-        statuses: whether replies say their status, as the worker's do; any but 201 is then an
-            error.
-        progress: is told how many more replies have come.
-        answered: how many have come in all, with those that are not counted.
+        statuses: whether replies have a status, like the worker's. Then any but 201 is an error.
+        progress: called with the number of further replies.
+        answered: the number of all replies, with those not counted.
     """
 
     def __init__(
@@ -116,8 +114,7 @@ class Load:
         body: Callable[[int], bytes],
         type_: str = "",
     ) -> None:
-        # Who waits for the reply needs no confirm of the request; only who doesn't has to know that
-        # the broker has it.
+        # A request whose reply is awaited needs no confirm. Others do.
         self._unconfirmed, self._confirmed = publishers[False], publishers[True]
         self._frames = self._confirmed.frames
         self._replies = replies
@@ -141,8 +138,8 @@ class Load:
                 raise BenchFailed("the broker did not take the requests: is a limit set on its queues?")
 
     async def all_at_once(self, requests: int) -> Served:
-        """Take the replies to requests that wait already; the first batch of them opens the clock
-        and is not counted.
+        """Take the replies to the requests in the queue. The first batch of replies starts the
+        clock and is not counted.
         """
         missing = counted = requests - len(await self._take(requests))
         started = time.perf_counter()
@@ -153,18 +150,16 @@ class Load:
         return Served(counted, time.perf_counter() - started, [])
 
     async def at_rate(self, requests: int, rate: float) -> Served:
-        """Send so many requests a second, and take the replies."""
+        """Send requests at a rate, in requests a second, and take the replies."""
         return await self._paced(range(requests), rate)
 
     async def run_up(self, requests: int, rate: float) -> None:
-        """The first moments at a rate, which are not counted; at most so many requests."""
+        """Send uncounted requests at a rate for ``RUN_UP_SECONDS``, ``requests`` at most."""
         first = -WARM_UP - min(ceil(rate * RUN_UP_SECONDS), requests)
         await self._paced(range(first, -WARM_UP), rate, counted=False)
 
     async def _paced(self, numbers: range, rate: float, *, counted: bool = True) -> Served:
-        started = (
-            time.perf_counter() + 0.05 - numbers.start / rate
-        )  # when number 0 is, or would have been due
+        started = time.perf_counter() + 0.05 - numbers.start / rate  # the due time of number 0
         latencies: list[float] = []
 
         async def collect() -> None:
@@ -188,7 +183,7 @@ class Load:
         return Served(len(numbers), time.perf_counter() - started, latencies)
 
     async def in_turn(self, requests: int, concurrency: int) -> Served:
-        """Have so many requests under way at a time."""
+        """Keep a fixed number of requests under way."""
         started = time.perf_counter()
         sent: dict[int, float] = {}
         latencies: list[float] = []
@@ -207,16 +202,14 @@ class Load:
         return Served(requests, time.perf_counter() - started, latencies)
 
     async def warm_up(self) -> None:
-        """A few requests that are not counted: connections, statements and code are warm after
-        them.
-        """
+        """Send a few uncounted requests, which warm up connections, statements and code."""
         await self._send(range(-WARM_UP, 0))
         missing = WARM_UP
         while missing:
             missing -= len(await self._take(missing, counted=False))
 
     async def consumers_on_queue(self) -> int:
-        """How many workers consume."""
+        """The number of workers that consume."""
         queue = await self._requests.channel.get_queue(self._requests.name)
         return queue.declaration_result.consumer_count or 0
 
@@ -240,7 +233,7 @@ class Load:
         return taken
 
     async def _send(self, numbers: Iterable[int]) -> None:
-        """Publish requests whose replies are waited for, and whose confirms are not."""
+        """Publish requests without waiting for their confirms."""
         self._raise_if_blocked()
         await self._unconfirmed.publish([self._publication(number) for number in numbers])
 
@@ -272,12 +265,12 @@ def _number(reply: Delivery) -> int:
 async def open_load(
     amqp_url: str, topology: Topology, body: Callable[[int], bytes], type_: str = ""
 ) -> AsyncIterator[Load]:
-    """A load on a request queue that is made for it, and removed afterwards with all that belongs
-    to it.
+    """A load on a request queue of its own, which is removed afterwards with its exchange and dead
+    letters.
 
     Args:
-        body: gives the body of a request by its number.
-        type_: of the messages; none if empty.
+        body: returns the body of a request by its number.
+        type_: the messages' type. Empty: no type.
     """
     connection = await connect(amqp_url, name="flow-run-worker bench", connection_class=Connection)
     try:
@@ -288,7 +281,7 @@ async def open_load(
 
         async def try_out() -> AbstractChannel:
             await publishers[True].try_out()
-            # During an alarm the broker may have taken that, and answers nothing behind it.
+            # During an alarm the broker may accept that message, but then answers no more.
             return await connection.channel(publisher_confirms=False)
 
         channel = await unless_blocked(connection.frames, try_out())
@@ -299,7 +292,7 @@ async def open_load(
             reply_to = await _consume_replies(connection, channel, replies)
             yield Load(publishers, replies, reply_to, requests, body, type_)
         finally:
-            # Whatever has become of the channels above.
+            # A new channel: those above may be closed.
             tidying = await connection.channel()
             for queue in (topology.queue, topology.dead_letter_queue):
                 await tidying.queue_delete(queue)
@@ -312,13 +305,13 @@ async def open_load(
 async def _consume_replies(
     connection: Connection, channel: AbstractChannel, replies: Mailbox[Delivery]
 ) -> str:
-    """Consume from a reply queue, by the worker's own fast path; returns the queue's name."""
+    """Consume a reply queue by the worker's fast path. Returns the queue's name."""
     queue = await channel.declare_queue(exclusive=True)
     number = channel.number or 0
     connection.frames.channels[number] = DeliveryReader(connection.frames, number, replies.put)
 
     async def never_called(_: AbstractIncomingMessage) -> None:
-        """The reader takes them all."""
+        """The reader takes all messages."""
 
     channel.close_callbacks.add(lambda *_: replies.close())
     await queue.consume(never_called, no_ack=True)

@@ -1,6 +1,4 @@
-"""One measurement: workers as processes of their own, on a queue that is made for it, under a load;
-and what they took.
-"""
+"""One measurement: worker processes under a load on a queue of its own, their CPU and memory."""
 
 import resource
 import tempfile
@@ -22,18 +20,17 @@ from worker.store.engine import parse_url
 from worker.store.tables import flow_run
 from worker.tasks.collector import relieve_collector
 
-# The figures that latencies are told by.
+# The reported percentiles of latencies.
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How requests come: at a rate, by so many at a time, or else (neither) all at once.
+    """The pace of requests: at a rate, a fixed number at a time, or (neither) all at once.
 
     Attributes:
         rate: requests a second (open loop).
-        concurrency: requests under way at a time, each sent when one before it was answered (closed
-            loop).
+        concurrency: requests under way at a time (closed loop).
     """
 
     rate: float = 0.0
@@ -47,16 +44,16 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one run showed.
+    """The results of one run.
 
     Attributes:
         rate, concurrency: see :class:`Pace`.
-        throughput: replies a second; all at once: from the first reply to the last.
-        p50, p90, p99, p999: latency percentiles in milliseconds, at a rate from the time a request
-            was due to its reply; None where all came at once.
-        cpu: CPU time of the workers in microseconds a request, those of the warm-up too, their
-            start included.
-        memory: the largest resident memory of a worker in MiB.
+        throughput: replies a second. All at once: from the first reply to the last.
+        p50, p90, p99, p999: latency percentiles in milliseconds. At a rate they count from a
+            request's due time. None if all came at once.
+        cpu: CPU time of the workers in microseconds a request, with their start. The warm-up's
+            requests count too.
+        memory: the largest resident memory of a worker, in MiB.
     """
 
     database: str
@@ -91,16 +88,15 @@ async def measure(
     """Run workers under load and measure.
 
     Args:
-        database_url: None for a SQLite file that is removed afterwards; elsewhere only the runs of
-            this run are removed.
+        database_url: None for a temporary SQLite file. From other databases the created runs are
+            removed afterwards.
         settings: further environment variables for the workers.
-        flow_id: a flow that exists, for a Prefect server's database.
-        command: another program than the worker, for comparisons; it is given the broker's URL, the
-            database's and the queue.
-        progress: is told how many more replies have come.
+        flow_id: an existing flow, for a Prefect server's database.
+        command: see :class:`worker.bench.fleet.Fleet`.
+        progress: called with the number of further replies.
 
     Raises:
-        BenchFailed: no figures, and why.
+        BenchFailed: there are no figures.
         StoreError: the database's schema is missing or behind.
     """
     token = uuid4().hex[:8]
@@ -123,7 +119,7 @@ async def measure(
             command=command,
             settings=settings or {},
         )
-        # A temporary file goes with its folder.
+        # A temporary file is removed with its folder.
         async with (
             nullcontext() if database_url is None else _forgotten(url, made),
             open_load(amqp_url, topology, made) as load,
@@ -148,8 +144,8 @@ async def measure(
 
 
 async def _serve(load: Load, fleet: Fleet, pace: Pace, requests: int) -> tuple[Served, float, int]:
-    """What the load saw; of the workers, CPU seconds with their start, and the largest resident
-    memory in bytes.
+    """The load's results, and the workers' CPU seconds with their start and largest resident memory
+    in bytes.
     """
     together = not (pace.rate or pace.concurrency)
     if together:
@@ -182,13 +178,13 @@ def _percentiles(latencies: list[float]) -> dict[str, float]:
 
 @asynccontextmanager
 async def _forgotten(url: URL, made: Requests) -> AsyncIterator[None]:
-    """Remove the runs afterwards, and see first that this is allowed."""
+    """Remove the runs afterwards. Check first that this is allowed."""
     theirs = sa.delete(flow_run).where(
         flow_run.c.flow_id == made.flow_id, flow_run.c.idempotency_key.startswith(made.key)
     )
 
     def forget(connection: Connection) -> None:
-        connection.execute(theirs)  # their states go with them
+        connection.execute(theirs)  # deletes their states as well
 
     try:
         await migrations.with_connection(url, forget)
@@ -206,6 +202,6 @@ async def _forgotten(url: URL, made: Requests) -> AsyncIterator[None]:
 
 
 def _cpu_seconds() -> float:
-    """Of all child processes that have ended."""
+    """CPU seconds of all ended child processes."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime

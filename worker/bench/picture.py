@@ -1,4 +1,4 @@
-"""Throughput and latency over offered load, as a picture."""
+"""Draws throughput and latency over offered load."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -13,11 +13,11 @@ from worker.bench.measurement import PERCENTILES, Measurement
 
 
 def require_drawable(path: Path) -> None:
-    """See, before anything is measured, that a picture can be drawn into this file.
+    """Check that a picture can be drawn into this file, before anything is measured.
 
     Raises:
-        BenchFailed: matplotlib is not installed, or writes no such files, or it is a folder, or its
-            folder is not there.
+        BenchFailed: matplotlib is not installed or can't write such files, the path is a folder, or
+            its folder is missing.
     """
     if find_spec("matplotlib") is None:
         raise BenchFailed("--plot needs matplotlib: pip install matplotlib")
@@ -25,7 +25,7 @@ def require_drawable(path: Path) -> None:
 
     if path.is_dir():
         raise BenchFailed(f"--plot {path}: a folder")
-    # Without a suffix matplotlib would append one, and write a file of another name.
+    # Without a suffix matplotlib would append one, which changes the file's name.
     formats = FigureCanvasBase.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise BenchFailed(f"--plot {path}: matplotlib writes {', '.join(sorted(formats))}")
@@ -35,7 +35,7 @@ def require_drawable(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """What several measurements of one thing showed: their median, the smallest and the largest."""
+    """Several measurements of one figure: the median, the smallest and the largest."""
 
     median: float
     low: float
@@ -43,20 +43,20 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
-        """The spread of values; there is at least one."""
+        """The spread of one or more values."""
         ordered = sorted(values)
         return cls(statistics.median(ordered), ordered[0], ordered[-1])
 
 
 def draw_spreads(axes: Any, rates: Sequence[float], spreads: Sequence[Spread], label: str) -> None:
-    """A line through the medians over offered load, and a shadow from smallest to largest."""
+    """Draw a line through the medians, and a shadow from smallest to largest."""
     axes.plot(rates, [each.median for each in spreads], marker="o", label=label)
     axes.fill_between(rates, [each.low for each in spreads], [each.high for each in spreads], alpha=0.2)
 
 
 def draw(measurements: list[Measurement], path: Path) -> None:
-    """Throughput and latency percentiles over offered load, as a picture (see
-    :func:`require_drawable`). Several measurements of one load are one point.
+    """Draw throughput and latency percentiles over offered load (see :func:`require_drawable`).
+    Several measurements of one load are one point.
     """
     from matplotlib.figure import Figure
 

@@ -1,3 +1,3 @@
-"""The events of new runs: what they say, the outbox, and the emitter that hands them to Prefect's
+"""The events of new runs: their content, the outbox, and the emitter that sends them to Prefect's
 API.
 """

@@ -1,4 +1,4 @@
-"""Prefect's API, as far as the emitter and ``doctor`` use it; knows no broker and no database."""
+"""The part of Prefect's API that the emitter and ``doctor`` use. Knows no broker or database."""
 
 import asyncio
 import base64
@@ -14,21 +14,20 @@ from worker.observability.redaction import redact
 from worker.settings import Settings
 from worker.urls.password_file import PasswordUnreadable, read_password
 
-# For one request, from the connection to the end of the answer; seconds. 200 events take a server
-# a tenth of one.
+# Longest request, in seconds, from the connection to the end of the answer. A server takes a tenth
+# of a second for 200 events.
 TIMEOUT = 30.0
-# How much of an error's body is read; it quotes the request. Bytes.
+# Bytes to read of an error's body, which quotes the request.
 ERROR_BYTES = 4 * 1024 * 1024
-# And of its text in a line.
+# Characters of its text in a log line.
 ERROR_LINE = 300
 
 
 class APIAway(Exception):
-    """The API does not take events now; waiting may mend it, or the operator. The message says
-    why.
+    """The API does not accept events now, but may do so later. The message has the reason.
 
     Attributes:
-        status: what it answers; 504 where it does not.
+        status: its status. 504 without an answer.
     """
 
     def __init__(self, reason: str, status: int = 504) -> None:
@@ -37,7 +36,7 @@ class APIAway(Exception):
 
 
 class EventsRefused(Exception):
-    """The API refuses these events, be it one of them or all: to send them again is in vain."""
+    """The API refuses one or all of these events. Sending them again would not help."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(f"Prefect's API answers {status}: {reason}")
@@ -57,7 +56,7 @@ class PrefectAPI:
         self._headers = {"Content-Type": "application/json"}
         self._auth_string = settings.prefect_api_auth_string
         self._auth_string_file = settings.prefect_api_auth_string_file
-        # As Prefect's own client: the token is this client's.
+        # The CSRF token is valid for this client only, as in Prefect's own client.
         self._client = str(uuid4())
         self._http: aiohttp.ClientSession | None = None
 
@@ -71,14 +70,14 @@ class PrefectAPI:
             await self._http.close()
 
     async def post_events(self, body: bytes) -> None:
-        """Hand events over.
+        """Send events.
 
         Args:
-            body: a JSON list of them.
+            body: a JSON list of events.
 
         Raises:
-            APIAway: none of them is taken now, or nobody knows; the same may be sent again.
-            EventsRefused: one of them, or all, will never be.
+            APIAway: none is accepted now, or that is unknown. The events may be sent again.
+            EventsRefused: one or all will never be accepted.
         """
         status, answer = await self._request("POST", "/events", body)
         if status == 403 and await self._take_csrf_token():
@@ -90,10 +89,10 @@ class PrefectAPI:
         raise self._unexpected("/events", status, answer)
 
     async def has(self, path: str) -> bool:
-        """Whether something is there, such as ``/flows/ID``.
+        """Whether an object exists, such as ``/flows/ID``.
 
         Raises:
-            APIAway: it can't be said.
+            APIAway: there is no clear answer.
         """
         status, answer = await self._request("GET", path)
         if status in (200, 404):
@@ -104,7 +103,7 @@ class PrefectAPI:
         """The server's version.
 
         Raises:
-            APIAway: nobody answers, or not as Prefect does.
+            APIAway: there is no answer, or none of a Prefect server.
         """
         status, answer = await self._request("GET", "/admin/version")
         version = _json(answer)
@@ -117,7 +116,7 @@ class PrefectAPI:
         return APIAway(f"{self._url}{path} answers {status}{advice}: {_reason(answer)}", status)
 
     async def _take_csrf_token(self) -> bool:
-        """Get a token for what follows; false where the server has none to give."""
+        """Get a token for further requests. False if the server has none."""
         self._headers.pop("Prefect-Csrf-Token", None)
         status, answer = await self._request("GET", f"/csrf-token?client={self._client}")
         token = _json(answer)
@@ -129,7 +128,7 @@ class PrefectAPI:
     async def _request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         try:
             http = self._session()
-            # A proxy's redirect would make a GET of it.
+            # A proxy's redirect would turn a POST into a GET.
             async with http.request(
                 method,
                 self._url + path,
@@ -155,7 +154,7 @@ class PrefectAPI:
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
-            # Read now: a file that is not there yet may come.
+            # Read at the first request: the file may appear after the start.
             context = ssl.create_default_context(cafile=self._cafile) if self._cafile else True
             self._http = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(TIMEOUT), connector=aiohttp.TCPConnector(ssl=context, limit=1)
@@ -180,7 +179,7 @@ def _json(answer: bytes) -> Any:
 
 
 def _reason(answer: bytes) -> str:
-    """An answer's reason in a line."""
+    """An answer's reason in one line."""
     found = _json(answer)
     if isinstance(found, dict):
         details = found.get("exception_detail")

@@ -1,7 +1,7 @@
-"""The emitter: has events taken from the outbox and handed to Prefect's API, through every absence
-of the broker and of the API. It serves no request, and disturbs none.
+"""The emitter: takes events from the outbox and sends them to Prefect's API, and waits whenever the
+broker or the API is down. It neither serves nor disturbs requests.
 
-All workers of a queue have one, and the broker lets one of them consume at a time.
+Each worker of a queue has one. The broker lets one of them consume at a time.
 """
 
 import asyncio
@@ -29,16 +29,16 @@ from worker.tasks.ending import end
 
 log = structlog.get_logger(__name__)
 
-# A request that is under way may take so long to end when the worker stops; seconds.
+# Longest wait for the current request when the worker stops, in seconds.
 STOP_SECONDS = 5.0
 
 
 class Emitter:
-    """Stays at the outbox until it is stopped.
+    """Consumes the outbox until it is stopped.
 
     Args:
-        settings: of the broker, the API and the pace.
-        topology: has the outbox.
+        settings: the broker, the API and the rate.
+        topology: the queues, with the outbox.
     """
 
     def __init__(self, settings: Settings, topology: Topology) -> None:
@@ -48,11 +48,11 @@ class Emitter:
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Start the task."""
         self._running = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Let the request that is under way end, and leave; the rest stays in the outbox."""
+        """Wait for the current request, then stop. Other events stay in the outbox."""
         self._stopping.set()
         if self._running is not None:
             await end(self._running, STOP_SECONDS)
@@ -71,7 +71,7 @@ class Emitter:
                     self._wait_for_broker(ChannelLost(error))
                 except HandedBack:
                     pass
-                except Exception as error:  # the edge: requests are served whatever is wrong here
+                except Exception as error:  # the edge: an error here must not stop the worker
                     log.exception("emitter_failed")
                     metrics.events_held(repr(error))
                 await backoff.sleep(self._stopping)
@@ -81,9 +81,7 @@ class Emitter:
         metrics.events_held(f"the broker does not hand them out: {error}")
 
     async def _stay(self, hand_over: HandOver, backoff: Backoff) -> None:
-        """Consume the outbox and hand over what comes, until the connection ends or we are to
-        stop.
-        """
+        """Consume the outbox and send its events, until the connection ends or the worker stops."""
         connection = await connect(
             self._settings.amqp_url, name="flow-run-worker events", connection_class=Connection
         )

@@ -1,5 +1,5 @@
-"""What the event of a new run says: from the run, its first state and the rows that it refers to,
-as Prefect's ``models/events.py`` has it. Pure; sends nothing and reads nothing.
+"""The event of a new run, made from the run, its first state and the rows that it refers to, as in
+Prefect's ``models/events.py``. Pure: sends nothing and reads nothing.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,12 +13,12 @@ from worker.contract.immutable import immutable
 from worker.contract.related import MAX_EVENT_NAME, MAX_RELATED, References, Related, RelatedRows
 from worker.contract.state import StateType
 
-# Prefect's limit of a state's message in an event (``TRUNCATE_STATE_MESSAGES_AT``); characters.
+# Longest state message in an event, in characters (Prefect's ``TRUNCATE_STATE_MESSAGES_AT``).
 MAX_STATE_MESSAGE = 100_000
-# What its API takes in an event, by default (``server.events.maximum_size_bytes``). What is larger
-# it drops.
+# Largest event that Prefect's API accepts by default, in bytes
+# (``server.events.maximum_size_bytes``). It drops larger ones.
 MAX_EVENT_BYTES = 1_500_000
-# Room within the last for what the server adds: when it received the event.
+# Bytes of it for the time of receipt, which the server adds.
 RECEIVED_BYTES = 100
 
 _CREATORS = {"DEPLOYMENT": "deployment", "AUTOMATION": "automation"}
@@ -26,12 +26,12 @@ _CREATORS = {"DEPLOYMENT": "deployment", "AUTOMATION": "automation"}
 
 @immutable
 class Beginning:
-    """A run as it began, as far as its event says it: without what may be large and is not in it.
+    """A run at its creation, with the fields of its event only: other fields may be large.
 
     Attributes:
-        run_count: by then, as the state says it.
-        message: the state's, cut as Prefect cuts it.
-        pause_reschedule: of a PAUSED state.
+        run_count: the run count of the first state.
+        message: the state's message, cut as in Prefect.
+        pause_reschedule: the field of a PAUSED state.
     """
 
     id: UUID
@@ -52,15 +52,15 @@ class Beginning:
 
     @classmethod
     def of_new(cls, run: FlowRun) -> "Beginning | None":
-        """Of a run that was created just now; None if it has no state, and so no event."""
+        """The beginning of a new run. None if it has no state, and so no event."""
         return None if run.state is None else cls._of(run, run.state, run.run_count)
 
     @classmethod
     def of_found(cls, run: FlowRun, first: FlowRunState) -> "Beginning":
-        """Of a run that may have moved on.
+        """The beginning of an existing run, which may have changed its state since.
 
         Args:
-            first: the state that it began with.
+            first: its first state.
         """
         return cls._of(run, first, int(first.type == StateType.RUNNING))
 
@@ -79,7 +79,7 @@ class Beginning:
             state_id=state.id,
             state_type=state.type,
             state_name=state.name,
-            # Prefect cuts it when the state is taken over, and again for the event.
+            # Prefect cuts it when it stores the state, and again for the event.
             message=shortened(shortened(state.message)),
             timestamp=state.timestamp.astimezone(UTC),
             pause_reschedule=bool(state.state_details.get("pause_reschedule")),
@@ -87,7 +87,7 @@ class Beginning:
 
 
 def lightened(run: FlowRun) -> FlowRun:
-    """A run that :meth:`Beginning.of_found` makes the same of, without what may be large."""
+    """The run without its large fields, which :meth:`Beginning.of_found` does not need."""
     return replace(
         run,
         parameters={},
@@ -101,7 +101,7 @@ def lightened(run: FlowRun) -> FlowRun:
 
 
 def references(runs: Iterable[Beginning]) -> References:
-    """The rows that the events of these runs name."""
+    """The ids of the rows that these runs' events name."""
     runs = list(runs)
     return References(
         flows=frozenset(run.flow_id for run in runs),
@@ -112,11 +112,11 @@ def references(runs: Iterable[Beginning]) -> References:
 
 
 def event(run: Beginning, rows: RelatedRows) -> dict[str, Any]:
-    """The event that Prefect emits for a run's first state (``flow_run_state_change_event``), as
-    ``POST /api/events`` takes it.
+    """The event that Prefect emits for a run's first state (``flow_run_state_change_event``), in
+    the form of ``POST /api/events``.
 
-    Two things are cut to what the API takes: the event's name, for which Prefect itself would make
-    no run; and the related resources, should the rows have got more tags since the run was made.
+    Two parts are cut to the API's limits: the event's name, for which Prefect itself would make no
+    run, and the related resources, as rows may have got more tags since then.
     """
     return {
         "occurred": run.timestamp,
@@ -136,15 +136,15 @@ def event(run: Beginning, rows: RelatedRows) -> dict[str, Any]:
             "initial_state": None,
             "validated_state": _state(run),
         },
-        # The state's id, so that the next state's event can say that it follows this one.
+        # The state's id: the next state's event refers to it in ``follows``.
         "id": run.state_id,
         "follows": None,
     }
 
 
 def shortened(message: str | None) -> str:
-    """A message of at most about ``MAX_STATE_MESSAGE`` characters: its two ends, and how much was
-    between them (``truncated_to``).
+    """A message of about ``MAX_STATE_MESSAGE`` characters at most: its two ends, and the number of
+    characters left out (``truncated_to``).
     """
     if not message or len(message) <= MAX_STATE_MESSAGE:
         return message or ""
@@ -166,7 +166,7 @@ def _state(run: Beginning) -> dict[str, str]:
 
 
 def _related(run: Beginning, rows: RelatedRows) -> list[dict[str, str]]:
-    """``_flow_run_related_resources_from_orm``: in its order."""
+    """``_flow_run_related_resources_from_orm``, in its order."""
     named: list[dict[str, str]] = []
     tags = set(run.tags)
     for kind, row in _rows(run, rows):
@@ -189,7 +189,7 @@ def _related(run: Beginning, rows: RelatedRows) -> list[dict[str, str]]:
 
 
 def _first_tags(run: FlowRun) -> list[str]:
-    """Those that can be in the event: it has the first ones of all that its rows have."""
+    """The tags that can be in the event, which has the first ones of all its rows' tags."""
     return sorted(set(run.tags or ()))[:MAX_RELATED]
 
 

@@ -1,8 +1,7 @@
-"""Hands events over to Prefect's API, one request at a time, until it has taken them; knows no
-queue.
+"""Sends events to Prefect's API, one request at a time, until it accepts them. Knows no queue.
 
-Most of what goes wrong concerns all events, and is waited out. Where the API takes others and not
-this one, the event becomes a dead letter: it would hold up all that come behind it.
+Most faults concern all events and are waited out. If the API accepts others but not this one, the
+event becomes a dead letter: it would block all later ones.
 """
 
 import asyncio
@@ -25,31 +24,30 @@ from worker.tasks.backoff import Backoff
 
 log = structlog.get_logger(__name__)
 
-# So many bytes go in one request, unless one message alone has more: nginx, which may stand before
-# the API, takes a megabyte by default.
+# Most bytes of one request, unless a single message has more. nginx, which may stand in front of
+# the API, accepts a megabyte by default.
 POST_BYTES = 512 * 1024
-# Messages that the API does not take for so long go back to the outbox, before the broker's
-# consumer timeout (30 minutes by default) closes the channel over them. Another worker may reach
-# it. Seconds.
+# After this many seconds without success messages return to the outbox: another worker may reach
+# the API. The broker's consumer timeout (30 minutes by default) would close the channel.
 HOLD_SECONDS = 600.0
-# So often the API may fail before the events are tried in parts: with the pauses between, 11 to 23
-# seconds, in which most servers have started anew.
+# Failures of the API before the events are tried in parts. With their pauses they take 11 to 23
+# seconds, in which most servers have restarted.
 TRIES_TOGETHER = 8
 
 
 class HandedBack(Exception):
-    """The API was away for longer than messages can be held."""
+    """The API was down for longer than messages can be held."""
 
 
 class HandOver:
-    """Hands over what the stays at the outbox take, one after the other.
+    """Sends the events of the outbox's consumers, one consumer after the other.
 
     Args:
-        api: that is to have the events.
-        dead_letter_queue: has what it refuses.
-        events_per_second: at the most.
-        stopping: no request is begun once this is set, after one has failed.
-        users: the logins of the fleet, besides this worker's.
+        api: receives the events.
+        dead_letter_queue: receives refused events.
+        events_per_second: the highest rate.
+        stopping: once set, a failed request is not tried again.
+        users: the fleet's other logins.
     """
 
     def __init__(
@@ -70,11 +68,11 @@ class HandOver:
         self._backoff = Backoff()
 
     async def serve(self, stay: Stay) -> None:
-        """Hand over what comes, until the stay ends.
+        """Send all events until the consumer ends.
 
         Raises:
-            ChannelLost: the messages are the broker's again, and another worker's.
-            HandedBack: it takes too long.
+            ChannelLost: the messages have returned to the broker, for another worker.
+            HandedBack: the API is down for too long.
         """
         while messages := await stay.messages.take(PREFETCH, max_size=POST_BYTES):
             if genuine := await self._genuine(stay, messages):
@@ -82,8 +80,8 @@ class HandOver:
             await stay.acknowledge(messages)
 
     async def _genuine(self, stay: Stay, messages: Sequence[Taken]) -> list[Taken]:
-        """Those that a worker of the fleet has written, as the broker vouches for by ``user_id``.
-        Whoever may publish to the default exchange can write others, which become dead letters.
+        """The messages that a worker of the fleet wrote, by the ``user_id`` that the broker checks.
+        Others, from any user with write on the default exchange, become dead letters.
         """
         if stay.login is None:
             return list(messages)
@@ -100,10 +98,10 @@ class HandOver:
         return genuine
 
     async def _hand_over(self, stay: Stay, messages: list[Taken]) -> list[Taken]:
-        """Hand over messages together; where the API does not take them, their events in parts.
+        """Send messages together. If the API does not accept them, send their events in parts.
 
         Returns:
-            What came meanwhile, and was tried with what was left.
+            The messages that arrived meanwhile and were sent with the rest.
         """
         joined: list[Taken] = []
         self._until = time.monotonic() + HOLD_SECONDS
@@ -123,10 +121,10 @@ class HandOver:
         return joined
 
     async def _sift(self, stay: Stay, events: list[bytes], error: EventsRefused | APIAway) -> list[bytes]:
-        """Hand over in parts what is not taken together, down to each event.
+        """Send events in parts, down to single ones.
 
         Returns:
-            Those that are left, as nothing tells whether the API would take others.
+            The events that are left: it is unknown whether the API would accept others.
         """
         doubtful: list[bytes] = []
         taken = await self._in_halves(stay, events, error, doubtful)
@@ -137,7 +135,7 @@ class HandOver:
     async def _in_halves(
         self, stay: Stay, events: list[bytes], error: EventsRefused | APIAway, doubtful: list[bytes]
     ) -> bytes | None:
-        """Returns one that the API has taken; None if it took none."""
+        """Send events in halves. Returns an event that the API accepted, or None."""
         taken = None
         half = len(events) // 2
         for part in (events[:half], events[half:]) if half else ():
@@ -154,11 +152,11 @@ class HandOver:
         return taken
 
     async def _settle_beside(self, stay: Stay, event: bytes, taken: bytes) -> bool:
-        """Settle an event by another that the API has taken before: if it takes that again, and not
-        this one, this one is to blame. (Prefect knows the other by its id, and forgets it.)
+        """Compare an event with one that the API accepted before. If the API accepts that again,
+        but not this one, this one is bad. (Prefect ignores the repeated one by its id.)
 
         Returns:
-            Whether it is settled.
+            Whether the event is settled.
         """
         try:
             if await self._fails(stay, event) is None:
@@ -183,12 +181,12 @@ class HandOver:
         return None
 
     async def _post(self, stay: Stay, body: bytes, count: int, *, tries: int = 1) -> None:
-        """Hand over events; waits after each failure.
+        """Send events, with a pause after each failure.
 
         Raises:
-            APIAway: so many tries failed.
-            EventsRefused: it is in vain.
-            ChannelLost, HandedBack: as :meth:`serve` does.
+            APIAway: all tries failed.
+            EventsRefused: the API refuses the events.
+            ChannelLost, HandedBack: see :meth:`serve`.
         """
         for more_tries in reversed(range(tries)):
             await asyncio.sleep(self._next_at - time.monotonic())
@@ -214,7 +212,7 @@ class HandOver:
                 return
 
     async def _dead_letter(self, stay: Stay, event: bytes, status: int, error: str) -> None:
-        """Keep an event that is refused where refused requests are; returns once it is there."""
+        """Move a refused event to the dead letters. Returns once the broker has confirmed it."""
         log.warning("event_refused", error=error, content=event[:200].decode(errors="replace"))
         queue = self._dead_letter_queue
         letter = refused_event(
@@ -223,13 +221,13 @@ class HandOver:
         confirmation = await stay.publisher.publish([letter])
         await confirmation.done
         if confirmation.fates[0] is not Fate.CONFIRMED:
-            # Its message stays in the outbox, and is tried again.
+            # Its message stays in the outbox and is tried again.
             metrics.events_held(f"the queue '{queue}' does not take one that the API refuses")
             raise ChannelLost(f"the queue '{queue}' does not take a dead letter")
 
 
 def _count(taken: Taken) -> int:
-    """How many events a message has, as it says; another than the worker can have written it."""
+    """The number of events in a message, from its header, which may be forged."""
     count = taken.message.headers.get(EVENTS_HEADER)
     return min(count, CHUNK_MAX) if isinstance(count, int) and count > 0 else 1
 
@@ -242,7 +240,7 @@ def _joined(messages: Sequence[Taken]) -> bytes:
 
 
 def _events(messages: Sequence[Taken]) -> list[bytes]:
-    """The events of messages, each as JSON; a body that is no list counts as one."""
+    """The events of messages, each as JSON. A body that is no list counts as one event."""
     found: list[bytes] = []
     for taken in messages:
         body = taken.message.body

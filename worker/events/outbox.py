@@ -1,5 +1,5 @@
-"""The outbox: the events of stored runs, in a queue from which the emitter takes them; knows
-neither Prefect's API nor SQL.
+"""The outbox: the events of stored runs, in a queue that the emitter consumes. Knows neither
+Prefect's API nor SQL.
 """
 
 import asyncio
@@ -31,51 +31,50 @@ from worker.tasks.mailbox import Mailbox
 
 log = structlog.get_logger(__name__)
 
-# Of one message, and so of one request to the API: its persister takes 20 events at a time, and
-# its memory broker holds 10,000 a subscription.
+# Most events and bytes of a message, and so of a request to the API: its persister takes 20 events
+# at a time, and its memory broker holds 10,000 a subscription.
 CHUNK_MAX = 200
 CHUNK_BYTES = 512 * 1024
-# Events that the broker has not confirmed take so many bytes of memory at the most; what comes
-# after them waits as runs.
+# Most bytes of unconfirmed events in memory. Further runs wait without events.
 UNCONFIRMED_BYTES = 8 * 1024 * 1024
-# A run that is found by a request that was never delivered before has its event from the request
-# that made it, which is acknowledged only after it. Where that one was lost with its queue, its
-# producer asks again soon. Prefect's automations pass over an event that they saw in the last
-# fifteen minutes (``PRECEDING_EVENT_LOOKBACK``), so that doubles of this age do no harm.
+# An existing run younger than this gets its event again. Usually the request that made it sent the
+# event before its acknowledgement. If that request was lost with its queue, its producer asks again
+# soon. A duplicate does no harm: Prefect's automations ignore an event that they saw in the last
+# fifteen minutes (``PRECEDING_EVENT_LOOKBACK``).
 YOUNG = timedelta(minutes=10)
-# How often the rows of a run are looked up again after an error that may be the run's. A guess.
+# Retries of the look-up of a run's rows after an error that the run may cause. A guess.
 LOOK_UP_TRIES = 3
 
 
 class Lookup(Protocol):
-    """What the database is asked."""
+    """Queries to the database."""
 
     async def related(self, wanted: References) -> RelatedRows:
-        """The rows that runs refer to; raises Fault."""
+        """The rows that runs refer to. Raises Fault."""
 
     async def first_states(self, run_ids: Iterable[UUID]) -> dict[UUID, FlowRunState]:
-        """The states that runs began with, by the runs' ids; raises Fault."""
+        """The first states of runs, by the runs' ids. Raises Fault."""
 
 
 @immutable
 class Found:
-    """A run that stood there when it was asked for.
+    """A run that existed before the request.
 
     Attributes:
-        redelivered: whether the request that asked was delivered before, and so may have made it.
+        redelivered: whether the request was delivered before, and so may have made the run.
     """
 
     run: FlowRun
     redelivered: bool
 
     def needs_event(self, now: datetime) -> bool:
-        """Whether its event may be missing."""
+        """Whether the run's event may be missing."""
         return self.run.state_id is not None and (self.redelivered or now - self.run.created < YOUNG)
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Waits for as long as the database or the outbox does, beside its deliveries: it is small."""
+    """The runs of one batch. It may wait long for the database or the broker, so it is small."""
 
     runs: Sequence[Beginning | FlowRun]
     recorded: "asyncio.Future[None]"
@@ -85,9 +84,9 @@ class Outbox:
     """Writes the events of stored runs into the outbox queue.
 
     Args:
-        session: where the queue is.
-        lookup: where the runs are.
-        tasks: what waits for confirms runs in here, so that its end is everything's end.
+        session: the broker's session.
+        lookup: queries the database.
+        tasks: runs the waits for confirms, so that a failed one ends the session.
     """
 
     def __init__(self, session: Session, lookup: Lookup, tasks: asyncio.TaskGroup) -> None:
@@ -100,10 +99,10 @@ class Outbox:
         self._login: str | None = None
 
     def record(self, new: Iterable[FlowRun], found: Iterable[Found]) -> "asyncio.Future[None] | None":
-        """Have the events of runs recorded; waits for nothing.
+        """Queue the events of runs. Waits for nothing.
 
         Returns:
-            Done once the broker has confirmed all of them; None if there are none.
+            A future that is done once the broker has confirmed all events. None if there are none.
         """
         runs: dict[UUID, Beginning | FlowRun] = {}
         now = datetime.now(UTC)
@@ -122,14 +121,14 @@ class Outbox:
         return recorded
 
     def close(self) -> None:
-        """Say that nothing more comes: :meth:`run` then ends with the last batch."""
+        """End the input: :meth:`run` ends after the last batch."""
         self._batches.close()
 
     async def run(self) -> None:
-        """Record what is given, until :meth:`close`.
+        """Publish the events of all batches, until :meth:`close`.
 
         Raises:
-            ChannelLost: the session ended; the requests of what was not recorded come again.
+            ChannelLost: the session ended. Requests without confirmed events are redelivered.
         """
         self._login = await self._session.login()
         while batches := await self._batches.take(1):
@@ -144,8 +143,8 @@ class Outbox:
     async def _publications(self, batch: _Batch) -> list[Publication]:
         """A batch's events as messages.
 
-        A run whose rows can't be looked up, while others' can, is left out after a few tries: it is
-        there, and its request must not wait for ever.
+        If only one run's rows can't be looked up, it gets no event after a few tries: the run
+        exists, and its request must not wait for ever.
         """
         backoff = Backoff()
         left, events = batch.runs, list[bytes]()
@@ -170,7 +169,7 @@ class Outbox:
             await backoff.sleep()
 
     async def _events(self, runs: Sequence[Beginning | FlowRun]) -> Sequence[bytes | None]:
-        """The event of each run as JSON; None where there is none, or Prefect would drop it."""
+        """The event of each run as JSON. None if it has none, or Prefect would drop it."""
         found = [run for run in runs if isinstance(run, FlowRun)]
         first = await self._lookup.first_states(run.id for run in found) if found else {}
         began = [_beginning(run, first) for run in runs]
@@ -178,7 +177,7 @@ class Outbox:
         return [None if run is None else _written(run, rows) for run in began]
 
     async def _messages(self, events: Iterable[bytes]) -> AsyncIterator[Publication]:
-        """The events in messages, each a JSON list that the broker takes."""
+        """The events in messages, each a JSON list within the broker's limit."""
         takes = self._session.size_limit.takes
         most = CHUNK_BYTES if await takes(CHUNK_BYTES) else self._session.size_limit.max_size
         chunk: list[bytes] = []
@@ -199,8 +198,8 @@ class Outbox:
     async def _confirmed(
         self, confirmation: Confirmation, recorded: "asyncio.Future[None]", size: int
     ) -> None:
-        """Wait until the broker has taken all of it; publish again what it does not take, for as
-        long as it doesn't.
+        """Wait until the broker has confirmed all messages. Publish refused ones again until it
+        does.
         """
         await confirmation.done
         backoff = Backoff()
@@ -217,7 +216,7 @@ class Outbox:
         recorded.set_result(None)
 
     async def _publish_apart(self, left: Sequence[Publication]) -> Confirmation | None:
-        """Publish on a new channel, as the settlement does; None if that one was closed over it."""
+        """Publish on a new channel, like the settlement. None if the broker closed that channel."""
         try:
             await self._session.redeclare()
         except TopologyMismatch as error:
@@ -234,7 +233,7 @@ class Outbox:
 
 @contextmanager
 def _edge(run: FlowRun) -> Iterator[None]:
-    """A run that breaks us harms no other: its event is left out."""
+    """Leave out the event of a run that raises an error: it harms no other."""
     try:
         yield
     except Exception:
@@ -249,7 +248,7 @@ def _beginning(run: Beginning | FlowRun, first: Mapping[UUID, FlowRunState]) -> 
 
 
 def _written(run: Beginning, rows: RelatedRows) -> bytes | None:
-    """An event as JSON; None if there can be none, or Prefect would drop it."""
+    """An event as JSON. None if the run has none, or Prefect would drop it."""
     written = dumps(event(run, rows))
     if len(written) + RECEIVED_BYTES <= MAX_EVENT_BYTES:
         return written

@@ -1,4 +1,4 @@
-"""One stay at the outbox: takes its messages, one worker at a time; knows no API."""
+"""One consumer of the outbox. The broker lets one worker consume at a time. Knows no API."""
 
 import asyncio
 import time
@@ -16,10 +16,10 @@ from worker.contract.immutable import immutable
 from worker.contract.message import Message
 from worker.tasks.mailbox import Mailbox
 
-# Messages that are held at once. Each has one batch's events, and those of quiet times have one:
-# so that many go together when the API comes back.
+# Messages to hold at once. Each has one batch's events, and in quiet times just one: with several,
+# many events go in one request when the API is back.
 PREFETCH = 20
-# How often the outbox is counted; seconds.
+# Seconds between two counts of the outbox.
 COUNT_SECONDS = 5.0
 
 
@@ -28,8 +28,8 @@ class Taken:
     """A message of the outbox.
 
     Attributes:
-        incoming: by which it is acknowledged; aio-pika does not see its properties.
-        message: with its properties.
+        incoming: acknowledges the message. Its properties are not decoded.
+        message: the message with its properties.
     """
 
     incoming: AbstractIncomingMessage
@@ -37,15 +37,15 @@ class Taken:
 
 
 class Stay:
-    """One stay at the outbox.
+    """One consumer of the outbox, until its channel ends.
 
     Attributes:
-        messages: what came in, until consuming has ended.
-        publisher: for dead letters.
-        lost: why the channel ended.
-        acknowledged: whether any message was.
-        count: messages in the outbox, with those that are held.
-        login: by which name the broker knows the worker; None where it does not tell.
+        messages: the received messages, until consuming ends.
+        publisher: publishes dead letters.
+        lost: the reason for the channel's end.
+        acknowledged: whether any message was acknowledged.
+        count: messages in the outbox, with those held here.
+        login: the worker's login at the broker. None if the broker does not report it.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class Stay:
         self._connection = connection
         self._channel = channel
         self._queue = queue
-        # When each that is held was published, in seconds since 1970, by its tag.
+        # The publication time of each held message, in seconds since 1970, by its tag.
         self._held: dict[int, float] = {}
         self._tag: str | None = None
 
     @classmethod
     async def begin(cls, connection: Connection, queue: str) -> "Stay":
-        """Consume.
+        """Start to consume.
 
         Raises:
-            ChannelLost: the broker does not let us.
+            ChannelLost: the broker refuses it.
         """
         channel = await connection.channel(publisher_confirms=False)
         with lost_with(channel):
@@ -91,11 +91,11 @@ class Stay:
         return stay
 
     def age(self) -> float:
-        """The age of the oldest event that waits, in seconds; 0 if none does."""
+        """The age of the oldest waiting event, in seconds. 0 if none waits."""
         return max(0.0, time.time() - next(iter(self._held.values()))) if self._held else 0.0
 
     async def keep_count(self) -> None:
-        """Count what is in the outbox, every few seconds."""
+        """Count the messages of the outbox every few seconds."""
         while True:
             with suppress(ChannelLost):
                 with lost_with(self._channel):
@@ -104,7 +104,7 @@ class Stay:
             await asyncio.sleep(COUNT_SECONDS)
 
     async def acknowledge(self, messages: Sequence[Taken]) -> None:
-        """Take messages out of the outbox: all that came up to the last of these."""
+        """Acknowledge all messages up to the last of these."""
         with lost_with(self._channel):
             await messages[-1].incoming.ack(multiple=True)
         self.acknowledged = True
@@ -112,7 +112,7 @@ class Stay:
             self._held.pop(taken.incoming.delivery_tag or 0, None)
 
     async def cancel(self) -> None:
-        """Consume no more."""
+        """Stop consuming."""
         with suppress(ChannelLost), lost_with(self._channel):
             if self._tag is not None:
                 await self._queue.cancel(self._tag)
