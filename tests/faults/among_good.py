@@ -176,6 +176,8 @@ def _of_deployments() -> Iterator[Bad]:
     variable = {"a": _kind("workspace_variable", variable_name="a\0b")}
     yield _of_deployment("plain", "NUL in a variable's name", variable, 400, 404, 409, 422)
     yield _of_deployment("large-#", "a deployment with large parameters", {}, 201, 422)
+    small = {"a": _kind("none", value=1), "b": [[]] * 100_000}
+    yield _of_deployment("plain", "a hydrated value beside 100,000 lists", small, 201)
     amplified = {"a": [_kind("workspace_variable", variable_name="v")] * 8500}
     yield _of_deployment("plain", "variables that amplify 500 kB to 40 MB", amplified, 422)
     # As many loops as Prefect allows, over more than it thinks.
@@ -223,6 +225,7 @@ def kinds(broker: RabbitMQ) -> list[Bad]:
         ),
         Bad("a label of NaN", plain(labels={"a": float("nan")}), frozenset({422})),
         Bad("NUL in the name", plain(name="a\0b"), frozenset({422})),
+        Bad("NUL beside 200,000 lists", plain(name="a\0b", context={"a": [[]] * 200_000}), frozenset({422})),
         Bad("600 levels", _deep(600), frozenset({400})),
         Bad("300 levels, of which Prefect can't read so many", _deep(300), frozenset({201, 422})),
         Bad("120 tags", plain(tags=[f"tag-{number}" for number in range(120)]), frozenset({201, 422})),

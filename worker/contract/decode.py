@@ -5,7 +5,6 @@ exception gets out.
 import base64
 import json
 import re
-from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -149,7 +148,7 @@ def decode(
     else:
         body = _validate(_create, content, len(message.body), limit, errors)
     if _SUSPICIOUS.search(message.body):
-        errors.extend(islice(unstorable(content), MAX_ERRORS))
+        errors.extend(unstorable(content))
     if body is None or errors:
         raise ValidationRefused(errors, content)
     run_id = fingerprint(message) if message.message_id and not body.idempotency_key else None

@@ -1,6 +1,7 @@
 """Lists the errors of a request as pydantic and FastAPI do. Decides nothing."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from math import isfinite
 from typing import Any
@@ -16,6 +17,11 @@ from .state import StateCreate, StateDetails
 
 # Characters of a name that an error shows for text that can't be stored.
 _MAX_PLACE = 100
+
+# The types of text, and of what may hold some.
+_TEXTS = frozenset((str, list, dict))
+# Entries of a list whose types are not worth a look. A guess.
+_FEW = 8
 
 # The types of a label's value.
 _LABELS = (bool, int, float, str)
@@ -116,45 +122,54 @@ def _beginning(value: Any, levels: int = 3) -> Any:
     return value
 
 
-def unstorable(content: Any) -> Iterator[dict[str, Any]]:
-    """An error for each text with a character that no database stores. Prefect answers 503."""
-    place: list[str | int] = ["body"]
-    pending = [_entries(content)]
-    while pending:
-        for name, value in pending[-1]:
-            if not _is_storable(name):
-                yield _not_stored([*place, name, "[key]"], name)
-            if not _is_storable(value):
-                yield _not_stored([*place, name], value)
-            if isinstance(value, (dict, list)):
-                place.append(name)
-                pending.append(_entries(value))
-                break
-        else:
-            pending.pop()
+def unstorable(content: Any) -> Sequence[dict[str, Any]]:
+    """The first texts with a character that no database stores; Prefect answers 503 to them."""
+    found: list[dict[str, Any]] = []
+    if isinstance(content, (dict, list)):
+        with contextlib.suppress(_Enough):
+            _note_unstorable(content, ["body"], found)
+    return found
+
+
+class _Enough(Exception):
+    """As many errors were found as are listed."""
+
+
+def _note_unstorable(
+    value: dict[str, Any] | list[Any], place: list[str | int], found: list[dict[str, Any]]
+) -> None:
+    # A megabyte may have half a million values: as few steps for each as can be.
+    if type(value) is list and len(value) > _FEW and _TEXTS.isdisjoint(map(type, value)):
+        return
+    entries: Iterable[tuple[str | int, Any]] = value.items() if type(value) is dict else enumerate(value)
+    for name, each in entries:
+        if type(name) is str and not _is_storable(name):
+            _note(found, [*place, name, "[key]"], name)
+        kind = type(each)
+        if kind is str:
+            if not _is_storable(each):
+                _note(found, [*place, name], each)
+        elif each and (kind is list or kind is dict):
+            place.append(name)
+            _note_unstorable(each, place, found)
             place.pop()
 
 
-def _entries(value: Any) -> Iterator[tuple[str | int, Any]]:
-    if isinstance(value, dict):
-        return iter(value.items())
-    return iter(enumerate(value)) if isinstance(value, list) else iter(())
-
-
-def _not_stored(place: list[str | int], text: Any) -> dict[str, Any]:
-    return {
+def _note(found: list[dict[str, Any]], place: list[str | int], text: str) -> None:
+    error = {
         "type": "string_unicode",
         "loc": [part if isinstance(part, int) else part[:_MAX_PLACE] for part in place],
         "msg": "Input should not contain NUL characters or unpaired surrogates: they cannot be stored",
         "input": text,
     }
+    found.append(error)
+    if len(found) == MAX_ERRORS:
+        raise _Enough
 
 
-def _is_storable(value: Any) -> bool:
-    if not isinstance(value, str):
-        return True
+def _is_storable(text: str) -> bool:
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
-    return "\0" not in value
+    return "\0" not in text

@@ -20,6 +20,8 @@ KIND = "__prefect_kind"
 # What marks a template, or begins a comment in one. Text without is what Prefect makes of it.
 _TEMPLATE_MARKS = ("{{", "{%", "{#")
 _TOO_DEEP = "They are nested too deep."
+# Values that have others in them. There may be hundreds of thousands of others: no call for each.
+_NESTED = frozenset((dict, list))
 # Stands for a value that is left out of the object or list that it is in.
 _LEFT_OUT = object()
 
@@ -152,16 +154,15 @@ class _Bounded(Mapping[str, Any]):
         return len(self._variables)
 
 
-def _has_kind(value: Any) -> bool:
-    pending = [value]
+def _has_kind(parameters: dict[str, Any]) -> bool:
+    pending: list[Any] = [parameters]
     while pending:
         each = pending.pop()
-        if isinstance(each, dict):
+        if type(each) is dict:
             if KIND in each:
                 return True
-            pending += each.values()
-        elif isinstance(each, list):
-            pending += each
+            each = each.values()
+        pending += [inner for inner in each if inner and type(inner) in _NESTED]
     return False
 
 
@@ -174,10 +175,16 @@ def _hydrated(value: Any, given: Given) -> Any:
         return {
             name: hydrated
             for name, each in value.items()
-            if (hydrated := _hydrated(each, given)) is not _LEFT_OUT
+            if (hydrated := _hydrated(each, given) if each and type(each) in _NESTED else each)
+            is not _LEFT_OUT
         }
     if isinstance(value, list):
-        return [hydrated for each in value if (hydrated := _hydrated(each, given)) is not _LEFT_OUT]
+        return [
+            hydrated
+            for each in value
+            if (hydrated := _hydrated(each, given) if each and type(each) in _NESTED else each)
+            is not _LEFT_OUT
+        ]
     return value
 
 
@@ -213,7 +220,7 @@ def _variable(value: dict[str, Any], given: Given) -> Any:
     if name is _LEFT_OUT:
         return name
     # A name that no database stores is not asked for: the query would fail for all.
-    if not isinstance(name, str) or any(unstorable([name])):
+    if not isinstance(name, str) or unstorable([name]):
         raise UnknownVariable(name)
     try:
         return given.variables[name]
