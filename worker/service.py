@@ -295,4 +295,4 @@ def _note_blocked(reason: str | None) -> None:
     if reason is None:
         log.info("broker_unblocked")
     else:
-        log.warning("broker_blocked", reason=reason, waiting="replies, until it takes publications again")
+        log.warning("broker_blocked", reason=reason, waiting="replies")

@@ -80,8 +80,8 @@ class Fleet:
 
     @asynccontextmanager
     async def running(self, consumers: Callable[[], Awaitable[int]] | None = None) -> AsyncIterator[Running]:
-        """Run them within the context. ``consumers`` returns the number of consumers: with it, wait
-        first until all workers consume.
+        """Run the workers within the context. With ``consumers``, which returns the number of
+        consumers, wait first until all workers consume.
 
         Raises:
             BenchFailed: a worker ended, does not start to consume, or ends with a failure.

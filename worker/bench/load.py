@@ -34,8 +34,8 @@ Progress = Callable[[int], None]
 
 # Requests to publish, or replies to count, at a time.
 CHUNK = 500
-# Resolution of a rate, in seconds: the event loop's timers have it, and a shorter wait would spin.
-# A delay by it counts as latency.
+# Resolution of a rate, in seconds: that of the event loop's timers. A shorter wait would spin. The
+# delay counts as latency.
 TICK = 0.001
 # Longest wait for a reply, in seconds.
 PATIENCE = 60.0

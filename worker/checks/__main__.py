@@ -23,7 +23,7 @@ from worker.checks.wire import HEAD, MISSING, Job, Reply
 # Largest data segment of the process, in bytes. It starts with some 20 MB, and preparing a schema
 # of 2 MB takes 60 MB. The manifests' limit has room for a worker and this process.
 DATA_MAX = 160 * 1024 * 1024
-# Bytes of schema text that are kept ready. In memory a schema takes some 20 times its text.
+# Most bytes of schema texts to keep prepared. In memory a schema takes some 20 times its text.
 READY_MAX = 2 * 1024 * 1024
 # Linux's PR_SET_PDEATHSIG.
 _PARENT_DEATH_SIGNAL = 1

@@ -32,10 +32,10 @@ V = TypeVar("V")
 AT_ONCE = 8000.0
 # Longer schemas, in characters, are prepared in the process: that takes some 0.2 us a character.
 ORDINARY_MAX = 16 * 1024
-# Characters of schemas that are kept ready here. In memory a schema takes some 20 times its text.
+# Most characters of schemas to keep prepared here. In memory a schema takes some 20 times its text.
 READY_MAX = 1024 * 1024
-# Characters of verdicts that are kept until they are asked for again, and the longest time, in
-# seconds: meanwhile a request may wait for its database.
+# Most characters of verdicts to keep, and seconds to keep each: its request may wait for the
+# database before it asks again.
 VERDICTS_MAX = 8 * 1024 * 1024
 VERDICT_SECONDS = 600.0
 # Bytes that a cache entry takes besides its texts.

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 Whose = TypeVar("Whose", bound=Hashable)
 Item = TypeVar("Item")
 
-# Owners without waiting items whose used time is still remembered. A guess.
+# Most owners without waiting items whose time is remembered. A guess.
 REMEMBERED = 1000
 
 

@@ -77,9 +77,7 @@ class Cost:
 
 
 def cost_of(schema: Any) -> Cost | None:
-    """The cost of checks against a schema. None if the cost is not plain, or the schema may be
-    invalid.
-    """
+    """The cost of checks against a schema. None if it is unknown, or the schema may be invalid."""
     try:
         return Cost(*_Walk(schema).cost(schema))
     except (_NotOrdinary, RecursionError):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 db_app = typer.Typer(help="The database: its schema, and its old runs.", no_args_is_help=True)
 
-# Runs in a batch, and the pause after it in seconds. PostgreSQL takes about a tenth of a second for
-# the batch, in which a request with a key of it waits. The pause leaves half of the time to the
+# Runs in a batch, and the pause after it in seconds. The batch takes PostgreSQL about a tenth of a
+# second. A request with a key in it waits for that. The pause leaves half of the time to the
 # workers. Measured by tests/benchmarks/prune.py.
 BATCH, PAUSE = 500, 0.1
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}

@@ -22,7 +22,7 @@ from .replies import Reply
 
 DEFAULT_QUEUE = "flow-runs.create"
 DEFAULT_TIMEOUT = 30.0
-# Tries at a full queue. They take some 2 seconds.
+# Tries to publish to a full queue, over some 2 seconds.
 PUBLISH_TRIES = 5
 
 CLOSED = "The client is closed."

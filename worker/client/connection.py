@@ -31,7 +31,7 @@ from .errors import AccessRefused, BrokerGone, ClientError, MessageRefused, NotR
 from .library_logs import of_the_client
 from .replies import PendingReplies, Reply
 
-# Tries to reach the broker. They take some 3 seconds.
+# Tries to reach the broker, over some 3 seconds.
 CONNECT_TRIES = 5
 
 

@@ -27,8 +27,8 @@ class Delivery:
 
     @property
     def delivery_count(self) -> int:
-        """How often the message was returned to this queue. The header counts only in redelivered
-        messages: in others a producer, a shovel or the management UI may have set it.
+        """How often the message was returned to this queue. Trust the header only in redelivered
+        messages. In others a producer, a shovel or the management UI may have set it.
         """
         if not self.message.redelivered:
             return 0

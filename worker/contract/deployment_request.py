@@ -36,8 +36,8 @@ class CreateFlowRunFromDeployment(BaseModel):
     name: Name = Field("", description="The run's name. If it is missing or empty: two random words.")
     parameters: Parameters = Field(
         default_factory=dict,
-        description="Parameters that replace the deployment's of the same name; at most 512 KiB of JSON, "
-        "if the worker is not set otherwise.",
+        description="Parameters that replace the deployment's of the same name: at most 512 KiB of JSON, "
+        "unless the worker has another limit.",
     )
     enforce_parameter_schema: bool | None = Field(
         None, description="Enforce the parameter schema (default: the deployment's setting)."

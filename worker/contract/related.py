@@ -1,14 +1,14 @@
-"""Rows of other tables that a run refers to and its event names."""
+"""Rows of other tables that a run's event names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-# Related resources of an event that Prefect accepts, by default
-# (``server.events.maximum_related_resources``). Beyond it no run can be made there, or change its
+# Most related resources of an event in Prefect, by default
+# (``server.events.maximum_related_resources``). With more, Prefect makes no run and changes no
 # state.
 MAX_RELATED = 100
-# Longest event name there, in characters (``maximum_event_name_length``).
+# Longest event name in Prefect, in characters (``maximum_event_name_length``).
 MAX_EVENT_NAME = 1024
 
 

@@ -44,7 +44,7 @@ def located(error: ValidationError, *location: str) -> Iterator[dict[str, Any]]:
 
 
 def _without_other_kinds(errors: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
-    """Keep one error for a label that is NaN or infinite: drop the one that it is no text."""
+    """Report a label that is NaN or infinite once: drop the errors for the other types."""
     numbers = {each["loc"][:-1] for each in errors if each["type"] == "finite_number"}
     for each in errors:
         *label, kind = each["loc"] or ("",)
@@ -73,8 +73,8 @@ def without_most_errors(content: Any) -> tuple[Any, bool]:
 
 
 def _until_many(value: Any, kinds: tuple[type, ...]) -> Any:
-    """The shortest beginning of a list or an object with one error more than are listed. None if it
-    has no more errors than that.
+    """The shortest beginning of a list or an object that has more than ``MAX_ERRORS`` errors. None
+    if there are not so many.
     """
     if not isinstance(value, (list, dict)) or len(value) <= MAX_ERRORS:
         return None

@@ -189,7 +189,7 @@ def _related(run: Beginning, rows: RelatedRows) -> list[dict[str, str]]:
 
 
 def _first_tags(run: FlowRun) -> list[str]:
-    """The tags that can be in the event, which has the first ones of all its rows' tags."""
+    """The tags that can be in the event: the first ``MAX_RELATED``, sorted."""
     return sorted(set(run.tags or ()))[:MAX_RELATED]
 
 

@@ -27,8 +27,8 @@ log = structlog.get_logger(__name__)
 # Most bytes of one request, unless a single message has more. nginx, which may stand in front of
 # the API, accepts a megabyte by default.
 POST_BYTES = 512 * 1024
-# After this many seconds without success messages return to the outbox: another worker may reach
-# the API. The broker's consumer timeout (30 minutes by default) would close the channel.
+# Seconds to hold messages while the API is down. Then they return to the outbox: another worker may
+# reach it. The broker's consumer timeout (30 minutes by default) would close the channel.
 HOLD_SECONDS = 600.0
 # Failures of the API before the events are tried in parts. With their pauses they take 11 to 23
 # seconds, in which most servers have restarted.

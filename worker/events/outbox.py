@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 # at a time, and its memory broker holds 10,000 a subscription.
 CHUNK_MAX = 200
 CHUNK_BYTES = 512 * 1024
-# Most bytes of unconfirmed events in memory. Further runs wait without events.
+# Most bytes of unconfirmed events in memory. Further runs wait before their events are made.
 UNCONFIRMED_BYTES = 8 * 1024 * 1024
 # An existing run younger than this gets its event again. Usually the request that made it sent the
 # event before its acknowledgement. If that request was lost with its queue, its producer asks again

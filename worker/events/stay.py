@@ -16,8 +16,8 @@ from worker.contract.immutable import immutable
 from worker.contract.message import Message
 from worker.tasks.mailbox import Mailbox
 
-# Messages to hold at once. Each has one batch's events, and in quiet times just one: with several,
-# many events go in one request when the API is back.
+# Most messages to hold at once. Each has the events of one batch, in quiet times just one. With
+# several messages, many events go in one request when the API is back.
 PREFETCH = 20
 # Seconds between two counts of the outbox.
 COUNT_SECONDS = 5.0

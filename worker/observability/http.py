@@ -37,7 +37,7 @@ ACCEPT_AGAIN_SECONDS = 0.1
 CONNECTION_SECONDS = 10.0
 # An answer takes half a millisecond, so this many take a tenth of the event loop.
 ANSWERS_PER_SECOND = 200
-# Largest line or header, in bytes, and most headers. A browser sends 20, with cookies of 4 KB.
+# Limits of a line or header, in bytes, and of headers. A browser sends 20, with cookies of 4 KB.
 LINE_MAX = 4096
 HEADERS_MAX = 32
 
@@ -160,11 +160,11 @@ class _Connections:
                 await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
 
     def _make_room(self) -> None:
-        """If there are too many, end one of the more numerous kind: the newest that waits for its
-        answer, or else the oldest of the others.
+        """If there are too many, end one of the larger group: the newest that waits for its answer,
+        or the oldest of the others.
 
-        A probe is one of the others until its request is read. So a crowd of readers does not end
-        it. A crowd that says nothing would have to fill all connections first.
+        A probe belongs to the others until its request is read, so a crowd of readers does not end
+        it. A silent crowd would have to fill them all first.
         """
         open_ = self._server.connections
         if len(open_) < CONNECTIONS_MAX:

@@ -22,7 +22,7 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 
 
 class Traces:
-    """Records a request's spans. This class is the one that records nothing.
+    """The spans of requests. This class records none.
 
     A request's span lasts from its delivery to its acknowledgement, even if it is refused.
     """

@@ -40,7 +40,7 @@ from worker.operate.letter import Letter
 from worker.operate.letter_reader import NAME, LetterReader, Undeliverable
 
 # RabbitMQ 4 drops a message at its default delivery limit (20 returns to the queue). After this
-# many a letter is replaced by a copy at the end of the queue, with a new count.
+# many returns a copy at the end of the queue replaces a letter, with a new count.
 LOOKS = 15
 # Letters to remove at once. RabbitMQ sends a quorum queue 32 commands of a channel at a time and
 # delays the others. Acknowledgements that are delayed when the channel closes are lost, and their
@@ -249,7 +249,7 @@ class DeadLetters:
             requests = await self._reader.look_at(self._names.queue)
             if not requests.consumer_count:
                 raise DeadLettersFailed(
-                    f"Nobody consumes '{self._names.queue}': what was sent waits there for a worker."
+                    f"Nobody consumes '{self._names.queue}': the letters wait there for a worker."
                 )
             now = asyncio.get_running_loop().time()
             until = (until or now + REFUSED_WITHIN) if not requests.message_count else None
@@ -332,9 +332,8 @@ def sent_again(message: Message, queue: str) -> Publication:
 
 
 def _counted_anew(message: Message, queue: str) -> Publication:
-    """A copy of a dead letter without the header that counts its deliveries, and without
-    ``user_id``: the broker keeps it in letters of its own, but closes the channel of a foreign
-    publisher.
+    """A copy of a dead letter without its delivery count. A header replaces ``user_id``, which the
+    broker accepts only from that user.
     """
     values = split(message.raw_properties)
     headers = [each for each in split_table(values["headers"]) if each[0] != DELIVERY_COUNT_HEADER]

@@ -1,5 +1,5 @@
 """Reads PostgreSQL URLs in the forms of libpq, JDBC, SQLAlchemy and hosting plans. Parameters that
-asyncpg supports get one form. All others are refused with a remedy. Connects to nothing.
+asyncpg supports get one form, all others a remedy. Connects to nothing.
 
 The parameters are those of libpq (PostgreSQL 18's manual, 32.1.2) and the common ones of JDBC's
 driver, Prisma, Rails and pgx. Any other name is a setting of the session: the server refuses

@@ -1,4 +1,4 @@
-"""Passwords in files, which may be rotated at any time. A URL has its file in its query. Connects
+"""Passwords in files, which may be rotated at any time. A URL names its file in its query. Connects
 to nothing.
 """
 

@@ -124,16 +124,16 @@ async def _queue(
         await topology.declare_queue(channel, queue)
     except (BrokerUnavailable, TopologyMismatch) as error:
         return Finding(
-            what, Verdict.problem, str(error), "'flow-run-worker topology show' prints what is declared."
+            what, Verdict.problem, str(error), "'flow-run-worker topology show' prints the right properties."
         ), count
     except ChannelAccessRefused:
-        return Finding(what, Verdict.ok, f"{detail}; with which properties this user may not see"), count
+        return Finding(what, Verdict.ok, f"{detail}; this user may not see its arguments"), count
     await channel.close()
     return Finding(what, Verdict.ok, f"{detail}; its arguments are as the worker declares them"), count
 
 
 async def _others_events(connection: aio_pika.Connection, topology: Topology) -> AsyncIterator[Finding]:
-    """Report an outbox that ``WORKER_PREFECT_API_URL`` is not set for: other workers use it."""
+    """Warn of an outbox of other workers, if ``WORKER_PREFECT_API_URL`` is not set here."""
     channel = await connection.channel()
     try:
         outbox = (await channel.get_queue(topology.events_queue)).declaration_result
@@ -142,12 +142,12 @@ async def _others_events(connection: aio_pika.Connection, topology: Topology) ->
         return
     detail = (
         f"{topology.events_queue} stands, with {outbox.message_count or 0} ready and "
-        f"{outbox.consumer_count or 0} consumer(s): other workers of this queue hand events over; with these "
-        "settings a worker does not, and the runs that it makes have no event in Prefect"
+        f"{outbox.consumer_count or 0} consumer(s): other workers of this queue send events; with these "
+        "settings a worker sends none, so its runs have no event in Prefect"
     )
     advice = (
-        "Set WORKER_PREFECT_API_URL for every worker of the queue; or, if there are to be no events, for "
-        f"none, and delete {topology.events_queue} once it is empty."
+        "Set WORKER_PREFECT_API_URL for every worker of the queue. If you want no events, set it for none, "
+        f"and delete {topology.events_queue} once it is empty."
     )
     yield Finding("events", Verdict.warning, detail, advice)
 
@@ -165,9 +165,7 @@ async def _exchange(connection: aio_pika.Connection, exchange: str) -> Finding:
 
 async def _read_permission(connection: aio_pika.Connection, queue: str, waiting: int) -> Finding:
     if waiting:
-        return Finding(
-            "read permission", Verdict.ok, "not tried, since requests wait and one would be taken for it"
-        )
+        return Finding("read permission", Verdict.ok, "not tried: requests wait, and the try would take one")
     channel = await connection.channel()
     try:
         taken = await (await channel.get_queue(queue, ensure=False)).get(fail=False)
@@ -217,7 +215,7 @@ async def _write_permission(connection: WatchedConnection) -> Finding:
             await unless_blocked(connection.frames, publish())
     except PublishersBlocked as error:
         advice = (
-            "Requests wait, and workers answer none until it ends: give the broker memory or disk "
+            "No request is answered until it ends: give the broker memory or disk "
             "('rabbitmq-diagnostics alarms' there says which), or see who fills it."
         )
         return Finding("alarm", Verdict.problem, str(error), advice)
@@ -225,6 +223,6 @@ async def _write_permission(connection: WatchedConnection) -> Finding:
         told = f"the broker has confirmed no publication within {PUBLISH_TIMEOUT:g} s"
         return Finding("write permission", Verdict.problem, told, "Look at the broker's log.")
     except AMQPError as error:
-        advice = "Grant the worker's user write on 'amq.default', by which replies and dead letters go."
+        advice = "Grant the worker's user write on 'amq.default', the exchange of replies and dead letters."
         return Finding("write permission", Verdict.problem, str(error), advice)
     return Finding("write permission", Verdict.ok, "may publish replies and dead letters")

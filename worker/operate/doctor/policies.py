@@ -49,7 +49,7 @@ async def _policies(management: Management, names: QueueNames, queue: str) -> li
     found = list(harms(names, management.vhost, queue, seen))
     if not found:
         named = seen.get("policy") or "none"
-        return [Finding(what, Verdict.ok, f"{named}; nothing drops, expires or limits what is in it")]
+        return [Finding(what, Verdict.ok, f"{named}; nothing drops, expires or limits its messages")]
     return [
         Finding(what, Verdict.problem if harm.loses else Verdict.warning, harm.text, harm.remedy)
         for harm in found

@@ -15,7 +15,7 @@ from worker.store.engine import parse_url
 from worker.store.prefect import MARKS
 from worker.store.tables import flow
 
-_EVENTS_WAIT = "Runs are made all the same, and their events wait in the outbox."
+_EVENTS_WAIT = "Runs are still made. Their events wait in the outbox."
 
 
 async def examine_prefect_api(settings: Settings) -> AsyncIterator[Finding]:
@@ -41,7 +41,7 @@ async def _server_of_this_database(api: PrefectAPI, settings: Settings) -> Findi
     what = "Prefect's database"
     flow_id = await migrations.with_connection(parse_url(settings.database_url), _any_flow)
     if flow_id is None:
-        return Finding(what, Verdict.ok, "has no flow yet by which the server's could be told from another")
+        return Finding(what, Verdict.ok, "has no flow yet to recognise its server by")
     if await api.has(f"/flows/{flow_id}"):
         return Finding(what, Verdict.ok, "the API has a flow of this database: it is its server")
     return Finding(
