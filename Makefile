@@ -1,5 +1,5 @@
-# Everything a developer runs. Each target does its own set-up, the second time in no time.
-# `make test`, `make demo` and `make run` need Python 3.11+ and make; RabbitMQ and PostgreSQL are installed where that is possible.
+# All commands of a developer. Each target does its own set-up once. `make test`, `make demo` and
+# `make run` need Python 3.11+ and make; they install RabbitMQ and PostgreSQL if possible.
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 300
@@ -8,13 +8,13 @@ TEST_PROCESSES ?= 6
 VENV := .venv
 BIN := $(VENV)/bin
 
-# By uv, in a tenth of pip's time; by pip where uv fails, such as with an index that only pip is told of.
+# By uv, in a tenth of pip's time; by pip if uv fails, such as with an index that only pip knows.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(PIP) $(1)
 
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
 
-# Each of the many processes would compile all modules again.
+# Otherwise each of the many processes would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help

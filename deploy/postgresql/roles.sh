@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs once, when the cluster of docker-compose.yml is made: an owner for each database's schema, and a role with no more rights
-# than the worker needs.
+# Runs once, when docker-compose.yml's cluster is made: an owner for each database's schema, and a
+# role with only the worker's rights.
 set -eu
 
 psql --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "${POSTGRES_DB:-postgres}" \

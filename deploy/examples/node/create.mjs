@@ -8,7 +8,7 @@ import { randomUUID } from "node:crypto";
 const url = process.env.WORKER_AMQP_URL ?? "amqp://guest:guest@localhost:5672/";
 const queue = process.env.WORKER_QUEUE ?? "flow-runs.create";
 const [what, idempotencyKey, parameters] = process.argv.slice(2);
-// A deployment gives the run its parameters, tags, job variables and work queue; the request's own go over them.
+// The run gets the deployment's parameters, tags, job variables and work queue.
 const isDeployment = what?.includes("/");
 
 const connection = await amqp.connect(url);

@@ -34,7 +34,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{/* As little as a pod can have. */}}
 {{- define "flow-run-worker.podRights" -}}
 automountServiceAccountToken: false
-# A Service of an unlucky name would be taken for settings (WORKER_…).
+# A Service with an unlucky name would add variables that look like settings (WORKER_…).
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
