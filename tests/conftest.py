@@ -35,8 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def together(nodeid: str) -> str:
-    """Name the group of a test. A group goes to one process: it is a file because of its servers,
-    or the tests that share a Prefect server.
+    """The group of a test. A group goes to one process: it is a file because of its servers, or the
+    tests that share a Prefect server.
     """
     file = nodeid.partition("::")[0]
     folder, _, name = file.rpartition("/")
@@ -58,8 +58,8 @@ class Together(LoadScopeScheduling):
         return together(nodeid)
 
     def _reschedule(self, node: Any) -> None:
-        """Give a process its next group only when it needs one. Another process may be free sooner:
-        xdist would give it while three tests are left, which may take minutes.
+        """Give a process its next group only when it needs one. xdist would assign it while three
+        tests are left, which may take minutes, and another process may be free sooner.
         """
         if self._pending_of(self.assigned_work[node]) < 2:
             super()._reschedule(node)

@@ -170,10 +170,10 @@ async def main(scale: float, databases: Sequence[str], shapes: Sequence[int], li
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=float, default=1.0, help="how many of the requests")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the requests")
     parser.add_argument("--database", choices=("postgresql", "sqlite"), action="append")
     parser.add_argument("--row", type=int, action="append", default=[], help="only this one, from 0")
-    parser.add_argument("--limit", type=int, default=0, help="MiB at which a worker is ended")
+    parser.add_argument("--limit", type=int, default=0, help="memory limit of a worker in MiB")
     arguments = parser.parse_args()
     databases = arguments.database or ["postgresql", "sqlite"]
     uvloop.run(main(arguments.scale, databases, arguments.row, arguments.limit))

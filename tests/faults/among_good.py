@@ -1,10 +1,10 @@
-"""Requests of every bad kind among many good ones: the good ones are all answered, the bad ones get
-their right answer, and nothing waits for a restart.
+"""Requests of every bad kind among many good ones. All good ones are answered, the bad ones get the
+right answer, and nothing needs a restart.
 
 ``python -m tests.faults.among_good`` serves each kind alone and in tens, on each database, by one
-worker and by three. It prints how long the good ones took, the longest pause of the event loop and
-the workers' largest memory, beside what these are without the bad ones. With ``--stop`` it then
-sends SIGTERM amid requests of the kind. ``--python`` measures the worker of another interpreter.
+worker and by three. With and without the bad ones, it prints the duration of the good requests, the
+longest pause of the event loop and the workers' largest memory. With ``--stop`` it then sends
+SIGTERM amid requests of the kind. ``--python`` measures the worker of another interpreter.
 """
 
 import argparse
@@ -60,17 +60,17 @@ RAISED = ("42501", "42P01", "40001", "55000", "0A000", "57014", "25006", "53100"
 
 @dataclass(frozen=True)
 class Bad:
-    """A kind of request that is not to hold up others.
+    """A kind of request that must not hold up others.
 
     Attributes:
-        name: what is wrong with it.
-        body: of the request of this number; it is a good one otherwise.
+        name: the fault.
+        body: of the request with this number; otherwise like a good one.
         statuses: that may be answered.
-        properties: AMQP properties besides those of a good one, by the request's number.
-        where: databases on which it can be.
-        replied: whether a reply can reach anybody.
-        many: how many of them are sent when there are many of them.
-        costly: whether a check of its own takes seconds.
+        properties: AMQP properties besides a good one's, by the request's number.
+        where: databases on which it is possible.
+        replied: whether a reply can reach the requester.
+        many: how many to send in the run with many of them.
+        costly: whether its check takes seconds.
     """
 
     name: str
@@ -85,12 +85,12 @@ class Bad:
 
 @dataclass(frozen=True)
 class Scene:
-    """A database on which all bad kinds can be asked for, and the broker's queue.
+    """A database that supports all bad kinds, and the broker's queue.
 
     Attributes:
-        url: the database's, as the workers have it.
+        url: the database's, for the workers.
         admin: the same for its owner.
-        deployments: ids of deployments by their names; none but on a Prefect database.
+        deployments: ids of deployments by name; empty without a Prefect database.
         python: the interpreter whose worker serves.
         patience: seconds after which a request counts as held up.
     """
@@ -137,8 +137,8 @@ def _wrong_labels(_: int, scene: Scene) -> bytes:
 def _of_deployment(
     name: str, what: str, parameters: Mapping[str, Any], *statuses: int, costly: bool = False, many: int = 10
 ) -> Bad:
-    """A request for a run of the deployment of this name, with a parameter that no other has;
-    ``#`` in the name stands for a number.
+    """A request for a run of the deployment of this name, with a unique parameter; ``#`` in the
+    name is replaced by a number.
     """
 
     def body(number: int, scene: Scene) -> bytes:
@@ -168,7 +168,7 @@ def _kind(name: str, **fields: Any) -> dict[str, Any]:
 
 
 def _of_deployments() -> Iterator[Bad]:
-    """What somebody may ask of deployments, or may have written into them, who means harm."""
+    """Hostile requests for deployments, and requests for hostile deployments."""
     for written in ("a\\u0000b", "a\\ud800b"):
         name = _kind("json", value=f'"{written}"')
         variable = {"a": _kind("workspace_variable", variable_name=name)}
@@ -180,7 +180,7 @@ def _of_deployments() -> Iterator[Bad]:
     yield _of_deployment("plain", "a hydrated value beside 100,000 lists", small, 201)
     amplified = {"a": [_kind("workspace_variable", variable_name="v")] * 8500}
     yield _of_deployment("plain", "variables that amplify 500 kB to 40 MB", amplified, 422)
-    # As many loops as Prefect allows, over more than it thinks.
+    # The most loops that Prefect allows, over larger data than it expects.
     loop = "{% for a in range(100) | list * 9999 %}"
     endless = {"a": _kind("jinja", template=2 * loop + 2 * "{% endfor %}")}
     yield _of_deployment("plain", "a template that never ends", endless, 400, costly=True)
@@ -310,8 +310,7 @@ _KEYS = ("infinite", *(f"case-{number}" for number in range(SEEDS)))
 async def open_scene(
     where: Where, broker: RabbitMQ, cluster: PostgreSQL, folder: Path, **how: Any
 ) -> AsyncIterator[Scene]:
-    """A database with what a user may have done to its tables, and with a role that has the
-    worker's rights alone.
+    """A database with a user's changes to its tables, and a role that has only the worker's rights.
 
     Args:
         how: ``python`` and ``patience`` of the scene.
@@ -326,7 +325,7 @@ async def open_scene(
         rights = "GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO flow_runs_worker"
         if where == "prefect":
             flow_id, deployments = await asyncio.to_thread(_prefect_objects, PrefectServer(admin))
-            # Prefect's API would make this check itself, without end.
+            # Prefect's API would run this endless check itself.
             template = (
                 f"UPDATE work_pool SET base_job_template = '{json.dumps(TEMPLATE)}' WHERE name = 'harmful'"
             )
@@ -359,7 +358,7 @@ def _execute_on_sqlite(file: Path) -> None:
 
 
 def _prefect_objects(server: PrefectServer) -> tuple[str, dict[str, str]]:
-    """A flow, and deployments of it by name: with parameters of 476 KiB, and with what harms."""
+    """A flow, and its deployments by name: some with parameters of 476 KiB, some hostile."""
     with server, httpx.Client(base_url=server.api, timeout=120) as http:
 
         def post(path: str, body: dict[str, Any]) -> str:
@@ -386,20 +385,20 @@ def _prefect_objects(server: PrefectServer) -> tuple[str, dict[str, str]]:
         }
 
 
-# A request: its kind, None for a good one; its correlation id, its body and further properties.
+# A request: its kind (None for a good one), correlation id, body and further properties.
 Sent = tuple[Bad | None, str, dict[str, Any] | bytes, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What became of good requests, with bad ones among them.
+    """The outcome of good requests with bad ones among them.
 
     Attributes:
         seconds: until the last good one was answered.
-        late: seconds that an event loop of a worker was held at most.
-        busy: the most seconds of CPU that one took meanwhile.
-        peak: of the memory of a worker and of the process of its checks together, in bytes.
-        wrong: what was not answered, or not as it should be.
+        late: the longest pause of a worker's event loop in seconds.
+        busy: the most CPU seconds that one took meanwhile.
+        peak: memory of a worker and its check process together, in bytes.
+        wrong: missing and wrong answers.
     """
 
     seconds: float
@@ -415,12 +414,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Stopped:
-    """What SIGTERM led to.
+    """The outcome of SIGTERM.
 
     Attributes:
         seconds: until the last worker had ended.
         codes: their exit codes.
-        left: requests that were not answered, all of which are in the queue.
+        left: unanswered requests, all of them in the queue.
     """
 
     seconds: float
@@ -429,7 +428,7 @@ class Stopped:
 
 
 def _peak(pid: int) -> int:
-    """The largest memory of a worker and of the process of its checks, in bytes; 0 at their end."""
+    """The peak memory of a worker and its check process in bytes; 0 once they have ended."""
     with contextlib.suppress(OSError):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         status = [Path(f"/proc/{each}/status").read_text() for each in (pid, *children)]
@@ -497,7 +496,7 @@ class Served:
         return Measured(seconds, late, busy, self.peak, told)
 
     async def stop_amid(self, kind: Bad) -> Stopped:
-        """End the workers while requests of this kind are under way, among 200 good ones."""
+        """End the workers during requests of this kind, among 200 good ones."""
         sent = self._requests([kind], kind.many, 200)
         await self._publish(sent)
         while not any(self.producer.replies[id_] for _, id_, *_ in sent):
@@ -516,7 +515,7 @@ class Served:
                 await asyncio.sleep(0.1)
 
     def _requests(self, kinds: Sequence[Bad], count: int, good: int) -> list[Sent]:
-        """Good ones with so many of each of these kinds evenly among them."""
+        """Good ones with ``count`` of each of these kinds mixed in evenly."""
         sent: list[Sent] = [(None, uuid4().hex, {"flow_id": self.scene.flow_id}, {}) for _ in range(good)]
         bad = [kind for _ in range(count) for kind in kinds]
         for place, kind in enumerate(bad):
@@ -568,7 +567,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(scene: Scene, count: int, **settings: str) -> AsyncIterator[Served]:
-    """So many workers with a heartbeat and these environment variables, and a producer."""
+    """``count`` workers with a heartbeat and these environment variables, and a producer."""
     queue = f"among-good-{uuid4().hex[:8]}.create"
     user = f"workers-{uuid4().hex[:8]}"
     await asyncio.to_thread(scene.broker.ctl, "add_user", user, user)
@@ -600,7 +599,7 @@ async def serving(scene: Scene, count: int, **settings: str) -> AsyncIterator[Se
 
 
 async def measure(scene: Scene, kind: Bad, workers: int, *, stop: bool) -> bool:
-    """Serve a kind alone and many of it, by workers of its own; returns whether all was right."""
+    """Serve one and many of a kind with its own workers; returns whether all was right."""
     async with serving(scene, workers) as served:
         await served.serve((), 0)  # warm connections, statements and code
         before = await served.serve((), 0)
@@ -655,7 +654,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--database", choices=EVERYWHERE, action="append")
     parser.add_argument("--workers", type=int, action="append")
-    parser.add_argument("--kind", action="append", help="those whose name has this text")
+    parser.add_argument("--kind", action="append", help="kinds whose name contains this text")
     parser.add_argument("--stop", action="store_true", help="send SIGTERM amid requests of each kind")
     parser.add_argument("--python", default=sys.executable, help="the interpreter whose worker serves")
     parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds for a request")

@@ -1,5 +1,5 @@
-"""A worker with a heartbeat: ``python -P beating_worker.py FILE``. A task of its event loop notes
-in the file how late it wakes. The worker is that of the interpreter, which may be an older one.
+"""A worker with a heartbeat: ``python -P beating_worker.py FILE``. A task of its event loop records
+in the file how late it wakes. The interpreter decides the worker, which may be an older one.
 """
 
 import asyncio
@@ -12,16 +12,16 @@ from typing import Any
 
 # Seconds between two beats.
 BEAT = 0.005
-# The largest lateness in seconds; the largest CPU time of the loop between two beats; and when the
-# last beat was, by the system's clock.
+# The largest lateness in seconds; the largest CPU time of the loop between two beats; and the time
+# of the last beat by the system's clock.
 _NOTED = struct.Struct("ddd")
 
 
 class Heartbeat:
-    """How late the event loop of a process is at most, as that process and others see it.
+    """The largest lateness of a process's event loop, readable by itself and by others.
 
     Args:
-        file: what they share.
+        file: shared by them.
     """
 
     def __init__(self, file: Path) -> None:
@@ -31,7 +31,7 @@ class Heartbeat:
             self._shared = mmap.mmap(opened.fileno(), _NOTED.size)
 
     async def beat(self) -> None:
-        """Note it, without end."""
+        """Record the lateness, without end."""
         while True:
             due, used = monotonic() + BEAT, thread_time()
             await asyncio.sleep(BEAT)
@@ -40,18 +40,18 @@ class Heartbeat:
             _NOTED.pack_into(self._shared, 0, max(late, now - due), max(busy, thread_time() - used), now)
 
     def lateness(self) -> float:
-        """The largest since the last :meth:`reset`, in seconds; one that lasts counts as well."""
+        """The largest in seconds since the last :meth:`reset`, including a current one."""
         late, _, last = _NOTED.unpack_from(self._shared)
         return max(late, monotonic() - last - BEAT) if last else 0.0
 
     def busy(self) -> float:
-        """The most CPU time that the loop took between two beats, in seconds: of its lateness, what
-        is no other process's.
+        """The most CPU seconds that the loop took between two beats: the part of its lateness that
+        other processes did not cause.
         """
         return float(_NOTED.unpack_from(self._shared)[1])
 
     def reset(self) -> None:
-        """Forget what was noted."""
+        """Reset the record."""
         _NOTED.pack_into(self._shared, 0, 0.0, 0.0, 0.0)
 
 

@@ -32,7 +32,7 @@ async def test_every_bad_kind_among_good_ones(
 async def test_costly_checks_among_good_ones_and_an_end_amid_them(
     broker: RabbitMQ, cluster: PostgreSQL, tmp_path: Path
 ) -> None:
-    prefect_server("")  # skips, or says why there is none
+    prefect_server("")  # skips the test, or fails with the reason
     costly = {kind.name: kind for kind in kinds(broker) if kind.costly}
     async with (
         open_scene("prefect", broker, cluster, tmp_path) as scene,
@@ -40,7 +40,7 @@ async def test_costly_checks_among_good_ones_and_an_end_amid_them(
     ):
         measured = await served.serve(tuple(costly.values()), 1)
         assert measured.wrong == ()
-        # Returns once all that is not answered is in the queue.
+        # It returns once all unanswered requests are in the queue.
         stopped = await served.stop_amid(costly["a pattern without end"])
         assert stopped.codes == [0]
         assert stopped.left

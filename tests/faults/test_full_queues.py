@@ -134,7 +134,7 @@ async def test_leaving_while_dead_letters_wait_gives_their_requests_back(
         await timed.replies_to(ids)
         await asyncio.to_thread(worker.wait_until_logged, "dead_letters_not_taken")
         assert await asyncio.to_thread(worker.terminate) == 0
-        # The queue takes more than it should, until it knows of them. At least one it did not take.
+        # The queue takes more than its length until it counts them. It refuses at least one.
         async with asyncio.timeout(60):
             while await timed.depth() + await timed.depth(dead) < len(ids):
                 await asyncio.sleep(0.1)

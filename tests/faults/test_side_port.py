@@ -59,8 +59,8 @@ async def ask(where: str, path: str) -> bytes:
 
 
 def probe(where: str) -> bytes:
-    """What a probe that asks for ``/livez`` gets. It is for a thread of its own, where no crowd of
-    this process delays its request.
+    """A probe's answer from ``/livez``. Call it in a thread, where no crowd of this process delays
+    its request.
     """
     host, _, port = where.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=60) as connection:
@@ -217,14 +217,14 @@ async def test_a_ping_that_hangs_is_not_joined_by_another(monkeypatch: pytest.Mo
 async def test_a_crowd_of_readers_ends_no_connection_that_has_yet_to_ask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As a probe's on a busy machine, where a moment passes until its request is sent and read."""
+    """A probe on a busy machine also sends its request a moment after it connects."""
     monkeypatch.setattr(readiness, "database", None)
     monkeypatch.setattr(http, "CONNECTIONS_MAX", 20)
     async with _port(asyncio.Event().wait) as where:
         reader, writer = await connect(where)
         await asyncio.sleep(0.3)
         crowd = [asyncio.create_task(ask(where, "readyz")) for _ in range(60)]
-        # Only so many stay in.
+        # No more than the limit stay connected.
         while sum(each.done() for each in crowd) < 60 - http.CONNECTIONS_MAX:
             await asyncio.sleep(0)
         writer.write(GET % b"livez" + b"\r\n")

@@ -225,7 +225,7 @@ async def test_a_nack_is_a_delivery_error_in_that_table(channel: Channel) -> Non
 
 
 async def test_the_channels_lock_keeps_its_own_publications_back(channel: Channel) -> None:
-    """Without the lock, a tag could be given to one message and written after that of another."""
+    """Without the lock, messages could be written in another order than their tags."""
     queue = f"seams-{uuid4().hex[:8]}"
     await channel.queue_declare(queue, exclusive=True)
     async with channel.lock:

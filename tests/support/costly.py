@@ -1,5 +1,5 @@
-"""Schemas and values whose check takes long, and what a worker answers to each: what somebody may
-write who means harm.
+"""Schemas and values with slow checks, as hostile users may write them, and a worker's answer to
+each.
 """
 
 from dataclasses import dataclass
@@ -50,18 +50,18 @@ TEMPLATE = {
 
 
 def tree(depth: int, leaf: Any) -> Any:
-    """A product of products, with a leaf at the end."""
+    """Nested products, with a leaf at the end."""
     return leaf if depth == 0 else {"op": "mul", "left": tree(depth - 1, leaf), "right": 1}
 
 
 def chain(depth: int) -> Any:
-    """Objects in each other."""
+    """Nested objects."""
     return {} if depth == 0 else {"x": chain(depth - 1)}
 
 
 @dataclass(frozen=True)
 class Costly:
-    """A schema of parameters, parameters, and the status of the answer to a request with these."""
+    """A schema, parameters, and the status of a request with them."""
 
     schema: dict[str, Any]
     parameters: dict[str, Any]

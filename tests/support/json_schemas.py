@@ -25,7 +25,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 def _keywords(inner: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
-    """What each keyword may say."""
+    """The possible values of each keyword."""
     names = st.lists(st.sampled_from(NAMES), max_size=2, unique=True)
     # Prefect breaks on true and false here.
     objects = inner.map(lambda made: {} if made is True else {"not": {}} if made is False else made)
@@ -75,7 +75,7 @@ def _keywords(inner: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]
 
 @st.composite
 def _subschema(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> dict[str, Any]:
-    """Few keywords, so that some values fit. Only those are made that are used."""
+    """Few keywords, so that some values fit. Only the drawn ones are made."""
     keywords = _keywords(inner)
     chosen = draw(st.lists(st.sampled_from(sorted(keywords)), max_size=4, unique=True))
     return {name: draw(keywords[name]) for name in chosen}

@@ -37,13 +37,13 @@ class TLS:
 
 
 class RabbitMQ(Server):
-    """A private node, in a folder that goes with it.
+    """A private node, in a temporary folder.
 
     Args:
         plugins: names of plugins to enable.
-        tls: for a TLS listener besides the other.
-        join: a node that runs, to become one cluster with.
-        settings: what else stands in its ``rabbitmq.conf``.
+        tls: adds a TLS listener.
+        join: a running node to form a cluster with.
+        settings: more lines of its ``rabbitmq.conf``.
 
     Attributes:
         name: the node's name.

@@ -79,7 +79,7 @@ async def test_whatever_a_trigger_says_of_a_row_is_that_rows_matter(
     assert "not this one" in refused.line
     assert refused.status == (409 if state.startswith("23") else 422)
     assert len(await fetch_runs(url)) == 49
-    # Alone as well: the database accepts a row of ours.
+    # It is refused alone as well, since the database accepts our probe row.
     runs = keyed(["alone"])
     runs[0].run.name = "bad"
     assert "not this one" in answer((await store.create(runs))[0]).line

@@ -98,7 +98,7 @@ async def test_a_batch_that_takes_too_long_is_stored_by_halves(url: str) -> None
     store = await Store.open(url, migrate=False)
     outcomes = await store.create(keyed([f"{number}" for number in range(150)]))
     assert {type(outcome) for outcome in outcomes} == {Created}
-    # The next one is not tried in one piece.
+    # The next batch starts smaller.
     started = time.monotonic()
     await store.create(keyed([f"{number}" for number in range(150, 200)]))
     assert time.monotonic() - started < 0.02 * 50 + 0.9
