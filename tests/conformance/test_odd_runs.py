@@ -61,7 +61,7 @@ class Scene:
 
 
 class Handling:
-    """Runs every operation of a Prefect server and its client on a run."""
+    """Tries every operation of a Prefect server and its client on a run."""
 
     def __init__(self, both: Both, server: PrefectServer, client: asyncio.subprocess.Process) -> None:
         self.both = both

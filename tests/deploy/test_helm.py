@@ -64,7 +64,7 @@ def test_chart_keeps_to_the_schemas(values: dict[str, Any], version: str) -> Non
 
 @pytest.mark.parametrize(("kustomization", "kind"), [("base", "any"), ("overlays/prefect", "prefect")])
 def test_chart_gives_what_the_kustomization_gives(kustomization: str, kind: str) -> None:
-    """Labels' names, the image's tag and the migration's account may differ; the account does not
+    """Names of labels, the image's tag and the migration's account may differ. The account does not
     exist before the first release. The overlay's settings for its server are given as values.
     """
     built = build(kustomization)

@@ -51,7 +51,7 @@ PATIENCE = 240.0
 MIB = 1024 * 1024
 GOOD = 2_000
 LARGE_DEPLOYMENTS = 10
-# Runs whose keys are asked for again, with uppercase or lowercase changed.
+# Existing runs, whose keys are requested again in upper case.
 SEEDS = 100
 FROM_DEPLOYMENT = "create_flow_run_from_deployment"
 # PostgreSQL's own codes, which a trigger may raise as well, and one unknown code.

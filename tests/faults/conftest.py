@@ -1,6 +1,4 @@
-"""Scenes for faults: separate servers, since the faults stop them, workers behind a proxy, and
-producers.
-"""
+"""Scenes for faults: servers that the faults stop, workers behind a proxy, and producers."""
 
 import asyncio
 import os

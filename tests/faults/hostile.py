@@ -393,7 +393,7 @@ def _unchecked(given: dict[str, Any]) -> spec.Basic.Properties:
 
 
 def messages(corpus: Sequence[Hostile], queue: str, reply_to: str) -> Iterator[Sent]:
-    """A good one, then four groups for each hostile one, which moves one place on in each group.
+    """A good one, then four groups for each hostile one, which has another place in each.
 
     Each group has four that reach the database, so that each is one batch.
     """

@@ -80,7 +80,7 @@ async def test_leaving_meanwhile_waits_for_no_answer_that_is_not_read(
         assert await asyncio.to_thread(worker.terminate) == 0
         print(f"\nleft {time.monotonic() - started:.1f} s after SIGTERM, with a shutdown timeout of 2 s")
         assert await producer.depth() >= BAD - 5
-    # An unanswered close takes five seconds, and three are to be closed.
+    # An unanswered close takes five seconds, and there are three of them.
     stopping, stopped = (worker.output.index(each) for each in ("stopping", "stopped"))
     assert stopping < stopped
     another = await asyncio.to_thread(start_worker, sqlite_url, **HELD)

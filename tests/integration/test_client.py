@@ -146,7 +146,7 @@ async def test_user_who_may_not_publish_is_told_at_once(rabbitmq: RabbitMQ, queu
 async def test_user_who_may_not_read_replies_can_still_publish(
     producer: Producer, rabbitmq: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on brokers where direct replies need a right to read; here a normal queue is refused."""
+    """Some brokers demand a right to read direct replies; a normal queue simulates that."""
     for module in (client_module, connection_module):
         monkeypatch.setattr(module, "DIRECT_REPLY_TO", queue)
     await producer.channel.declare_queue(queue, auto_delete=True)

@@ -279,7 +279,7 @@ async def test_an_event_over_which_the_api_fails_while_it_takes_others_is_set_as
 async def test_an_api_that_fails_over_every_event_is_waited_for_and_none_is_set_aside(
     api: API, settings: Settings, put: Outbox, producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even while they are tried in parts, and if it fails again during that."""
+    """Even if it fails again while the events are tried in parts."""
     monkeypatch.setattr("worker.events.hand_over.TRIES_TOGETHER", 2)
     monkeypatch.setattr("worker.tasks.backoff.LONGEST", 0.1)
     # By the number of the request.

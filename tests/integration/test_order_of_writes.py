@@ -59,7 +59,7 @@ async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_ta
                 Publication(full, raw, b""),
             ]
         )
-        # Spread the tasks, as databases and confirms do.
+        # Delay the tasks by different times, as databases and confirms do.
         for _ in range(delivery.tag % 7):
             await asyncio.sleep(0)
         session.consumer.acknowledge([delivery])

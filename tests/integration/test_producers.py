@@ -1,4 +1,4 @@
-"""Producers with other libraries label plain JSON in their own ways, and add own headers."""
+"""Other libraries label plain JSON in their own ways, and add headers of their own."""
 
 import asyncio
 from collections.abc import Iterator

@@ -114,7 +114,7 @@ async def test_what_is_not_acknowledged_comes_again_and_counts(opened: Open, pro
 
 
 async def test_a_suspect_is_served_alone_and_then_all_are_let_in(opened: Open, producer: Producer) -> None:
-    """It may have killed the previous worker, which the others must not suffer from."""
+    """It may have killed the previous worker, and must not harm its neighbours."""
     await (await opened()).close()
     await producer.publish({"name": "suspect"})
     for _ in range(SUSPECT_DELIVERY_COUNT):
@@ -210,7 +210,7 @@ async def test_reading_stops_while_too_many_bytes_are_held_and_the_connection_li
         deliveries = await taken(session, 1)
         received += len(deliveries)
     await consuming
-    # The prefetch now is what fits at such sizes.
+    # The prefetch has been lowered to this size of requests.
     assert session.consumer.prefetch < 20
     assert not session.lost.done()
     session.consumer.acknowledger.close()

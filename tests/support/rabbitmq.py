@@ -47,10 +47,10 @@ class RabbitMQ(Server):
 
     Attributes:
         name: the node's name.
-        url: where it listens; user and password are ``guest``.
-        tls_url: where it listens with TLS, if it does; the same user.
-        management_url: where the management API listens, if that plugin is enabled; the same user.
-        metrics_url: where the metrics for Prometheus are, if that plugin is enabled.
+        url: its URL; user and password are ``guest``.
+        tls_url: its URL with TLS, if enabled; the same user.
+        management_url: the management API's URL, if that plugin is enabled; the same user.
+        metrics_url: the URL of the metrics for Prometheus, if that plugin is enabled.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class RabbitMQ(Server):
             self._ended()
 
     def kill(self) -> None:
-        """Kill the node; its data stay, but for queues that are not :meth:`on_disk` yet."""
+        """Kill the node; its data stay, except queues that are not :meth:`on_disk` yet."""
         if self._process is not None:
             self._process.kill()
             self._ended()

@@ -1,4 +1,4 @@
-"""The parts of a message that make it the same message, and those that don't."""
+"""Which parts of a message identify it, and which don't."""
 
 from datetime import UTC, datetime
 from typing import Any

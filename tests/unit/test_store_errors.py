@@ -47,7 +47,7 @@ def wrapped(error: Exception) -> DBAPIError:
     return OperationalError("SELECT 1", None, adapted)
 
 
-# One PostgreSQL code of each class. (None is a class's first, which means the class alone.)
+# One code of each PostgreSQL error class.
 STATES = {
     "08003": Blame.connection,
     "08006": Blame.connection,

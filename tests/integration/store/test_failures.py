@@ -81,7 +81,7 @@ async def test_connections_that_stayed_read_only_after_a_failover_are_replaced(u
         for _ in range(3):
             with pytest.raises(Fault, match="read-only"):
                 await store.create(keyed(["a", "b"]))
-            # A worker with this batch does the same before it takes requests again.
+            # A worker makes this check before it takes requests again.
             with pytest.raises(Fault, match="read-only"):
                 await store.writes()
     finally:
