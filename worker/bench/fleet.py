@@ -80,8 +80,8 @@ class Fleet:
 
     @asynccontextmanager
     async def running(self, consumers: Callable[[], Awaitable[int]] | None = None) -> AsyncIterator[Running]:
-        """Run the workers within the context. With ``consumers``, which returns the number of
-        consumers, wait first until all workers consume.
+        """Run the workers within the context. ``consumers`` counts the queue's consumers: with it,
+        wait until all workers consume.
 
         Raises:
             BenchFailed: a worker ended, does not start to consume, or ends with a failure.

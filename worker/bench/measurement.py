@@ -144,8 +144,8 @@ async def measure(
 
 
 async def _serve(load: Load, fleet: Fleet, pace: Pace, requests: int) -> tuple[Served, float, int]:
-    """The load's results. Of the workers: CPU seconds, with their start, and the largest resident
-    memory in bytes.
+    """The load's results, the workers' CPU seconds (with their start), and a worker's largest
+    resident memory in bytes.
     """
     together = not (pace.rate or pace.concurrency)
     if together:

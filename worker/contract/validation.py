@@ -74,7 +74,7 @@ def without_most_errors(content: Any) -> tuple[Any, bool]:
 
 def _until_many(value: Any, kinds: tuple[type, ...]) -> Any:
     """The shortest beginning of a list or an object that has more than ``MAX_ERRORS`` errors. None
-    if there are not so many.
+    if there are fewer.
     """
     if not isinstance(value, (list, dict)) or len(value) <= MAX_ERRORS:
         return None

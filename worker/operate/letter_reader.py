@@ -5,7 +5,8 @@ RabbitMQ 3 accepts an AMQP 1.0 message whose correlation id or message id is no 
 by AMQP 0-9-1 ends the connection with ``INTERNAL_ERROR``, and all messages of that connection
 return to the queue. A second connection, from which nothing is read, can hold such a message:
 returned publications fill its socket, so the broker never writes the delivery. The next messages
-are taken as usual. The held message can be acknowledged, as delivery tags count for each channel.
+are taken as usual. The held message can be acknowledged: its delivery tag is known, as each channel
+counts its own.
 
 The holding connection has to know that the next message is the one to hold. RabbitMQ hands out
 returned messages first, in the order of their return, then new ones. So:
