@@ -113,7 +113,7 @@ def deep_table(levels: int) -> bytes:
 
 HEADERS, CORRELATION_ID, TIMESTAMP = 1 << 13, 1 << 10, 1 << 6
 GOOD = request()
-# Found by its name if its properties carry no id.
+# For cases without an id in their properties: the name identifies the run.
 NAMED = request(name="<id>")
 # RabbitMQ's format, with a node that is no member of this cluster.
 ELSEWHERE = "amq.rabbitmq.reply-to.g1h2AA9yZXBseUAxMjgyMTEzODAAAAKwAAAAAGsElGo=.aSiJZEuFGqmRJ4JUR3dDOQ=="

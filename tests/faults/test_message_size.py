@@ -147,7 +147,7 @@ async def test_what_is_too_large_for_the_broker_costs_nobody_else(
 async def test_what_was_too_large_once_is_not_published_so_again(
     start_worker: StartWorker, producer: Producer, sqlite_url: str
 ) -> None:
-    """The first one teaches the limit, which also holds for later requests for the same run."""
+    """The first reply teaches the worker the limit, which then holds for the same run again."""
     worker = await asyncio.to_thread(start_worker, sqlite_url)
     replies = [await producer.request(close_to_it(0)) for _ in range(3)]
     assert [reply.status for reply in replies] == [201, 200, 200]

@@ -190,7 +190,7 @@ async def test_message_over_the_brokers_limit_fails_by_itself(
     url = add_user(rabbitmq, "sender", write=".*", read=".*")
     too_large = {"flow_id": FLOW_ID, "parameters": {"x": "x" * 9000}}
     requests = [too_large if index % 10 == 5 else {"flow_id": FLOW_ID} for index in range(60)]
-    # The setting's place in RabbitMQ 3.10, and in 4.
+    # Where RabbitMQ 3.10 and 4 keep the setting.
     limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
     rabbitmq.ctl("eval", limit.format(8000))
     try:

@@ -104,7 +104,7 @@ async def test_what_is_interrupted_ends_soon_and_the_next_time_does_the_rest(
     database_url: str, number: signal.Signals
 ) -> None:
     await filled(database_url, [run(f"{n}", "COMPLETED", OLD) for n in range(30)])
-    # A pause that no test waits for.
+    # No test waits for this pause.
     arguments = ("db", "prune", "--older-than", "90d", "--batch", "10", "--pause", "3600")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker", *arguments),

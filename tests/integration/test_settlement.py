@@ -123,7 +123,7 @@ async def test_a_reply_over_which_the_broker_closes_the_channel_is_given_up_and_
     topology = Topology(queue, events=True)
     session = await Session.open(amqp_url, topology, name="test", fast_path=fast_path)
     await producer.publish({}, reply_to=full.name)
-    # The setting's place in RabbitMQ 3.10, and in 4.
+    # Where RabbitMQ 3.10 and 4 keep the setting.
     limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
     try:
         (delivery,) = await taken(session, 1)

@@ -75,7 +75,7 @@ def _keywords(inner: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]
 
 @st.composite
 def _subschema(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> dict[str, Any]:
-    """Few keywords, so that some values fit. Only the drawn ones are made."""
+    """Few keywords, so that some values fit. Keywords that are not drawn cost nothing."""
     keywords = _keywords(inner)
     chosen = draw(st.lists(st.sampled_from(sorted(keywords)), max_size=4, unique=True))
     return {name: draw(keywords[name]) for name in chosen}

@@ -164,8 +164,8 @@ def test_what_would_lose_or_misdirect_the_letter_moves_aside_and_does_not_come_b
 
 
 def test_no_letter_names_a_user_to_the_broker() -> None:
-    """The broker closes the channel over any name but the login's own, which a worker with a
-    certificate or a token does not know.
+    """The broker closes the channel over any name except the login's, which a worker with a token
+    or a certificate does not know.
     """
     letter = letter_of(join({"user_id": short_string("worker")}))
     assert letter.user_id is None
