@@ -1,4 +1,4 @@
-"""The stage that says what became of each request: the record of a run, or the error."""
+"""The third stage: makes the answer to each request, a record or an error."""
 
 import asyncio
 import logging
@@ -33,18 +33,20 @@ ERROR_BODY_ROOM = 64 * 1024
 
 
 class Answering:
-    """Takes what was decided, and has it published.
+    """Takes decided requests, and has their answers published.
 
     Args:
-        session: tells how large a message the broker takes, and is closed to acknowledgements at
-            the end.
-        batch_max: answers that are made at one time.
-        max_decided: what may wait here, in bytes of memory.
-        max_size: what is written as records at one time, in bytes.
+        session: has the broker's limit of a message's size, and the acknowledger, which this stage
+            closes at the end.
+        batch_max: answers in one batch at most.
+        max_decided: limit of the requests that wait here, in bytes of memory.
+        max_size: limit of the records of one batch, in bytes.
+
+    Attributes:
+        outbox: records events of the runs; None where there are no events.
     """
 
     def __init__(self, session: Session, *, batch_max: int, max_decided: int, max_size: int) -> None:
-        # Where there are events.
         self.outbox: Outbox | None = None
         self._session = session
         self._batch_max = batch_max
@@ -58,7 +60,11 @@ class Answering:
         await self._done.room(self._max_decided)
 
     def refuse(self, delivery: Delivery, refusal: Refusal, size: int) -> None:
-        """Take the refusal of a delivery that takes this many bytes of memory."""
+        """Take a refusal.
+
+        Args:
+            size: of the decoded request, in bytes of memory.
+        """
         log.warning(
             "refused",
             status=refusal.status,
@@ -66,12 +72,12 @@ class Answering:
             message_id=delivery.message.message_id,
             correlation_id=delivery.message.correlation_id,
         )
-        # It shows the request, so it takes as much.
+        # The error shows the request, so it is as large.
         self._done.put(Done(delivery, refusal.freed(), size))
 
     def take(self, decided: Sequence[Decided], seconds: float) -> None:
-        """Take what became of a batch. Records are written later: the database waits for nothing
-        but the next batch.
+        """Take a decided batch, which took this many seconds. Its records are written later: the
+        database can begin the next batch.
         """
         recorded = None if self.outbox is None else _record(self.outbox, decided)
         counted: set[int] = set()
@@ -85,7 +91,7 @@ class Answering:
         self._log(decided, seconds)
 
     def close(self) -> None:
-        """Say that nothing more is decided: :meth:`run` ends once all is settled."""
+        """Declare that no more requests come: :meth:`run` ends once all are settled."""
         self._done.close()
         if self.outbox is not None:
             self.outbox.close()
@@ -99,18 +105,18 @@ class Answering:
             for each in done:
                 answers.append(self._answer(each, now))
                 size += len(answers[-1].body)
-                # Runs of one deployment share its parameters, and each record has them.
+                # Runs of one deployment share its parameters, and each record repeats them.
                 if size > self._max_size:
                     await settlement.settle(answers)
                     answers, size = [], 0
-            del done  # its records are written
+            del done  # frees the runs
             if answers:
                 await settlement.settle(answers)
         await settlement.finish()
         self._session.consumer.acknowledger.close()
 
     def end(self) -> None:
-        """Log what is not logged yet."""
+        """Log the counts that wait for their line."""
         self._stored_log.close()
 
     def _take_one(
@@ -124,7 +130,7 @@ class Answering:
         if isinstance(outcome, Refusal):
             self.refuse(delivery, outcome, request.size)
             return
-        # A run that others have changed may turn out not to be shown, and then its request is kept.
+        # An existing run may turn out to be impossible to show. Its dead letter needs the body.
         if delivery.size > LARGE_BODY and isinstance(outcome, Created):
             delivery = delivery.without_body()
         size = request.size
@@ -156,7 +162,7 @@ class Answering:
             sum(isinstance(outcome, kind) for _, outcome in decided) for kind in (Created, Existing, Refusal)
         )
         self._stored_log.add(created=created, existing=existing, refused=refused, seconds=seconds)
-        # Asked once a batch: to ask takes as long as to make a record.
+        # Asked once a batch, as asking takes as long as making a log record.
         if not log.is_enabled_for(logging.DEBUG):
             return
         for request, outcome in decided:
@@ -172,11 +178,11 @@ class Answering:
 
 
 def _added_size(run: FlowRun, counted: set[int]) -> int:
-    """What a run takes in memory that is not its request's, in bytes.
+    """The memory that a run takes beyond its request, in bytes.
 
     Args:
-        counted: the ids of values that were counted with other runs, as those of one deployment
-            share its parameters; all of these runs are still held.
+        counted: ids of values that other runs of the batch share, such as a deployment's
+            parameters. All of these runs are still held.
     """
     data = None if run.state is None else run.state.data
     values = (*run.parameters.values(), run.context, run.job_variables, data)
@@ -186,8 +192,8 @@ def _added_size(run: FlowRun, counted: set[int]) -> int:
 
 
 def _record(outbox: Outbox, decided: Sequence[Decided]) -> "asyncio.Future[None] | None":
-    """Have the events of a batch recorded. All its deliveries wait for them, those without an event
-    as well: it is a matter of milliseconds.
+    """Have the events of a batch recorded. All deliveries of the batch wait for that, some
+    milliseconds.
     """
     return outbox.record(
         (outcome.run for _, outcome in decided if isinstance(outcome, Created)),

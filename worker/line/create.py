@@ -1,7 +1,7 @@
 """The stage that has runs created: batch by batch, and again what the database leaves undecided.
 
-A request that only itself must wait for (a lock, a check, the database's refusal of its row) waits
-beside the line. Everything waits only while the database takes nothing at all.
+A request waits beside the line if the reason is its own: a lock, a check, or a row that the
+database refuses. All requests wait only while the database takes nothing at all.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ from worker.tasks.mailbox import Mailbox
 
 log = structlog.get_logger(__name__)
 
-# A database that takes nothing for longer gets its deliveries handed back, before the broker's
-# consumer timeout (30 minutes by default) closes the channel over them. That costs each of them one
-# delivery of the limit. Seconds.
+# Deliveries are handed back after this many seconds without a database: before the broker's
+# consumer timeout (30 minutes by default) closes the channel. Each hand-back counts against the
+# delivery limit.
 HOLD_SECONDS = 600.0
-# After this many failures in a row, batches are halved with each further one: one run may be what
-# ends the connection, or the server. A guess.
+# From this many failures in a row on, each further one halves the batch: a single run may be ending
+# the connection or the server. A guess.
 FAULTS_TOGETHER = 3
-# A run over which the database falls silent or ends is refused after this many tries, each alone,
-# and each after the database was seen to write. A guess.
+# A run that makes the database fall silent or end is refused after this many tries. Each try is
+# made alone, after the database was seen to write. A guess.
 FAULT_TRIES = 5
 
 
@@ -48,12 +48,12 @@ class Create:
         traces: has a span for each batch.
         batch_max: requests in one batch at most.
         max_size: what a batch takes in memory at most, in bytes as ``Request.size`` counts.
-        pass_on: gets what was decided, and the seconds that the batch took.
+        pass_on: gets the decided requests, and the seconds that the batch took.
         room: returns once the next stage has room.
 
     Attributes:
-        requests: what is to be created.
-        aside_size: what the requests that wait beside the line take in memory, in bytes.
+        requests: where the stage before puts its requests.
+        aside_size: memory of the requests that wait beside the line, in bytes.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Create:
         pass_on: Callable[[Sequence[Decided], float], None],
         room: Callable[[], Awaitable[None]],
     ) -> None:
-        # A request that failed before fills a batch by itself: it makes no other fail again.
+        # A request that failed before fills a batch of its own, so that no other fails with it.
         self.requests: Mailbox[Request] = Mailbox(lambda each: max_size if each.tries else each.size)
         self.aside_size = 0
         self._store = store
@@ -84,7 +84,7 @@ class Create:
         self._written = 0
 
     def close(self) -> None:
-        """Say that no new request comes: :meth:`run` ends once all are decided."""
+        """Declare that no new request comes: :meth:`run` ends once all are decided."""
         self._closing = True
         self._close_if_done()
 
@@ -93,7 +93,7 @@ class Create:
             self.requests.close()
 
     async def run(self) -> None:
-        """Create what is put into :attr:`requests`, until :meth:`close`.
+        """Create runs of :attr:`requests` until :meth:`close`.
 
         Raises:
             DatabaseAway: it took nothing for :data:`HOLD_SECONDS`.
@@ -118,7 +118,7 @@ class Create:
             await self._room()
 
     async def _outcomes(self, runs: Sequence[Requested]) -> Sequence[Outcome]:
-        """What became of runs. An error that no rule foresees blames one of them, by halving."""
+        """Create runs. An unforeseen error blames single runs, which are found by halves."""
         try:
             return await self._store.create(runs)
         except Fault as fault:

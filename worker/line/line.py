@@ -1,8 +1,7 @@
 """The line from queue to acknowledgement. It joins the stages, and broker and store with them.
 
-Each stage is a task that takes whatever the one before it has put out. So batches form by
-themselves, and while one commits, the next is decoded, the replies of the last are written, and
-those of the one before it are being confirmed.
+Each stage is a task, and takes all that the stage before has put out. So batches form by
+themselves. While one commits, the next is decoded, and the replies of the last are being confirmed.
 """
 
 import asyncio
@@ -17,11 +16,11 @@ from worker.observability.traces import Traces
 from worker.settings import Settings
 from worker.store import Store
 
-# What decoded requests may take in memory, as a share of WORKER_PREFETCH_SIZE (and as
-# decode.decoded_size estimates it): a batch in the store, and as much in front of it and behind it.
-# A megabyte of empty lists takes 25.
+# Limit of decoded requests in front of the store, in it, and behind it, as a share of
+# WORKER_PREFETCH_SIZE each. decode.decoded_size estimates their memory: 25 MB for a megabyte of
+# empty lists.
 DECODED_SHARE = 3 / 8
-# So much of it at a time becomes records: their bytes are held besides.
+# Limit of the runs whose records are written at one time. The records' bytes come on top.
 SETTLED_SHARE = 1 / 8
 
 
@@ -57,7 +56,7 @@ class Pipeline:
         acknowledged.
 
         Raises:
-            ExceptionGroup: of :class:`ChannelLost` (the session ended; what was in flight comes
+            ExceptionGroup: of :class:`ChannelLost` (the session ended, and the broker delivers
                 again) or :class:`DatabaseAway`.
         """
         try:

@@ -62,7 +62,7 @@ class Understand:
             await self._creating.requests.room(self._max_decoded, lambda: self._creating.aside_size)
             await self._answering.room()
             started = monotonic()
-            now = datetime.now(UTC)  # of all that were taken together: a database reads and writes it once
+            now = datetime.now(UTC)  # one for the batch: a database reads and writes it once
             for delivery in deliveries:
                 size = decoded_size(delivery.message.body)
                 try:
@@ -73,7 +73,7 @@ class Understand:
                     log.exception("decode_failed", message_id=delivery.message.message_id)
                     self._answering.refuse(delivery, Unprocessable(), size)
             metrics.delivered(deliveries, monotonic() - started)
-            if incoming:  # taking what waits lets nobody else have a turn
+            if incoming:  # take() does not suspend then, and others need a turn
                 await asyncio.sleep(0)
         self._creating.close()
 

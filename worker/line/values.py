@@ -1,4 +1,4 @@
-"""What goes from stage to stage of the line."""
+"""The values that stages of the line hand on."""
 
 import asyncio
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Request:
     """A delivery that was decoded.
 
     Attributes:
-        size: what it takes in memory, estimated in bytes.
-        tries: how often the database did not take it while it took others.
-        written: how often the database was seen to write before the last of these tries.
+        size: estimated memory, in bytes.
+        tries: how often the database failed over this request alone.
+        written: how often the database had been seen to write before the last of these tries.
     """
 
     delivery: Delivery
@@ -33,7 +33,7 @@ Decided = tuple[Request, Decision]
 
 @immutable
 class Done:
-    """What became of a delivery.
+    """A delivery that is decided.
 
     Attributes:
         size: as of :class:`Request`.
@@ -48,7 +48,7 @@ class Done:
 
 @dataclass(slots=True)
 class Answer:
-    """What is to be said to one delivery: a flow run record, or why it is refused.
+    """The answer to one delivery: a flow run record, or an error.
 
     Attributes:
         status: the HTTP status that Prefect answers.
