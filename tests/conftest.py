@@ -111,17 +111,11 @@ def database_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
-@pytest.fixture(scope="session")
-def fast_path() -> bool:
-    """Whether workers have the fast path; a module that tests both overrides this fixture."""
-    return True
-
-
 StartWorker = Callable[..., WorkerProcess]
 
 
 @pytest.fixture
-def start_worker(amqp_url: str, queue: str, tmp_path: Path, fast_path: bool) -> Iterator[StartWorker]:
+def start_worker(amqp_url: str, queue: str, tmp_path: Path) -> Iterator[StartWorker]:
     """Start worker processes on this test's queue; kill those still running at the end."""
     started: list[WorkerProcess] = []
 
@@ -132,7 +126,6 @@ def start_worker(amqp_url: str, queue: str, tmp_path: Path, fast_path: bool) -> 
             "WORKER_QUEUE": queue,
             "WORKER_MIGRATE": "true",
             "WORKER_HTTP_PORT": "0",
-            "WORKER_FAST_PATH": str(fast_path),
             **{f"WORKER_{name.upper()}": str(value) for name, value in settings.items()},
         }
         worker = WorkerProcess(tmp_path / f"worker-{len(started)}.log", environment)

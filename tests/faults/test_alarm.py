@@ -11,7 +11,6 @@ import pytest
 
 from tests.conftest import StartWorker
 from tests.faults.faults import WATERMARK
-from tests.integration.conftest import BOTH_WAYS
 from tests.support.processes import wait_until
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
@@ -19,11 +18,6 @@ from tests.support.worker_process import WorkerProcess
 
 REQUESTS = 200
 FLOW_ID = str(uuid4())
-
-
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 @pytest.fixture

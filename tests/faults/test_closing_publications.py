@@ -13,7 +13,6 @@ from pamqp import commands as spec
 from yarl import URL
 
 from tests.conftest import StartWorker
-from tests.integration.conftest import BOTH_WAYS
 from tests.support.processes import wait_until
 from tests.support.producer import Producer
 from tests.support.proxy import Proxy
@@ -55,11 +54,6 @@ class Closing(Proxy):
             text = f"{CONNECTION_ERRORS.get(self.way, 'NOT_ALLOWED')} - by the test"
             client.write(pamqp.frame.marshal(spec.Connection.Close(self.way, text, 60, 40), 0))
         return b""
-
-
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from uuid import uuid4
 import pytest
 
 from tests.conftest import StartWorker
-from tests.integration.conftest import BOTH_WAYS
 from tests.support.database import fetch
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
@@ -29,11 +28,6 @@ OF_EACH = 6
 def rabbitmq() -> Iterator[RabbitMQ]:
     with RabbitMQ(settings={"max_message_size": MAX_MESSAGE_SIZE}) as node:
         yield node
-
-
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 def ordinary(number: int) -> dict[str, Any]:

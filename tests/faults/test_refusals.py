@@ -80,9 +80,7 @@ class Served:
 
 
 @pytest.fixture
-async def served(
-    broker: RabbitMQ, queue: str, sqlite_url: str, tmp_path: Path, fast_path: bool
-) -> AsyncIterator[Served]:
+async def served(broker: RabbitMQ, queue: str, sqlite_url: str, tmp_path: Path) -> AsyncIterator[Served]:
     user = f"worker-{queue}"
     await asyncio.to_thread(broker.ctl, "add_user", user, PASSWORD)
     await asyncio.to_thread(broker.ctl, "set_permissions", user, ".*", ".*", ".*")
@@ -93,7 +91,6 @@ async def served(
             "WORKER_DATABASE_URL": sqlite_url,
             "WORKER_QUEUE": queue,
             "WORKER_HTTP_PORT": "0",
-            "WORKER_FAST_PATH": str(fast_path),
         },
     )
     try:

@@ -31,7 +31,6 @@ async def test_what_a_crash_leaves_is_finished_by_the_next_worker(
     sqlite_url: str,
     tmp_path: Path,
     seam: str,
-    fast_path: bool,
 ) -> None:
     runs, replies, statuses = LEFT[seam]
     marker = tmp_path / "crashed"
@@ -40,7 +39,6 @@ async def test_what_a_crash_leaves_is_finished_by_the_next_worker(
         "WORKER_DATABASE_URL": sqlite_url,
         "WORKER_QUEUE": producer.queue,
         "WORKER_HTTP_PORT": "0",
-        "WORKER_FAST_PATH": str(fast_path),
     }
     command = [sys.executable, "-m", "tests.faults.crashing_worker", seam, str(marker)]
     worker = WorkerProcess(tmp_path / "crashing.log", environment, command)

@@ -11,7 +11,6 @@ from uuid import uuid4
 import pytest
 
 from tests.conftest import StartWorker
-from tests.integration.conftest import BOTH_WAYS
 from tests.support import amqp10
 from tests.support.database import fetch_runs
 from tests.support.producer import Producer
@@ -26,11 +25,6 @@ def rabbitmq() -> Iterator[RabbitMQ]:
     settings = {"amqp1_0.default_user": "guest"}
     with RabbitMQ(plugins=["rabbitmq_amqp1_0"], settings=settings) as node:
         yield node
-
-
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 async def test_it_goes_to_the_dead_letters_soon_and_takes_nobody_with_it(

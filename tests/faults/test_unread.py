@@ -10,7 +10,6 @@ from uuid import uuid4
 import pytest
 
 from tests.conftest import StartWorker
-from tests.integration.conftest import BOTH_WAYS
 from tests.support.processes import wait_until
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
@@ -19,11 +18,6 @@ from tests.support.worker_process import WorkerProcess
 FLOW_ID = str(uuid4())
 BAD, SIZE = 30, 400_000
 HELD = {"prefetch_size": 4 * 2**20}
-
-
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 async def refused(producer: Producer) -> list[str]:

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tests.support.checks import ChecksHere
-from worker.broker.properties import _SIZES, read_message, split, split_table
-from worker.broker.publication import dead_letter_copy, reply
+from worker.amqp.properties import _SIZES, split, split_table
+from worker.broker.incoming import read_message
+from worker.broker.messages import dead_letter_copy, reply
 from worker.contract.decode import decode
 from worker.contract.errors import Refusal, encode_error
 from worker.contract.message import MAX_MESSAGE_SIZE, Message, fingerprint

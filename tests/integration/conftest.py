@@ -14,19 +14,17 @@ from tests.support.worker_process import WorkerProcess
 from worker.broker.session import Session
 from worker.broker.topology import Topology
 
-BOTH_WAYS = {"params": [True, False], "ids": ["fast path", "aio-pika alone"]}
-
 
 @pytest.fixture
-async def session(amqp_url: str, queue: str, fast_path: bool) -> AsyncIterator[Session]:
-    session = await Session.open(amqp_url, Topology(queue), name="test", fast_path=fast_path)
+async def session(amqp_url: str, queue: str) -> AsyncIterator[Session]:
+    session = await Session.open(amqp_url, Topology(queue), name="test")
     yield session
     await session.close()
 
 
 @pytest.fixture(scope="module")
 def running_worker(
-    rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory, fast_path: bool
+    rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Path]]:
     folder = tmp_path_factory.mktemp("worker")
     queue = f"shared-{uuid4().hex[:8]}.create"
@@ -37,7 +35,6 @@ def running_worker(
             "WORKER_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/flow_runs.db",
             "WORKER_QUEUE": queue,
             "WORKER_HTTP_PORT": "0",
-            "WORKER_FAST_PATH": str(fast_path),
             "WORKER_MAX_BODY_BYTES": "10000",
         },
     )

@@ -11,9 +11,9 @@ import aio_pika
 import pytest
 from yarl import URL
 
-from worker.broker import transport
+from worker.amqp import transport
+from worker.amqp.transport import Connection
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, close_quietly, connect
-from worker.broker.transport import Connection
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.support.command import Done, command
 from tests.support.database import fetch_runs
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
-from worker.broker.properties import in_order, join, join_table, short_string
+from worker.amqp.properties import in_order, join, join_table, short_string
 from worker.broker.topology import Topology
 from worker.operate.dead_letters import open_dead_letters
 

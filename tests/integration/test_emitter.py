@@ -21,12 +21,12 @@ from tests.support.command import command
 from tests.support.processes import free_ports
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
+from worker.amqp.transport import Connection
 from worker.broker.connection import close_quietly, connect
 from worker.broker.login import login_of
-from worker.broker.publication import events_message
+from worker.broker.messages import events_message
 from worker.broker.session import Session
 from worker.broker.topology import Topology
-from worker.broker.transport import Connection
 from worker.events.emitter import Emitter
 from worker.observability import metrics
 from worker.observability.metrics import readiness
@@ -125,7 +125,7 @@ async def put(amqp_url: str, settings: Settings) -> AsyncIterator[Outbox]:
             [events_message(settings.queue_names.events_queue, events, await session.login())]
         )
         await confirmation.done
-        assert confirmation.flawless
+        assert confirmation.all_taken
         return ids
 
     yield put

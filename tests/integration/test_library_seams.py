@@ -1,5 +1,5 @@
 """The undocumented features of aio-pika, aiormq and pamqp that we use: a test for each line of the
-list in ``worker/broker/fast_path.py``, on the versions that ``pyproject.toml`` allows.
+list in ``worker/amqp/__init__.py``, on the versions that ``pyproject.toml`` allows.
 
 A failure after an update shows which assumption no longer holds.
 """
@@ -20,16 +20,16 @@ import pamqp.frame
 import pytest
 from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
-from aiormq.exceptions import DeliveryError
 from pamqp import commands as spec
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 from yarl import URL
 
+import worker.amqp
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import ROOT
-from worker.broker.control import WatchedConnection, watch_of
-from worker.broker.transport import HEARTBEAT, Connection, FrameReader, Transport
+from worker.amqp.transport import HEARTBEAT, Connection, FrameReader, Transport
+from worker.amqp.watch import WatchedConnection, watch_of
 
 CAPPED = ("aio-pika", "aiormq", "pamqp")
 
@@ -172,68 +172,34 @@ async def test_asyncios_stream_pauses_what_it_was_given_while_its_buffer_is_full
     assert called == ["pause", "resume"]
 
 
-# ``aiormq.Channel``: ``lock``, ``delivery_tag``, ``confirmations`` and ``write_queue``
+# ``aiormq.Channel``: ``lock`` and ``write_queue``
 
 
-def publish_frames(channel: Channel, queue: str, count: int) -> bytes:
+async def test_what_is_put_into_the_write_queue_is_written_as_it_is_and_its_future_is_done(
+    channel: Channel,
+) -> None:
+    queue = f"seams-{uuid4().hex[:8]}"
+    await channel.queue_declare(queue, exclusive=True)
     one = [spec.Basic.Publish(routing_key=queue), ContentHeader(0, 0, spec.Basic.Properties())]
-    return b"".join(pamqp.frame.marshal(each, channel.number) for each in one * count)
-
-
-async def put(channel: Channel, payload: bytes, count: int) -> list["asyncio.Future[Any]"]:
-    """Write publications past aiormq, with confirms in its own table."""
-    confirms = []
+    payload = b"".join(pamqp.frame.marshal(each, channel.number) for each in one * 5)
     written = asyncio.get_running_loop().create_future()
     async with channel.lock:
-        for _ in range(count):
-            channel.delivery_tag += 1
-            confirm = asyncio.get_running_loop().create_future()
-            channel.confirmations[channel.delivery_tag] = confirm
-            confirms.append(confirm)
         await channel.write_queue.put(ChannelFrame(payload, should_close=False, drain_future=written))
     await asyncio.wait_for(written, 60)
-    return confirms
+    async with asyncio.timeout(60):
+        while (await channel.queue_declare(queue, exclusive=True)).message_count != 5:
+            await asyncio.sleep(0.01)
 
 
-async def test_aiormq_confirms_what_stands_in_its_table_by_the_tags_that_follow(channel: Channel) -> None:
-    """Tags start at 1; aiormq's publications and ours share one count."""
+async def test_the_channels_lock_keeps_its_own_frames_back(channel: Channel) -> None:
+    """Without the lock, one could come between two frames of a message."""
     queue = f"seams-{uuid4().hex[:8]}"
-    await channel.queue_declare(queue, exclusive=True)
-    assert channel.publisher_confirms
-    assert (channel.delivery_tag, len(channel.confirmations)) == (0, 0)
-    await channel.basic_publish(b"", routing_key=queue)
-    assert channel.delivery_tag == 1
-    confirms = await put(channel, publish_frames(channel, queue, 5), 5)
-    await channel.basic_publish(b"", routing_key=queue)
-    assert channel.delivery_tag == 7
-    frames = await asyncio.wait_for(asyncio.gather(*confirms), 60)
-    assert all(isinstance(frame, spec.Basic.Ack) for frame in frames)
-    assert len(channel.confirmations) == 0
-    declared = await channel.queue_declare(queue, exclusive=True)
-    assert declared.message_count == 7
-
-
-async def test_a_nack_is_a_delivery_error_in_that_table(channel: Channel) -> None:
-    queue = f"seams-{uuid4().hex[:8]}"
-    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
-    await channel.queue_declare(queue, exclusive=True, arguments=full)
-    confirms = await put(channel, publish_frames(channel, queue, 3), 3)
-    await asyncio.wait_for(asyncio.wait(confirms), 60)
-    refused = [isinstance(confirm.exception(), DeliveryError) for confirm in confirms]
-    assert refused[0] is False
-    assert refused[-1] is True
-
-
-async def test_the_channels_lock_keeps_its_own_publications_back(channel: Channel) -> None:
-    """Without the lock, messages could be written in another order than their tags."""
-    queue = f"seams-{uuid4().hex[:8]}"
-    await channel.queue_declare(queue, exclusive=True)
     async with channel.lock:
-        publishing = asyncio.create_task(channel.basic_publish(b"", routing_key=queue))
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert channel.delivery_tag == 0
-    await asyncio.wait_for(publishing, 60)
+        declaring = asyncio.create_task(channel.queue_declare(queue, exclusive=True))
+        await asyncio.sleep(0.1)
+        assert channel.write_queue.empty()
+        assert not declaring.done()
+    await asyncio.wait_for(declaring, 60)
 
 
 async def test_the_lock_of_a_closed_channel_refuses(channel: Channel) -> None:
@@ -306,8 +272,8 @@ def test_pamqp_asks_the_properties_to_write_themselves() -> None:
 async def test_a_message_of_our_own_properties_goes_out_with_them_by_aiormq(
     connection: Connection,
 ) -> None:
-    from worker.broker.properties import join, short_string
-    from worker.broker.publication import WrittenProperties
+    from worker.amqp.plain import WrittenProperties
+    from worker.amqp.properties import join, short_string
 
     raw = join({"correlation_id": short_string(""), "message_id": short_string("m"), "app_id": b"\1\xff"})
     channel = await connection.channel()
@@ -331,10 +297,8 @@ async def test_a_channel_leads_to_its_connection_and_a_replaced_feed_data_is_cal
 
 
 def test_every_line_of_the_list_has_its_test() -> None:
-    """The list is the docstring of the module; add a test here for each new line."""
-    import worker.broker.fast_path as fast_path
-
-    lines = re.findall(r"^- (.*)$", fast_path.__doc__ or "", re.MULTILINE)
+    """The list is the docstring of the room; add a test here for each new line."""
+    lines = re.findall(r"^- (.*)$", worker.amqp.__doc__ or "", re.MULTILINE)
     pinned = [
         "aio_pika.Connection.kwargs",
         "aiormq.TransportFactory.create",

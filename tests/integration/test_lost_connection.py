@@ -6,26 +6,20 @@ import asyncio
 
 import pytest
 
-from tests.integration.conftest import BOTH_WAYS
 from tests.support.rabbitmq import RabbitMQ
+from worker.amqp.properties import join
+from worker.amqp.publication import Publication
 from worker.broker.connection import ChannelLost
-from worker.broker.properties import join
-from worker.broker.publication import Publication
 from worker.broker.session import Session
 from worker.broker.topology import Topology
 
 
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 @pytest.mark.parametrize("attempt", range(5))
 async def test_writing_to_a_connection_that_the_broker_closes_is_a_lost_channel(
-    rabbitmq: RabbitMQ, queue: str, attempt: int, fast_path: bool
+    rabbitmq: RabbitMQ, queue: str, attempt: int
 ) -> None:
     topology = Topology(queue)
-    session = await Session.open(rabbitmq.url, topology, name="test", fast_path=fast_path)
+    session = await Session.open(rabbitmq.url, topology, name="test")
 
     async def write() -> None:
         while True:
@@ -41,12 +35,10 @@ async def test_writing_to_a_connection_that_the_broker_closes_is_a_lost_channel(
     await session.close()
 
 
-async def test_a_connection_that_is_cut_ends_all_waits(
-    rabbitmq: RabbitMQ, queue: str, fast_path: bool
-) -> None:
+async def test_a_connection_that_is_cut_ends_all_waits(rabbitmq: RabbitMQ, queue: str) -> None:
     """The waits for confirms, for deliveries, and for the broker's answers to a consumer."""
     topology = Topology(queue)
-    session = await Session.open(rabbitmq.url, topology, name="test", fast_path=fast_path)
+    session = await Session.open(rabbitmq.url, topology, name="test")
     consuming = asyncio.create_task(session.consumer.consume(10))
     taking = asyncio.create_task(session.consumer.deliveries.take(1))
     for connection in session._connections:

@@ -6,12 +6,9 @@ import asyncio
 from uuid import uuid4
 
 import aiormq
-import pytest
 
-from tests.integration.conftest import BOTH_WAYS
-from worker.broker.properties import join, short_string
-from worker.broker.publication import Publication
-from worker.broker.publisher import Fate
+from worker.amqp.properties import join, short_string
+from worker.amqp.publication import Confirm, Publication
 from worker.broker.session import Session
 from worker.broker.topology import Topology
 from worker.contract.delivery import Delivery
@@ -21,18 +18,13 @@ TASKS = 300
 BODY = b"x" * 200_000
 
 
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_tags(
-    amqp_url: str, queue: str, fast_path: bool
+    amqp_url: str, queue: str
 ) -> None:
     """Another order would assign one message's confirm to another, and acknowledge tags twice."""
     replies, full = f"replies-{uuid4().hex[:8]}", f"full-{uuid4().hex[:8]}"
     topology = Topology(queue)
-    session = await Session.open(amqp_url, topology, name="test", fast_path=fast_path)
+    session = await Session.open(amqp_url, topology, name="test")
     reader = await aiormq.connect(amqp_url)
     channel = await reader.channel()
     await channel.queue_declare(replies, auto_delete=True)
@@ -64,7 +56,7 @@ async def test_publications_and_acknowledgements_go_out_in_the_order_of_their_ta
             await asyncio.sleep(0)
         session.consumer.acknowledge([delivery])
         await confirmation.wait(300)
-        assert confirmation.fates == [Fate.CONFIRMED, Fate.RETURNED, Fate.REFUSED]
+        assert confirmation.confirms == [Confirm.ACK, Confirm.RETURN, Confirm.NACK]
 
     await asyncio.gather(*(serve(delivery) for delivery in deliveries))
     await consuming

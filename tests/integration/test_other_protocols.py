@@ -9,7 +9,6 @@ from uuid import uuid4
 import pytest
 
 from tests.conftest import StartWorker
-from tests.integration.conftest import BOTH_WAYS
 from tests.support import amqp10
 from tests.support.processes import free_ports
 from tests.support.producer import Producer
@@ -30,11 +29,6 @@ def rabbitmq(stomp_port: int) -> Iterator[RabbitMQ]:
     settings = {"stomp.listeners.tcp.1": f"127.0.0.1:{stomp_port}", "amqp1_0.default_user": "guest"}
     with RabbitMQ(plugins=[STOMP, AMQP_1_0], settings=settings) as node:
         yield node
-
-
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 class Stomp:

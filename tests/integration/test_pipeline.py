@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import BOTH_WAYS
 from tests.support.database import fetch_runs
 from tests.support.producer import Producer
 from worker.broker.session import Session
@@ -24,11 +23,6 @@ from worker.settings import Settings
 from worker.store import Outcome, Store
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
-
-
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 @pytest.fixture

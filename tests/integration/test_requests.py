@@ -13,16 +13,10 @@ import httpx
 import pytest
 
 from tests.conftest import StartWorker
-from tests.integration.conftest import BOTH_WAYS
 from tests.support.database import fetch_runs
 from tests.support.producer import Producer
 from tests.support.requests import EVERY_FIELD, FLOW_ID, same_as_sent
 from worker.client import FlowRunClient
-
-
-@pytest.fixture(scope="module", **BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 async def test_every_field_goes_round(

@@ -1,4 +1,4 @@
-"""One session at the broker: its deliveries, prefetch and end, with and without fast path."""
+"""One session at the broker: its deliveries, prefetch and end."""
 
 import asyncio
 import json
@@ -11,15 +11,13 @@ import uvloop
 from yarl import URL
 
 from tests.faults.test_poison import publish_raw
-from tests.integration.conftest import BOTH_WAYS
 from tests.support.processes import free_ports
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
+from worker.amqp.properties import join, split
+from worker.amqp.publication import Confirm, Publication
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost
 from worker.broker.consumer import SUSPECT_DELIVERY_COUNT
-from worker.broker.properties import join, split
-from worker.broker.publication import Publication
-from worker.broker.publisher import Fate
 from worker.broker.session import Session
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.contract.delivery import Delivery
@@ -27,19 +25,14 @@ from worker.contract.delivery import Delivery
 Open = Callable[..., Awaitable[Session]]
 
 
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 @pytest.fixture
-async def opened(amqp_url: str, queue: str, fast_path: bool) -> AsyncIterator[Open]:
+async def opened(amqp_url: str, queue: str) -> AsyncIterator[Open]:
     """Sessions on this test's queue, closed at its end."""
     sessions: list[Session] = []
 
     async def open_session(url: str = amqp_url, **options: Any) -> Session:
         topology = Topology(queue)
-        session = await Session.open(url, topology, name="test", fast_path=fast_path, **options)
+        session = await Session.open(url, topology, name="test", **options)
         sessions.append(session)
         return session
 
@@ -158,17 +151,13 @@ async def test_no_more_come_once_consuming_has_stopped(opened: Open, producer: P
             await asyncio.sleep(0.05)
 
 
-def test_reading_stops_whatever_size_comes_behind_small_ones(
-    amqp_url: str, queue: str, fast_path: bool
-) -> None:
+def test_reading_stops_whatever_size_comes_behind_small_ones(amqp_url: str, queue: str) -> None:
     """Hundreds are let in by then, each larger than asyncio's stream buffer. It runs on the
     worker's event loop, which reads more at a time.
     """
 
     async def hold() -> None:
-        session = await Session.open(
-            amqp_url, Topology(queue), name="test", fast_path=fast_path, prefetch_size=4_000_000
-        )
+        session = await Session.open(amqp_url, Topology(queue), name="test", prefetch_size=4_000_000)
         async with Producer(amqp_url, queue) as producer:
             for size, count in ((100, 200), (1_000_000, 100)):
                 await asyncio.gather(*(producer.publish(b"x" * size) for _ in range(count)))
@@ -243,12 +232,12 @@ async def test_the_topology_is_declared_again_when_a_part_of_it_is_gone(
     async with session.another_publisher() as publisher:
         confirmation = await publisher.publish(letters)
         await confirmation.wait(120)
-        assert confirmation.fates == [Fate.RETURNED]
+        assert confirmation.confirms == [Confirm.RETURN]
     await session.redeclare()
     async with session.another_publisher() as publisher:
         confirmation = await publisher.publish(letters)
         await confirmation.wait(120)
-        assert confirmation.flawless
+        assert confirmation.all_taken
     assert await producer.depth(dead) == 1
 
 
@@ -262,7 +251,7 @@ async def test_what_closes_another_publishers_channel_costs_the_session_nothing(
     assert not session.lost.done()
     confirmation = await session.publisher.publish([Publication("none", join({}), b"")])
     await confirmation.wait(120)
-    assert confirmation.fates == [Fate.RETURNED]
+    assert confirmation.confirms == [Confirm.RETURN]
 
 
 async def test_the_first_url_that_answers_is_used(opened: Open, rabbitmq: RabbitMQ) -> None:
@@ -306,11 +295,11 @@ async def test_rights_that_are_missing_are_told_by_the_trial(
 
 
 async def test_an_interrupted_opening_leaves_no_connection(
-    amqp_url: str, queue: str, rabbitmq: RabbitMQ, fast_path: bool
+    amqp_url: str, queue: str, rabbitmq: RabbitMQ
 ) -> None:
     name = f"interrupted-{uuid4().hex[:8]}"
     for steps in range(0, 60, 7):
-        opening = asyncio.create_task(Session.open(amqp_url, Topology(queue), name=name, fast_path=fast_path))
+        opening = asyncio.create_task(Session.open(amqp_url, Topology(queue), name=name))
         for _ in range(steps):
             await asyncio.sleep(0)
         opening.cancel()

@@ -1,4 +1,4 @@
-"""Replies, dead letters and acknowledgements of answers, with and without the fast path."""
+"""Replies, dead letters and acknowledgements of answers."""
 
 import asyncio
 from contextlib import suppress
@@ -8,7 +8,6 @@ import pytest
 from aio_pika import Message
 from aio_pika.exceptions import DeliveryError
 
-from tests.integration.conftest import BOTH_WAYS
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from worker.broker.session import Session
@@ -21,11 +20,6 @@ from worker.observability import metrics
 from worker.observability.traces import Traces
 
 RECORD = b'{"id": 1}'
-
-
-@pytest.fixture(**BOTH_WAYS)
-def fast_path(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 async def taken(session: Session, count: int, prefetch: int = 1000) -> list[Delivery]:
@@ -114,14 +108,14 @@ async def test_a_reply_that_nobody_takes_is_given_up_and_the_dead_letter_is_not(
 
 
 async def test_a_reply_over_which_the_broker_closes_the_channel_is_given_up_and_the_event_is_not(
-    amqp_url: str, queue: str, fast_path: bool, producer: Producer, rabbitmq: RabbitMQ
+    amqp_url: str, queue: str, producer: Producer, rabbitmq: RabbitMQ
 ) -> None:
     """Its queue is full, so it waits for a channel of its own; by then it is too large."""
     full = await producer.channel.declare_queue(
         f"{queue}.full", exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
     )
     topology = Topology(queue, events=True)
-    session = await Session.open(amqp_url, topology, name="test", fast_path=fast_path)
+    session = await Session.open(amqp_url, topology, name="test")
     await producer.publish({}, reply_to=full.name)
     # Where RabbitMQ 3.10 and 4 keep the setting.
     limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."

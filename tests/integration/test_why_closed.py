@@ -10,6 +10,8 @@ from yarl import URL
 from tests.conftest import StartWorker
 from tests.support.command import command
 from tests.support.rabbitmq import RabbitMQ
+from worker.amqp.transport import Connection
+from worker.amqp.watch import WatchedConnection
 from worker.broker.connection import (
     BrokerRefused,
     BrokerUnavailable,
@@ -18,10 +20,8 @@ from worker.broker.connection import (
     connect,
     lost_with,
 )
-from worker.broker.control import WatchedConnection
 from worker.broker.session import Session
 from worker.broker.topology import Topology
-from worker.broker.transport import Connection
 from worker.client import BrokerGone, FlowRunClient
 from worker.client.sync import FlowRunClient as SyncClient
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from hypothesis import strategies as st
 
-from worker.broker.properties import FLAGS, in_order, join, join_table, short_string
+from worker.amqp.properties import FLAGS, in_order, join, join_table, short_string
 from worker.contract.message import is_own_header
 
 SHORT_STRINGS = tuple(

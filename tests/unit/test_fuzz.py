@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.faults.hostile import CORPUS, FLOW_ID
 from tests.fuzz.line import message_of, serve
 from tests.support import properties as made
-from worker.broker.properties import join, read_message, short_string
+from worker.amqp.properties import join, short_string
+from worker.broker.incoming import read_message
 from worker.contract.message import FROM_DEPLOYMENT, Message
 
 REQUEST: dict[str, Any] = {

@@ -12,16 +12,8 @@ from pamqp.commands import Basic
 from pamqp.encode import encode_table_value
 
 from tests.support import properties as made
-from worker.broker.properties import (
-    FLAGS,
-    in_order,
-    join,
-    join_table,
-    read_message,
-    short_string,
-    split,
-    split_table,
-)
+from worker.amqp.properties import FLAGS, in_order, join, join_table, short_string, split, split_table
+from worker.broker.incoming import read_message
 from worker.contract.message import Message
 
 PROPERTIES = {

@@ -14,23 +14,11 @@ from pamqp.encode import encode_table_value
 from pamqp.header import ContentHeader
 
 from tests.support import properties as made
-from worker.broker.properties import (
-    in_order,
-    join,
-    join_table,
-    read_message,
-    short_string,
-    split,
-    split_table,
-)
-from worker.broker.publication import (
-    APP_ID,
-    Publication,
-    WrittenProperties,
-    dead_letter_copy,
-    events_message,
-    reply,
-)
+from worker.amqp.plain import WrittenProperties
+from worker.amqp.properties import in_order, join, join_table, short_string, split, split_table
+from worker.amqp.publication import Publication
+from worker.broker.incoming import read_message
+from worker.broker.messages import APP_ID, dead_letter_copy, events_message, is_mandatory, reply
 from worker.contract.decode import decode
 from worker.contract.errors import MAX_LINE, Refusal
 from worker.contract.message import Message, fingerprint
@@ -307,7 +295,8 @@ def test_a_publication_is_written_as_pamqp_writes_it(queue: str, body: bytes) ->
     ]
     frames += [ContentBody(body[start : start + 92]) for start in range(0, len(body), 92)]
     written = b"".join(pamqp.frame.marshal(each, 5) for each in frames)
-    assert wire(Publication(queue, properties.marshal(), body), 100, 5) == written
+    assert is_mandatory(queue) == mandatory
+    assert wire(Publication(queue, properties.marshal(), body, mandatory), 100, 5) == written
 
 
 @given(made.properties())

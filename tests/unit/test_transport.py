@@ -17,17 +17,9 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
 from tests.support import properties as made
-from worker.broker.control import HEAD
-from worker.broker.fast_path import DeliveryReader
-from worker.broker.transport import (
-    ALIVE_SECONDS,
-    CONTENT,
-    END,
-    HEADER,
-    HEARTBEAT,
-    FrameReader,
-    Transport,
-)
+from worker.amqp.frames import CONTENT, END, HEAD, HEADER
+from worker.amqp.reading import DeliveryReader
+from worker.amqp.transport import ALIVE_SECONDS, HEARTBEAT, FrameReader, Transport
 
 # The channel of deliveries, read in bulk with the fast path, and another channel of aiormq's own.
 CONSUMING, PUBLISHING = 3, 1
@@ -112,8 +104,8 @@ async def read(pieces: Iterable[bytes], *, fast_path: bool) -> Seen:
         transport.channels[CONSUMING] = DeliveryReader(
             transport,
             CONSUMING,
-            lambda each: seen.delivered.append(
-                (each.tag, each.redelivered, each.message.raw_properties, bytes(each.message.body))
+            lambda tag, properties, body, redelivered: seen.delivered.append(
+                (tag, redelivered, properties, body)
             ),
         )
     reader = FrameReader(transport)
@@ -266,7 +258,7 @@ async def test_aiormq_hears_that_the_connection_lives_while_all_frames_are_taken
     """
     now = 100.0
     transport = Transport()
-    transport.channels[CONSUMING] = DeliveryReader(transport, CONSUMING, lambda delivery: None)
+    transport.channels[CONSUMING] = DeliveryReader(transport, CONSUMING, lambda *_: None)
     reader = FrameReader(transport)
     monkeypatch.setattr(reader, "_now", lambda: now)
     for _ in range(50):

@@ -17,15 +17,17 @@ from typing import Any, Literal
 from uuid import UUID
 
 import orjson
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractQueue
 
+from worker.amqp.properties import join, short_string
+from worker.amqp.publication import Publication
+from worker.amqp.reading import read
+from worker.amqp.transport import Connection
 from worker.broker.connection import PublishersBlocked, close_quietly, connect, unless_blocked
-from worker.broker.fast_path import BulkPublisher, DeliveryReader
-from worker.broker.properties import join, short_string
-from worker.broker.publication import PERSISTENT, Publication
+from worker.broker.incoming import read_message
+from worker.broker.messages import PERSISTENT
 from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
-from worker.broker.transport import Connection
 from worker.contract.delivery import Delivery
 from worker.tasks.mailbox import Mailbox
 
@@ -134,7 +136,7 @@ class Load:
             confirmation = await self._confirmed.publish([self._publication(number) for number in numbers])
             await confirmation.wait(PATIENCE)
             self._raise_if_blocked()
-            if not confirmation.flawless:
+            if not confirmation.all_taken:
                 raise BenchFailed("the broker did not take the requests: is a limit set on its queues?")
 
     async def all_at_once(self, requests: int) -> Served:
@@ -275,7 +277,7 @@ async def open_load(
     connection = await connect(amqp_url, name="flow-run-worker bench", connection_class=Connection)
     try:
         publishers: dict[bool, Publisher] = {
-            confirms: BulkPublisher(connection, await connection.channel(publisher_confirms=confirms))
+            confirms: Publisher(connection, await connection.channel(publisher_confirms=confirms), bulk=True)
             for confirms in (False, True)
         }
 
@@ -305,14 +307,12 @@ async def open_load(
 async def _consume_replies(
     connection: Connection, channel: AbstractChannel, replies: Mailbox[Delivery]
 ) -> str:
-    """Consume a reply queue by the worker's fast path. Returns the queue's name."""
+    """Consume a reply queue in bulk, as the worker does. Returns the queue's name."""
     queue = await channel.declare_queue(exclusive=True)
-    number = channel.number or 0
-    connection.frames.channels[number] = DeliveryReader(connection.frames, number, replies.put)
 
-    async def never_called(_: AbstractIncomingMessage) -> None:
-        """The reader takes all messages."""
+    def came(tag: int, properties: bytes, body: bytes, redelivered: bool) -> None:
+        replies.put(Delivery(tag, read_message(properties, body, redelivered=redelivered)))
 
     channel.close_callbacks.add(lambda *_: replies.close())
-    await queue.consume(never_called, no_ack=True)
+    await queue.consume(read(connection, channel, came), no_ack=True)
     return queue.name

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from worker.amqp.transport import Connection
 from worker.broker.connection import close_quietly, connect
-from worker.broker.transport import Connection
 
 
 class Apart:

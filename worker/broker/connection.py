@@ -26,9 +26,9 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
+from ..amqp.watch import Watch, WatchedConnection, watch_of
 from ..urls.broker import split_urls, with_password
 from ..urls.password_file import PASSWORD_FILE, PasswordUnreadable
-from .control import Watch, WatchedConnection, watch_of
 
 ConnectionType = TypeVar("ConnectionType", bound=aio_pika.Connection)
 T = TypeVar("T")

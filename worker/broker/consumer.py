@@ -7,13 +7,15 @@ import time
 from collections.abc import Sequence
 
 import aiormq.abc
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractQueue
 
+from worker.amqp import plain
+from worker.amqp.reading import read
+from worker.amqp.transport import Connection
 from worker.broker.acknowledger import Acknowledger
 from worker.broker.connection import ChannelLost, lost_with
 from worker.broker.in_flight import InFlight
-from worker.broker.properties import read_message
-from worker.broker.transport import Transport
+from worker.broker.incoming import read_message
 from worker.contract.delivery import Delivery
 from worker.tasks.mailbox import Mailbox
 
@@ -33,24 +35,17 @@ STOP_SECONDS = 0.5
 SUSPECT_DELIVERY_COUNT = 3
 
 
-def delivery_of(incoming: AbstractIncomingMessage, frames: Transport, channel: AbstractChannel) -> Delivery:
-    """What aio-pika hands over, with its properties as they came on the wire; once for each."""
-    assert incoming.delivery_tag is not None
-    properties = frames.properties.pop((channel.number or 0, incoming.delivery_tag))
-    message = read_message(properties, incoming.body, redelivered=bool(incoming.redelivered))
-    return Delivery(incoming.delivery_tag, message)
-
-
 class Consumer:
     """A consumer, with one prefetch after the other, on one channel.
 
     Args:
-        frames: the transport of the channel's connection.
+        connection: the channel's.
         channel: for this alone.
         queue: of that channel.
         underlay: the same channel, as aiormq has it.
         lost: done once the session has ended.
         prefetch_size: bytes of deliveries that are held at the most; one more is let in.
+        bulk: read past aio-pika; see :mod:`worker.amqp`.
         careful: whether the last session ended over what was delivered; see :meth:`consume`.
 
     Attributes:
@@ -64,13 +59,14 @@ class Consumer:
 
     def __init__(
         self,
-        frames: Transport,
+        connection: Connection,
         channel: AbstractChannel,
         queue: AbstractQueue,
         underlay: aiormq.abc.AbstractChannel,
         lost: "asyncio.Future[ChannelLost]",
         prefetch_size: int,
         *,
+        bulk: bool = True,
         careful: bool = False,
     ) -> None:
         self.deliveries: Mailbox[Delivery] = Mailbox(lambda delivery: delivery.size)
@@ -78,8 +74,9 @@ class Consumer:
         self.acknowledger = Acknowledger(underlay, lambda: self.prefetch)
         self.answered = False
         self.prefetch = 0
-        self._frames = frames
+        self._frames = connection.frames
         self._channel = channel
+        self._consume = (read if bulk else plain.read)(connection, channel, self._came)
         self._queue = queue
         self._lost = lost
         self._tag: str | None = None
@@ -174,7 +171,7 @@ class Consumer:
                         if self.prefetch:
                             await self._channel.set_qos(prefetch_count=self.prefetch)
                             self._first_tag = self._last_tag + 1
-                            self._tag = await self._queue.consume(self._came)
+                            self._tag = await self._queue.consume(self._consume)
             except TimeoutError as error:
                 raise ChannelLost(f"the broker does not answer for the queue '{self._queue.name}'") from error
             finally:
@@ -242,12 +239,9 @@ class Consumer:
         self._reading.set()
         self._be_patient()
 
-    async def _came(self, incoming: AbstractIncomingMessage) -> None:
-        """aio-pika's way for deliveries, where the fast path does not take them."""
-        self.delivered(delivery_of(incoming, self._frames, self._channel))
-
-    def delivered(self, delivery: Delivery) -> None:
+    def _came(self, tag: int, properties: bytes, body: bytes, redelivered: bool) -> None:
         """Take what came in. Called within a read of the socket."""
+        delivery = Delivery(tag, read_message(properties, body, redelivered=redelivered))
         if delivery.delivery_count < self._suspect_count:
             self._calm.set()
         self._last_tag = delivery.tag

@@ -19,8 +19,8 @@ from time import monotonic
 import aio_pika
 import structlog
 
+from worker.amqp.watch import WatchedConnection
 from worker.broker.connection import FORCED, BrokerRefused, close_quietly, connect
-from worker.broker.control import WatchedConnection
 from worker.contract.immutable import immutable
 from worker.contract.message import DIRECT_REPLY_TO
 

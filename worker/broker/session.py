@@ -15,6 +15,8 @@ import structlog
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
+from worker.amqp.publication import Publication
+from worker.amqp.transport import Connection
 from worker.broker.apart import Apart
 from worker.broker.connection import (
     FORCED,
@@ -29,15 +31,12 @@ from worker.broker.connection import (
 )
 from worker.broker.consumer import Consumer
 from worker.broker.direct_reply import DirectReplies
-from worker.broker.fast_path import BulkPublisher, DeliveryReader
 from worker.broker.in_flight import PREFETCH_SIZE
 from worker.broker.login import login_of
-from worker.broker.publication import Publication
 from worker.broker.publisher import Confirmation, Publisher
 from worker.broker.size_limit import SizeLimit
 from worker.broker.suspects import Suspects
 from worker.broker.topology import Topology, TopologyMismatch
-from worker.broker.transport import Connection
 from worker.contract.message import MAX_MESSAGE_SIZE
 from worker.tasks.backoff import Backoff
 
@@ -103,7 +102,7 @@ class Session:
                 files and heartbeat in the query as aiormq takes them.
             topology: what to declare.
             name: the connections' name as the management UI shows it.
-            fast_path: see :mod:`worker.broker.fast_path`.
+            fast_path: read and write in bulk; see :mod:`worker.amqp`.
             prefetch_size: bytes of deliveries that are held at the most; one more is let in.
             max_message_size: bytes that the broker takes in a message, as far as one knows.
             try_out: consume, and publish something to nobody, so that a right that is missing is
@@ -167,13 +166,17 @@ class Session:
         cancelled = "the broker cancelled the consumer: its queue was deleted or moved"
         underlay.on_consumer_cancel_callbacks.add(lambda _: self._end(cancelled))
         self.consumer = Consumer(
-            consuming.frames, channel, queue, underlay, self.lost, prefetch_size, careful=careful
+            consuming,
+            channel,
+            queue,
+            underlay,
+            self.lost,
+            prefetch_size,
+            bulk=fast_path,
+            careful=careful,
         )
-        if fast_path:
-            reader = DeliveryReader(consuming.frames, underlay.number, self.consumer.delivered)
-            consuming.frames.channels[underlay.number] = reader
         confirming = await publishing.channel(publisher_confirms=True)
-        self.publisher = (BulkPublisher if fast_path else Publisher)(publishing, confirming)
+        self.publisher = Publisher(publishing, confirming, bulk=fast_path)
         for closing in (channel, confirming, consuming, publishing):
             closing.close_callbacks.add(lambda _, error: self._end(error))
 

@@ -7,6 +7,7 @@ import asyncio
 import structlog
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
+from worker.amqp.watch import WatchedConnection
 from worker.broker.connection import (
     BrokerRefused,
     BrokerUnavailable,
@@ -15,7 +16,6 @@ from worker.broker.connection import (
     connect,
     lost_with,
 )
-from worker.broker.control import WatchedConnection
 from worker.broker.declaring import TopologyMismatch
 from worker.broker.management import Management, ManagementUnavailable
 from worker.broker.policies import harms

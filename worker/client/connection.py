@@ -15,6 +15,7 @@ from aiormq.exceptions import (
     ConnectionSyntaxError,
 )
 
+from ..amqp.watch import WatchedConnection
 from ..broker.connection import (
     CONNECT_TIMEOUT,
     BrokerRefused,
@@ -24,7 +25,6 @@ from ..broker.connection import (
     connect,
     lost_with,
 )
-from ..broker.control import WatchedConnection
 from ..contract.message import DIRECT_REPLY_TO
 from ..tasks.backoff import Backoff
 from .errors import AccessRefused, BrokerGone, ClientError, MessageRefused, NotRoutable, NotTaken

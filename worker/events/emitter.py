@@ -9,6 +9,7 @@ import asyncio
 import structlog
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
+from worker.amqp.transport import Connection
 from worker.broker.connection import (
     BrokerRefused,
     BrokerUnavailable,
@@ -18,7 +19,6 @@ from worker.broker.connection import (
     lost_with,
 )
 from worker.broker.topology import Topology, TopologyMismatch
-from worker.broker.transport import Connection
 from worker.events.api import PrefectAPI
 from worker.events.hand_over import HandedBack, HandOver
 from worker.events.stay import Stay

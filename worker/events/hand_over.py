@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 import orjson
 import structlog
 
+from worker.amqp.publication import Confirm
 from worker.broker.connection import ChannelLost
-from worker.broker.publication import EVENTS_HEADER, refused_event
-from worker.broker.publisher import Fate
+from worker.broker.messages import EVENTS_HEADER, refused_event
 from worker.contract.encoding import dumps
 from worker.events.api import APIAway, EventsRefused, PrefectAPI
 from worker.events.outbox import CHUNK_MAX
@@ -220,7 +220,7 @@ class HandOver:
         )
         confirmation = await stay.publisher.publish([letter])
         await confirmation.done
-        if confirmation.fates[0] is not Fate.CONFIRMED:
+        if confirmation.confirms[0] is not Confirm.ACK:
             # Its message stays in the outbox and is tried again.
             metrics.events_held(f"the queue '{queue}' does not take one that the API refuses")
             raise ChannelLost(f"the queue '{queue}' does not take a dead letter")

@@ -12,9 +12,10 @@ from uuid import UUID
 
 import structlog
 
+from worker.amqp.publication import Confirm, Publication
 from worker.broker.connection import ChannelLost
-from worker.broker.publication import Publication, events_message
-from worker.broker.publisher import Confirmation, Fate
+from worker.broker.messages import events_message
+from worker.broker.publisher import Confirmation
 from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
 from worker.contract.encoding import dumps
@@ -203,11 +204,11 @@ class Outbox:
         """
         await confirmation.done
         backoff = Backoff()
-        while not confirmation.flawless:
+        while not confirmation.all_taken:
             left = [
                 each
-                for each, fate in zip(confirmation.publications, confirmation.fates, strict=True)
-                if fate is not Fate.CONFIRMED
+                for each, confirm in zip(confirmation.publications, confirmation.confirms, strict=True)
+                if confirm is not Confirm.ACK
             ]
             log.warning("events_not_taken", queue=self._queue, messages=len(left), tries=backoff.tries + 1)
             await backoff.sleep()

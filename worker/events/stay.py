@@ -7,11 +7,11 @@ from contextlib import suppress
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
+from worker.amqp.transport import Connection
 from worker.broker.connection import ChannelLost, lost_with
-from worker.broker.consumer import delivery_of
+from worker.broker.incoming import delivery_of
 from worker.broker.login import login_of
 from worker.broker.publisher import Publisher
-from worker.broker.transport import Connection
 from worker.contract.immutable import immutable
 from worker.contract.message import Message
 from worker.tasks.mailbox import Mailbox
@@ -119,7 +119,7 @@ class Stay:
         self.messages.close()
 
     async def _came(self, incoming: AbstractIncomingMessage) -> None:
-        message = delivery_of(incoming, self._connection.frames, self._channel).message
+        message = delivery_of(self._connection, self._channel, incoming).message
         published = message.timestamp
         self._held[incoming.delivery_tag or 0] = published.timestamp() if published else time.time()
         self.messages.put(Taken(incoming, message))

@@ -9,7 +9,8 @@ from time import monotonic
 
 import structlog
 
-from worker.broker.publication import Publication, dead_letter_copy, reply
+from worker.amqp.publication import Publication
+from worker.broker.messages import dead_letter_copy, reply
 from worker.broker.session import Session
 from worker.contract.encoding import dumps
 from worker.contract.immutable import immutable

@@ -5,7 +5,7 @@ A dead letter is never given up.
 
 from time import monotonic
 
-from worker.broker.publisher import Fate
+from worker.amqp.publication import Confirm
 
 # For how long, in seconds, a reply is published again that the broker refuses, before the requester
 # is given up as one whose queue is gone: a replicated reply queue whose node died has another
@@ -32,22 +32,29 @@ class GivingUp:
         self._until: dict[str, float] = {}
 
     def reason(
-        self, queue: str, fate: Fate | None, *, waited: float, overtaken: bool, others: int, prefetch: int
+        self,
+        queue: str,
+        confirm: Confirm | None,
+        *,
+        waited: float,
+        overtaken: bool,
+        others: int,
+        prefetch: int,
     ) -> str | None:
         """Why a reply is given up; None to wait for its confirm, or to publish it again.
 
         Args:
             queue: where it was published to.
-            fate: what the broker said of it; None for nothing.
+            confirm: what the broker said of it; None for nothing.
             waited: since it was published first, in seconds.
             overtaken: whether the broker has answered for a later one.
             others: how many more answers wait for this queue.
             prefetch: how many deliveries are let in, once the session is on its way. Not how many
                 are now: a session begins with one, and ends with none.
         """
-        if fate is Fate.RETURNED:
+        if confirm is Confirm.RETURN:
             return "no such queue"
-        if fate is Fate.REFUSED:
+        if confirm is Confirm.NACK:
             now = monotonic()
             if waited > REPLY_SECONDS:
                 self._until = {each: until for each, until in self._until.items() if until > now}

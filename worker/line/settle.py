@@ -15,9 +15,10 @@ from time import monotonic
 
 import structlog
 
+from worker.amqp.publication import Confirm, Publication
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost
-from worker.broker.publication import Publication
-from worker.broker.publisher import Confirmation, Fate
+from worker.broker.messages import is_mandatory
+from worker.broker.publisher import Confirmation
 from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
 from worker.line.due import NO_REQUESTER, Due, count_bytes, due_of, other_queue, shortened, unroutable
@@ -165,7 +166,7 @@ class Settlement:
             settled: list[Due] = []
             hanging: list[tuple[int, Due]] = []
             for place, each in places:
-                verdicts = [] if confirmation.flawless else self._judge(each, confirmation, place)
+                verdicts = [] if confirmation.all_taken else self._judge(each, confirmation, place)
                 if _Verdict.TIME in verdicts:
                     hanging.append((place, each))
                 elif not self._goes_out_again(each, verdicts):
@@ -180,10 +181,10 @@ class Settlement:
         """What each of an answer's publications needs: a dead letter is never given up."""
         verdicts = []
         for index, publication in enumerate(due.publications, start=place):
-            fate = confirmation.fates[index]
-            if fate in (Fate.CONFIRMED, Fate.GIVEN_UP):
+            confirm = confirmation.confirms[index]
+            if confirm is Confirm.ACK or index in confirmation.given_up:
                 verdicts.append(_Verdict.NOTHING)
-            elif fate is Fate.RETURNED and other_queue(due.answer, publication) is not None:
+            elif confirm is Confirm.RETURN and other_queue(due.answer, publication) is not None:
                 verdicts.append(_Verdict.ANOTHER_NAME)
             elif publication.queue != self._dead_letter_queue and (
                 reason := self._reason_to_give_up(due, publication.queue, confirmation, index)
@@ -192,14 +193,14 @@ class Settlement:
                 unroutable(due.answer, publication.queue, reason)
                 verdicts.append(_Verdict.NOTHING)
             else:
-                verdicts.append(_Verdict.TIME if fate is None else _Verdict.ANOTHER_TRY)
+                verdicts.append(_Verdict.TIME if confirm is None else _Verdict.ANOTHER_TRY)
         return verdicts
 
     def _reason_to_give_up(self, due: Due, queue: str, confirmation: Confirmation, index: int) -> str | None:
         in_flight = self._session.consumer.in_flight
         return self._giving_up.reason(
             queue,
-            confirmation.fates[index],
+            confirmation.confirms[index],
             waited=monotonic() - due.since,
             overtaken=confirmation.overtaken(index),
             others=self._aside.waiting_for(queue) - (due.answer.delivery.tag in self._aside),
@@ -225,7 +226,7 @@ class Settlement:
                 publications.append(publication)
             elif verdict is _Verdict.ANOTHER_NAME and queue is not None:
                 if await self._may_publish(queue):
-                    publications.append(replace(publication, queue=queue))
+                    publications.append(publication._replace(queue=queue, mandatory=is_mandatory(queue)))
                 else:
                     unroutable(due.answer, queue, NO_REQUESTER)
         due = replace(due, publications=tuple(publications))
@@ -384,7 +385,8 @@ class Settlement:
 def _unanswered(places: Iterable[tuple[int, Due]], confirmation: Confirmation) -> Iterator[Due]:
     """The answers of which the broker has not answered for all, each with its first place."""
     for place, each in places:
-        if None in confirmation.fates[place : place + len(each.publications)]:
+        each_place = range(place, place + len(each.publications))
+        if any(confirmation.confirms[at] is None and at not in confirmation.given_up for at in each_place):
             yield each
 
 

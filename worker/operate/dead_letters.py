@@ -15,20 +15,20 @@ from typing import Any, Self
 
 from aio_pika.exceptions import ChannelNotFoundEntity
 
+from worker.amqp.properties import in_order, join, join_table, split, split_table
+from worker.amqp.publication import Confirm, Publication
+from worker.amqp.transport import Connection
 from worker.broker.connection import close_quietly, connect, unless_blocked
 from worker.broker.login import login_of
-from worker.broker.properties import in_order, join, join_table, split, split_table
-from worker.broker.publication import (
+from worker.broker.messages import (
     APP_ID,
     DELIVERY_MODE_HEADER,
     EVENT_TYPE,
     RAW_PROPERTIES_HEADER,
     USER_HEADER,
-    Publication,
     events_message,
 )
-from worker.broker.publisher import Confirmation, Fate, Publisher
-from worker.broker.transport import Connection
+from worker.broker.publisher import Confirmation, Publisher
 from worker.contract.message import (
     DELIVERY_COUNT_HEADER,
     HEADERS_DROPPED_HEADER,
@@ -276,9 +276,9 @@ class DeadLetters:
 
     async def _publish(self, letter: Letter, publication: Publication) -> None:
         confirmation = await unless_blocked(self._connection.frames, self._until_confirmed(publication))
-        if confirmation.fates[0] is Fate.RETURNED:
+        if confirmation.confirms[0] is Confirm.RETURN:
             raise DeadLettersFailed(f"{letter.id}: the queue '{publication.queue}' does not stand")
-        if not confirmation.flawless:
+        if not confirmation.all_taken:
             raise DeadLettersFailed(
                 f"{letter.id}: the broker does not take it: is '{publication.queue}' full?"
             )

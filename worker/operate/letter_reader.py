@@ -32,14 +32,14 @@ from aiormq.exceptions import ChannelAccessRefused
 from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueCommands
 
+from worker.amqp.transport import Connection
 from worker.broker.connection import (
     ChannelLost,
     close_quietly,
     connect,
     lost_with,
 )
-from worker.broker.consumer import delivery_of
-from worker.broker.transport import Connection
+from worker.broker.incoming import delivery_of
 from worker.contract.delivery import Delivery
 from worker.contract.message import fingerprint
 
@@ -225,7 +225,7 @@ class LetterReader:
             incoming = await segment.queue.get(fail=False)
         if incoming is None:
             return None
-        delivery = delivery_of(incoming, segment.connection.frames, segment.channel)
+        delivery = delivery_of(segment.connection, segment.channel, incoming)
         return Taken(delivery, incoming)
 
     async def _note_failure(self, failed: _Segment) -> None:

@@ -16,8 +16,8 @@ from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError
 from prometheus_client.parser import text_string_to_metric_families
 
+from worker.amqp.watch import WatchedConnection
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, close_quietly, connect
-from worker.broker.control import WatchedConnection
 from worker.contract.topology import QueueNames
 
 # Longest wait for a page, in seconds.

@@ -12,6 +12,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError
 from aiormq.exceptions import ChannelAccessRefused
 
+from worker.amqp.watch import WatchedConnection
 from worker.broker.connection import (
     BrokerRefused,
     BrokerUnavailable,
@@ -21,7 +22,6 @@ from worker.broker.connection import (
     connect,
     unless_blocked,
 )
-from worker.broker.control import WatchedConnection
 from worker.broker.declaring import NothingThere, TopologyMismatch, declaring
 from worker.broker.topology import Topology
 from worker.observability.redaction import redact

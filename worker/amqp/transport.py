@@ -6,29 +6,37 @@ to tell: a delivery's properties as they came, a publication that came back (wha
 properties), and that the broker blocks publishers. Properties that aiormq could not read would end
 the connection with everything on it, so it gets none. And it can stop reading for a while.
 
-The fast path (:mod:`worker.broker.fast_path`) takes a channel's deliveries away here.
+Bulk reading and writing (:mod:`reading`, :mod:`writing`) take a channel's deliveries and confirms
+away here.
 """
 
 import asyncio
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any, cast
 
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from worker.broker.control import HEAD, METHOD, METHOD_ID, EndingConnection, Watch, short_string
+from .frames import (
+    CONTENT,
+    DELIVER,
+    END,
+    GET_OK,
+    HEAD,
+    HEADER,
+    KINDS,
+    METHOD,
+    METHOD_ID,
+    RETURN,
+    TAG,
+    read_short_string,
+)
+from .watch import EndingConnection, Watch
 
-END = 0xCE
-HEADER, BODY = 2, 3
-KINDS = frozenset({METHOD, HEADER, BODY, 8})  # the last are heartbeats
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-# What stands before a content header: its class, its weight, the body's size.
-CONTENT = struct.Struct(">HHQ")
-CONTENT_CLASS = 60
-RETURN, DELIVER, GET_OK = ((CONTENT_CLASS << 16) + method for method in (50, 60, 71))
-TAG = struct.Struct(">Q")
+# Where the broker sets no limit of its own (0), RabbitMQ's default; bytes.
+DEFAULT_FRAME_MAX = 131_072
 # aiormq gives up a connection on which no frame came for three heartbeats (three minutes by
 # default, three seconds at least), and RabbitMQ sends no heartbeat while it sends others. So of
 # those that aiormq doesn't see, or while nothing is read, a heartbeat tells it this often; seconds.
@@ -70,7 +78,7 @@ class Observer:
                 at += 2  # its code; its reason and exchange stand before the routing key
                 for _ in range(2):
                     at += 1 + buffer[at]
-                self._transport.on_return[self._number](short_string(buffer, at))
+                self._transport.on_return[self._number](read_short_string(buffer, at))
         elif kind == HEADER:
             if self._tag is not None:
                 self._transport.properties[self._number, self._tag] = buffer[start + CONTENT.size : end]
@@ -179,7 +187,7 @@ class FrameReader(asyncio.StreamReader):
 class Transport(Watch):
     """Opens the socket as aiormq does by itself, and looks at what comes in.
 
-    Attributes, besides those of :class:`worker.broker.control.Watch`:
+    Attributes, besides those of :class:`worker.amqp.watch.Watch`:
         channels: who looks at the frames of a channel, by its number; an :class:`Observer` by
             itself.
         properties: of deliveries that aiormq serves, as they came, by channel and delivery tag. Who
@@ -255,3 +263,9 @@ class Connection(EndingConnection):
         self.kwargs["transport_factory"] = self.frames
         # Whoever waits to publish is told of the end then.
         self.close_callbacks.add(lambda *_: self.frames.unblocked.set())
+
+    @property
+    def frame_max(self) -> int:
+        """The largest frame in bytes, as agreed with the broker."""
+        assert self.transport is not None
+        return int(self.transport.connection.connection_tune.frame_max) or DEFAULT_FRAME_MAX

@@ -11,14 +11,11 @@ from itertools import count
 from typing import Any
 from uuid import uuid4
 
-from pamqp.commands import Basic
 from pamqp.encode import encode_table_value
 
-from worker.broker import properties as props
-from worker.broker.control import HEAD, METHOD
-from worker.broker.transport import BODY, CONTENT, CONTENT_CLASS, END, HEADER
+from worker.amqp import properties as props
+from worker.amqp.publication import Publication
 from worker.contract.errors import MAX_LINE
-from worker.contract.immutable import immutable
 from worker.contract.message import (
     DIRECT_REPLY_TO,
     ERROR_HEADER,
@@ -42,7 +39,6 @@ MAX_SHORT_ERROR = 100
 
 _SECONDS = struct.Struct(">Q")
 _INTEGER = struct.Struct(">ci")
-_END = bytes((END,))
 _NO_HEADERS = bytes(4)
 _JSON = props.short_string("application/json")
 _APP_ID = props.short_string(APP_ID)
@@ -51,10 +47,6 @@ _TYPES = {kind: props.short_string(kind) for kind in ("flow_run", "error")}
 EVENT_TYPE = "prefect_event"
 # How many events a message of the outbox has.
 EVENTS_HEADER = "events"
-# Method, two reserved octets, and the default exchange, whose name is empty.
-_PUBLISH = struct.pack(">IHB", (CONTENT_CLASS << 16) + 40, 0, 0)
-# What a frame takes besides its payload.
-_FRAME_OVERHEAD = HEAD.size + len(_END)
 
 _process = uuid4().hex
 _numbers = count(1)
@@ -65,80 +57,14 @@ def new_message_id() -> str:
     return f"{_process}.{next(_numbers)}"
 
 
-@immutable
-class Publication:
-    """One message to publish to a queue by its name.
+def is_mandatory(queue: str) -> bool:
+    """Whether a publication is to come back where no queue takes it: always but for direct replies.
 
-    Attributes:
-        queue: the routing key on the default exchange.
-        properties: flags and properties, as they stand in a content header.
-        body: the payload.
+    RabbitMQ returns every mandatory message to a direct reply-to, delivered or not, since it is
+    routed to no queue (``rabbit_exchange:route`` and ``rabbit_channel:deliver_reply`` up to
+    4.1): that would tell nothing, at the price of each reply sent twice.
     """
-
-    queue: str
-    properties: bytes
-    body: bytes
-
-    @property
-    def mandatory(self) -> bool:
-        """Whether it is to come back where no queue takes it: always but for direct replies.
-
-        RabbitMQ returns every mandatory message to a direct reply-to, delivered or not, since it is
-        routed to no queue (``rabbit_exchange:route`` and ``rabbit_channel:deliver_reply`` up to
-        4.1): that would tell nothing, at the price of each reply sent twice.
-        """
-        return not self.queue.startswith(DIRECT_REPLY_TO)
-
-    @property
-    def size(self) -> int:
-        """Size of the body in bytes."""
-        return len(self.body)
-
-    def frames(self, channel: int, frame_max: int) -> list[bytes]:
-        """The frames of a ``basic.publish`` as bytes; each item has one or more whole ones.
-
-        Raises:
-            ValueError: the queue's name is too long, or the properties are larger than a frame.
-        """
-        self.check(frame_max)
-        routing_key = props.short_string(self.queue)
-        head = (
-            HEAD.pack(METHOD, channel, len(_PUBLISH) + len(routing_key) + 1),
-            _PUBLISH,
-            routing_key,
-            b"\x01" if self.mandatory else b"\x00",
-            _END,
-            HEAD.pack(HEADER, channel, CONTENT.size + len(self.properties)),
-            CONTENT.pack(CONTENT_CLASS, 0, len(self.body)),
-            self.properties,
-            _END,
-        )
-        step = frame_max - _FRAME_OVERHEAD
-        if 0 < len(self.body) <= step:
-            return [b"".join((*head, HEAD.pack(BODY, channel, len(self.body)), self.body, _END))]
-        frames = [b"".join(head)]
-        for start in range(0, len(self.body), step):
-            part = self.body[start : start + step]
-            frames.append(b"".join((HEAD.pack(BODY, channel, len(part)), part, _END)))
-        return frames
-
-    def check(self, frame_max: int) -> None:
-        """Raise ValueError if the properties are larger than a frame."""
-        size = CONTENT.size + len(self.properties) + _FRAME_OVERHEAD
-        if size > frame_max:
-            raise ValueError(f"the properties take {size} bytes and a frame holds {frame_max}")
-
-
-class WrittenProperties(Basic.Properties):
-    """Properties for aio-pika that are written already, to the letter."""
-
-    def __init__(self, written: bytes) -> None:
-        super().__init__()
-        self._written = written
-
-    def marshal(self) -> bytes:
-        """Called by pamqp when it writes a content header."""
-        return self._written
+    return not queue.startswith(DIRECT_REPLY_TO)
 
 
 def reply(
@@ -158,7 +84,8 @@ def reply(
     values["timestamp"] = _SECONDS.pack(int(now.timestamp()))
     values["type"] = _TYPES["flow_run" if status < 400 else "error"]
     values["app_id"] = _APP_ID
-    return Publication(message.reply_to or "", props.join(values), body)
+    queue = message.reply_to or ""
+    return Publication(queue, props.join(values), body, is_mandatory(queue))
 
 
 @cache

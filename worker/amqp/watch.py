@@ -3,7 +3,6 @@ reason where a caller could read it. Knows no messages.
 """
 
 import asyncio
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +11,7 @@ import aiormq
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory
 from yarl import URL
 
-# Type, channel and size of a frame's payload, which an end octet follows (AMQP 0-9-1, section
-# 2.3.5); a method's class and number.
-HEAD = struct.Struct(">BHI")
-METHOD_ID = struct.Struct(">I")
-METHOD = 1
-CLOSE, BLOCKED, UNBLOCKED = ((10 << 16) + method for method in (50, 60, 61))
-_FRAME_TYPES = frozenset({1, 2, 3, 8})
+from .frames import BLOCKED, CLOSE, HEAD, KINDS, METHOD, METHOD_ID, UNBLOCKED, read_short_string
 
 
 class Watch(aiormq.TransportFactory):
@@ -54,9 +47,9 @@ class Watch(aiormq.TransportFactory):
         (method,) = METHOD_ID.unpack_from(buffer, start)
         at = start + METHOD_ID.size
         if method == CLOSE:
-            self.closed = short_string(buffer, at + 2)  # behind its code
+            self.closed = read_short_string(buffer, at + 2)  # behind its code
         elif method in (BLOCKED, UNBLOCKED):
-            self.block(short_string(buffer, at) if method == BLOCKED else None)
+            self.block(read_short_string(buffer, at) if method == BLOCKED else None)
 
     def block(self, reason: str | None) -> None:
         """Note what ``connection.blocked`` or ``connection.unblocked`` (None) says."""
@@ -86,7 +79,7 @@ class Watch(aiormq.TransportFactory):
             while size - at >= HEAD.size:
                 kind, channel, length = HEAD.unpack_from(buffer, at)
                 end = at + HEAD.size + length + 1
-                if kind not in _FRAME_TYPES:  # no frame, as the header of another version of AMQP
+                if kind not in KINDS:  # no frame, as the header of another version of AMQP
                     passing = True
                     return
                 if kind == METHOD and not channel:
@@ -128,8 +121,3 @@ def watch_of(connection: object) -> Watch | None:
     """The watch of a connection; None if it has none."""
     watch = getattr(connection, "frames", None)
     return watch if isinstance(watch, Watch) else None
-
-
-def short_string(buffer: bytes, at: int) -> str:
-    """A string that begins there with its length."""
-    return buffer[at + 1 : at + 1 + buffer[at]].decode(errors="replace")

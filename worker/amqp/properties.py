@@ -14,8 +14,6 @@ from typing import Any
 import pamqp.decode
 from pamqp.commands import Basic
 
-from worker.contract.message import Message
-
 _FLAGS = struct.Struct(">H")
 _LENGTH = struct.Struct(">I")
 # Another two octets of flags follow, of which AMQP 0-9-1 uses none.
@@ -47,21 +45,20 @@ _KINDS: dict[str, _Kind] = {
 }
 
 
-def read_message(raw: bytes, body: bytes, *, redelivered: bool = False) -> Message:
-    """A message from its properties and its body; raises nothing.
-
-    What can't be read stays None (a header: its bytes), and stands in ``Message.unreadable``
-    with the reason.
+def read(raw: bytes, unreadable: dict[str, str]) -> dict[str, Any]:
+    """The properties that are there, by their names; raises nothing.
 
     Args:
         raw: flags and properties, as they stand in a content header.
+        unreadable: gets the reason for each that can't be read: by its name, ``headers.NAME`` for a
+            header, whose value is then its bytes, and ``properties`` for all that follow the last
+            one that could.
     """
     found: dict[str, Any] = {}
-    unreadable: dict[str, str] = {}
     try:
-        for name, read, start, end in _spans(raw):
+        for name, read_one, start, end in _spans(raw):
             try:
-                found[name] = read(raw[start:end])
+                found[name] = read_one(raw[start:end])
             except Exception as error:  # whatever it is, it is told in the refusal
                 if name == "headers":
                     found[name] = _each_header(raw[start:end], unreadable)
@@ -69,9 +66,7 @@ def read_message(raw: bytes, body: bytes, *, redelivered: bool = False) -> Messa
                     unreadable[name] = str(error) or type(error).__name__
     except ValueError as error:
         unreadable["properties"] = str(error)
-    found.pop("cluster_id", None)
-    headers = found.pop("headers", None) or {}
-    return Message(body, headers, **found, redelivered=redelivered, raw_properties=raw, unreadable=unreadable)
+    return found
 
 
 def _each_header(raw: bytes, unreadable: dict[str, str]) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""Reads and writes one message at a time, as aio-pika and aiormq document it: to find a fault, and
+on channels that are open for a moment.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
+from pamqp.commands import Basic
+
+from .publication import Confirm, Outgoing, Unconfirmed
+from .reading import Consume, OnDelivery
+from .transport import Connection
+
+
+def read(connection: Connection, channel: AbstractChannel, on_delivery: OnDelivery) -> Consume:
+    """As :func:`worker.amqp.reading.read`."""
+
+    async def consume(incoming: AbstractIncomingMessage) -> None:
+        properties = raw_properties(connection, channel, incoming)
+        on_delivery(incoming.delivery_tag or 0, properties, incoming.body, bool(incoming.redelivered))
+
+    return consume
+
+
+def raw_properties(
+    connection: Connection, channel: AbstractChannel, incoming: AbstractIncomingMessage
+) -> bytes:
+    """The properties of what aio-pika hands over, as they came on the wire; once for each."""
+    return connection.frames.properties.pop((channel.number or 0, incoming.delivery_tag or 0))
+
+
+class Writer:
+    """As :class:`worker.amqp.writing.Writer`. Each publication has a task, as aiormq's
+    ``basic_publish`` waits for the confirm.
+    """
+
+    def __init__(self, connection: Connection, channel: AbstractChannel) -> None:
+        self._channel = channel
+        self._unconfirmed = Unconfirmed()
+        self._next = 1
+        self._tasks: set[asyncio.Task[None]] = set()
+        connection.frames.on_return[channel.number or 0] = self._unconfirmed.returned
+
+    async def write(self, outgoing: Sequence[Outgoing]) -> None:
+        """As :meth:`worker.amqp.writing.Writer.write`, but for errors: the channel's end is told to
+        all that wait on it.
+        """
+        for each in outgoing:
+            self._unconfirmed.add(self._next, each)
+            task = asyncio.create_task(self._publish(self._next, each))
+            self._next += 1
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _publish(self, number: int, outgoing: Outgoing) -> None:
+        publication = outgoing.publication
+        try:
+            channel = await self._channel.get_underlay_channel()
+            await channel.basic_publish(
+                publication.body,
+                routing_key=publication.queue,
+                properties=WrittenProperties(publication.properties),
+                mandatory=publication.mandatory,
+            )
+        except DeliveryError:
+            self._unconfirmed.confirm(number, Confirm.NACK)
+        except Exception as error:
+            if not (self._channel.is_closed or isinstance(error, CONNECTION_EXCEPTIONS)):
+                raise
+        else:
+            # One that came back was told before, by its basic.return.
+            self._unconfirmed.confirm(number, Confirm.ACK)
+
+
+class WrittenProperties(Basic.Properties):
+    """Properties for aiormq that are written already, to the letter."""
+
+    def __init__(self, written: bytes) -> None:
+        super().__init__()
+        self._written = written
+
+    def marshal(self) -> bytes:
+        """Called by pamqp when it writes a content header."""
+        return self._written

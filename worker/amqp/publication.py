@@ -1,0 +1,127 @@
+"""One message on its way to a queue, and what the broker says of it."""
+
+import struct
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
+
+from .frames import BODY, CONTENT, CONTENT_CLASS, END, HEAD, HEADER, METHOD, PUBLISH
+from .properties import short_string
+
+_END = bytes((END,))
+# Method, two reserved octets, and the default exchange, whose name is empty.
+_PUBLISH = struct.pack(">IHB", PUBLISH, 0, 0)
+# What a frame takes besides its payload.
+_FRAME_OVERHEAD = HEAD.size + len(_END)
+
+
+class Publication(NamedTuple):
+    """One message to publish to a queue by its name.
+
+    Attributes:
+        queue: the routing key on the default exchange.
+        properties: flags and properties, as they stand in a content header.
+        body: the payload.
+        mandatory: whether it comes back where no queue takes it.
+    """
+
+    queue: str
+    properties: bytes
+    body: bytes
+    mandatory: bool = True
+
+    @property
+    def size(self) -> int:
+        """Size of the body in bytes."""
+        return len(self.body)
+
+    def frames(self, channel: int, frame_max: int) -> list[bytes]:
+        """The frames of a ``basic.publish`` as bytes; each item has one or more whole ones.
+
+        Raises:
+            ValueError: the queue's name is too long, or the properties are larger than a frame.
+        """
+        self.check(frame_max)
+        routing_key = short_string(self.queue)
+        head = (
+            HEAD.pack(METHOD, channel, len(_PUBLISH) + len(routing_key) + 1),
+            _PUBLISH,
+            routing_key,
+            b"\x01" if self.mandatory else b"\x00",
+            _END,
+            HEAD.pack(HEADER, channel, CONTENT.size + len(self.properties)),
+            CONTENT.pack(CONTENT_CLASS, 0, len(self.body)),
+            self.properties,
+            _END,
+        )
+        step = frame_max - _FRAME_OVERHEAD
+        if 0 < len(self.body) <= step:
+            return [b"".join((*head, HEAD.pack(BODY, channel, len(self.body)), self.body, _END))]
+        frames = [b"".join(head)]
+        for start in range(0, len(self.body), step):
+            part = self.body[start : start + step]
+            frames.append(b"".join((HEAD.pack(BODY, channel, len(part)), part, _END)))
+        return frames
+
+    def check(self, frame_max: int) -> None:
+        """Raise ValueError if the properties are larger than a frame."""
+        size = CONTENT.size + len(self.properties) + _FRAME_OVERHEAD
+        if size > frame_max:
+            raise ValueError(f"the properties take {size} bytes and a frame holds {frame_max}")
+
+
+class Confirm(Enum):
+    """What the broker says of a publication."""
+
+    ACK = "ack"
+    RETURN = "return"  # there is no queue of that name; an ack follows, and counts no more
+    NACK = "nack"  # its queue is full, or can't write
+
+
+class Outgoing(NamedTuple):
+    """A publication, and who is told what the broker says of it, once.
+
+    Attributes:
+        on_confirm: is called within a read of the socket: it must neither wait nor raise.
+    """
+
+    publication: Publication
+    on_confirm: Callable[[Confirm], None]
+
+
+class Unconfirmed:
+    """The publications of one channel of which the broker has said nothing, by their numbers."""
+
+    def __init__(self) -> None:
+        self._outgoing: dict[int, Outgoing] = {}
+        self._lowest = 1
+        # Their numbers by queue, while publications come back: most channels see none.
+        self._by_queue: dict[str, dict[int, None]] = {}
+
+    def add(self, number: int, outgoing: Outgoing) -> None:
+        """Wait for the confirm of a publication; numbers rise from 1."""
+        self._outgoing[number] = outgoing
+        if self._by_queue:
+            self._by_queue.setdefault(outgoing.publication.queue, {})[number] = None
+
+    def confirm(self, number: int, confirm: Confirm, *, multiple: bool = False) -> None:
+        """Tell that the broker confirmed a publication, or with ``multiple`` all up to it."""
+        for each in range(self._lowest, number + 1) if multiple else (number,):
+            if (outgoing := self._outgoing.pop(each, None)) is not None:
+                if self._by_queue:
+                    self._by_queue.get(outgoing.publication.queue, {}).pop(each, None)
+                outgoing.on_confirm(confirm)
+        if multiple:
+            self._lowest = number + 1
+        if not self._outgoing:
+            self._by_queue = {}
+
+    def returned(self, queue: str) -> None:
+        """Tell that a publication to this queue came back. The broker does not say which one: all
+        to it that are not confirmed count as returned.
+        """
+        if not self._by_queue:
+            for number, outgoing in self._outgoing.items():
+                self._by_queue.setdefault(outgoing.publication.queue, {})[number] = None
+        for number in self._by_queue.pop(queue, ()):
+            self.confirm(number, Confirm.RETURN)

@@ -1,0 +1,36 @@
+"""A message as it came in: its properties, as far as they can be read, and its body."""
+
+from typing import Any
+
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+from worker.amqp.plain import raw_properties
+from worker.amqp.properties import read
+from worker.amqp.transport import Connection
+from worker.contract.delivery import Delivery
+from worker.contract.message import Message
+
+
+def read_message(raw: bytes, body: bytes, *, redelivered: bool = False) -> Message:
+    """A message from its properties and its body; raises nothing.
+
+    What can't be read stays None (a header: its bytes), and stands in ``Message.unreadable``
+    with the reason.
+
+    Args:
+        raw: flags and properties, as they stand in a content header.
+    """
+    unreadable: dict[str, str] = {}
+    found: dict[str, Any] = read(raw, unreadable)
+    found.pop("cluster_id", None)
+    headers = found.pop("headers", None) or {}
+    return Message(body, headers, **found, redelivered=redelivered, raw_properties=raw, unreadable=unreadable)
+
+
+def delivery_of(
+    connection: Connection, channel: AbstractChannel, incoming: AbstractIncomingMessage
+) -> Delivery:
+    """What aio-pika hands over, with its properties as they came on the wire; once for each."""
+    raw = raw_properties(connection, channel, incoming)
+    message = read_message(raw, incoming.body, redelivered=bool(incoming.redelivered))
+    return Delivery(incoming.delivery_tag or 0, message)
