@@ -12,7 +12,8 @@ from tests.conformance.cases import CASES
 from tests.conformance.comparison import differences
 from tests.conformance.prefect_server import OLDER_VERSIONS, PrefectServer
 from tests.conftest import StartWorker
-from tests.support.database import fetch
+from tests.support.database import execute, fetch
+from tests.support.newer_column import ADD, COLUMN, newer_worker
 from tests.support.postgresql import PostgreSQL
 from tests.support.producer import Producer
 from worker.operate.doctor.prefect_versions import version_at
@@ -78,4 +79,7 @@ async def test_its_server_shows_what_the_replies_said(
     assert version_at("postgresql", revision["version_num"]) == version
     assert not different, "\n".join(different)
     assert compared > 150
+    assert await newer_worker(database_url, flow_id) == {"lacks": [f"flow_run.{COLUMN}"], "shown": "usual"}
+    await execute(database_url, ADD)
+    assert await newer_worker(database_url, flow_id) == {"lacks": [], "shown": "one"}
     print(f"Prefect {version}: {compared} runs read back over its API, all equal")

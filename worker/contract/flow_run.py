@@ -1,10 +1,20 @@
 """A flow run and its state as stored: the columns of Prefect's tables under their own names."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import NoneType
 from typing import Any
 from uuid import UUID
+
+
+def since(prefect: str, default: Any) -> Any:
+    """A column that an older Prefect's database lacks. There it is neither written nor read, and
+    the row has the default.
+
+    Args:
+        prefect: the first version that has it, such as ``3.10``.
+    """
+    return field(default=default, metadata={"since": prefect})
 
 
 @dataclass(slots=True)
@@ -28,8 +38,9 @@ class FlowRun:
     """A row of ``flow_run``, with its state and the columns of its work queue and work pool that a
     record shows.
 
-    Datetimes are aware. ``parameters``, ``context``, ``empirical_policy``, ``tags``, ``labels``,
-    ``created_by`` and ``job_variables`` are JSON values.
+    A field without a default is a column that every database has, one of :func:`since` a column
+    that newer ones have. Datetimes are aware. ``parameters``, ``context``, ``empirical_policy``,
+    ``tags``, ``labels``, ``created_by`` and ``job_variables`` are JSON values.
     """
 
     id: UUID

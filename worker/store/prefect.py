@@ -287,6 +287,19 @@ def follow(task: Mapping[str, Any], new: NewRun, now: datetime) -> tuple[dict[st
     return state_row, changes
 
 
+def newer_columns(inspector: sa.Inspector) -> frozenset[str]:
+    """The columns of :func:`worker.contract.flow_run.since` that the tables of a database lack, as
+    ``TABLE.COLUMN``.
+    """
+    lacks: set[str] = set()
+    for table in metadata.tables.values():
+        since = {column.name: str(column) for column in table.columns if column.info}
+        if since and inspector.has_table(table.name):
+            here = {column["name"] for column in inspector.get_columns(table.name)}
+            lacks.update(name for column, name in since.items() if column not in here)
+    return frozenset(lacks)
+
+
 def problems(inspector: sa.Inspector) -> list[str]:
     """What a Prefect server's database lacks of what the worker reads and writes; a line each."""
     found: list[str] = []
@@ -298,7 +311,8 @@ def problems(inspector: sa.Inspector) -> list[str]:
         columns = {column["name"]: column["type"] for column in inspector.get_columns(table.name)}
         for column in table.columns:
             if column.name not in columns:
-                found.append(f"no column {table.name}.{column.name}")
+                if not column.info:
+                    found.append(f"no column {table.name}.{column.name}")
             elif inspector.dialect.name == "postgresql" and (wanted := _family(column.type)) != (
                 is_now := _family(columns[column.name])
             ):

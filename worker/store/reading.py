@@ -2,7 +2,7 @@
 runs refer to, and what events say.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 from uuid import UUID
@@ -51,9 +51,9 @@ class Reader:
     away or busy.
     """
 
-    def __init__(self, database: Database, *, prefect: bool) -> None:
+    def __init__(self, database: Database, *, prefect: bool, lacks: Collection[str] = ()) -> None:
         self.database = database
-        self.statements = Statements(database.engine.dialect, prefect=prefect)
+        self.statements = Statements(database.engine.dialect, prefect=prefect, lacks=lacks)
 
     async def query(self, query: sa.Select[Any], wanted: Sequence[Sequence[Any]]) -> Sequence[Row]:
         """The rows that a query finds by these values."""
@@ -128,7 +128,7 @@ class Reader:
             .where(earlier.c.flow_run_id == flow_run_state.c.flow_run_id)
             .scalar_subquery()
         )
-        lookup = self.statements.lookup(flow_run_state.c.flow_run_id, *flow_run_state.columns)
+        lookup = self.statements.lookup(flow_run_state.c.flow_run_id, *self.statements.state_columns)
         select = lookup.where(flow_run_state.c.timestamp == began)
         rows = await self.query(select, [(each,) for each in run_ids])
         return {row.flow_run_id: FlowRunState(**row._mapping) for row in rows}

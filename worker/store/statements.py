@@ -6,7 +6,7 @@ thousand would cost more to compile and bind than the database takes to store th
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, lru_cache, reduce
 from operator import attrgetter
@@ -30,19 +30,8 @@ from worker.store.tables import (
     work_queue,
 )
 
-_COLUMNS = (*flow_run.columns, *flow_run_state.columns)
-# What is read of a run and its state.
-SHOWN = _COLUMNS
-_RUN, _RUN_AND_STATE = len(flow_run.columns), len(_COLUMNS)
-
-_values = attrgetter(
-    *(column.name for column in flow_run.columns),
-    *(f"state.{column.name}" for column in flow_run_state.columns),
-)
-_TIMESTAMPS = [place for place, column in enumerate(_COLUMNS) if isinstance(column.type, sa.DateTime)]
-_INTERVALS = [place for place, column in enumerate(_COLUMNS) if isinstance(column.type, sa.Interval)]
-
-
+# What a run that is read has from the rows of its work queue and its work pool.
+_OF_POOL = ("work_pool_id", "work_pool_name", "pool_queue_name")
 # No conflict target: the primary key counts as well, for runs whose id is their message's
 # fingerprint.
 _UNLESS_THERE = "ON CONFLICT DO NOTHING"
@@ -54,9 +43,12 @@ class Statements:
     Args:
         dialect: the database's, as its engine knows it.
         prefect: it is a Prefect server's.
+        lacks: the columns of :func:`worker.contract.flow_run.since` that it does not have, as
+            ``TABLE.COLUMN``.
 
     Attributes:
-        prefect: as given.
+        prefect, lacks: as given.
+        columns: those of a run and its state that are written and read.
         sqlite: it is SQLite's; else PostgreSQL's.
         create: inserts runs, each unless it exists, and returns the ids of those that it inserted.
             PostgreSQL's inserts their states as well.
@@ -75,11 +67,24 @@ class Statements:
             of some values.
     """
 
-    def __init__(self, dialect: sa.Dialect, *, prefect: bool) -> None:
+    def __init__(self, dialect: sa.Dialect, *, prefect: bool, lacks: Collection[str] = ()) -> None:
         self.prefect, self.sqlite, self._dialect = prefect, dialect.name == "sqlite", dialect
+        self.lacks = lacks
         self._timestamp = _as_text(Timestamp, dialect)
         self._interval = _as_text(flow_run.c.total_run_time.type, dialect) or str
-        insert_runs, insert_states = self._insert(flow_run, 0), self._insert(flow_run_state, _RUN)
+        self._run, self.state_columns = (
+            [column for column in table.columns if str(column) not in lacks]
+            for table in (flow_run, flow_run_state)
+        )
+        self.columns = (*self._run, *self.state_columns)
+        of_state = (f"state.{column.name}" for column in self.state_columns)
+        self._values = attrgetter(*(column.name for column in self._run), *of_state)
+        self._timestamps, self._intervals = (
+            [place for place, column in enumerate(self.columns) if isinstance(column.type, kind)]
+            for kind in (sa.DateTime, sa.Interval)
+        )
+        insert_runs = self._insert(self._run, 0)
+        insert_states = self._insert(self.state_columns, len(self._run))
         id_of_run = self._taken(flow_run.c.id, 0)
         if self.sqlite:
             # MATERIALIZED: or else SQLite writes out the array again for each of its columns. WHERE
@@ -129,21 +134,29 @@ class Statements:
         """
         instants: dict[datetime, int] = {}
         timestamp = self._timestamp or (lambda each: instants.setdefault(each, len(instants) + 1))
-        rows = []
+        rows, values = [], self._values
         for run in runs:
-            row = list(_values(run))
-            for place in _TIMESTAMPS:
+            row = list(values(run))
+            for place in self._timestamps:
                 if row[place] is not None:
                     row[place] = timestamp(row[place])
-            for place in _INTERVALS:
+            for place in self._intervals:
                 row[place] = self._interval(row[place])
             rows.append(dumps_text(row))
         return (f"[{','.join(rows)}]",) if self.sqlite else (rows, list(instants))
 
-    def _insert(self, table: sa.Table, first: int) -> str:
-        names = ", ".join(f'"{column.name}"' for column in table.columns)
-        values = (self._taken(column, first + number) for number, column in enumerate(table.columns))
-        return f"INSERT INTO {table.name} ({names}) SELECT {', '.join(values)}"
+    def run_of(self, row: Sequence[Any]) -> FlowRun:
+        """A run from a row of :attr:`read_by_key` or :attr:`read_by_id`."""
+        values = map(_aware, row)
+        run = {column.name: value for column, value in zip(self._run, values, strict=False)}
+        state = {column.name: value for column, value in zip(self.state_columns, values, strict=False)}
+        pool = dict(zip(_OF_POOL, values, strict=False))
+        return FlowRun(**run, state=None if state["id"] is None else FlowRunState(**state), **pool)
+
+    def _insert(self, columns: Sequence[sa.Column[Any]], first: int) -> str:
+        names = ", ".join(f'"{column.name}"' for column in columns)
+        values = (self._taken(column, first + number) for number, column in enumerate(columns))
+        return f"INSERT INTO {columns[0].table.name} ({names}) SELECT {', '.join(values)}"
 
     def _taken(self, column: sa.Column[Any], place: int) -> str:
         """A column's value out of the JSON array of a row."""
@@ -171,7 +184,7 @@ class Statements:
 
     def _read(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
         rows, theirs = self._given(*keys)
-        run, state = _shown(flow_run.columns), _shown(flow_run_state.columns)
+        run, state = _shown(self._run), _shown(self.state_columns)
         found = rows.join(flow_run, theirs)
         found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
         if not self.prefect:
@@ -194,7 +207,7 @@ class Statements:
         rows, theirs = self._given(*keys)
         found = rows.join(flow_run, theirs)
         found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
-        large = [column for column in _COLUMNS if isinstance(column.type, sa.JSON)]
+        large = [column for column in self.columns if isinstance(column.type, sa.JSON)]
         if self.prefect:
             result: Any = sa.literal_column("flow_run_state.result_artifact_id", Uuid)
             found = found.outerjoin(artifact, artifact.c.id == result)
@@ -266,14 +279,6 @@ def _texts_of_deployment() -> list[sa.Label[Any]]:
 def given(rows: Iterable[Sequence[Any]]) -> dict[str, str]:
     """The parameter of what reads."""
     return {"given": dumps_text(list(rows))}
-
-
-def run_of(row: Sequence[Any]) -> FlowRun:
-    """A run from a row of :attr:`Statements.read_by_key` or :attr:`Statements.read_by_id`."""
-    values = tuple(map(_aware, row))
-    state = values[_RUN:_RUN_AND_STATE]
-    shown = None if state[0] is None else FlowRunState(*state)
-    return FlowRun(*values[:_RUN], shown, *values[_RUN_AND_STATE:])  # type: ignore[call-arg]  # by place
 
 
 def _aware(value: Any) -> Any:

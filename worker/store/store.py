@@ -26,7 +26,6 @@ from worker.store.outcome import Existing, Outcome, Undecided
 from worker.store.prefect import References, check_standalone, resolve
 from worker.store.reading import Reader, Unreadable
 from worker.store.room import in_turns
-from worker.store.statements import SHOWN, run_of
 from worker.store.tables import flow_run
 from worker.store.work_queues import fill_work_queues
 from worker.tasks.isolate import Failed, isolate
@@ -52,8 +51,10 @@ class Store(Reader):
         description: where it is, without a password.
     """
 
-    def __init__(self, database: Database, *, prefect: bool, allowed: Allowed) -> None:
-        super().__init__(database, prefect=prefect)
+    def __init__(
+        self, database: Database, *, prefect: bool, allowed: Allowed, lacks: Collection[str] = ()
+    ) -> None:
+        super().__init__(database, prefect=prefect, lacks=lacks)
         self._allowed = allowed
         self._warned: set[UUID] = set()
         self._turns = Turns()
@@ -88,7 +89,7 @@ class Store(Reader):
         except BaseException:
             await database.close()
             raise
-        store = cls(database, prefect=found.prefect, allowed=allowed or Allowed())
+        store = cls(database, prefect=found.prefect, allowed=allowed or Allowed(), lacks=found.lacks)
         if not (found.prefect or found.revision):
             log.info("database_created", database=store.description, kind=store.kind)
         return store
@@ -187,7 +188,7 @@ class Store(Reader):
                 here.append((row.id,))
             else:
                 made[row.id] = waiting
-        for run in map(run_of, await self.query(self.statements.read_by_id, here)):
+        for run in map(self.statements.run_of, await self.query(self.statements.read_by_id, here)):
             made[run.id] = _existing(run)
         return made
 
@@ -255,6 +256,7 @@ class Store(Reader):
         """The runs that stand where these were to be, as they are now; None where none does."""
         keys = [_identity(run) for run in runs if run.idempotency_key is not None]
         ids = [(run.id,) for run in runs if run.idempotency_key is None]
+        run_of = self.statements.run_of
         by_key = map(run_of, await self.query(self.statements.read_by_key, keys))
         by_id = map(run_of, await self.query(self.statements.read_by_id, ids))
         found: dict[tuple[Any, ...], FlowRun] = {_identity(run): run for run in by_key}
@@ -277,7 +279,8 @@ class Store(Reader):
             await self.query(self.statements.read_columns(key, columns), [_identity(run)])
             return columns
 
-        odd = zip(SHOWN, await isolate(SHOWN, read, stop=Fault), strict=True)
+        columns = self.statements.columns
+        odd = zip(columns, await isolate(columns, read, stop=Fault), strict=True)
         wrong = [
             f"{column.table.name}.{column.name}: {first_line(result.error)}"
             for column, result in odd

@@ -65,8 +65,8 @@ metadata, prefect_metadata = sa.MetaData(), sa.MetaData()
 
 
 def _of_rows(name: str, row: type) -> sa.Table:
-    """The table of rows of ours: its columns are their fields, but for those with a default, which
-    other tables have.
+    """The table of rows of ours: its columns are their fields, but for those with a plain default,
+    which other tables have. ``info["since"]`` is the Prefect that a column came with.
     """
     columns: list[sa.Column[Any]] = []
     hints = get_type_hints(row)
@@ -74,8 +74,9 @@ def _of_rows(name: str, row: type) -> sa.Table:
         hint = hints[field.name]
         kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         type_ = State if field.name in ("state_type", "type") else _TYPES.get(kinds[0], Json)
-        if field.default is MISSING:
-            columns.append(sa.Column(field.name, type_, nullable=NoneType in kinds or hint is Any))
+        if field.default is MISSING or "since" in field.metadata:
+            nullable = NoneType in kinds or hint is Any
+            columns.append(sa.Column(field.name, type_, nullable=nullable, info={**field.metadata}))
     return sa.Table(name, metadata, *columns)
 
 

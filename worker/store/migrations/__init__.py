@@ -5,7 +5,7 @@ Alembic, with a version table of its own name, so that it can't be taken for Pre
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,7 +17,7 @@ from worker.contract.errors import Fault
 from worker.store.engine import Database, open_database, parse_url
 from worker.store.errors import StoreError, opening
 from worker.store.guard import lacks_unique_index
-from worker.store.prefect import MARKS, problems
+from worker.store.prefect import MARKS, newer_columns, problems
 from worker.store.tables import metadata
 
 T = TypeVar("T")
@@ -40,12 +40,14 @@ class Schema:
         revision: its migration, of its own kind; None where nothing stands yet.
         head: the newest migration of ours.
         problems: why it can't be used, a line each; none if it can, or could after an upgrade.
+        lacks: columns that are newer than the database, and that the worker does without.
     """
 
     prefect: bool
     revision: str | None
     head: str
     problems: list[str]
+    lacks: frozenset[str] = frozenset()
 
 
 async def ensure(where: URL | Database, *, upgrade: bool, kind: Kind = "any") -> Schema:
@@ -56,7 +58,7 @@ async def ensure(where: URL | Database, *, upgrade: bool, kind: Kind = "any") ->
         kind: with ``prefect``, nothing is made here.
 
     Returns:
-        The schema that was found, before an upgrade.
+        The schema that was found, before an upgrade, with the columns that it lacks after it.
 
     Raises:
         StoreError: it is behind, ahead, missing, of an unknown shape, or of the other kind.
@@ -109,7 +111,8 @@ async def current(url: str, kind: Kind = "any") -> str:
     schema = await inspect(parse_url(url), kind)
     unusable = f"not usable: {'; '.join(schema.problems)}" if schema.problems else ""
     if schema.prefect:
-        return f"{_prefect_at(schema)}; {unusable or 'usable, never altered'}"
+        without = f", older than {', '.join(sorted(schema.lacks))}" if schema.lacks else ""
+        return f"{_prefect_at(schema)}; {unusable or 'usable, never altered'}{without}"
     if unusable:
         return unusable
     if kind == "prefect":
@@ -150,7 +153,7 @@ def _inspect(connection: Connection, kind: Kind) -> Schema:
         ]
     else:
         found = lacks_unique_index(connection)
-    return Schema(prefect, revision, _head(), found)
+    return Schema(prefect, revision, _head(), found, newer_columns(inspector))
 
 
 def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Schema:
@@ -192,7 +195,7 @@ def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Schema:
     from worker.store.migrations.upgrading import run_migrations
 
     run_migrations(connection)
-    return found
+    return replace(found, lacks=newer_columns(sa.inspect(connection)))
 
 
 def _prefect_at(schema: Schema) -> str:
