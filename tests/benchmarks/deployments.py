@@ -27,7 +27,7 @@ from tests.support.rabbitmq import RabbitMQ
 from worker.bench.fleet import Fleet
 from worker.bench.load import open_load
 from worker.broker.topology import Topology
-from worker.contract.message import FROM_DEPLOYMENT
+from worker.contract.kinds import FROM_DEPLOYMENT
 
 SCHEMA = {
     "title": "Parameters",
@@ -125,8 +125,8 @@ async def compare(broker: str, database: str, made: tuple[str, str, str], rounds
 
     kinds = {
         "of a flow": (of_flow, ""),
-        "of a deployment": (of_deployment, FROM_DEPLOYMENT),
-        "of a deployment, with job variables": (with_job_variables, FROM_DEPLOYMENT),
+        "of a deployment": (of_deployment, FROM_DEPLOYMENT.type),
+        "of a deployment, with job variables": (with_job_variables, FROM_DEPLOYMENT.type),
     }
     ratios: dict[str, list[float]] = {name: [] for name in kinds}
     cpu_ratios: dict[str, list[float]] = {name: [] for name in kinds}

@@ -80,7 +80,7 @@ async def test_a_queue_that_is_deleted_behind_the_look_up_is_looked_up_once_more
     await both.post("/work_pools/", {"name": pool, "type": "process"})
     await both.post(f"/work_pools/{pool}/queues", {"name": queue})
     store = await Store.open(shared.database_url, migrate=False)
-    resolve = store._resolve
+    resolve = store._complete
 
     async def resolve_too_early(runs: Any) -> Any:
         references = await resolve(runs)
@@ -89,7 +89,7 @@ async def test_a_queue_that_is_deleted_behind_the_look_up_is_looked_up_once_more
         monkeypatch.undo()
         return references
 
-    monkeypatch.setattr(store, "_resolve", resolve_too_early)
+    monkeypatch.setattr(store, "_complete", resolve_too_early)
     of_queue = request(flow_id=flow, work_pool_name=pool, work_queue_name=queue)
     batch = [request(flow_id=flow), of_queue, request(flow_id=flow)]
     first, undecided, last = await store.create(batch)

@@ -6,7 +6,8 @@ from typing import Any
 from uuid import uuid4
 
 from worker.contract.decode import decode
-from worker.contract.message import FROM_DEPLOYMENT, Message
+from worker.contract.kinds import FROM_DEPLOYMENT
+from worker.contract.message import Message
 from worker.runs.creation import NewRun, UnresolvedRun, new_run, requested_run
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
@@ -76,7 +77,7 @@ def request(message_id: str | None = None, **fields: Any) -> NewRun:
 
 def request_of_deployment(**fields: Any) -> UnresolvedRun:
     """The run of a deployment that a message with these body fields asks for."""
-    message = Message(json.dumps(fields).encode(), {}, type=FROM_DEPLOYMENT)
+    message = Message(json.dumps(fields).encode(), {}, type=FROM_DEPLOYMENT.type)
     requested = requested_run(decode(message, max_body_bytes=1_000_000), datetime.now(UTC))
     assert isinstance(requested, UnresolvedRun)
     return requested

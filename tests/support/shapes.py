@@ -13,7 +13,7 @@ import httpx
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from worker.contract.message import FROM_DEPLOYMENT
+from worker.contract.kinds import FROM_DEPLOYMENT
 
 MIB = 1024 * 1024
 FLOW_ID = str(uuid4())
@@ -199,7 +199,10 @@ class Shape:
                 yield self.body(number), None
             else:
                 name = f"{flow.name}/{number % self.deployments.count}"
-                yield b'{"deployment_name":"%b",%b' % (name.encode(), self.body(number)[1:]), FROM_DEPLOYMENT
+                yield (
+                    b'{"deployment_name":"%b",%b' % (name.encode(), self.body(number)[1:]),
+                    FROM_DEPLOYMENT.type,
+                )
             for _ in range(small * (number + 1) // count - small * number // count):
                 yield request(flow_id=FLOW_ID if flow is None else flow.id, context={"text": "x" * 100}), None
 

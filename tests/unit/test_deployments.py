@@ -15,7 +15,7 @@ from tests.fuzz.line import DEPLOYMENT, VARIABLES
 from tests.support.checks import ChecksHere
 from worker.checks.jobs import JobTemplate, Verdict, block_references
 from worker.checks.schemas import Invalid, Schema, Unusable
-from worker.contract.decode import CreateRequest, DeploymentRequest, decode
+from worker.contract.decode import FlowRunRequest, decode
 from worker.contract.errors import (
     BlockNotFound,
     HydrationRefused,
@@ -28,7 +28,8 @@ from worker.contract.errors import (
     ValidationRefused,
 )
 from worker.contract.flow_run import FlowRun
-from worker.contract.message import FROM_DEPLOYMENT, Message
+from worker.contract.kinds import CREATE, FROM_DEPLOYMENT
+from worker.contract.message import Message
 from worker.contract.request import MAX_PARAMETER_SIZE
 from worker.runs.creation import NewRun, UnresolvedRun, requested_run
 from worker.runs.deployments.creation import run_of_deployment
@@ -40,7 +41,7 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 BLOCK = UUID(int=9)
 
 
-def decoded(type_: str | None = FROM_DEPLOYMENT, **fields: Any) -> CreateRequest | DeploymentRequest:
+def decoded(type_: str | None = FROM_DEPLOYMENT.type, **fields: Any) -> FlowRunRequest[Any]:
     body = json.dumps(fields).encode()
     return decode(Message(body, {}, message_id="m", type=type_), max_body_bytes=100_000)
 
@@ -55,9 +56,9 @@ def created(deployment: Deployment = DEPLOYMENT, there: Collection[UUID] = (), *
 
 
 def test_the_type_alone_makes_a_request_one_for_a_deployment() -> None:
-    assert isinstance(decoded(deployment_name="flow/name"), DeploymentRequest)
-    for other in (None, "", "create", f"{FROM_DEPLOYMENT} ", FROM_DEPLOYMENT.upper()):
-        assert isinstance(decoded(other, flow_id=str(BLOCK), deployment_id=str(BLOCK)), CreateRequest)
+    assert decoded(deployment_name="flow/name").kind is FROM_DEPLOYMENT
+    for other in (None, "", "create", f"{FROM_DEPLOYMENT.type} ", FROM_DEPLOYMENT.type.upper()):
+        assert decoded(other, flow_id=str(BLOCK), deployment_id=str(BLOCK)).kind is CREATE
         with pytest.raises(ValidationRefused):
             decoded(other, deployment_name="flow/name")
 
@@ -89,7 +90,9 @@ def test_one_of_them_may_be_null() -> None:
 
 def test_each_try_asks_for_the_same_run() -> None:
     """Even without an idempotency key or a message id."""
-    request = decode(Message(b'{"deployment_name": "a/b"}', {}, type=FROM_DEPLOYMENT), max_body_bytes=1000)
+    request = decode(
+        Message(b'{"deployment_name": "a/b"}', {}, type=FROM_DEPLOYMENT.type), max_body_bytes=1000
+    )
     unresolved = requested_run(request, NOW)
     assert isinstance(unresolved, UnresolvedRun)
     first, second = [
@@ -226,7 +229,7 @@ def with_variables(count: int, *, limit: int = MAX_PARAMETER_SIZE) -> NewRun:
         "deployment_name": "flow/name",
         "parameters": {"x": [kind("workspace_variable", variable_name="v")] * count},
     }
-    message = Message(json.dumps(body).encode(), {}, type=FROM_DEPLOYMENT)
+    message = Message(json.dumps(body).encode(), {}, type=FROM_DEPLOYMENT.type)
     unresolved = requested_run(decode(message, max_body_bytes=1_000_000, max_parameter_size=limit), NOW)
     assert isinstance(unresolved, UnresolvedRun)
     return run_of_deployment(

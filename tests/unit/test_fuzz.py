@@ -15,7 +15,8 @@ from tests.fuzz.line import message_of, serve
 from tests.support import properties as made
 from worker.amqp.properties import join, short_string
 from worker.broker.incoming import read_message
-from worker.contract.message import FROM_DEPLOYMENT, Message
+from worker.contract.kinds import FROM_DEPLOYMENT
+from worker.contract.message import Message
 
 REQUEST: dict[str, Any] = {
     "flow_id": FLOW_ID,
@@ -34,7 +35,7 @@ REQUEST: dict[str, Any] = {
     "job_variables": {"cpu": 2},
 }
 VALID = json.dumps(REQUEST).encode()
-OF_A_DEPLOYMENT = join({"type": short_string(FROM_DEPLOYMENT)})
+OF_A_DEPLOYMENT = join({"type": short_string(FROM_DEPLOYMENT.type)})
 SMALL = [each.body for each in CORPUS if len(each.body) < 5_000]
 
 text = st.text(st.characters(), max_size=60)

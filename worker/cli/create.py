@@ -85,7 +85,7 @@ def create(
     """Send one request and print the flow run record (JSON on standard output)."""
     from worker.client import FlowRunClient
     from worker.client.client import named_deployment
-    from worker.contract.message import FROM_DEPLOYMENT
+    from worker.contract.kinds import FROM_DEPLOYMENT
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
@@ -115,7 +115,7 @@ def create(
         }
         if deployment is not None:
             request |= named_deployment(deployment)
-            type_ = FROM_DEPLOYMENT
+            type_ = FROM_DEPLOYMENT.type
 
     async def send() -> None:
         async with FlowRunClient(settings.amqp_url, queue=settings.queue, timeout=timeout) as client:

@@ -11,7 +11,8 @@ from uuid import UUID
 import aio_pika
 
 from ..broker.connection import ChannelLost
-from ..contract.message import DIRECT_REPLY_TO, FROM_DEPLOYMENT
+from ..contract.kinds import FROM_DEPLOYMENT
+from ..contract.message import DIRECT_REPLY_TO
 from ..contract.record import FlowRunRecord
 from ..tasks.backoff import Backoff
 from ..urls.broker import check_urls
@@ -190,7 +191,7 @@ class FlowRunClient:
                 raise TypeError("A run has a state or a scheduled time, not both")
             details = {"scheduled_time": scheduled_time}
             request["state"] = {"type": "SCHEDULED", "state_details": details}
-        outcome = await self.request(request, type=FROM_DEPLOYMENT, headers=headers, timeout=timeout)
+        outcome = await self.request(request, type=FROM_DEPLOYMENT.type, headers=headers, timeout=timeout)
         assert outcome.record is not None
         return outcome.record
 

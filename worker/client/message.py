@@ -10,13 +10,14 @@ import aio_pika
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from ..contract.deployment_request import CreateFlowRunFromDeployment
-from ..contract.message import FROM_DEPLOYMENT
-from ..contract.request import CreateFlowRun
+from ..contract.kinds import CREATE, KINDS, Model
 from .errors import NotSerializable
 
-Request = Mapping[str, Any] | CreateFlowRun | CreateFlowRunFromDeployment | bytes
+Request = Mapping[str, Any] | Model | bytes
 Headers = Mapping[str, Any] | None
+
+# A create request needs no type.
+_TYPES = {kind.model: kind.type for kind in KINDS if kind is not CREATE}
 
 
 def build_message(
@@ -28,14 +29,13 @@ def build_message(
         request: the body's fields, a model, or the raw JSON. Fields that are None are left out. A
             state may be just its type.
         reply_to: the reply queue. None: no reply is wanted.
-        type: the AMQP property with the kind of request. A deployment's model sets its own.
+        type: the AMQP property with the kind of request. A model sets its own.
 
     Raises:
         NotSerializable: the fields can't be written as JSON, or the headers as AMQP.
     """
     message_id = uuid4().hex
-    if isinstance(request, CreateFlowRunFromDeployment):
-        type = FROM_DEPLOYMENT
+    type = next((own for model, own in _TYPES.items() if isinstance(request, model)), type)
     try:
         message = aio_pika.Message(
             request if isinstance(request, bytes) else _json(request),

@@ -8,14 +8,12 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from .. import __version__
-from .deployment_request import CreateFlowRunFromDeployment
-from .message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER, FROM_DEPLOYMENT
+from .kinds import CREATE, KINDS, Kind
+from .message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER
 from .record import FlowRunRecord
-from .request import CreateFlowRun
 from .topology import QueueNames
 
 ASYNCAPI = "3.0.0"
-FROM_DEPLOYMENT_MESSAGE = "createFlowRunFromDeployment"
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -42,8 +40,7 @@ class Error(BaseModel):
 def schemas() -> dict[str, dict[str, Any]]:
     """Self-contained JSON Schemas by the names of their files."""
     return {
-        "create-flow-run": _standalone(CreateFlowRun, "validation"),
-        "create-flow-run-from-deployment": _standalone(CreateFlowRunFromDeployment, "validation"),
+        **{kind.file: _standalone(kind.model, "validation") for kind in KINDS},
         "flow-run": _standalone(FlowRunRecord, "serialization"),
         "error": _standalone(Error, "serialization"),
     }
@@ -52,16 +49,13 @@ def schemas() -> dict[str, dict[str, Any]]:
 def asyncapi(names: QueueNames) -> dict[str, Any]:
     """The AsyncAPI document for workers on one request queue."""
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        (CreateFlowRun, "validation"),
-        (CreateFlowRunFromDeployment, "validation"),
+        *((kind.model, "validation") for kind in KINDS),
         (FlowRunRecord, "serialization"),
         (Error, "serialization"),
     ]
     references, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
-    request, from_deployment, record, error = (references[model] for model in models)
-    requests = {
-        name: {"$ref": f"#/components/messages/{name}"} for name in ("createFlowRun", FROM_DEPLOYMENT_MESSAGE)
-    }
+    *bodies, record, error = (references[model] for model in models)
+    requests = {kind.message: {"$ref": f"#/components/messages/{kind.message}"} for kind in KINDS}
     document: dict[str, Any] = {
         "asyncapi": ASYNCAPI,
         "info": {
@@ -96,12 +90,7 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
             },
         },
         "operations": {
-            "createFlowRun": _operation(
-                "createFlowRun", "Create a flow run, once per flow and idempotency key"
-            ),
-            FROM_DEPLOYMENT_MESSAGE: _operation(
-                FROM_DEPLOYMENT_MESSAGE, "Create a run of a deployment, once per flow and idempotency key"
-            ),
+            **{kind.message: _operation(kind) for kind in KINDS},
             "keepDeadLetter": {
                 "action": "send",
                 "title": "Keep a refused request with the reason in its headers",
@@ -111,11 +100,7 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
         },
         "components": {
             "messages": {
-                "createFlowRun": _request(CreateFlowRun, request),
-                FROM_DEPLOYMENT_MESSAGE: {
-                    **_request(CreateFlowRunFromDeployment, from_deployment),
-                    "bindings": {"amqp": {"messageType": FROM_DEPLOYMENT, "bindingVersion": "0.3.0"}},
-                },
+                **{kind.message: _request(kind, body) for kind, body in zip(KINDS, bodies, strict=True)},
                 "flowRun": _reply(
                     "flow_run", record, [200, 201], "201: created. 200: the existing run with this key."
                 ),
@@ -196,12 +181,12 @@ def _reply(type_: str, payload: Any, statuses: list[int], description: str) -> d
     }
 
 
-def _operation(message: str, title: str) -> dict[str, Any]:
+def _operation(kind: Kind) -> dict[str, Any]:
     return {
         "action": "receive",
-        "title": title,
+        "title": kind.title,
         "channel": {"$ref": "#/channels/requests"},
-        "messages": [{"$ref": f"#/channels/requests/messages/{message}"}],
+        "messages": [{"$ref": f"#/channels/requests/messages/{kind.message}"}],
         "bindings": {"amqp": {"ack": True, "bindingVersion": "0.3.0"}},
         "reply": {
             "address": {
@@ -217,8 +202,8 @@ def _operation(message: str, title: str) -> dict[str, Any]:
     }
 
 
-def _request(model: type[BaseModel], payload: Any) -> dict[str, Any]:
-    return {
+def _request(kind: Kind, payload: Any) -> dict[str, Any]:
+    request = {
         "contentType": "application/json",
         "headers": _headers(
             **{
@@ -231,8 +216,11 @@ def _request(model: type[BaseModel], payload: Any) -> dict[str, Any]:
         ),
         "payload": payload,
         "correlationId": {"location": "$message.header#/correlation_id"},
-        "examples": [{"payload": example} for example in _examples(model)],
+        "examples": [{"payload": example} for example in _examples(kind.model)],
     }
+    if kind is not CREATE:  # which any other type stands for
+        request["bindings"] = {"amqp": {"messageType": kind.type, "bindingVersion": "0.3.0"}}
+    return request
 
 
 def _examples(model: type[BaseModel]) -> list[Any]:

@@ -5,13 +5,12 @@ exception gets out.
 import base64
 import json
 import re
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from .deployment_request import CreateFlowRunFromDeployment
 from .errors import (
     MAX_ERRORS,
     ApiVersionRefused,
@@ -23,9 +22,10 @@ from .errors import (
     ValidationRefused,
 )
 from .immutable import immutable
-from .message import AMQP_1_0_BODY, FROM_DEPLOYMENT, Message, fingerprint
+from .kinds import CREATE, KINDS, Kind, kind_of
+from .message import AMQP_1_0_BODY, Message, fingerprint
 from .policy import CreatedBy
-from .request import MAX_PARAMETER_SIZE, CreateFlowRun, limit_to_check
+from .request import MAX_PARAMETER_SIZE, limit_to_check
 from .validation import first_errors, located, unstorable, without_most_errors
 
 MINIMUM_API_VERSION = (0, 8, 0)
@@ -36,10 +36,9 @@ _TRACEPARENT = re.compile(
 # At most nine digits a number: Python takes seconds to read one of many thousands.
 _API_VERSION = re.compile(r"\s*(\d{1,9})\.(\d{1,9})\.(\d{1,9})\s*", re.ASCII)
 
-Body = TypeVar("Body", CreateFlowRun, CreateFlowRunFromDeployment)
+Body = TypeVar("Body", bound=BaseModel)
 
-_create = TypeAdapter(CreateFlowRun)
-_from_deployment = TypeAdapter(CreateFlowRunFromDeployment)
+_adapters: dict[Kind, TypeAdapter[Any]] = {kind: TypeAdapter(kind.model) for kind in KINDS}
 _uuid = TypeAdapter(UUID)
 # What may stand for a character that no database stores: NUL, or one half of a surrogate pair.
 # Escaped, in UTF-16 or UTF-32 (which the standard library's parser reads, and where every JSON
@@ -67,10 +66,11 @@ _USED_PROPERTIES = frozenset(
 
 
 @immutable
-class CreateRequest:
-    """A request for a run of a flow that has been understood.
+class FlowRunRequest(Generic[Body]):
+    """A request that has been understood.
 
     Attributes:
+        size: of the message's body, in bytes.
         api_version: from ``x-prefect-api-version``.
         created_by: from the automation headers.
         run_id: the id that the run gets, from the message's fingerprint, when it has a
@@ -78,31 +78,13 @@ class CreateRequest:
         traceparent: the producer's W3C trace context; None if it has none, or one that can't be
             read.
         deep: whether it may be nested deeper than the quick parser reads: some 200 levels.
-    """
-
-    body: CreateFlowRun
-    api_version: tuple[int, int, int] | None = None
-    created_by: CreatedBy | None = None
-    run_id: UUID | None = None
-    traceparent: str | None = None
-    deep: bool = False
-
-
-@immutable
-class DeploymentRequest:
-    """A request for a run of a deployment that has been understood.
-
-    Its endpoint checks an API version and makes nothing of it, so there is none here.
-
-    Attributes:
-        size: of the message's body, in bytes.
         max_parameter_size: as for :func:`decode`.
-
-    All others are as of :class:`CreateRequest`.
     """
 
-    body: CreateFlowRunFromDeployment
-    size: int
+    body: Body
+    kind: Kind = CREATE
+    size: int = 0
+    api_version: tuple[int, int, int] | None = None
     created_by: CreatedBy | None = None
     run_id: UUID | None = None
     traceparent: str | None = None
@@ -112,7 +94,7 @@ class DeploymentRequest:
 
 def decode(
     message: Message, *, max_body_bytes: int, max_parameter_size: int = MAX_PARAMETER_SIZE
-) -> CreateRequest | DeploymentRequest:
+) -> FlowRunRequest[Any]:
     """Understand a message.
 
     Args:
@@ -142,23 +124,25 @@ def decode(
     errors: list[dict[str, Any]] = []
     created_by = _created_by(message, errors)
     limit = limit_to_check(len(message.body), max_parameter_size)
-    body: CreateFlowRun | CreateFlowRunFromDeployment | None
-    if message.type == FROM_DEPLOYMENT:
-        body = _validate(_from_deployment, content, len(message.body), limit, errors)
-    else:
-        body = _validate(_create, content, len(message.body), limit, errors)
+    kind = kind_of(message.type)
+    body = _validate(_adapters[kind], content, len(message.body), limit, errors)
     if _SUSPICIOUS.search(message.body):
         errors.extend(unstorable(content))
     if body is None or errors:
         raise ValidationRefused(errors, content)
     run_id = fingerprint(message) if message.message_id and not body.idempotency_key else None
     traceparent = _traceparent(_header(message, "traceparent"))
-    if isinstance(body, CreateFlowRunFromDeployment):
-        size = len(message.body)
-        return DeploymentRequest(
-            body, size, created_by, run_id, traceparent, deep, max_parameter_size=max_parameter_size
-        )
-    return CreateRequest(body, api_version, created_by, run_id, traceparent, deep)
+    return FlowRunRequest(
+        body,
+        kind,
+        len(message.body),
+        api_version,
+        created_by,
+        run_id,
+        traceparent,
+        deep,
+        max_parameter_size,
+    )
 
 
 def decoded_size(body: bytes) -> int:
@@ -294,8 +278,8 @@ def depth_exceeds(content: Any, limit: int) -> bool:
 
 
 def _validate(
-    model: TypeAdapter[Body], content: Any, size: int, limit: int, errors: list[dict[str, Any]]
-) -> Body | None:
+    model: TypeAdapter[Any], content: Any, size: int, limit: int, errors: list[dict[str, Any]]
+) -> Any:
     if content is None:
         errors.append({"type": "missing", "loc": ["body"], "msg": "Field required", "input": None})
         return None

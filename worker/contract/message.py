@@ -21,8 +21,6 @@ _ADDRESSES: Mapping[str, Callable[[str], str]] = {
 }
 # RabbitMQ's value of the property ``type`` for an AMQP 1.0 body that is not plain bytes.
 AMQP_1_0_BODY = "amqp-1.0"
-# The type of a request for a run of a deployment. Other types mean nothing.
-FROM_DEPLOYMENT = "create_flow_run_from_deployment"
 
 # The largest message that a broker accepts, in bytes: RabbitMQ 4's default. RabbitMQ 3's is larger.
 MAX_MESSAGE_SIZE = 16 * 1024 * 1024

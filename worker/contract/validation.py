@@ -6,13 +6,12 @@ from itertools import islice
 from math import isfinite
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from .deployment_request import CreateFlowRunFromDeployment
 from .errors import MAX_ERRORS
+from .kinds import KINDS
 from .policy import FlowRunPolicy
-from .request import CreateFlowRun
 from .state import StateCreate, StateDetails
 
 # Characters of a name that an error shows for text that can't be stored.
@@ -26,7 +25,12 @@ _FEW = 8
 # The types of a label's value.
 _LABELS = (bool, int, float, str)
 
-_MODELS = (CreateFlowRun, CreateFlowRunFromDeployment, StateCreate, StateDetails, FlowRunPolicy)
+_MODELS: Sequence[type[BaseModel]] = (
+    *(kind.model for kind in KINDS),
+    StateCreate,
+    StateDetails,
+    FlowRunPolicy,
+)
 _FIELDS = frozenset(name for model in _MODELS for name in model.model_fields)
 
 

@@ -3,17 +3,20 @@ rules. Pure; stores nothing.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import coolname
 
-from worker.contract.decode import CreateRequest, DeploymentRequest
+from worker.contract.decode import FlowRunRequest
+from worker.contract.deployment_request import CreateFlowRunFromDeployment
 from worker.contract.flow_run import FlowRun, FlowRunState
 from worker.contract.immutable import immutable
+from worker.contract.kinds import CREATE, FROM_DEPLOYMENT, Kind
 from worker.contract.policy import FlowRunPolicy
+from worker.contract.request import CreateFlowRun
 from worker.contract.state import TERMINAL_STATES, StateCreate, StateDetails, StateType
 
 # The first API version whose clients say that a run is being resumed (``IncrementFlowRunCount``).
@@ -40,12 +43,15 @@ class NewRun:
         run: its row, with ``run.state`` as the row of its first state.
         added: bytes of JSON in the row that are not the request's.
         deep: whether its JSON may be nested deeper than some 200 levels.
+        inherits: whether it has tags, labels and work pool of its deployment by now. Another run
+            may name a deployment, which is not looked at yet.
     """
 
-    request: CreateRequest | DeploymentRequest
+    request: FlowRunRequest[Any]
     run: FlowRun
     added: int = 0
     deep: bool = False
+    inherits: bool = False
 
 
 @immutable
@@ -60,7 +66,7 @@ class UnresolvedRun:
         traceparent: as for :func:`new_run`.
     """
 
-    request: DeploymentRequest
+    request: FlowRunRequest[CreateFlowRunFromDeployment]
     run_id: UUID
     now: datetime
     traceparent: str | None = None
@@ -70,15 +76,13 @@ Requested = NewRun | UnresolvedRun
 
 
 def requested_run(
-    request: CreateRequest | DeploymentRequest, now: datetime, *, traceparent: str | None = None
+    request: FlowRunRequest[Any], now: datetime, *, traceparent: str | None = None
 ) -> Requested:
     """What a request asks for; arguments as for :func:`new_run`."""
-    if isinstance(request, CreateRequest):
-        return new_run(request, now, traceparent=traceparent)
-    return UnresolvedRun(request, request.run_id or uuid7(now), now, traceparent)
+    return RUNS[request.kind](request, now, traceparent)
 
 
-def new_run(request: CreateRequest, now: datetime, *, traceparent: str | None = None) -> NewRun:
+def new_run(request: FlowRunRequest[CreateFlowRun], now: datetime, traceparent: str | None = None) -> NewRun:
     """Make the rows for a request.
 
     Args:
@@ -88,40 +92,59 @@ def new_run(request: CreateRequest, now: datetime, *, traceparent: str | None = 
             states that its own code makes.
     """
     body = request.body
-    # A newer client says itself that a run is being resumed.
-    resumes = request.api_version is None or request.api_version >= RESUMING_SINCE
     run = run_row(
         request,
         request.run_id or uuid7(now),
-        body.flow_id,
         body.state or _PENDING,
         now,
-        traceparent=traceparent,
-        resumes=resumes,
+        traceparent,
+        # A newer client says itself that a run is being resumed.
+        resumes=request.api_version is None or request.api_version >= RESUMING_SINCE,
+        flow_id=body.flow_id,
+        flow_version=body.flow_version,
+        deployment_id=body.deployment_id,
+        deployment_version=None,
+        work_queue_name=body.work_queue_name,
+        work_queue_id=None,
+        parameters=body.parameters,
+        tags=body.tags,
+        labels=with_system_labels({}, body.flow_id, None, body.labels),
+        infrastructure_document_id=body.infrastructure_document_id,
     )
-    run.deployment_id = body.deployment_id
-    run.flow_version = body.flow_version
-    run.labels = {"prefect.flow.id": str(body.flow_id), **(body.labels or {})}
     return NewRun(request, run, deep=request.deep)
 
 
+def _run_of_deployment(
+    request: FlowRunRequest[CreateFlowRunFromDeployment], now: datetime, traceparent: str | None
+) -> UnresolvedRun:
+    return UnresolvedRun(request, request.run_id or uuid7(now), now, traceparent)
+
+
+# What each kind of request asks for, given the time and the producer's trace context.
+RUNS: Mapping[Kind, Callable[[FlowRunRequest[Any], datetime, str | None], Requested]] = {
+    CREATE: new_run,
+    FROM_DEPLOYMENT: _run_of_deployment,
+}
+
+
 def run_row(
-    request: CreateRequest | DeploymentRequest,
+    request: FlowRunRequest[Any],
     run_id: UUID,
-    flow_id: UUID,
     asked: StateCreate,
     now: datetime,
+    traceparent: str | None,
     *,
-    traceparent: str | None = None,
     resumes: bool = True,
+    **columns: Any,
 ) -> FlowRun:
-    """What both kinds of requests say of a run, and what follows from its first state.
+    """What all kinds of requests say of a run, and what follows from its first state.
 
     Args:
         asked: the first state.
         now: as for :func:`new_run`.
         traceparent: as for :func:`new_run`.
         resumes: whether ``empirical_policy.resuming`` means that the run is being resumed.
+        columns: those in which kinds of requests differ.
     """
     body = request.body
     kind = asked.type
@@ -140,7 +163,6 @@ def run_row(
         created=now,
         updated=now,
         name=body.name or random_name(),
-        flow_id=flow_id,
         state_id=state.id,
         state_type=state.type,
         state_name=state.name,
@@ -151,29 +173,38 @@ def run_row(
         start_time=now if started else None,
         end_time=now if kind in TERMINAL_STATES else None,
         total_run_time=_ZERO,
-        deployment_id=None,
-        deployment_version=None,
-        work_queue_id=None,
-        work_queue_name=body.work_queue_name,
-        flow_version=None,
-        parameters=body.parameters,
         # An empty key is no key. Stored as it is, the unique index would refuse the next run that
         # has one.
         idempotency_key=body.idempotency_key or None,
         context=body.context,
         empirical_policy=policy,
-        tags=body.tags,
-        labels=None,
         created_by=None if request.created_by is None else request.created_by.model_dump(mode="json"),
         infrastructure_pid=None,
-        infrastructure_document_id=body.infrastructure_document_id,
         parent_task_run_id=body.parent_task_run_id,
         auto_scheduled=False,
         # As with Prefect: without a key its ORM fills in this default, and with one a plain insert
         # does not.
         job_variables={} if body.job_variables is None and not body.idempotency_key else body.job_variables,
         state=state,
+        **columns,
     )
+
+
+def with_system_labels(
+    inherited: Mapping[str, Any], flow_id: UUID, deployment_id: UUID | None, own: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """``with_system_labels_for_flow_run`` and ``with_system_labels_for_deployment_flow_run``.
+
+    Args:
+        inherited: of the deployment, or else of the flow.
+        own: of the request.
+    """
+    labels = {**inherited, "prefect.flow.id": str(flow_id)}
+    if deployment_id is not None:
+        labels["prefect.deployment.id"] = str(deployment_id)
+    if own:
+        labels |= own
+    return labels
 
 
 def _first_state(

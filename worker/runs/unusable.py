@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from worker.contract.decode import DeploymentRequest, depth_exceeds
+from worker.contract.decode import depth_exceeds
 from worker.contract.errors import UnusableInPrefect
 from worker.contract.flow_run import FlowRun
 from worker.contract.related import MAX_EVENT_NAME, MAX_RELATED
@@ -93,11 +93,10 @@ def _too_many_tags(new: NewRun, inherited: Sequence[Collection[str] | None]) -> 
         most += len(tags or ())
     if most <= MAX_RELATED:
         return None
-    of_deployment = isinstance(new.request, DeploymentRequest)
     # The queue of a run of a deployment may not be looked up yet: a work pool has it.
     has_queue = run.work_queue_id is not None or run.work_pool_id is not None
     has_pool = run.work_pool_id is not None
-    rows = len(inherited) + of_deployment + has_queue + has_pool + (run.created_by is not None)
+    rows = len(inherited) + new.inherits + has_queue + has_pool + (run.created_by is not None)
     count = len({*run.tags, *(tag for tags in inherited for tag in tags or ())})
     if count + rows <= MAX_RELATED:
         return None

@@ -15,7 +15,7 @@ from sqlalchemy import Select
 
 from worker.checks.checks import Checks, Pending
 from worker.contract.allowed import Allowed
-from worker.contract.decode import CreateRequest, decoded_size
+from worker.contract.decode import decoded_size
 from worker.contract.encoding import dumps
 from worker.contract.errors import DeploymentNotFound, Refusal, Unprocessable
 from worker.contract.state import StateType
@@ -357,10 +357,10 @@ def warn_of_unserved(runs: Iterable[NewRun], warned: set[UUID]) -> None:
             warned.clear()
         warned.add(deployment_id)
         reason = (
-            "the request names no work_pool_name; with the type create_flow_run_from_deployment the run "
+            "the deployment has no work pool"
+            if new.inherits
+            else "the request names no work_pool_name; with the type create_flow_run_from_deployment the run "
             "has the deployment's"
-            if isinstance(new.request, CreateRequest)
-            else "the deployment has no work pool"
         )
         log.warning(
             "run_without_work_pool",

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.contract.decode import CreateRequest
+from worker.contract.decode import FlowRunRequest
 from worker.contract.encoding import dumps_text
 from worker.contract.errors import Fault, IntegrityConflict
 from worker.contract.flow_run import FlowRun
@@ -198,7 +198,7 @@ class Insertion:
         if flow_id is None:
             flow_id = (await connection.execute(sa.select(flow_run.c.flow_id).limit(1))).scalar()
         body = CreateFlowRun(flow_id=flow_id or uuid4(), name=f"trial-{uuid4()}")
-        return new_run(CreateRequest(body), datetime.now(UTC))
+        return new_run(FlowRunRequest(body), datetime.now(UTC))
 
 
 class _Attempts:

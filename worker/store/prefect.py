@@ -15,24 +15,21 @@ import sqlalchemy as sa
 from pydantic_core import from_json
 
 from worker.contract.allowed import Allowed
-from worker.contract.decode import CreateRequest
-from worker.contract.errors import IntegrityConflict, NotAllowed, Refusal, Unprocessable, WorkPoolNotFound
-from worker.contract.flow_run import FlowRun
-from worker.contract.request import CreateFlowRun
+from worker.contract.errors import NotAllowed, Refusal
 from worker.contract.state import TERMINAL_TYPES, StateType
-from worker.runs.creation import NewRun, uuid7
-from worker.runs.unusable import unusable
-from worker.store.reading import Reader, Row, Unreadable
-from worker.store.tables import (
-    block_document,
-    deployment,
-    flow,
-    metadata,
-    prefect_metadata,
-    task_run,
-    work_pool,
-    work_queue,
+from worker.runs.completion import (
+    Found,
+    Lookups,
+    Referred,
+    check_allowed,
+    complete,
+    missing,
+    needs_queue,
 )
+from worker.runs.creation import NewRun, uuid7
+from worker.store.reading import Reader, Row, Unreadable
+from worker.store.tables import block_document, deployment, flow, metadata, prefect_metadata, task_run
+from worker.store.work_queues import find_or_make_queues, find_queues
 
 # Tables by which a Prefect server's database is known.
 MARKS = frozenset({"alembic_version", "flow", "flow_run", "deployment", "work_pool"})
@@ -41,193 +38,105 @@ _SCHEDULED, _RUNNING = StateType.SCHEDULED.value, StateType.RUNNING.value
 
 
 @dataclass(slots=True)
-class References:
-    """What the rows that a batch refers to say of it.
+class Refusals:
+    """Runs of a batch that can't be created, by their ids.
 
     Attributes:
-        missing: by run id, a refusal for a run that refers to a row that isn't there. Such a run
-            may exist already, and is then answered as it is, since Prefect inserts before it looks.
-        refused: by run id, a refusal whether the run exists or not.
+        missing: unless the run exists: see :func:`worker.runs.completion.missing`.
+        refused: whether the run exists or not.
     """
 
     missing: dict[UUID, Refusal] = field(default_factory=dict)
     refused: dict[UUID, Refusal] = field(default_factory=dict)
 
 
-async def resolve(reader: Reader, runs: Sequence[NewRun], allowed: Allowed) -> References:
-    """Look up what the runs refer to, each kind once for all of them, and fill in what follows from
-    it.
+async def complete_runs(reader: Reader, runs: Sequence[NewRun], allowed: Allowed) -> Refusals:
+    """Look up what the runs refer to, each kind once for all of them, and complete the runs.
 
     Args:
         allowed: what producers may name.
     """
-    references = References()
-    # Runs of deployments have their labels and queues from these.
-    requests = [(new.run, new.request.body) for new in runs if isinstance(new.request, CreateRequest)]
-    pool, queue = work_pool.c, work_queue.c
-    names = (body.work_pool_name for _, body in requests)
-    pools = await _by(reader, pool.name, names, pool.id, pool.default_queue_id)
-    pool_ids = [each.id for each in pools.values()]
-    queues: Sequence[Row] = ()
-    unreadable = pools.refusal
-    try:
-        queues = await reader.rows(queue.work_pool_id, pool_ids, queue.id, queue.name)
-    except Unreadable as error:
-        unreadable = error.refusal
-    for run, body in requests:
-        refusal = unreadable if body.work_pool_name else None
-        if refusal := refusal or _fill_work_queue(run, body, pools, queues):
-            references.refused[run.id] = refusal
-    ids, of = (body.deployment_id for _, body in requests), deployment.c
-    deployments = await _by(reader, of.id, ids, of.flow_id, _text(of.labels), _text(of.tags), of.name)
-    flow_ids = {*(new.run.flow_id for new in runs), *(each.flow_id for each in deployments.values())}
-    columns = _text(flow.c.labels), _text(flow.c.tags), flow.c.name
-    of_flows = await reader.rows(flow.c.id, flow_ids, *columns)
-    flows = {row.id: row for row in of_flows}
-    references.refused |= _not_allowed((run for run, _ in requests), flows, deployments, allowed)
-    parents = (new.run.parent_task_run_id for new in runs)
-    tasks = await _by(reader, task_run.c.id, parents, _text(task_run.c.tags))
-    documents = await _by(reader, block_document.c.id, (new.run.infrastructure_document_id for new in runs))
-    for run, body in requests:
-        try:
-            run.labels = _labels(run, body, flows.get(run.flow_id), deployments.get(run.deployment_id))
-        except Refusal as refusal:
-            references.refused[run.id] = refusal.freed()
+    refusals = Refusals()
+    lookups = await _look_up(reader, runs)
+    named = [new.run for new in runs if needs_queue(new) and not missing(new, lookups)]
+    lookups.queues |= await find_or_make_queues(reader, named)
     for new in runs:
-        run = new.run
-        if run.flow_id not in flows:
-            references.missing[run.id] = IntegrityConflict(f"There is no flow {run.flow_id}.")
-        for what, value, found in (
-            ("deployment", run.deployment_id if deployments.refusal else None, deployments),
-            ("parent task run", run.parent_task_run_id, tasks),
-            ("infrastructure document", run.infrastructure_document_id, documents),
-        ):
-            if value is not None and value not in found:
-                conflict = IntegrityConflict(f"There is no {what} {value}.")
-                references.missing.setdefault(run.id, found.refusal or conflict)
-        rows = flows.get(run.flow_id), deployments.get(run.deployment_id), tasks.get(run.parent_task_run_id)
-        if why := unusable(new, [_tags(row) for row in rows if row is not None]):
-            references.missing.setdefault(run.id, why)
-    return references
-
-
-@cache
-def _text(column: sa.Column[Any]) -> sa.Label[str]:
-    """JSON as text: a row that can't be read would fail the query for all."""
-    return sa.cast(column, sa.Text).label(column.name)
-
-
-def _tags(row: Row) -> Sequence[str]:
-    """Tags as far as they are valid: an event of Prefect's has no others."""
-    try:
-        tags = from_json(row.tags or "null")
-    except ValueError:
-        return ()
-    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else ()
-
-
-def _labels_of(table: sa.Table, row: Row) -> dict[str, Any]:
-    try:
-        labels = from_json(row.labels or "null")
-    except ValueError:
-        labels = ()
-    if labels is None or isinstance(labels, dict):
-        return labels or {}
-    raise Unprocessable(f"The {table.name} {row.id} can't be used: no valid value in {table.name}.labels")
-
-
-def _check_allowed(
-    run: FlowRun, flows: Mapping[UUID, Row], deployments: Mapping[UUID, Row], allowed: Allowed
-) -> None:
-    """Raise NotAllowed over the flow and the deployment that a request has by their ids. One that
-    is not there has no name, and so its id in place of one.
-    """
-    if allowed.flows.limited:
-        of = flows.get(run.flow_id)
-        allowed.flows.check("flow", of.name if of else str(run.flow_id))
-    if allowed.deployments.limited and run.deployment_id is not None:
-        name = str(run.deployment_id)
-        if of := deployments.get(run.deployment_id):
-            theirs = flows.get(of.flow_id)
-            name = f"{theirs.name if theirs else of.flow_id}/{of.name}"
-        allowed.deployments.check("deployment", name)
-
-
-def check_standalone(runs: Iterable[NewRun], allowed: Allowed) -> References:
-    """In a database of our own, ids stand for names."""
-    return References(refused=_not_allowed((new.run for new in runs), {}, {}, allowed))
-
-
-def _not_allowed(
-    runs: Iterable[FlowRun], flows: Mapping[UUID, Row], deployments: Mapping[UUID, Row], allowed: Allowed
-) -> dict[UUID, Refusal]:
-    refused: dict[UUID, Refusal] = {}
-    for run in runs if allowed.flows.limited or allowed.deployments.limited else ():
         try:
-            _check_allowed(run, flows, deployments, allowed)
+            complete(new, lookups, allowed)
+        except Refusal as refusal:
+            refusals.refused[new.run.id] = refusal.freed()
+        if why := missing(new, lookups):
+            refusals.missing[new.run.id] = why
+    return refusals
+
+
+def check_standalone(runs: Iterable[NewRun], allowed: Allowed) -> Refusals:
+    """In a database of our own, ids stand for names."""
+    refusals, nothing = Refusals(), Lookups()
+    for new in runs:
+        try:
+            check_allowed(new.run, nothing, allowed)
         except NotAllowed as refusal:
-            refused[run.id] = refusal.with_traceback(None)
-    return refused
+            refusals.refused[new.run.id] = refusal.freed()
+    return refusals
 
 
-class _Rows(dict[Any, Row]):
-    """Rows by what they were looked up by.
-
-    Attributes:
-        refusal: what requests are answered that refer to one, if none can be read; else None.
-    """
-
-    refusal: Refusal | None = None
+async def _look_up(reader: Reader, runs: Sequence[NewRun]) -> Lookups:
+    # Runs of deployments have their labels and queues from these.
+    others = [new for new in runs if not new.inherits]
+    ids, of = (new.run.deployment_id for new in others), deployment.c
+    deployments = await _by(reader, of.id, ids, of.flow_id, of.labels, of.tags, of.name)
+    flow_ids = {*(new.run.flow_id for new in runs), *(each.flow_id for each in deployments.values())}
+    flows = await reader.rows(flow.c.id, flow_ids, *map(_text, (flow.c.labels, flow.c.tags)), flow.c.name)
+    parents = (new.run.parent_task_run_id for new in runs)
+    documents = (new.run.infrastructure_document_id for new in runs)
+    return Lookups(
+        flows={each.id: _row(each) for each in flows},
+        deployments=deployments,
+        tasks=await _by(reader, task_run.c.id, parents, task_run.c.tags),
+        documents=await _by(reader, block_document.c.id, documents),
+        queues=await find_queues(
+            reader, {name for new in others if (name := new.request.body.work_pool_name)}
+        ),
+    )
 
 
 async def _by(
-    reader: Reader, key: sa.Column[Any], values: Iterable[Any], *columns: sa.ColumnElement[Any]
-) -> _Rows:
-    found = _Rows()
+    reader: Reader, key: sa.Column[Any], values: Iterable[Any], *columns: sa.Column[Any]
+) -> Found[UUID, Referred]:
+    found = Found[UUID, Referred]()
     try:
-        rows = await reader.rows(key, {value for value in values if value}, *columns)
+        rows = await reader.rows(key, {value for value in values if value}, *map(_text, columns))
     except Unreadable as unreadable:
         found.refusal = unreadable.refusal
     else:
-        found.update((row[0], row) for row in rows)
+        found.update((row[0], _row(row)) for row in rows)
     return found
 
 
-def _fill_work_queue(
-    run: FlowRun, body: CreateFlowRun, pools: Mapping[str, Row], queues: Sequence[Row]
-) -> Refusal | None:
-    """``WorkerLookups``: a queue by the names of pool and queue, or the pool's default queue."""
-    pool_name, queue_name = body.work_pool_name, body.work_queue_name
-    if not pool_name:
-        return None
-    pool = pools.get(pool_name)
-    if pool is None and not queue_name:
-        return WorkPoolNotFound(f'Work pool "{pool_name}" not found.')
-    for queue in queues:
-        if pool is not None and (
-            (queue.work_pool_id == pool.id and queue.name == queue_name)
-            if queue_name
-            else queue.id == pool.default_queue_id
-        ):
-            run.work_queue_id, run.pool_queue_name = queue.id, queue.name
-            run.work_pool_id, run.work_pool_name = pool.id, pool.name
-            return None
-    return WorkPoolNotFound(f"Work pool queue '{pool_name}/{queue_name}' not found.") if queue_name else None
+@cache
+def _text(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """JSON as text: a row that can't be read would fail the query for all."""
+    return sa.cast(column, sa.Text).label(column.name) if isinstance(column.type, sa.JSON) else column
 
 
-def _labels(
-    run: FlowRun, body: CreateFlowRun, flow_row: Row | None, deployment_row: Row | None
-) -> dict[str, Any]:
-    """``with_system_labels_for_flow_run`` and ``with_system_labels_for_deployment_flow_run``."""
-    of_flow = {"prefect.flow.id": str(run.flow_id)}
-    inherited = _labels_of(flow, flow_row) if flow_row is not None else {}
-    if deployment_row is not None:
-        of_flow = {
-            "prefect.flow.id": str(deployment_row.flow_id),
-            "prefect.deployment.id": str(deployment_row.id),
-        }
-        inherited = _labels_of(deployment, deployment_row)
-    return {**inherited, **of_flow, **(body.labels or {})}
+def _row(row: Row) -> Referred:
+    values = dict(row._mapping)
+    if "labels" in values:
+        labels = _parsed(values["labels"])
+        values["labels"] = labels if isinstance(labels, dict) else {} if labels is None else None
+    if "tags" in values:
+        tags = _parsed(values["tags"])
+        values["tags"] = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else ()
+    return Referred(**values)
+
+
+def _parsed(text: str | None) -> Any:
+    """A JSON value; what is none counts as a value of another kind."""
+    try:
+        return from_json(text or "null")
+    except ValueError:
+        return text
 
 
 def follow(task: Mapping[str, Any], new: NewRun, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:

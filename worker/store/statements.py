@@ -77,8 +77,10 @@ class Statements:
             for table in (flow_run, flow_run_state)
         )
         self.columns = (*self._run, *self.state_columns)
-        of_state = (f"state.{column.name}" for column in self.state_columns)
-        self._values = attrgetter(*(column.name for column in self._run), *of_state)
+        self._names, self._state_names = (
+            [column.name for column in columns] for columns in (self._run, self.state_columns)
+        )
+        self._values = attrgetter(*self._names, *(f"state.{name}" for name in self._state_names))
         self._timestamps, self._intervals = (
             [place for place, column in enumerate(self.columns) if isinstance(column.type, kind)]
             for kind in (sa.DateTime, sa.Interval)
@@ -148,9 +150,9 @@ class Statements:
     def run_of(self, row: Sequence[Any]) -> FlowRun:
         """A run from a row of :attr:`read_by_key` or :attr:`read_by_id`."""
         values = map(_aware, row)
-        run = {column.name: value for column, value in zip(self._run, values, strict=False)}
-        state = {column.name: value for column, value in zip(self.state_columns, values, strict=False)}
-        pool = dict(zip(_OF_POOL, values, strict=False))
+        run, state, pool = (
+            dict(zip(names, values, strict=False)) for names in (self._names, self._state_names, _OF_POOL)
+        )
         return FlowRun(**run, state=None if state["id"] is None else FlowRunState(**state), **pool)
 
     def _insert(self, columns: Sequence[sa.Column[Any]], first: int) -> str:

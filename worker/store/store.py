@@ -12,7 +12,6 @@ import structlog
 
 from worker.checks.checks import Checks
 from worker.contract.allowed import Allowed
-from worker.contract.decode import DeploymentRequest
 from worker.contract.errors import DeploymentNotFound, Fault, Refusal, Unprocessable
 from worker.contract.flow_run import FlowRun, odd_columns
 from worker.observability.redaction import redact
@@ -23,11 +22,10 @@ from worker.store.engine import Database, open_database, parse_url, prepare_to_w
 from worker.store.errors import Blame, blame, first_line, is_fault
 from worker.store.insertion import Insertion, undecided
 from worker.store.outcome import Existing, Outcome, Undecided
-from worker.store.prefect import References, check_standalone, resolve
+from worker.store.prefect import Refusals, check_standalone, complete_runs
 from worker.store.reading import Reader, Unreadable
 from worker.store.room import in_turns
 from worker.store.tables import flow_run
-from worker.store.work_queues import fill_work_queues
 from worker.tasks.isolate import Failed, isolate
 from worker.tasks.turns import Turns
 
@@ -141,11 +139,11 @@ class Store(Reader):
 
     async def _create(self, requested: Sequence[Requested]) -> list[Outcome]:
         runs = await self._of_deployments(requested)
-        references = await self._resolve([each for each in runs if isinstance(each, NewRun)])
-        batch = _Batch(runs, references.refused)
+        refusals = await self._complete([each for each in runs if isinstance(each, NewRun)])
+        batch = _Batch(runs, refusals.refused)
         for _ in range(MAX_ROUNDS):
             if leaders := batch.leaders():
-                batch.settle(await self._insert_or_read(leaders, references.missing))
+                batch.settle(await self._insert_or_read(leaders, refusals.missing))
         while leaders := batch.leaders():  # where one is refused, the next of its key leads
             batch.settle({new.run.id: await self._insertion.explain(new) for new in leaders})
         outcomes = batch.outcomes()
@@ -192,15 +190,13 @@ class Store(Reader):
             made[run.id] = _existing(run)
         return made
 
-    async def _resolve(self, runs: Sequence[NewRun]) -> References:
+    async def _complete(self, runs: Sequence[NewRun]) -> Refusals:
         if self.kind == "standalone":
             return check_standalone(runs, self._allowed)
-        references = await resolve(self, runs, self._allowed)
-        there = [new for new in runs if new.run.id not in references.missing]
-        of_deployments = [new.run for new in there if isinstance(new.request, DeploymentRequest)]
-        references.refused |= await fill_work_queues(self, of_deployments)
-        warn_of_unserved((new for new in there if new.run.id not in references.refused), self._warned)
-        return references
+        refusals = await complete_runs(self, runs, self._allowed)
+        not_created = refusals.missing.keys() | refusals.refused.keys()
+        warn_of_unserved((new for new in runs if new.run.id not in not_created), self._warned)
+        return refusals
 
     async def _insert_or_read(
         self, runs: Sequence[NewRun], missing: Mapping[UUID, Refusal]

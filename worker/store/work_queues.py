@@ -1,10 +1,10 @@
-"""Finds the work queues that requests name for runs of deployments, and makes those that are not
+"""Finds the work queues that requests name, and makes those of runs of deployments that are not
 there, as Prefect's endpoint does.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -14,11 +14,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.contract.errors import Refusal, Unprocessable, WorkPoolNotFound
 from worker.contract.flow_run import FlowRun
+from worker.runs.completion import Found
 from worker.runs.creation import uuid7
+from worker.runs.deployments.deployment import WorkQueue
 from worker.store.engine import Database
 from worker.store.errors import Blame, blame, driver_error, fault, is_fault, refusal
 from worker.store.reading import Reader, Unreadable
-from worker.store.tables import work_queue
+from worker.store.tables import work_pool, work_queue
 
 log = structlog.get_logger(__name__)
 
@@ -26,41 +28,59 @@ log = structlog.get_logger(__name__)
 BANNED_CHARACTERS = "/%&><"
 
 
-async def fill_work_queues(reader: Reader, runs: Sequence[FlowRun]) -> dict[UUID, Refusal]:
-    """Fill in the queues of runs that have a work pool, and a queue's name in place of a queue.
+Queues = Found[tuple[str, str], WorkQueue | Refusal | None]
 
-    Returns:
-        By run id, a refusal for a run whose queue is not there and can't be made.
+
+async def find_queues(reader: Reader, pool_names: Collection[str]) -> Queues:
+    """The queues of some work pools: see :class:`worker.runs.completion.Lookups`. Raises Fault as
+    the reader does.
+    """
+    queues, of = Queues(), work_pool.c
+    try:
+        pools = await reader.rows(of.name, pool_names, of.id, of.default_queue_id)
+        rows = await _rows(reader, {pool.id: pool.name for pool in pools})
+    except Unreadable as unreadable:
+        queues.refusal = unreadable.refusal
+        return queues
+    by_id = {queue.id: queue for queue, _ in rows}
+    queues.update({(pool.name, ""): by_id.get(pool.default_queue_id) for pool in pools})
+    queues.update({(queue.pool_name, queue.name): queue for queue, _ in rows})
+    return queues
+
+
+async def find_or_make_queues(reader: Reader, runs: Sequence[FlowRun]) -> Queues:
+    """The queues that runs of deployments name in their work pools; a refusal for one that is not
+    there and can't be made.
 
     Raises:
         Fault: the database is away or busy.
     """
-    lacking = [run for run in runs if run.work_pool_id is not None and run.work_queue_id is None]
-    of = work_queue.c
-    pool_ids = {run.work_pool_id for run in lacking}
+    queues = Queues()
+    named = {(run.work_pool_name or "", run.work_queue_name or ""): run for run in runs}
     try:
-        rows = await reader.rows(of.work_pool_id, pool_ids, of.name, of.id, of.priority)
+        rows = await _rows(reader, {run.work_pool_id: run.work_pool_name for run in runs})
     except Unreadable as unreadable:
-        return {run.id: unreadable.refusal for run in lacking}
-    queues: dict[tuple[UUID | None, str | None], UUID | Refusal]
-    queues = {(row.work_pool_id, row.name): row.id for row in rows}
-    priorities: dict[UUID | None, list[int]] = defaultdict(list)
-    for row in rows:
-        priorities[row.work_pool_id].append(row.priority)
-    refused: dict[UUID, Refusal] = {}
-    for run in lacking:
-        key = run.work_pool_id, run.work_queue_name
+        queues.update(dict.fromkeys(named, unreadable.refusal))
+        return queues
+    queues.update({(queue.pool_name, queue.name): queue for queue, _ in rows})
+    for key, run in named.items():
         if key not in queues:
-            taken = priorities[run.work_pool_id]
+            # A batch may want several of one pool.
+            taken = [priority for queue, priority in rows if queue.pool_id == run.work_pool_id]
             priority = free_priority(taken)
-            queues[key] = await _make(reader.database, run, priority)
-            taken.append(priority)  # a batch may want several
-        queue = queues[key]
-        if isinstance(queue, Refusal):
-            refused[run.id] = queue
-        else:
-            run.work_queue_id, run.pool_queue_name = queue, run.work_queue_name
-    return refused
+            made = queues[key] = await _make(reader.database, run, priority)
+            if isinstance(made, WorkQueue):
+                rows.append((made, priority))
+    return queues
+
+
+async def _rows(reader: Reader, pools: Mapping[Any, Any]) -> list[tuple[WorkQueue, int]]:
+    """The queues of work pools, whose names are given by their ids, with their priorities."""
+    of = work_queue.c
+    rows = await reader.rows(of.work_pool_id, pools, of.id, of.name, of.priority)
+    return [
+        (WorkQueue(row.id, row.name, row.work_pool_id, pools[row.work_pool_id]), row.priority) for row in rows
+    ]
 
 
 def free_priority(taken: Iterable[int]) -> int:
@@ -69,9 +89,10 @@ def free_priority(taken: Iterable[int]) -> int:
     return next(place for place, priority in places if priority != place)
 
 
-async def _make(database: Database, run: FlowRun, priority: int) -> UUID | Refusal:
+async def _make(database: Database, run: FlowRun, priority: int) -> WorkQueue | Refusal:
     """Make the queue that a run names, unless another worker has just made it."""
     name, pool_id = run.work_queue_name or "", run.work_pool_id
+    assert pool_id is not None
     if any(each in BANNED_CHARACTERS for each in name):
         return Unprocessable(
             f"There is no work queue '{name}', and none may have {BANNED_CHARACTERS} in its name."
@@ -103,4 +124,4 @@ async def _make(database: Database, run: FlowRun, priority: int) -> UUID | Refus
             return refusal(error)
         raise  # the line finds whose it is
     log.info("work_queue_made", work_pool=run.work_pool_name, work_queue=name)
-    return queue_id
+    return WorkQueue(queue_id, name, pool_id, run.work_pool_name or "")

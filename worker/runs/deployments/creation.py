@@ -10,7 +10,7 @@ from worker.contract.encoding import dumps
 from worker.contract.errors import NoWorkPool, ParametersTooLarge
 from worker.contract.request import NO_LIMIT
 from worker.contract.state import StateCreate, StateType
-from worker.runs.creation import NewRun, UnresolvedRun, run_row
+from worker.runs.creation import NewRun, UnresolvedRun, run_row, with_system_labels
 from worker.runs.deployments.checking import Checks, check_job_variables, check_parameters, renderer
 from worker.runs.deployments.deployment import Deployment
 from worker.runs.deployments.hydration import Variables, hydrate
@@ -66,36 +66,32 @@ def run_of_deployment(
         check_job_variables(checks, deployment, body.job_variables, size, blocks)
     if body.work_queue_name and deployment.queue is None:
         raise NoWorkPool(body.work_queue_name, deployment.id)
+    pool = deployment.queue
+    queue = pool if pool is not None and body.work_queue_name in (None, "", pool.name) else None
     run = run_row(
         request,
         unresolved.run_id,
-        deployment.flow_id,
         body.state or _SCHEDULED,
         unresolved.now,
-        traceparent=unresolved.traceparent,
+        unresolved.traceparent,
+        flow_id=deployment.flow_id,
+        flow_version=None,
+        deployment_id=deployment.id,
+        deployment_version=deployment.version,
+        work_queue_name=body.work_queue_name or deployment.work_queue_name,
+        work_queue_id=queue and queue.id,
+        pool_queue_name=queue and queue.name,
+        work_pool_id=pool and pool.pool_id,
+        work_pool_name=pool and pool.pool_name,
+        parameters=parameters,
+        tags=list(dict.fromkeys((*deployment.tags, *body.tags))),
+        labels=with_system_labels(deployment.labels or {}, deployment.flow_id, deployment.id, body.labels),
+        infrastructure_document_id=body.infrastructure_document_id or deployment.infrastructure_document_id,
     )
-    run.deployment_id = deployment.id
-    run.deployment_version = deployment.version
-    run.parameters = parameters
-    run.tags = list(dict.fromkeys((*deployment.tags, *body.tags)))
-    run.infrastructure_document_id = body.infrastructure_document_id or deployment.infrastructure_document_id
-    run.labels = {
-        **(deployment.labels or {}),
-        "prefect.flow.id": str(deployment.flow_id),
-        "prefect.deployment.id": str(deployment.id),
-        **(body.labels or {}),
-    }
-    if not body.work_queue_name:
-        run.work_queue_name = deployment.work_queue_name
-    queue = deployment.queue
-    if queue is not None:
-        run.work_pool_id, run.work_pool_name = queue.pool_id, queue.pool_name
-        if body.work_queue_name in (None, "", queue.name):
-            run.work_queue_id, run.pool_queue_name = queue.id, queue.name
     # A variable of some kilobytes may stand for each few bytes of the request.
     added, deep = deployment.size, request.deep or deployment.deep
     if parameters is not merged:
         added, deep = len(dumps(parameters)), True
         if limit != NO_LIMIT and added > limit:
             raise ParametersTooLarge(limit)
-    return NewRun(request, run, added, deep)
+    return NewRun(request, run, added, deep, inherits=True)

@@ -1,0 +1,53 @@
+"""The kinds of requests, by the type of their message. A new one is an entry here with its model,
+and an entry in :data:`worker.runs.creation.RUNS` with the run that it asks for.
+"""
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from .deployment_request import CreateFlowRunFromDeployment
+from .request import CreateFlowRun
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kind:
+    """A kind of request.
+
+    Attributes:
+        model: of its body.
+        type: the message's AMQP property ``type``.
+        title: what it asks for, in a line.
+    """
+
+    model: type[BaseModel]
+    type: str
+    title: str
+
+    @property
+    def file(self) -> str:
+        """The name of its JSON Schema's file."""
+        return self.type.replace("_", "-")
+
+    @property
+    def message(self) -> str:
+        """Its message's name in the AsyncAPI document."""
+        first, *others = self.type.split("_")
+        return first + "".join(map(str.capitalize, others))
+
+
+CREATE = Kind(CreateFlowRun, "create_flow_run", "Create a flow run, once per flow and idempotency key")
+FROM_DEPLOYMENT = Kind(
+    CreateFlowRunFromDeployment,
+    "create_flow_run_from_deployment",
+    "Create a run of a deployment, once per flow and idempotency key",
+)
+KINDS = (CREATE, FROM_DEPLOYMENT)
+_BY_TYPE: dict[str | None, Kind] = {kind.type: kind for kind in KINDS}
+# The bodies as a client may write them.
+Model = CreateFlowRun | CreateFlowRunFromDeployment
+
+
+def kind_of(type: str | None) -> Kind:
+    """The kind of request that a message of this type is: a create request by default."""
+    return _BY_TYPE.get(type, CREATE)

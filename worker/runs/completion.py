@@ -1,0 +1,158 @@
+"""What the rows that a new run refers to make of it, in a Prefect server's database: its work queue
+and its labels, or why there can be no such run. Pure; the store looks the rows up.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from uuid import UUID
+
+from worker.contract.allowed import Allowed
+from worker.contract.errors import IntegrityConflict, Refusal, Unprocessable, WorkPoolNotFound
+from worker.contract.flow_run import FlowRun
+from worker.runs.creation import NewRun, with_system_labels
+from worker.runs.deployments.deployment import WorkQueue
+from worker.runs.unusable import unusable
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Referred:
+    """A row that runs refer to, as far as it says something of them.
+
+    Attributes:
+        flow_id: of a deployment.
+        labels: None where the row has no valid value.
+        tags: as far as they are valid: an event of Prefect's has no others.
+    """
+
+    id: UUID
+    name: str = ""
+    flow_id: UUID | None = None
+    labels: dict[str, Any] | None = None
+    tags: Collection[str] = ()
+
+
+class Found(dict[Key, Value]):
+    """What was looked up.
+
+    Attributes:
+        refusal: what requests are answered that refer to some of it, if none can be read; else
+            None.
+    """
+
+    refusal: Refusal | None = None
+
+
+@dataclass(slots=True)
+class Lookups:
+    """The rows that the runs of a batch refer to.
+
+    Attributes:
+        queues: by the names of work pool and work queue; without the queue's, the pool's default
+            queue, None if it has none. A refusal where it can't be read or made.
+    """
+
+    flows: Mapping[UUID, Referred] = field(default_factory=dict)
+    deployments: Found[UUID, Referred] = field(default_factory=Found)
+    tasks: Found[UUID, Referred] = field(default_factory=Found)
+    documents: Found[UUID, Referred] = field(default_factory=Found)
+    queues: Found[tuple[str, str], WorkQueue | Refusal | None] = field(default_factory=Found)
+
+
+def complete(new: NewRun, lookups: Lookups, allowed: Allowed) -> None:
+    """Fill in what follows from the rows that a run refers to.
+
+    Raises:
+        Refusal: whether the run exists or not.
+    """
+    run = new.run
+    if not new.inherits:
+        check_allowed(run, lookups, allowed)
+        run.labels = _labels(new, lookups)
+    queue = _queue(new, lookups)
+    if queue is not None:
+        run.work_queue_id, run.pool_queue_name = queue.id, queue.name
+        run.work_pool_id, run.work_pool_name = queue.pool_id, queue.pool_name
+
+
+def missing(new: NewRun, lookups: Lookups) -> Refusal | None:
+    """Why a run can't be created: a row that it refers to is not there, or Prefect's server could
+    not handle the run. One that exists already is answered as it is, since Prefect inserts before
+    it looks.
+    """
+    run = new.run
+    if run.flow_id not in lookups.flows:
+        return IntegrityConflict(f"There is no flow {run.flow_id}.")
+    deployment = None if new.inherits else run.deployment_id
+    if deployment is not None and lookups.deployments.refusal:
+        return lookups.deployments.refusal
+    for what, value, found in (
+        ("parent task run", run.parent_task_run_id, lookups.tasks),
+        ("infrastructure document", run.infrastructure_document_id, lookups.documents),
+    ):
+        if value is not None and value not in found:
+            return found.refusal or IntegrityConflict(f"There is no {what} {value}.")
+    rows = [lookups.flows[run.flow_id]]
+    if deployment is not None and deployment in lookups.deployments:
+        rows.append(lookups.deployments[deployment])
+    if run.parent_task_run_id is not None:
+        rows.append(lookups.tasks[run.parent_task_run_id])
+    return unusable(new, [row.tags for row in rows])
+
+
+def check_allowed(run: FlowRun, lookups: Lookups, allowed: Allowed) -> None:
+    """Raise NotAllowed over the flow and the deployment that a request has by their ids. One that
+    is not there has no name, and so its id in place of one; in a database of our own all have.
+    """
+    if allowed.flows.limited:
+        flow = lookups.flows.get(run.flow_id)
+        allowed.flows.check("flow", flow.name if flow else str(run.flow_id))
+    if allowed.deployments.limited and run.deployment_id is not None:
+        name = str(run.deployment_id)
+        if (deployment := lookups.deployments.get(run.deployment_id)) and deployment.flow_id:
+            flow = lookups.flows.get(deployment.flow_id)
+            name = f"{flow.name if flow else deployment.flow_id}/{deployment.name}"
+        allowed.deployments.check("deployment", name)
+
+
+def needs_queue(new: NewRun) -> bool:
+    """Whether a run of a deployment names another queue of its work pool, which is made if it is
+    not there.
+    """
+    return new.inherits and new.run.work_pool_id is not None and new.run.work_queue_id is None
+
+
+def _queue(new: NewRun, lookups: Lookups) -> WorkQueue | None:
+    """``WorkerLookups``: a queue by the names of pool and queue, or the pool's default queue."""
+    pool_name = new.run.work_pool_name if needs_queue(new) else None
+    if not new.inherits:
+        pool_name = new.request.body.work_pool_name
+    if not pool_name:
+        return None
+    queue_name = new.request.body.work_queue_name or ""
+    found = lookups.queues.get((pool_name, queue_name), lookups.queues.refusal)
+    if isinstance(found, Refusal):
+        raise found
+    if found is None and not new.inherits:
+        if queue_name:
+            raise WorkPoolNotFound(f"Work pool queue '{pool_name}/{queue_name}' not found.")
+        if (pool_name, "") not in lookups.queues:
+            raise WorkPoolNotFound(f'Work pool "{pool_name}" not found.')
+    return found
+
+
+def _labels(new: NewRun, lookups: Lookups) -> dict[str, Any]:
+    run = new.run
+    deployment = run.deployment_id and lookups.deployments.get(run.deployment_id)
+    row = deployment or lookups.flows.get(run.flow_id)
+    if row is not None and row.labels is None:
+        table = "deployment" if deployment else "flow"
+        raise Unprocessable(f"The {table} {row.id} can't be used: no valid value in {table}.labels")
+    flow_id = deployment.flow_id if deployment and deployment.flow_id else run.flow_id
+    deployment_id = deployment.id if deployment else None
+    return with_system_labels(
+        row.labels or {} if row else {}, flow_id, deployment_id, new.request.body.labels
+    )
