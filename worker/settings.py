@@ -144,6 +144,7 @@ class Settings(BaseSettings):
     database_url: Annotated[str, AfterValidator(_database_url)] = Field(
         "sqlite+aiosqlite:///flow_runs.db",
         repr=False,
+        validate_default=False,  # SQLAlchemy would be loaded for it, by commands without a database
         description="sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name.",
     )
     amqp_password_file: Annotated[str | None, AfterValidator(_file)] = Field(

@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from worker import __version__
-from worker.cli import app
+from worker.cli import CHANNEL_LOST, FAILURES, REFUSED, WRONG_USAGE, app
 from worker.settings import Settings
 
 
@@ -51,6 +53,29 @@ def test_help_loads_none_of_the_large_libraries() -> None:
     assert loaded.isdisjoint(
         {"sqlalchemy", "alembic", "aio_pika", "aiohttp", "pydantic", "prometheus_client"}
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "not_needed"),
+    [
+        ("from worker.settings import load_settings; load_settings()", "sqlalchemy"),
+        ("import worker.service", "alembic"),
+    ],
+)
+def test_what_is_not_needed_is_not_loaded(code: str, not_needed: str, tmp_path: Path) -> None:
+    """By commands without a database, and by a worker that finds the schema up to date."""
+    code = f"import sys; {code}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert "worker.settings" in done.stdout.split()
+    assert not_needed not in done.stdout.split()
+
+
+@pytest.mark.parametrize("name", [*FAILURES, *WRONG_USAGE, REFUSED, CHANNEL_LOST])
+def test_what_a_user_can_mend_is_known_by_its_name(name: str) -> None:
+    module, _, kind = name.rpartition(".")
+    assert getattr(import_module(module), kind).__module__ == module
 
 
 @pytest.mark.parametrize(

@@ -58,32 +58,31 @@ def _options_of_all(
     pass
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """Errors that a user can fix. They end the command with one line and exit code 1."""
-    from aiormq.exceptions import AMQPError
-
-    from worker.bench import BenchFailed
-    from worker.broker.connection import BrokerRefused, BrokerUnavailable
-    from worker.broker.topology import TopologyMismatch
-    from worker.client import ClientError
-    from worker.contract.errors import Fault
-    from worker.operate.dead_letters import DeadLettersFailed
-    from worker.operate.letter_reader import ReadingFailed
-    from worker.store import StoreError
-
-    return (
-        AMQPError,
-        BenchFailed,
-        BrokerRefused,
-        BrokerUnavailable,
-        ClientError,
-        DeadLettersFailed,
-        Fault,
-        OSError,  # such as a lost connection
-        ReadingFailed,
-        StoreError,
-        TopologyMismatch,
-    )
+# Errors that a user can fix, by the names of their classes. To import all takes half a second.
+FAILURES = frozenset(
+    {
+        "aiormq.exceptions.AMQPError",
+        "worker.bench.load.BenchFailed",
+        "worker.broker.connection.BrokerRefused",
+        "worker.broker.connection.BrokerUnavailable",
+        "worker.broker.declaring.TopologyMismatch",
+        "worker.client.errors.ClientError",
+        "worker.contract.errors.Fault",
+        "worker.operate.dead_letters.DeadLettersFailed",
+        "worker.operate.letter_reader.ReadingFailed",
+        "worker.store.errors.StoreError",
+        "builtins.OSError",  # such as a lost connection
+    }
+)
+WRONG_USAGE = frozenset(
+    {
+        "pydantic_core._pydantic_core.ValidationError",
+        "worker.operate.dead_letters.UnknownIds",
+        "worker.settings.SettingsError",
+    }
+)
+REFUSED = "aiormq.exceptions.ChannelAccessRefused"
+CHANNEL_LOST = "worker.broker.connection.ChannelLost"
 
 
 def main() -> None:
@@ -112,19 +111,13 @@ def _tell_unforeseen(kind: type[BaseException], error: BaseException, trace: Tra
 
 
 def _tell(error: Exception) -> None:
-    """Exit with an error that the user can fix. Returns for any other."""
-    from aiormq.exceptions import ChannelAccessRefused
-    from pydantic import ValidationError
-
-    from worker.broker.connection import ChannelLost
-    from worker.operate.dead_letters import UnknownIds
-    from worker.settings import SettingsError
-
-    if isinstance(error, (SettingsError, ValidationError, UnknownIds)):
+    """Print an error that a user can fix, and exit. Return for any other."""
+    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    if kinds & WRONG_USAGE:
         _fail(str(error), code=2)
-    if isinstance(error, ChannelAccessRefused) or (isinstance(error, ChannelLost) and error.refused):
+    if REFUSED in kinds or (CHANNEL_LOST in kinds and getattr(error, "refused", False)):
         _fail(f"The broker refuses this to the user of the URL, who lacks a right: {error}")
-    if isinstance(error, failures()):
+    if kinds & FAILURES:
         _fail(str(error))
 
 

@@ -8,13 +8,14 @@ unknown ones.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
-
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
 from worker.urls.broker import ENCODE
 from worker.urls.password_file import PASSWORD_FILE
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 # Translates a parameter's value, or raises ValueError with the remedy.
 _Rule = Callable[[str], Mapping[str, str]]
@@ -230,7 +231,7 @@ _SEVERAL_HOSTS = re.compile(
 _HOST = re.compile(r"(?:\[(?P<ipv6>[^]]+)\]|(?P<name>[^:]*))(?::(?P<port>\d*))?")
 
 
-def read_database_url(text: str) -> URL:
+def read_database_url(text: str) -> "URL":
     """Read a database URL. PostgreSQL's gets one form: its query has the parameters of the worker's
     connector, and ``host`` and ``port`` for several hosts or a socket's folder.
 
@@ -238,6 +239,10 @@ def read_database_url(text: str) -> URL:
         ValueError: the URL can't be read, or a parameter is not supported. The message has no
             password.
     """
+    # Commands that need no database import this module with the settings.
+    from sqlalchemy.engine import URL, make_url
+    from sqlalchemy.exc import ArgumentError
+
     text = text.removeprefix("jdbc:")
     several = _SEVERAL_HOSTS.fullmatch(text)
     try:
@@ -296,13 +301,13 @@ def _query(given: Mapping[str, str]) -> dict[str, str]:
     return query
 
 
-def _listed(url: URL, name: str) -> list[str]:
+def _listed(url: "URL", name: str) -> list[str]:
     """Hosts or ports of the query: separated by commas, or one parameter each."""
     value = url.query.get(name, ())
     return value.split(",") if isinstance(value, str) else list(value)
 
 
-def _bracketed(url: URL) -> str:
+def _bracketed(url: "URL") -> str:
     host = f"[{url.host}]" if url.host and ":" in url.host else url.host or ""
     return f"{host}:{url.port}" if url.port else host
 
