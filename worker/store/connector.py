@@ -1,6 +1,4 @@
-"""Connections to a PostgreSQL server, as asyncpg makes them: to which host, with which settings,
-and how they are kept alive. Knows no engine.
-"""
+"""Connects to PostgreSQL by asyncpg: hosts, settings of the session, keepalive. Knows no engine."""
 
 import os
 import random
@@ -18,14 +16,13 @@ from worker.contract.errors import Fault
 from worker.store.errors import refuses_settings
 from worker.urls.password_file import PASSWORD_FILE, PasswordUnreadable, read_password
 
-# How long a host may take to let us in; half of it where there are others to try. Seconds.
+# Seconds to connect to a host. With several hosts, each gets half.
 CONNECT_TIMEOUT = 10.0
-# A statement that takes longer is cancelled. Longer than the locks that maintenance holds for
-# moments; seconds.
+# A statement is cancelled after this many seconds. Maintenance holds its locks for less.
 STATEMENT_TIMEOUT = 60.0
-# How soon and how often an idle connection is asked for a sign of life, in seconds; and for how
-# many milliseconds what was sent may go without one. So a firewall neither forgets a connection nor
-# drops it unnoticed.
+# Probe a connection after 5 idle seconds, every 3 seconds, and close it after 3 missed answers or
+# 10,000 ms with unacknowledged data. So a firewall neither forgets a connection nor drops it
+# unnoticed.
 KEEPALIVE = {
     "SO_KEEPALIVE": 1,
     "TCP_KEEPIDLE": 5,
@@ -34,20 +31,20 @@ KEEPALIVE = {
     "TCP_USER_TIMEOUT": 10_000,
 }
 
-# Where PostgreSQL's warning comes from when a commit waits for its synchronous standby no longer:
-# what it committed is on this server only. (The text of a warning may be translated.)
+# PostgreSQL's function that warns when a commit stops waiting for its synchronous standby: the
+# commit is on this server only. (The warning's text may be translated.)
 _WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
-# On which of our connections that was.
+# The connections with such a commit.
 local_only: "WeakSet[asyncpg.Connection[Any]]" = WeakSet()
 
-# Never plan to read a whole table where an index is at hand: all that is asked here has one. A plan
-# is kept for as long as the session, also that by which PostgreSQL checks a foreign key. One made
-# while the table was empty would read all of it for each row, until the table is analyzed. (Where a
-# table is read whole all the same, this makes the plan look costly enough to be compiled: hence the
-# second. Not "jit", which asyncpg sets for the session where it finds it off for the transaction.)
+# Never read a whole table: each of our statements has an index. A session keeps its plans, also
+# those of PostgreSQL's foreign key checks. A plan made while the table was empty would read the
+# whole table for each row, until the table is analyzed. (A sequential scan without an alternative
+# gets a cost that would start the JIT compiler, so that is off too. "jit" itself can't be used:
+# asyncpg sets it for the session if it is off in the transaction.)
 PLANNING = {"enable_seqscan": "off", "jit_above_cost": "-1"}
 
-# The same by libpq's names, whose numbers are of the same units.
+# The same options by libpq's names, in the same units.
 _KEEPALIVE_NAMES = {
     "keepalives": "SO_KEEPALIVE",
     "keepalives_idle": "TCP_KEEPIDLE",
@@ -56,7 +53,7 @@ _KEEPALIVE_NAMES = {
     "tcp_user_timeout": "TCP_USER_TIMEOUT",
 }
 
-# Arguments of asyncpg. All else that stands in a URL's query is written as libpq has it.
+# Arguments of asyncpg. Other names in a URL's query are libpq's.
 _ARGUMENTS: dict[str, type[int] | type[float] | type[str]] = {
     "timeout": float,
     "command_timeout": float,
@@ -67,23 +64,22 @@ _ARGUMENTS: dict[str, type[int] | type[float] | type[str]] = {
     "service": str,
     "servicefile": str,
 }
-# Files that asyncpg reads at each connect; it does not say which one it could not.
+# Files that asyncpg reads at each connect. Its errors don't name the unreadable one.
 _FILES = ("sslcert", "sslkey", "sslrootcert", "sslcrl")
 
 
 @dataclass(frozen=True)
 class Connector:
-    """Connects to the first of some hosts that lets us in.
+    """Connects to the first host that accepts the connection.
 
     Attributes:
         hosts: name or folder of a socket, and port; None for asyncpg's default.
         arguments: of ``asyncpg.connect``.
         settings: of each session.
-        query: what asyncpg reads from a URL only, as libpq writes it: of TLS, and settings of the
-            session.
+        query: libpq's options that asyncpg takes only in a URL: TLS, and settings of the session.
         keepalive: options of the socket.
         password_file: has the password; it is read at each connect.
-        shuffled: the hosts are tried in an order that is drawn.
+        shuffled: try the hosts in random order.
     """
 
     hosts: tuple[tuple[str | None, int | None], ...]
@@ -95,7 +91,7 @@ class Connector:
     shuffled: bool = False
 
     async def __call__(self) -> Any:
-        """Raises :class:`Fault` for a file that can't be read, else as asyncpg does."""
+        """Connect. Raises :class:`Fault` for an unreadable file, and asyncpg's errors."""
         timeout = CONNECT_TIMEOUT / min(len(self.hosts), 2)
         arguments = {"timeout": timeout, **self.arguments, "server_settings": self.settings}
         arguments |= self._from_files()
@@ -106,7 +102,7 @@ class Connector:
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
                 failed = error
             else:
-                # asyncpg has no setting for it, and no public way to the socket.
+                # asyncpg has no setting for keepalive, and no public way to the socket.
                 _keep_alive(connection._transport.get_extra_info("socket"), self.keepalive)
                 connection.add_log_listener(_note_local_commit)
                 return connection
@@ -114,7 +110,7 @@ class Connector:
         raise failed
 
     def _from_files(self) -> dict[str, Any]:
-        """The arguments that are in files, as these are now."""
+        """The arguments that are read from files, anew at each connect."""
         query, found = dict(self.query), dict[str, Any]()
         for name in _FILES:
             if (path := query.get(name, "system")) != "system" and not os.access(path, os.R_OK):
@@ -132,9 +128,7 @@ class Connector:
 
 
 def _trusting_the_system(query: dict[str, str]) -> ssl.SSLContext:
-    """TLS with a server whose certificate the system's authorities have signed; takes what concerns
-    TLS out of the query.
-    """
+    """A TLS context that trusts the system's authorities. Removes the TLS options from the query."""
     asked = {name: query.pop(name) for name in list(query) if name.startswith("ssl")}
     context = ssl.create_default_context()
     if "sslcert" in asked:
@@ -148,8 +142,8 @@ def _trusting_the_system(query: dict[str, str]) -> ssl.SSLContext:
 
 
 def _note_local_commit(connection: Any, message: Any) -> None:
-    """The server says so and nothing else: the statement has succeeded. asyncpg tells of it before
-    it hands over the result.
+    """Note a commit without its standby. The statement itself succeeds, with this warning only.
+    asyncpg calls this before it returns the result.
     """
     if message.server_source_function == _WAIT_FOR_STANDBY:
         local_only.add(connection)
@@ -164,8 +158,8 @@ def _keep_alive(there: socket.socket, options: dict[str, int]) -> None:
 
 
 def read_url(url: URL) -> tuple[Connector, int]:
-    """Read a URL that has the form of ``read_database_url``. Returns also how many prepared
-    statements a connection may keep.
+    """Read a URL as ``read_database_url`` returns it. Also returns the maximum of prepared
+    statements per connection.
     """
     query = {name: str(value) for name, value in url.query.items()}
     hosts = [(url.host, url.port)]
@@ -173,12 +167,12 @@ def read_url(url: URL) -> tuple[Connector, int]:
         names, ports = query.pop("host").split(","), query.pop("port").split(",")
         hosts = [(name or None, int(port) if port else None) for name, port in zip(names, ports, strict=True)]
     if len(hosts) > 1:
-        query = {"target_session_attrs": "read-write", **query}  # the others are standbys, mostly
+        query = {"target_session_attrs": "read-write", **query}  # most other hosts are standbys
     login = {"user": url.username, "password": url.password, "database": url.database}
     taken = {name: kind(query.pop(name)) for name, kind in _ARGUMENTS.items() if name in query}
     cache_size = int(taken.pop("prepared_statement_cache_size", 100))
     arguments = {"command_timeout": STATEMENT_TIMEOUT, **login, **taken}
-    # As in libpq, 0 and less mean the system's default.
+    # 0 or less is the system's default, as in libpq.
     own = {option: int(query.pop(name)) for name, option in _KEEPALIVE_NAMES.items() if name in query}
     keepalive = {option: value for option, value in (KEEPALIVE | own).items() if value > 0}
     if "SO_KEEPALIVE" not in keepalive:
@@ -192,8 +186,8 @@ def read_url(url: URL) -> tuple[Connector, int]:
 
 
 async def is_pooler(connect: Connector) -> bool:
-    """Whether another than the server answers: it takes no settings, or lends us a session that is
-    not the one that was opened for us.
+    """True if a pooler answers: it refuses settings of the session, or the server's process is
+    another than the one that greeted us.
     """
     try:
         connection = await connect()

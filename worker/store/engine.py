@@ -1,5 +1,5 @@
-"""SQLAlchemy's engines for a database: what holds of each connection, and when one is given up.
-Knows no table.
+"""SQLAlchemy's engines for a database: how they set up connections, and when they drop one. Knows
+no table.
 """
 
 import asyncio
@@ -24,17 +24,15 @@ from worker.store.errors import Blame, StoreError, blame, fault, opening
 from worker.store.file import ConnectionLost, DatabaseFile
 from worker.urls.database import read_database_url
 
-# A statement that takes longer makes us ask whether the server is still there, and this long it may
-# take to answer that. Both together, and the two seconds that SQLAlchemy gives a connection to
-# close, are less than 15; seconds.
+# After this many seconds of one statement, ask whether the server is still there. The answer may
+# take as long. With the two seconds that SQLAlchemy gives a connection to close, it is below 15.
 SILENCE_TIMEOUT = 5.0
-# How long another writer's lock is waited for before it counts as a fault, which is waited out as
-# well; seconds.
+# Seconds to wait for another writer's lock. A longer wait is a fault, and waited out like others.
 BUSY_TIMEOUT = 10.0
-# How long connections may take to close by themselves; seconds.
+# Seconds for connections to close before they are closed by force.
 CLOSE_TIMEOUT = 3.0
 
-# One that creates, and one for whoever asks whether the database answers.
+# One connection creates runs, the other serves the health checks.
 POOL_SIZE = 2
 
 
@@ -43,11 +41,11 @@ class Database:
     """The engines for one database, with one pool of connections.
 
     Attributes:
-        url: where it is.
-        engine: each statement commits by itself.
+        url: of the database.
+        engine: commits after each statement.
         transactions: begins, commits and rolls back as this database needs it.
-        pooler: sessions are lent to us for a transaction at a time, as by PgBouncer.
-        knock: connects anew; None where that tells nothing.
+        pooler: a pooler lends us a session for one transaction at a time, as PgBouncer does.
+        knock: opens a new connection, to see whether the server answers; None for SQLite.
         file: of SQLite.
     """
 
@@ -60,19 +58,19 @@ class Database:
 
     @property
     def sqlite(self) -> bool:
-        """Whether it is a file of SQLite; else it is a PostgreSQL server's."""
+        """True for an SQLite file, false for a PostgreSQL server."""
         return self.engine.dialect.name == "sqlite"
 
     @asynccontextmanager
     async def connect(self, *, transaction: bool = False) -> AsyncIterator[AsyncConnection]:
-        """A connection, which goes back to the pool only if it can serve again.
+        """A connection. It returns to the pool only if it can serve again.
 
         Args:
-            transaction: what is done within is committed at the end; else each statement is.
+            transaction: commit once, at the end (default: after each statement).
 
         Raises:
-            Fault: the database has fallen silent; its file is gone; or what was committed within,
-                a standby may not have, or the file at the path.
+            Fault: the database has fallen silent, or its file is gone. Or this connection's commits
+                may be missing on the standby, or in the file at the path.
         """
         transaction = transaction or self.pooler
         engine = self.transactions if transaction else self.engine
@@ -80,7 +78,7 @@ class Database:
             try:
                 connection = await engine.connect()
             except Exception as error:
-                raise Fault(str(fault(error))) from error  # no run is to blame, whatever it says
+                raise Fault(str(fault(error))) from error  # connecting never is a run's fault
             server, serves = driver(connection), False
             local_only.discard(server)
             try:
@@ -93,8 +91,8 @@ class Database:
                 serves = blame(error) is not Blame.connection and not isinstance(error, ConnectionLost)
                 raise
             finally:
-                # What was cancelled may get a lock yet, for which it was waiting. And a transaction
-                # that could not be ended would go on.
+                # A cancelled statement may still get the lock that it waited for, and a transaction
+                # that could not be ended would stay open.
                 if not connection.invalidated and not (serves and self._is_idle(server)):
                     await connection.invalidate()
                 await connection.close()
@@ -109,7 +107,7 @@ class Database:
         return not (server.is_closed() or server.is_in_transaction())
 
     async def close(self) -> None:
-        """Close the connections, by force where they don't close by themselves in time."""
+        """Close the connections, by force after :data:`CLOSE_TIMEOUT`."""
         for _ in range(POOL_SIZE):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.engine.dispose(), CLOSE_TIMEOUT)
@@ -117,8 +115,8 @@ class Database:
 
 
 def driver(connection: AsyncConnection) -> Any:
-    """The driver's own connection, asyncpg's or aiosqlite's. What goes there directly takes a third
-    of the time.
+    """The driver's own connection, asyncpg's or aiosqlite's. Calling it directly takes a third of
+    the time.
     """
     assert connection.sync_connection is not None
     return connection.sync_connection.connection.driver_connection
@@ -126,8 +124,8 @@ def driver(connection: AsyncConnection) -> Any:
 
 @asynccontextmanager
 async def _unless_silent(knock: Callable[[], Awaitable[Any]] | None) -> AsyncIterator[None]:
-    """A slow statement is waited for, one that nobody works at is not. Whether the server is still
-    there is asked by a new connection, since the old one may be dropped without a sign.
+    """Wait for a slow statement. Give up when the server is gone. A new connection asks for the
+    server, since a firewall may have dropped the old one silently.
     """
     if knock is None:
         yield
@@ -138,7 +136,7 @@ async def _unless_silent(knock: Callable[[], Awaitable[Any]] | None) -> AsyncIte
     async def ask() -> None:
         with suppress(OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             while True:
-                with suppress(asyncpg.PostgresError):  # that there are too many of us is an answer as well
+                with suppress(asyncpg.PostgresError):  # "too many connections" is an answer as well
                     (await asyncio.wait_for(knock(), SILENCE_TIMEOUT)).terminate()
                 await asyncio.sleep(SILENCE_TIMEOUT)
         limit.reschedule(loop.time())
@@ -164,7 +162,7 @@ def parse_url(url: str) -> URL:
     """Read a database URL.
 
     Raises:
-        StoreError: it is no URL, or of a database that isn't supported.
+        StoreError: it is no URL, or names an unsupported database.
     """
     try:
         parsed = read_database_url(url)
@@ -187,7 +185,7 @@ async def open_database(url: URL) -> Database:
     """Connect.
 
     Raises:
-        StoreError, Fault: the database can't be connected to.
+        StoreError, Fault: connecting failed; see :func:`worker.store.errors.opening`.
     """
     with opening(url):
         database = _sqlite(url) if url.get_backend_name() == "sqlite" else await _postgresql(url)
@@ -196,7 +194,7 @@ async def open_database(url: URL) -> Database:
                 return database
         except BaseException:
             await database.close()
-            # aiosqlite's thread tells this loop of its end, and may find it closed otherwise.
+            # aiosqlite's thread calls this loop at its end: the loop must not be closed before.
             await asyncio.sleep(0.05)
             raise
 
@@ -212,12 +210,12 @@ def _engine(url: URL | str, pool_size: int, **connect_args: Any) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT,
         pool_use_lifo=True,  # one connection stays warm, with its statements prepared
-        pool_reset_on_return=None,  # what is begun is ended in Database.connect
+        pool_reset_on_return=None,  # Database.connect ends each transaction
     )
 
 
 def _transactions(engine: AsyncEngine, begin: str, commit: str = "", rollback: str = "") -> AsyncEngine:
-    """The engine, with transactions that these statements begin and end, or else the driver."""
+    """The engine with these statements for transactions. An empty one is the driver's task."""
     engine = engine.execution_options()
     for moment, statements in (("begin", begin), ("commit", commit), ("rollback", rollback)):
         if statements:
@@ -243,8 +241,8 @@ async def _postgresql(url: URL) -> Database:
     unnamed = replace(connect, arguments={**connect.arguments, "statement_cache_size": 0})
     pooler = cache_size == 0 or await is_pooler(unnamed)
     if pooler:
-        # No statement has a name, since the next transaction may be in a session that knows others
-        # by it; and what holds of a session holds of a transaction instead.
+        # Prepared statements have no names: the next transaction's session may have other ones of
+        # that name. Settings are made per transaction, not per session.
         settings = {name: value for name, value in connect.settings.items() if name not in PLANNING}
         connect, cache_size = replace(unnamed, settings=settings), 0
         begin += "".join(f"; SET LOCAL {name} = {value}" for name, value in PLANNING.items())
@@ -257,7 +255,7 @@ async def _postgresql(url: URL) -> Database:
 
 
 def _only_if_open(connection: Any, *_: object) -> None:
-    """The server has closed it, as when it was restarted: the pool opens another."""
+    """Make the pool open another connection if the server closed this one, as in a restart."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 
@@ -267,45 +265,44 @@ def _only_if_open(connection: Any, *_: object) -> None:
 
 def _sqlite(url: URL) -> Database:
     _make_private(url.database or "")
-    # The driver begins nothing by itself: it would be late, and take no lock.
+    # No transactions of the driver's: they begin late, and without a lock.
     engine = _engine(url, 1, timeout=BUSY_TIMEOUT, isolation_level=None)
     file = DatabaseFile(engine, url.database or "")
     event.listen(engine.sync_engine, "connect", _set_pragmas)
-    # IMMEDIATE: another writer's lock is waited for here, where waiting works; an upgrade from a
-    # read lock fails at once.
+    # IMMEDIATE waits for another writer's lock. Upgrading a read lock would fail at once.
     return Database(url, engine, _transactions(engine, "BEGIN IMMEDIATE"), file=file)
 
 
 def _make_private(file: str) -> None:
-    """Make the file if it is not there, for its owner alone: parameters of runs are in it. SQLite
-    would make it readable for all, and gives its log the rights of the file.
+    """Make a missing file readable for its owner only: it has the runs' parameters. SQLite would
+    make it readable for all. SQLite's log gets the rights of the file.
     """
-    with suppress(OSError):  # it is there; or SQLite itself will tell why it can't be made
+    with suppress(OSError):  # it exists, or SQLite itself will say why it can't be made
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _set_pragmas(connection: Any, _: object) -> None:
-    # FULL: a commit is on the disk before a reply says so; NORMAL can lose the last ones.
+    # FULL: a commit is on disk before its reply. NORMAL can lose the last commits.
     pragmas = "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -65536"
     connection.run_async(lambda driver: driver.executescript(pragmas))
 
 
 async def prepare_to_write(database: Database, *, prefect: bool) -> None:
-    """What an SQLite file needs once it is known to be ours to write to. Raises as
-    :func:`open_database` does.
+    """Set up an SQLite file for writing, once its schema is known. Raises as :func:`open_database`
+    does.
     """
     if not database.sqlite:
         return
     if prefect:
-        # A run refers to its state and the state to its run: checked once both are there.
+        # A run and its state refer to each other: check the keys at the commit.
         defer = _executes("PRAGMA defer_foreign_keys = ON")
         event.listen(database.transactions.sync_engine, "begin", defer)
     with opening(database.url):
         async with asyncio.timeout(BUSY_TIMEOUT), database.connect() as connection:
             while True:
                 try:
-                    # Readers don't block the writer. To switch to it needs the file for itself, and
-                    # does not wait for that.
+                    # In this mode readers don't block the writer. The switch needs the file for
+                    # itself, and fails at once if it is in use.
                     await driver(connection).execute_fetchall("PRAGMA journal_mode = WAL")
                     return
                 except sqlite3.OperationalError as error:

@@ -1,5 +1,5 @@
-"""What an error of a database says: who is to blame for it, and so what is done about it; and what
-the errors of opening one mean to who runs the worker. Knows no connection.
+"""Database errors: the blame for each, which decides how it is handled, and advice to the operator
+where opening a database fails. Knows no connection.
 """
 
 import sqlite3
@@ -19,26 +19,26 @@ from worker.store.rights import mended
 
 
 class StoreError(Exception):
-    """The database is not as it has to be (URL, login, name, schema); waiting won't mend it. Its
-    message says what to do.
+    """The URL, login, name or schema of the database is wrong. Waiting won't mend it; the message
+    says how to.
     """
 
 
 class Swallowed(Exception):
-    """The database has taken a row without an error, and does not have it."""
+    """The database accepted a row without an error, but does not have it."""
 
 
 class Blame(Enum):
-    """What an error says. All but the first may be a row's fault as well, see :func:`is_fault`."""
+    """The cause that an error names. A row may still be behind all others, see :func:`is_fault`."""
 
     row = "a row that this database does not take: it is refused, and the others are stored"
-    batch = "a statement that took too long: half of it may not"
-    connection = "a connection that serves no more: it is dropped, and a new one may serve"
-    moment = "the database at this moment, or what its operator has to mend"
+    batch = "a statement that took too long: half of it may be quick enough"
+    connection = "a broken connection: it is dropped, and a new one may serve"
+    moment = "the database at this moment, or a mistake that its operator has to mend"
     unforeseen = "none of these"
 
 
-# By SQLSTATE; the longest beginning counts (PostgreSQL's manual, appendix A).
+# By SQLSTATE; the longest matching prefix counts (PostgreSQL's manual, appendix A).
 SQLSTATES = {
     "08": Blame.connection,  # connection exceptions
     "0A000": Blame.connection,  # "cached plan must not change result type": after a migration
@@ -46,16 +46,16 @@ SQLSTATES = {
     "23": Blame.row,  # integrity constraints
     "25": Blame.moment,  # transaction states
     "25006": Blame.connection,  # read-only: it may have been made while the server was a standby
-    "26": Blame.connection,  # a prepared statement that is gone: a pooler has put another session below
+    "26": Blame.connection,  # a prepared statement is missing: a pooler has changed the session
     "28": Blame.moment,  # login
     "3D": Blame.moment,  # no such database
     "3F": Blame.moment,  # no such schema
     "40": Blame.moment,  # deadlocks, serialization
     "42": Blame.moment,  # tables, columns or rights that have changed
-    "42P05": Blame.connection,  # a prepared statement that is there already: as 26
+    "42P05": Blame.connection,  # a prepared statement exists already: as 26
     "44": Blame.row,  # a view's check option
     "53": Blame.moment,  # disk, memory, connections
-    "54": Blame.row,  # limits of the program, as an index row's size
+    "54": Blame.row,  # limits of the program, such as an index row's size
     "55": Blame.moment,  # locks
     "57": Blame.moment,  # an operator
     "57014": Blame.batch,  # statement_timeout
@@ -63,7 +63,7 @@ SQLSTATES = {
     "57P02": Blame.connection,  # the server crashed
     "57P03": Blame.connection,  # the server starts
     "57P05": Blame.connection,  # idle_session_timeout
-    "58": Blame.moment,  # the system below
+    "58": Blame.moment,  # the operating system
     "P0": Blame.row,  # raised by a user's trigger
 }
 
@@ -73,7 +73,7 @@ SQLITE_CODES = {
     sqlite3.SQLITE_BUSY: Blame.moment,
     sqlite3.SQLITE_LOCKED: Blame.moment,
     sqlite3.SQLITE_NOMEM: Blame.moment,
-    sqlite3.SQLITE_READONLY: Blame.connection,  # also of a file that was replaced while it was open
+    sqlite3.SQLITE_READONLY: Blame.connection,  # also for a file that was replaced while it was open
     sqlite3.SQLITE_INTERRUPT: Blame.moment,
     sqlite3.SQLITE_IOERR: Blame.connection,
     sqlite3.SQLITE_CORRUPT: Blame.connection,
@@ -88,20 +88,20 @@ SQLITE_CODES = {
     sqlite3.SQLITE_NOTADB: Blame.connection,
 }
 
-# SQLSTATEs that leave no doubt: connections, login, resources, an operator, the system below. Any
-# other may come of one row: of its policy, its trigger, the rows that it locks.
+# SQLSTATEs that leave no doubt: connections, login, resources, an operator, the operating system.
+# A single row may cause any other one, by its policy, its trigger or the rows that it locks.
 _FAULTS = ("08", "28", "3D", "53", "57P", "58")
-# In PostgreSQL's source, the functions that raise what a user's code says: PL/pgSQL's RAISE and
-# ASSERT, and those of PL/Python, PL/Perl and PL/Tcl. Their SQLSTATE may be any.
+# PostgreSQL's functions that raise errors of user code: PL/pgSQL's RAISE and ASSERT, and those of
+# PL/Python, PL/Perl and PL/Tcl. Such errors may have any SQLSTATE.
 _RAISED_BY_USER = frozenset(
     ("exec_stmt_raise", "exec_stmt_assert", "PLy_elog_impl", "plperl_util_elog", "croak_cstr", "pltcl_elog")
 )
-# Locks, deadlocks, serialization, time: such a failure may not come again. Other runs are refused
-# sooner, since many of them would fill the prefetch. Guesses.
+# Failures by deadlock, serialization, lock or time may not happen again. Runs with other failures
+# are refused sooner, since many of them would fill the prefetch. Both numbers are guesses.
 _CONTENDED = ("40", "55P03", "57014")
 TRIES, TRIES_CONTENDED = 3, 8
 
-# By class, for what carries no code; the first that fits counts.
+# By class, for errors without a code; the first match counts.
 CLASSES: dict[type[BaseException], Blame] = {
     UnicodeEncodeError: Blame.row,
     OverflowError: Blame.row,
@@ -110,16 +110,16 @@ CLASSES: dict[type[BaseException], Blame] = {
     sqlite3.InterfaceError: Blame.row,  # a value that can't be bound
     sqlite3.ProgrammingError: Blame.row,  # the same
     PoolTimeout: Blame.moment,
-    TimeoutError: Blame.batch,  # our own, of a statement at a database that answers
+    TimeoutError: Blame.batch,  # our own, for a statement at a database that answers
     OSError: Blame.connection,
     asyncpg.TargetServerAttributeNotMatched: Blame.moment,  # none of the hosts takes writes
     asyncpg.InterfaceError: Blame.connection,
-    asyncpg.InternalClientError: Blame.connection,  # asyncpg's states, when a connection ends amid them
+    asyncpg.InternalClientError: Blame.connection,  # the connection ended amid a protocol state
 }
 
 
 def blame(error: BaseException) -> Blame:
-    """What an error says, whatever SQLAlchemy has made of it."""
+    """The cause that an error names. SQLAlchemy's wrappers are looked through."""
     error = driver_error(error)
     if state := getattr(error, "sqlstate", None):
         beginnings = (state[:length] for length in range(len(state), 1, -1))
@@ -131,9 +131,9 @@ def blame(error: BaseException) -> Blame:
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether an error leaves no doubt that the database is away or busy, or writes nothing.
+    """True if an error proves that the database is away or busy, or writes nothing.
 
-    Of others it is known once the database was seen to write, or not to write, another row.
+    Other errors are a fault only if the database can't write another row either.
     """
     if isinstance(error, Fault):
         return True
@@ -144,14 +144,14 @@ def is_fault(error: BaseException) -> bool:
 
 
 def is_of_row(error: BaseException) -> bool:
-    """Whether an error comes of what a user's code, or a policy, says of a row."""
+    """True if user code (a trigger) or a policy rejects the row."""
     error = driver_error(error)
     by_policy = getattr(error, "server_source_function", None) == "ExecWithCheckOptions"
     return by_policy or _is_raised_by_user(error)
 
 
 def _is_raised_by_user(error: BaseException) -> bool:
-    # An error's context is not empty where it was raised within a function.
+    # An error has a context if it was raised within a function.
     return bool(getattr(error, "context", None)) or _is_raised(error)
 
 
@@ -160,14 +160,14 @@ def _is_raised(error: BaseException) -> bool:
 
 
 def is_gone(error: BaseException) -> bool:
-    """Whether a row refers to another that is not there."""
+    """True if a row refers to a missing one."""
     error = driver_error(error)
     code = getattr(error, "sqlite_errorcode", None)
     return isinstance(error, asyncpg.ForeignKeyViolationError) or code == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
 
 
 def tries(error: BaseException) -> int:
-    """How often a run is tried over which the database fails while it writes others."""
+    """How often to try a run that fails while the database writes others."""
     error = driver_error(error)
     state = getattr(error, "sqlstate", None) or ""
     contended = state.startswith(_CONTENDED) and not _is_raised_by_user(error)
@@ -176,7 +176,7 @@ def tries(error: BaseException) -> int:
 
 
 def refusal(error: BaseException) -> Refusal:
-    """The answer to the request whose row the database does not take."""
+    """The answer to a request whose row the database does not take."""
     error = driver_error(error)
     if isinstance(error, Swallowed):
         return IntegrityConflict("The database does not keep this run: a trigger takes its row away.")
@@ -187,7 +187,7 @@ def refusal(error: BaseException) -> Refusal:
 
 
 def fault(error: BaseException) -> Fault:
-    """What is waited out, in one line."""
+    """The fault to wait out, with the error in one line."""
     if isinstance(error, Fault):
         return error
     error = driver_error(error)
@@ -198,7 +198,7 @@ def fault(error: BaseException) -> Fault:
 
 
 def driver_error(error: BaseException) -> BaseException:
-    """The driver's own error beneath what SQLAlchemy makes of it."""
+    """The driver's own error beneath SQLAlchemy's."""
     if not isinstance(error, DBAPIError) or error.orig is None:
         return error
     return error.orig.__cause__ or error.orig
@@ -211,7 +211,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def opening(url: URL) -> Iterator[None]:
-    """Turn what goes wrong while connecting into a StoreError or, if it may pass, a Fault."""
+    """Turn an error while connecting into a StoreError or, if it may pass, a Fault."""
     try:
         yield
     except (StoreError, Fault):
@@ -240,7 +240,5 @@ def opening(url: URL) -> Iterator[None]:
 
 
 def refuses_settings(error: BaseException) -> bool:
-    """Whether who answers takes no setting of a session in the start of a connection: a pooler, as
-    PgBouncer.
-    """
+    """True if settings are refused at the start of a session, as a pooler such as PgBouncer does."""
     return isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error)

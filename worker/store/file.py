@@ -1,7 +1,7 @@
-"""The file of an SQLite database: whether the one that is open is still the one at its path.
+"""Checks that an SQLite database's open file is still the file at its path.
 
-SQLite goes on writing to a file that was deleted, moved away or replaced, and to a write-ahead log
-that was. The next process that opens the path finds none of it.
+SQLite goes on writing to a file that was deleted, moved away or replaced, and to such a write-ahead
+log. The next process that opens the path finds none of these rows.
 """
 
 import os
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 _Identity = tuple[int, int]
 
 _RESTORE = "Put the one back that was open, or restart the worker to go on with what is at the path."
-# The last run by the table's own order, which costs a look at the end of it.
+# By the table's own order: it reads the end of the table only.
 _NEWEST = "SELECT id FROM flow_run ORDER BY rowid DESC LIMIT 1"
 
 
@@ -31,24 +31,24 @@ class ConnectionLost(Fault):
 
 
 class DatabaseFile:
-    """Compares the open file with the path. It asks the file system alone: to open the file by
-    other means than SQLite would end SQLite's locks (its "How To Corrupt", 2.2).
+    """Compares the open file with the path. It asks the file system only: to open the file without
+    SQLite would end SQLite's locks ("How To Corrupt An SQLite Database File", 2.2).
 
-    The first connection of the engine may make the file. No later one does: it would be a new
-    database, while the runs that were answered are in another.
+    Only the first connection of the engine may make the file. A later one would make an empty
+    database, without the runs that were answered.
 
     Args:
         engine: has one connection at a time.
-        path: as SQLite was given it.
+        path: as given to SQLite.
     """
 
     def __init__(self, engine: AsyncEngine, path: str) -> None:
         self._path = path
         self._open: _Identity | None = None
-        # The log and its index, once they are there. SQLite follows links as it opens the file.
+        # The write-ahead log and its index, once they exist. SQLite follows symbolic links.
         self._companions: dict[str, _Identity] = {}
         self._places: tuple[str, ...] = ()
-        # The newest run of the open file, once another file or none is at the path.
+        # The newest run of the open file, noted once the file at the path is missing or another.
         self._newest: str | None = None
         self._filled = self._emptied = False
         self._told = ""
@@ -56,7 +56,7 @@ class DatabaseFile:
         event.listen(engine.sync_engine, "connect", self._connected)
 
     def _connecting(self, _dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
-        """Before SQLite opens the file anew, which must not make one."""
+        """Keep SQLite from making a file when it connects again."""
         if self._open is None:
             return
         if problem := self._moved():
@@ -72,7 +72,7 @@ class DatabaseFile:
             self._take()
 
     def check(self) -> None:
-        """Raise Fault unless the file that is open is at its path, and its log is where it was."""
+        """Raise Fault unless the open file and its log are at their paths."""
         if problem := self._moved() or self._lost_companion():
             raise self._fault(problem)
         if self._told:
@@ -80,7 +80,7 @@ class DatabaseFile:
             log.info("database_file_is_back", file=self._path)
 
     async def check_before(self, server: Any) -> None:
-        """The same before anything is done; what can be saved is saved first.
+        """The same check before a connection is used. On a problem it saves the log first.
 
         Args:
             server: aiosqlite's connection.
@@ -97,7 +97,7 @@ class DatabaseFile:
         saved = await self._save(server)
         if not moved:
             fault = self._fault(self._lost_companion())
-            # Where it is not saved, another connection is reading: this one is needed yet.
+            # The log can't be saved while another connection reads, so keep this one.
             raise ConnectionLost(str(fault)) if saved else fault
         if self._is_copy():
             self._take()
@@ -105,8 +105,8 @@ class DatabaseFile:
         raise self._fault(moved)
 
     async def _save(self, server: Any) -> bool:
-        """Note the newest run, to know a copy again. Write the log into the open file, so that it
-        has all if it is moved back. Returns whether the log was written.
+        """Note the newest run, to recognise a copy. Write the log into the open file, which then is
+        complete if it is moved back. Returns true if the log was written.
         """
         if self._emptied:
             return False
@@ -119,14 +119,14 @@ class DatabaseFile:
         return False
 
     def _moved(self) -> str:
-        """Tell what is wrong at the path; empty if it is right."""
+        """Describe the problem at the path. Empty if there is none."""
         try:
             there = os.stat(self._path)
         except OSError as error:
             return f"the file {self._path} is gone ({error.strerror}). {_RESTORE}"
         if (there.st_dev, there.st_ino) != self._open:
             return f"another file than the one that is open stands at {self._path}. {_RESTORE}"
-        # cp writes into the same file, and the connection has read other pages of it.
+        # cp replaces the contents of the same file, while the connection has cached its old pages.
         self._emptied = self._emptied or (self._filled and not there.st_size)
         self._filled = self._filled or there.st_size > 0
         if self._emptied:
@@ -134,8 +134,8 @@ class DatabaseFile:
         return ""
 
     def _lost_companion(self) -> str:
-        """Which of log and index is not the one that is open; empty if none. They are not there
-        until something was read, and SQLite removes neither while a connection is open.
+        """Describe a removed or replaced log or index. Empty if there is none. Both appear at the
+        first read, and SQLite removes neither while a connection is open.
         """
         for path in self._places:
             try:
@@ -153,8 +153,8 @@ class DatabaseFile:
         return ""
 
     def _is_copy(self) -> bool:
-        """Whether another file at the path has the newest run of the one that was open: a backup
-        that was restored, a volume that was mounted anew. Without any run, any database will do.
+        """True if the file at the path has the newest run of the open one, as a restored backup or
+        a volume that was mounted again. If the open file has no run, any database will do.
         """
         if self._newest is None:
             return False
@@ -181,5 +181,5 @@ class DatabaseFile:
 
 
 def _existing(path: str) -> str:
-    """The file's name for SQLite, which then makes none."""
+    """A URI with which SQLite opens the file, but does not make it."""
     return f"{Path(path).absolute().as_uri()}?mode=rw"

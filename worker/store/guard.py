@@ -1,6 +1,4 @@
-"""Looks now and then at what others may have changed about the table of runs: its unique index, and
-triggers.
-"""
+"""Looks regularly whether others have dropped the unique index of the runs, or added triggers."""
 
 from time import monotonic
 
@@ -11,7 +9,7 @@ from worker.store.engine import Database, driver
 from worker.store.errors import fault
 from worker.store.tables import UNIQUE_INDEX
 
-# Seconds between two looks. It takes a millisecond; an index that is dropped is missed for as long.
+# Seconds between two looks, and so until a dropped index is noticed. A look takes a millisecond.
 LOOK_SECONDS = 30.0
 
 MISSING_INDEX = (
@@ -19,7 +17,7 @@ MISSING_INDEX = (
     f"CREATE UNIQUE INDEX {UNIQUE_INDEX} ON flow_run (flow_id, idempotency_key)"
 )
 
-# Valid, of both columns and of all rows, under whatever name.
+# A valid index on both columns and all rows, under any name.
 _POSTGRESQL_INDEX = """
     SELECT 1 FROM pg_index
     WHERE indrelid = 'flow_run'::regclass AND indisunique AND indisvalid AND indpred IS NULL
@@ -42,24 +40,24 @@ _SQLITE_TRIGGER = """
 
 
 def look_at(*, sqlite: bool) -> str:
-    """The statement whose one row says whether the index is there, and whether triggers are."""
+    """The statement that asks for the index and for triggers: one row of two booleans."""
     index = _SQLITE_INDEX if sqlite else _POSTGRESQL_INDEX
     trigger = _SQLITE_TRIGGER if sqlite else _POSTGRESQL_TRIGGER
     return f"SELECT EXISTS ({index}), EXISTS ({trigger})"
 
 
 def lacks_unique_index(connection: Connection) -> list[str]:
-    """What is wrong with the unique index, a line each."""
+    """The problems with the unique index, a line each."""
     sqlite = connection.dialect.name == "sqlite"
     row = connection.exec_driver_sql(look_at(sqlite=sqlite)).one()
     return [] if row[0] else [MISSING_INDEX]
 
 
 class Guard:
-    """What stands between a request and a second run.
+    """Watches the unique index, which keeps a request from making a second run.
 
     Attributes:
-        has_triggers: whether triggers may take rows away that were inserted.
+        has_triggers: triggers may remove inserted rows.
     """
 
     def __init__(self, database: Database) -> None:
@@ -68,7 +66,7 @@ class Guard:
         self._next = 0.0
 
     async def look(self) -> None:
-        """Look again, if it is time.
+        """Look again after :data:`LOOK_SECONDS`.
 
         Raises:
             Fault: the unique index is missing, or the database is away.

@@ -1,4 +1,4 @@
-"""What becomes of a request at the store, as values."""
+"""The outcomes of a request at the store, as values."""
 
 import asyncio
 
@@ -16,22 +16,21 @@ class Created:
 
 @immutable
 class Existing:
-    """A run of this key exists, and this is how it is now."""
+    """A run with this key exists. ``run`` is its present state."""
 
     run: FlowRun
 
 
 @immutable
 class Undecided:
-    """Nothing is known of this run yet: the same request is to be given again.
+    """The request is undecided, and must be given again.
 
     Attributes:
         reason: why, in one line.
-        ready: done once it is worth giving again; None for a pause.
-        refusal: what the request is answered if this goes on; None if nothing says that it is the
-            request's own matter.
-        blamed: whether the database has written another run meanwhile, and not this one.
-        tries: how often a blamed run is tried before it is refused.
+        ready: done when to give it again; None for a pause.
+        refusal: the answer if this goes on; None if nothing says that the request is to blame.
+        blamed: the database has written another run meanwhile, but not this one.
+        tries: tries of a blamed run before it is refused.
         ended: as of :class:`worker.contract.errors.Fault`.
     """
 
@@ -44,7 +43,7 @@ class Undecided:
 
     @property
     def is_fault(self) -> bool:
-        """Whether the database may be to blame, and no run is."""
+        """True if the database may be to blame, and no run is."""
         return self.ready is None and not self.blamed
 
 

@@ -1,7 +1,7 @@
-"""Deletes old runs, in a database of either kind: which are old, and what goes with them.
+"""Deletes old runs and their logs and artifacts, in a database of either kind.
 
-Each batch is a transaction of its own, so that nobody waits for long, and what is interrupted goes
-on from where it was.
+Each batch is a transaction of its own. So others wait briefly, and an interrupted pruning can go on
+where it stopped.
 """
 
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -22,15 +22,15 @@ from worker.store.errors import Blame, StoreError, blame, driver_error, fault, f
 from worker.store.tables import Text, Uuid, artifact, flow_run, part_of
 from worker.tasks.backoff import Backoff
 
-# To count the runs of a large table takes longer than any statement of a worker; seconds.
+# Seconds. Counting the runs of a large table takes longer than any statement of a worker.
 STATEMENT_TIMEOUT = 3600
-# How many logs or artifacts of Prefect go in one transaction. A run may have any number of them.
+# Most logs or artifacts to delete in one transaction. A run may have any number of them.
 ROWS_MAX = 5_000
-# How often a batch is tried again that met a lock or a lost connection; some seconds together.
+# Tries for a batch that meets a lock or a lost connection; together they take some seconds.
 TRIES_MAX = 6
 
-# Tables of Prefect whose rows name a run without a foreign key, so that they would stay behind.
-# (These two are not checked at the start of a worker.)
+# Tables of Prefect whose rows name a run without a foreign key, and so would stay behind. (The
+# worker doesn't check these two at its start.)
 _metadata = sa.MetaData()
 _log = part_of("log", {Uuid: "id flow_run_id"}, _metadata)
 _artifact_collection = part_of("artifact_collection", {Text: "key", Uuid: "latest_id"}, _metadata)
@@ -38,7 +38,7 @@ _artifact_collection = part_of("artifact_collection", {Text: "key", Uuid: "lates
 
 @dataclass(frozen=True, slots=True)
 class OldRuns:
-    """How many old runs are in a state, and whether they are to be deleted."""
+    """The number of old runs in one state. They are deleted if it is ``chosen``."""
 
     state: str
     count: int
@@ -46,17 +46,17 @@ class OldRuns:
 
 
 class Pruning:
-    """Deletes the runs that are older than a point in time and in one of some states.
+    """Deletes the runs in the given states that are older than a point in time.
 
-    A run in a final state is as old as its end, as ``vacuum_old_flow_runs`` of Prefect has it. Any
-    other is as old as its state, and no older than the time that it is scheduled for. In a Prefect
-    server's database a subflow waits until its parent's task run is gone, as there.
+    The age of a run in a final state counts from its end, as in Prefect's ``vacuum_old_flow_runs``.
+    The age of any other run counts from its state, or from its scheduled time if that is later. In
+    a Prefect server's database a subflow stays until its parent's task run is gone, as there.
 
     Use :func:`open_pruning`.
 
     Args:
         prefect: the database is a Prefect server's.
-        before: aware.
+        before: delete runs older than this; with a time zone.
         states: types of states.
     """
 
@@ -65,7 +65,7 @@ class Pruning:
     ) -> None:
         self._database = database
         self._prefect = prefect
-        # As text: a newer Prefect may have more of them, and asyncpg would look up what they are.
+        # As text: a newer Prefect may have more types, and asyncpg would look up the enum's values.
         self._state = sa.cast(flow_run.c.state_type, sa.String)
         self._states = frozenset(states)
         final = self._state.in_(TERMINAL_TYPES)
@@ -79,23 +79,22 @@ class Pruning:
         self._doomed = sa.and_(self._old, self._state.in_(self._states))
 
     async def count(self) -> Sequence[OldRuns]:
-        """The old runs by their states, also those that stay because of their state."""
+        """Count the old runs by state, including the states that are not deleted."""
         query = sa.select(self._state, sa.func.count()).where(self._old)
-        # The engine has it off, for what a worker asks. This reads the whole table.
+        # The engine turns sequential scans off for the worker. This query reads the whole table.
         planning = () if self._database.sqlite else (sa.text("SET LOCAL enable_seqscan = on"),)
         found = await self._execute(*planning, query.group_by(self._state).order_by(self._state))
         return [OldRuns(state, count, state in self._states) for state, count in found]
 
     async def batches(self, size: int) -> AsyncIterator[int]:
-        """Delete them, at most ``size`` in one transaction; tells of each how many it deleted.
+        """Delete the runs, at most ``size`` in one transaction. Yields how many each one deleted.
 
         Raises:
             StoreError: a right is missing.
-            Fault: the database is away, or a batch can't be deleted. The batches before it are
-                deleted.
+            Fault: the database is away, or a batch can't be deleted. Earlier batches stay deleted.
         """
-        # By id, so that each pass reads the table once: no index has the age, and dead rows are not
-        # read again.
+        # By id, so that each pass reads the table once (no index has the age) and reads no dead rows
+        # again.
         query = sa.select(flow_run.c.id).where(self._doomed).order_by(flow_run.c.id).limit(size)
         while True:
             deleted, rest = 0, query
@@ -106,13 +105,13 @@ class Pruning:
                 deleted += count
                 rest = query.where(flow_run.c.id > ids[-1])
                 yield count
-            # A subflow has no parent any more once that is deleted, and may stand before it.
+            # The next pass deletes subflows whose parents this pass deleted.
             if not (self._prefect and deleted):
                 return
 
     async def _clear(self, ids: Sequence[UUID]) -> None:
-        """Delete logs and artifacts of runs, before the runs: what is interrupted then leaves none
-        behind. The newest artifact of a key stays, since Prefect shows it by itself.
+        """Delete logs and artifacts of runs. They go before the runs, so that an interruption leaves
+        none behind. The newest artifact of a key stays: Prefect shows it apart from its run.
         """
         shown = sa.exists().where(
             _artifact_collection.c.key == artifact.c.key, _artifact_collection.c.latest_id == artifact.c.id
@@ -126,8 +125,8 @@ class Pruning:
         return (await self._execute(statement)).rowcount
 
     async def _execute(self, *statements: sa.Executable) -> sa.CursorResult[*tuple[Any, ...]]:
-        """What the last of these statements has found, which are one transaction. What a lock or a
-        lost connection kept from being done is tried again.
+        """Run the statements in one transaction, and return the result of the last one. Try again
+        after a lock or a lost connection.
         """
         *first, last = statements
         backoff = Backoff()
@@ -155,7 +154,7 @@ class Pruning:
 async def open_pruning(
     url: str, kind: migrations.Kind, *, before: datetime, states: Collection[str]
 ) -> AsyncIterator[Pruning]:
-    """Connect to a database whose runs are to be deleted; makes no file and no tables.
+    """Connect to the database to prune. Makes no file and no tables.
 
     Raises:
         StoreError: URL, login, name, schema or kind is wrong.

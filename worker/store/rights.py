@@ -1,5 +1,5 @@
-"""The rights that a worker's role needs in PostgreSQL, and what each is for. ``doctor``, refusals
-and ``deploy/postgresql`` follow this list. Knows no connection.
+"""The rights that a worker's role needs in PostgreSQL, with the reason for each. ``doctor``,
+refusals and ``deploy/postgresql`` follow this list. Knows no connection.
 """
 
 import re
@@ -14,8 +14,8 @@ class Right:
 
     Attributes:
         privilege: such as ``SELECT``.
-        column: the only one that it is for; None for the whole table.
-        needed_by: the requests that are refused without it; empty where none is served.
+        column: the one column that it covers; None for the whole table.
+        needed_by: the requests that are refused without it; empty if all would fail.
     """
 
     privilege: str
@@ -25,17 +25,17 @@ class Right:
 
     @property
     def where(self) -> str:
-        """The privilege on the table, as GRANT has it."""
+        """The privilege on the table, in GRANT's syntax."""
         column = f" ({self.column})" if self.column else ""
         return f"{self.privilege}{column} ON {self.table}"
 
     def grant(self, role: str) -> str:
-        """The statement that gives it to a role."""
+        """The statement that grants this right to a role."""
         return f'GRANT {self.where} TO "{role}";'
 
     @property
     def question(self) -> str:
-        """Asks PostgreSQL whether the current user has it."""
+        """The query that asks whether the current user has this right."""
         if self.column:
             return f"SELECT has_column_privilege('{self.table}', '{self.column}', '{self.privilege}')"
         return f"SELECT has_table_privilege('{self.table}', '{self.privilege}')"
@@ -50,8 +50,8 @@ _SUBFLOWS = "subflows, which have a parent_task_run_id"
 
 # In a database of the worker's own.
 STANDALONE = (Right("SELECT", "flow_run_worker_version"), *_RUNS)
-# In a Prefect server's. Not in it is the table of configuration, which has the key of the secrets.
-# Of blocks, which have the secrets, only the ids are read.
+# In a Prefect server's database. The table of configuration is left out, since it has the key of
+# the secrets. Blocks have the secrets, so only their ids are read.
 PREFECT = (
     Right("SELECT", "alembic_version"),
     *_RUNS,
@@ -67,9 +67,9 @@ PREFECT = (
     Right("UPDATE", "task_run", needed_by=_SUBFLOWS),
     Right("INSERT", "task_run_state", needed_by=_SUBFLOWS),
 )
-# Tables that have Prefect's secrets: the key that it encrypts with, and what is encrypted with it.
+# Tables with Prefect's secrets: the encryption key, and the encrypted data.
 SECRET = ("configuration", "block_document")
-# Of the role that deletes old runs, and of no worker.
+# For the role that deletes old runs. No worker needs these.
 PRUNE_STANDALONE = (
     Right("SELECT", "flow_run_worker_version"),
     Right("SELECT", "flow_run"),
@@ -87,14 +87,14 @@ PRUNE_PREFECT = (
 
 
 def mended(error: str) -> str:
-    """What mends PostgreSQL's ``permission denied for table …``: the rights on that table."""
+    """The GRANT statements that mend PostgreSQL's ``permission denied for table …``."""
     words = set(re.findall(r"\w+", error))
     wanted = [right.grant("WORKER") for right in PREFECT if right.table in words]
     return " ".join(wanted) or "'flow-run-worker doctor' says more."
 
 
 def grants(rights: Sequence[Right], role: str) -> str:
-    """The statements that give a role its rights, one for each privilege."""
+    """The statements that grant a role its rights, one for each privilege."""
     tables: dict[str, list[str]] = {}
     for right in rights:
         kind = f"{right.privilege} ({right.column})" if right.column else right.privilege

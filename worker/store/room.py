@@ -1,4 +1,4 @@
-"""Bounds how much is read from a database at a time. The rest waits for its turn."""
+"""Bounds the bytes that are read from a database at a time. Further items wait for their turn."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -15,11 +15,11 @@ NO_ROOM = "what it refers to has no room beside what others refer to"
 def in_turns(
     items: Iterable[tuple[Item, int]], max_size: int, turns: Turns
 ) -> Iterator[tuple[Item, Undecided | None]]:
-    """Items, each with None if there is room for it, or that it is undecided until its turn.
+    """Yield each item with None if there is room for it now, or as undecided until its turn.
 
     Args:
-        items: with their sizes. The first one always has room.
-        max_size: of the items that are read together, now and in each turn.
+        items: with their sizes in bytes. The first one always has room.
+        max_size: bytes that are read together, now and in each turn.
     """
     budget, turn = Budget(max_size), None
     for item, size in items:
