@@ -1,5 +1,5 @@
-"""The last stage: acknowledges deliveries that are settled, in as few frames as can be. It decides
-nothing else.
+"""The last stage: acknowledges settled deliveries, in as few frames as possible. It decides nothing
+else.
 """
 
 import asyncio
@@ -10,30 +10,30 @@ from aiormq.abc import AbstractChannel
 
 from worker.broker.connection import ChannelLost
 
-# An ack is not on the way of any request, but costs a quorum queue as much as a message: an entry
-# in its log, flushed to disk. So those of this many seconds go together.
+# Acks are collected for this many seconds. No request waits for an ack, but it costs a quorum queue
+# as much as a message: an entry in its log, flushed to disk.
 TOGETHER_SECONDS = 0.01
-# And with a small prefetch those of fewer: as many as fill it at this rate, a tenth of which a
-# worker serves. So what waits for its ack is at most a tenth of the prefetch, and holds up no
-# delivery.
+# With a small prefetch, acks are collected only as long as this many deliveries a second take to
+# fill it. A worker serves a tenth of this rate. So at most a tenth of the prefetch waits for its
+# ack, and no delivery is held up.
 PREFETCH_RATE = 100_000
-# The last ones, when all is ended half way, may take so many seconds to write.
+# Seconds to write the remaining acks after cancellation.
 LAST_SECONDS = 1.0
 
 
 class Acknowledger:
     """Acknowledges the deliveries of one channel.
 
-    Batches mostly settle in the order in which they came, and then one frame acknowledges all of
-    them. One that hangs (its reply isn't confirmed) does not hold up the others: they are
+    Batches mostly settle in the order of their delivery, and one frame acknowledges them all. A
+    delivery that hangs (its reply isn't confirmed) does not hold up the others: they are
     acknowledged singly.
 
     Args:
-        channel: on which they came.
-        prefetch: tells how many deliveries may be unacknowledged.
+        channel: of the deliveries.
+        prefetch: returns the maximum of unacknowledged deliveries.
 
     Attributes:
-        writing: nothing is written while someone else holds it.
+        writing: held while acks are written. Another holder keeps them from being written.
     """
 
     def __init__(self, channel: AbstractChannel, prefetch: Callable[[], int]) -> None:
@@ -48,24 +48,24 @@ class Acknowledger:
         self._closed = False
 
     def acknowledge(self, tags: Iterable[int], *, rejected: bool = False) -> None:
-        """Have deliveries acknowledged, or rejected, each only once; waits for nothing."""
+        """Schedule deliveries to be acknowledged or rejected. Give each tag only once."""
         (self._rejected if rejected else self._new).update(tags)
         self._wanted.set()
 
     def written_since(self, first: int) -> int:
-        """How many deliveries from this tag on are acknowledged, as far as the broker was told."""
+        """The number of acks written for deliveries from this tag on."""
         return max(0, self._acknowledged_up_to - first + 1) + sum(tag >= first for tag in self._ahead)
 
     def close(self) -> None:
-        """Say that nothing more comes: :meth:`run` then ends with the last acknowledgement."""
+        """Make :meth:`run` end after the last acknowledgement. Nothing may be scheduled later."""
         self._closed = True
         self._wanted.set()
 
     async def run(self) -> None:
-        """Acknowledge what is given, and what is given meanwhile, together; until :meth:`close`.
+        """Write the scheduled acknowledgements, until :meth:`close`.
 
         Raises:
-            ChannelLost: the channel ended; what was not acknowledged will be delivered again.
+            ChannelLost: the channel ended. Unacknowledged deliveries will come again.
         """
         try:
             while not self._closed or self._new or self._rejected:
@@ -74,15 +74,15 @@ class Acknowledger:
                     await self._acknowledge_new()
                 await asyncio.sleep(min(TOGETHER_SECONDS, self._prefetch() / PREFETCH_RATE))
         finally:
-            if self._new:  # all of it is being ended: these need not come again
+            if self._new:  # the task was cancelled: keep these from being delivered again
                 with suppress(ChannelLost, TimeoutError):
                     async with asyncio.timeout(LAST_SECONDS):
                         await self._acknowledge_new()
 
     async def _acknowledge_new(self) -> None:
-        """Say of the new tags what one ``multiple`` ack can say, and acknowledge the others singly.
+        """Write one ``multiple`` ack for all new tags up to a gap, and a single ack for each other.
 
-        The broker refuses a ``multiple`` whose own tag is not outstanding: so it is a new one.
+        The ``multiple`` ack carries a new tag: the broker refuses one that is not outstanding.
         """
         self._wanted.clear()
         rejected, self._rejected = self._rejected, set()

@@ -1,4 +1,4 @@
-"""What the broker says against a declaration, and what to do about it; knows no names of ours."""
+"""Explains why the broker refuses a declaration, with advice. Knows no names of ours."""
 
 import re
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from aiormq.exceptions import (
 
 from worker.broker.connection import BrokerUnavailable
 
-# RabbitMQ's texts, seen on 3.10 and 4.0; the limits of clusters are those of 4.1 and of hosts of
-# RabbitMQ.
+# RabbitMQ's texts, seen on 3.10 and 4.0. The limits of whole clusters come with 4.1, and with
+# RabbitMQ as a service.
 _UNKNOWN = re.compile("invalid arg |invalid property |unknown exchange type ")
 _LIMIT = re.compile(r"\b(?:queue|exchange|binding)s? limit (?:in|of) ")
 _CODE = re.compile("[A-Z_]+ - ")
@@ -27,21 +27,21 @@ class TopologyMismatch(Exception):
 
 
 class NothingThere(BrokerUnavailable):
-    """Nothing of this name stands at the broker; it may have vanished a moment ago."""
+    """The broker has nothing of this name. It may have vanished a moment ago."""
 
 
 @contextmanager
 def declaring(what: str) -> Iterator[None]:
-    """Explain what the broker says as something is declared, or looked at.
+    """Explain the broker's errors while something is declared or looked at.
 
     Args:
         what: such as ``queue 'flow-runs.create'``.
 
     Raises:
-        NothingThere: it, or what it is bound to, does not stand.
-        TopologyMismatch: it stands otherwise, or can't be declared.
+        NothingThere: it is missing, or the other end of its binding is.
+        TopologyMismatch: it exists with other properties, or can't be declared.
         BrokerUnavailable: it can't be declared or looked at for the moment.
-        ChannelAccessRefused: the user may not do this; as it is, since there may be another way.
+        ChannelAccessRefused: the user lacks the permission. Passed on: there may be another way.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def declaring(what: str) -> Iterator[None]:
         reason = _reason(error)
         if re.match("no (queue|exchange|binding) ", reason):
             raise NothingThere(reason) from error
-        # Such as "home node … is down or inaccessible": it is there, and so are its messages.
+        # Such as "home node … is down or inaccessible": the queue and its messages still exist.
         raise BrokerUnavailable(f"The {what} can't be used for the moment: {reason}") from error
     except ChannelLockedResource as error:
         raise TopologyMismatch(

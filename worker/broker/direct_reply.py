@@ -1,11 +1,9 @@
-"""Direct reply-to: where a reply queue's name is no queue but tells RabbitMQ the requester's
-channel. Knows no requests.
+"""Direct reply-to: such a name is no queue's, but encodes the requester's channel. Knows no requests.
 
-RabbitMQ closes the connection of whoever publishes to such a name when it is malformed, or names a
-node that doesn't run in its cluster: one that is being restarted, one of another cluster from which
-the request came, or one that somebody made up. On the worker's connection that would cost all that
-is in flight on it. So a node that has not been seen is tried on a connection of its own first. And
-a name that RabbitMQ itself never writes is not published to at all.
+RabbitMQ closes the publisher's connection if such a name is malformed, or if its node doesn't run
+in the cluster. That node may be restarting, belong to another cluster, or be made up. On the
+worker's own connection that would cost everything in flight. So an unknown node is first tried on a
+separate connection. A name that RabbitMQ can't have written gets no publication at all.
 """
 
 import asyncio
@@ -26,29 +24,29 @@ from worker.contract.message import DIRECT_REPLY_TO
 
 log = structlog.get_logger(__name__)
 
-# As RabbitMQ writes it (``rabbit_direct_reply_to:compute_key_and_suffix_v2``, the same in 3.10 and
-# 4): the id of the requester's process in Erlang's external term format, and a key of 16 bytes,
-# both in base64.
+# RabbitMQ's format (``rabbit_direct_reply_to:compute_key_and_suffix_v2``, the same in 3.10 and 4):
+# the id of the requester's process in Erlang's external term format, and a key of 16 bytes, both in
+# base64.
 _NAME = re.compile(re.escape(DIRECT_REPLY_TO) + r"\.([A-Za-z0-9+/]+={0,2})\.[A-Za-z0-9+/]{22}==", re.ASCII)
-# Version and kind of the term, and its node as an atom with two bytes of length. RabbitMQ puts a
-# hash of 27 bits (``erlang:phash2``) in place of the node's name.
+# Version and type of the term, and the tag of its node: an atom with a length of two bytes.
+# RabbitMQ replaces the node's name with a hash of 27 bits (``erlang:phash2``).
 _HEAD = b"\x83Xv"
 _NODE = re.compile(rb"reply@(0|[1-9][0-9]{0,8})")
 _MAX_HASH = 2**27
-# Behind the node: number, serial and creation of the process.
+# After the node: number, serial and creation of the process.
 _PROCESS = struct.Struct(">III")
-# Bits that a process's number and serial may have in any version of Erlang. A process of the
-# broker's own node must not have more than its version gives it; some give more than these.
+# Every version of Erlang accepts numbers and serials of this many bits. Some versions accept more.
+# A process of the broker's own node is refused if it has more than the broker's version accepts.
 _NUMBER_BITS, _SERIAL_BITS = 15, 13
-# A key of no channel: what is published under it reaches nobody.
+# A key of no channel: such a publication reaches nobody.
 _NOBODY = base64.b64encode(bytes(16)).decode()
-# A cluster has few nodes; more names than that are made up.
+# A cluster has few nodes. If there are more names than this, they are made up.
 _MAX_REFUSED = _MAX_KNOWN = 1000
-# A broker that doesn't answer here doesn't answer elsewhere either; seconds.
+# Seconds for the broker's answer to a trial.
 _TRY_TIMEOUT = 5.0
-# A node that doesn't run may run again: it is tried anew after so many seconds.
+# Try a refused node again after this many seconds: it may have been restarted.
 _REFUSED_FOR = 10.0
-# So many are tried at a time: each costs the broker a connection that it closes with an error.
+# Trials at a time. A failed one costs the broker a connection, which it closes with an error.
 _TRIALS = 4
 
 
@@ -57,13 +55,13 @@ _Key = tuple[bytes, int, int, int]
 
 @immutable
 class _Requester:
-    """The process that a name tells, as far as it matters whether the broker takes the name.
+    """The parts of a requester's process id that decide whether the broker accepts its name.
 
     Attributes:
         node: the node's name, hashed.
-        creation: which of the node's lives it is of; 0 where its number and serial are such as any
-            version of Erlang takes.
-        number_bits, serial_bits: how many bits these have, at the least those that any takes.
+        creation: identifies a start of the node; 0 if every version of Erlang accepts the
+            process's number and serial.
+        number_bits, serial_bits: their lengths; at least those that every version accepts.
     """
 
     node: bytes
@@ -73,11 +71,11 @@ class _Requester:
 
     @property
     def key(self) -> _Key:
-        """The same for names that the broker treats alike."""
+        """Equal for names that the broker treats alike."""
         return self.node, self.creation, self.number_bits, self.serial_bits
 
     def nobody(self) -> str:
-        """A name that is treated like this one, and reaches nobody."""
+        """A name that the broker treats like this one, but that reaches nobody."""
         number, serial = 2**self.number_bits - 1, 2**self.serial_bits - 1
         term = _HEAD + struct.pack(">H", len(self.node)) + self.node
         term += _PROCESS.pack(number, serial, self.creation)
@@ -85,11 +83,11 @@ class _Requester:
 
 
 class DirectReplies:
-    """Tells which direct reply-to names can be published to.
+    """Knows which direct reply-to names are safe to publish to.
 
     Args:
-        urls: the broker.
-        name: the name of the connections on which nodes are tried.
+        urls: the broker's.
+        name: of the connections for trials.
     """
 
     def __init__(self, urls: str, name: str) -> None:
@@ -98,14 +96,13 @@ class DirectReplies:
         self._known: dict[_Key, None] = {}
         self._refused: dict[_Key, float] = {}
         self._answers: dict[_Key, asyncio.Future[bool]] = {}
-        # Those that wait to be tried: first those that more than one asked for, as made-up ones are
-        # mostly asked for once.
+        # Nodes asked for twice go first: forged names are usually asked for once.
         self._waiting: OrderedDict[_Key, _Requester] = OrderedDict()
         self._trials: set[asyncio.Task[None]] = set()
 
     def may_publish(self, queue: str) -> bool | None:
-        """Whether the broker takes a reply to this name; True for every name that is not of direct
-        reply-to, None where :meth:`try_to_publish` has to tell.
+        """True if the broker accepts replies to this name, as for every ordinary queue. None if
+        :meth:`try_to_publish` must find out.
         """
         if not queue.startswith(DIRECT_REPLY_TO):
             return True
@@ -117,7 +114,9 @@ class DirectReplies:
         return False if monotonic() < self._refused.get(requester.key, 0.0) else None
 
     async def try_to_publish(self, queue: str) -> bool:
-        """Find out, on a connection of its own; those who ask for one node share its trial."""
+        """Try the name's node on a separate connection. Concurrent calls for one node share its
+        trial.
+        """
         requester = _requester(queue)
         assert requester is not None
         key = requester.key
@@ -133,7 +132,7 @@ class DirectReplies:
         return await asyncio.shield(self._answers[key])
 
     def close(self) -> None:
-        """Try no more: nobody waits for it any longer."""
+        """Stop all trials. Call it once nobody waits for them."""
         self._waiting.clear()
         for trial in self._trials:
             trial.cancel()
@@ -152,15 +151,15 @@ class DirectReplies:
             self._answers.pop(key).set_result(taken is not False)
 
     def _forget_made_up(self) -> None:
-        """Of the known ones only those with a creation can be made up in any number."""
+        """Forget a known node with a creation: only those can be made up in any number."""
         if len(self._known) > _MAX_KNOWN:
             made_up = next((key for key in self._known if key[1]), None)
             if made_up is not None:
                 del self._known[made_up]
 
     async def _try(self, requester: _Requester) -> bool | None:
-        """Whether the broker takes it; None where nothing was learned: the reply is published as it
-        would have been.
+        """True if the broker accepts it. None if the trial shows nothing: then the reply is
+        published anyway.
         """
         queue = requester.nobody()
         try:
@@ -174,7 +173,7 @@ class DirectReplies:
                 await channel.default_exchange.publish(aio_pika.Message(b""), queue, mandatory=False)
         except TimeoutError:
             return None
-        except (Exception, asyncio.CancelledError) as error:  # aiormq's, of a connection that ends
+        except (Exception, asyncio.CancelledError) as error:  # aiormq's, as the connection ends
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
@@ -182,7 +181,7 @@ class DirectReplies:
             log.warning(
                 "direct_reply_to_unknown_node", node=requester.node.decode(), error=reason or str(error)
             )
-            # One that ended for another reason, or for none, is no verdict on the node.
+            # A forced close, or one without a reason, says nothing about the node.
             return False if reason is not None and not reason.startswith(FORCED) else None
         finally:
             await close_quietly(connection)
@@ -191,7 +190,7 @@ class DirectReplies:
 
 @lru_cache(maxsize=1000)  # a requester has one name for all its requests
 def _requester(queue: str) -> _Requester | None:
-    """The requester of a name; None where RabbitMQ can't have written it."""
+    """The requester in a name; None if RabbitMQ can't have written the name."""
     name = _NAME.fullmatch(queue)
     if name is None:
         return None

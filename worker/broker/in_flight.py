@@ -1,24 +1,21 @@
-"""What was delivered and is not acknowledged yet, in bytes: when to stop reading, and how many
-deliveries to be let in at a time. RabbitMQ has ``prefetch_size`` in its protocol and does not do
-it; knows no sockets.
+"""Counts the bytes of unacknowledged deliveries. Decides when reading pauses, and which prefetch
+fits. RabbitMQ has ``prefetch_size`` in its protocol, but does not implement it. Knows no sockets.
 """
 
 from collections.abc import Callable, Iterable
 
 from worker.tasks.budget import Budget
 
-# Bytes of deliveries that are held at the most, unless it is said otherwise; the worker's size is
-# in tests/benchmarks/memory.py.
+# Default limit of the bytes held; tests/benchmarks/memory.py measures the worker's size with it.
 PREFETCH_SIZE = 64 * 1024 * 1024
-# What a delivery takes besides its body: its properties, and the objects made of it. A guess.
+# Bytes of a delivery besides its body: its properties, and the objects made of it. A guess.
 OVERHEAD = 2048
-# The mean size follows the sizes of the last so many deliveries.
+# The mean size is that of about this many deliveries.
 REMEMBERED = 64
-# Reading goes on once so much of the limit is free, so that it does not stop and go for each
-# delivery.
+# Reading resumes below this share of the limit, so that it does not pause for each delivery.
 RESUME_AT = 0.9
-# What answers may take, as a share of the limit: an answer may be thousands of times as large as
-# its request, with a deployment's parameters in it or a run that exists.
+# Answers' share of the limit. An answer may be thousands of times as large as its request, with a
+# deployment's parameters or an existing run in it.
 ANSWERS_SHARE = 1 / 2
 
 
@@ -26,14 +23,14 @@ class InFlight:
     """Counts the bytes of the deliveries of one session.
 
     Args:
-        max_bytes: with more than that, nothing more is read.
+        max_bytes: reading pauses above this.
         pause: stops reading.
         resume: reads again.
 
     Attributes:
-        bytes: how many are held.
-        paused: whether reading has stopped.
-        answers: the bytes of answers that are not confirmed.
+        bytes: held now.
+        paused: true while reading is stopped.
+        answers: the bytes of unconfirmed answers.
     """
 
     def __init__(self, max_bytes: int, pause: Callable[[], None], resume: Callable[[], None]) -> None:
@@ -49,15 +46,18 @@ class InFlight:
         self._mean_answer = 0.0
 
     def add(self, tag: int, size: int) -> None:
-        """Count a delivery with a body of so many bytes."""
+        """Count a delivery whose body has ``size`` bytes."""
         size += OVERHEAD
         self._mean += (size - self._mean) / min(REMEMBERED, len(self._sizes) + 1)
         self._sizes[tag] = size
         self._change(size)
 
     def answer(self, tag: int, body: int, answer: int) -> None:
-        """Count a delivery anew: so many bytes of its body are still held, and so many of its
-        answer, which more than one message may make up.
+        """Count a delivery anew, once its answer is made.
+
+        Args:
+            body: bytes of its body that are still held.
+            answer: bytes of all messages that answer it.
         """
         size = body + answer + OVERHEAD
         by, self._sizes[tag] = size - self._sizes[tag], size
@@ -67,7 +67,7 @@ class InFlight:
         self._change(by)
 
     def remove(self, tags: Iterable[int]) -> None:
-        """Count these deliveries no more."""
+        """Stop counting these deliveries."""
         size = answers = 0
         for tag in tags:
             size += self._sizes.pop(tag)
@@ -76,7 +76,7 @@ class InFlight:
         self._change(-size)
 
     def fitting(self, most: int) -> int:
-        """How many deliveries of the sizes that come now fit, with their answers, from 1 to
+        """The number of deliveries of the current mean size, answers included, that fit; from 1 to
         ``most``.
         """
         return max(1, min(most, int(self._max_bytes / max(self._mean, self._mean_answer, 1.0))))

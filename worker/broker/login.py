@@ -1,5 +1,5 @@
-"""Under which name the broker knows the user of a connection: it may be another than the URL's, as
-with client certificates and OAuth. Knows no messages.
+"""Finds the user name that the broker gives a connection. It may differ from the URL's, as with
+client certificates and OAuth. Knows no messages.
 """
 
 import re
@@ -10,15 +10,15 @@ from aio_pika.exceptions import ChannelPreconditionFailed
 
 from worker.broker.connection import close_quietly, lost_with
 
-# In the reason for which RabbitMQ closes a channel over another user's name (``user_id``).
+# RabbitMQ's reason as it closes a channel over another user's name in ``user_id``.
 _REAL = re.compile(r"authenticated user was '(.*?)'")
 
 
 async def login_of(connection: aio_pika.Connection) -> str | None:
-    """The user's name, as messages may have it in ``user_id``; None where the broker does not tell.
+    """The user's name, as ``user_id`` must have it; None if the broker does not say.
 
-    It is asked by a message to nobody that has the URL's user in it. The broker takes it, or closes
-    the channel and says who it is.
+    A message to a missing queue carries the URL's user as ``user_id``. The broker accepts it, or
+    closes the channel with the user's real name.
 
     Raises:
         ChannelLost: the connection ended.

@@ -1,4 +1,4 @@
-"""RabbitMQ's management API, for what AMQP doesn't show: policies and bindings. It only asks."""
+"""Reads policies and bindings from RabbitMQ's management API, since AMQP doesn't show them."""
 
 import asyncio
 import ssl
@@ -14,7 +14,7 @@ from yarl import URL
 from worker.urls.broker import split_urls, virtual_host, with_password
 from worker.urls.password_file import PasswordUnreadable
 
-# For one answer; seconds. The API can be slow where there are many queues.
+# Seconds for one answer. The API can be slow if there are many queues.
 ANSWER_TIMEOUT = 10.0
 
 _ADVICE = {
@@ -24,16 +24,16 @@ _ADVICE = {
 
 
 class ManagementUnavailable(Exception):
-    """The API does not say; the message has the reason, and no password."""
+    """The API gave no usable answer. The message has the reason, and no password."""
 
 
 class Management:
-    """Asks the API. Use it as a context.
+    """Reads from the API. Use it as a context.
 
     Args:
-        url: ``http://HOST:15672`` or ``https://…``, with user and password or without.
-        amqp_urls: those of the broker, for the virtual host, and for user, password and the file
-            with the certificates (cafile) where the other has none.
+        url: ``http://HOST:15672`` or ``https://…``, with or without user and password.
+        amqp_urls: the broker's. The first gives the virtual host and the authorities' certificates
+            (cafile), and user and password if ``url`` has none.
 
     Raises:
         ManagementUnavailable: the file with the broker's password can't be read.
@@ -71,28 +71,28 @@ class Management:
         await self._session.close()
 
     async def queue(self, name: str) -> Mapping[str, Any] | None:
-        """A queue with its policies; None where it does not stand, or where the API does not know
-        its policies yet, for some seconds after it was made.
+        """A queue with its policies. None if it does not exist, or is some seconds old: the API
+        does not know its policies yet.
 
         Raises:
-            ManagementUnavailable: the API does not say.
+            ManagementUnavailable: the API gave no usable answer.
         """
         queue = await self._get("queues", self.vhost, name)
         known = isinstance(queue, dict) and isinstance(queue.get("effective_policy_definition"), dict)
         return queue if known else None
 
     async def bound(self, exchange: str, routing_key: str, queue: str) -> bool:
-        """Whether an exchange leads to a queue; raises as :meth:`queue` does."""
+        """True if the binding exists; raises as :meth:`queue` does."""
         bindings = await self._get("bindings", self.vhost, "e", exchange, "q", queue)
         if not isinstance(bindings, list):
             return False
         return any(isinstance(each, dict) and each.get("routing_key") == routing_key for each in bindings)
 
     async def _get(self, *path: str) -> Any:
-        """What the API answers; None for 404."""
+        """The API's answer; None for 404."""
         url = URL("/".join((self._base, "api", *(quote(part, safe="") for part in path))), encoded=True)
         try:
-            # A redirection could take the password elsewhere.
+            # A redirect could send the password elsewhere.
             async with self._session.get(url, allow_redirects=False) as response:
                 if response.status == 404:
                     return None

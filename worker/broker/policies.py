@@ -1,8 +1,8 @@
-"""What a policy does to the worker's queues against their contract; pure, asks nobody.
+"""Finds policies that break the contract of the worker's queues. Pure: the caller asks the broker.
 
-A queue has the settings of one policy of users, the one with the highest priority, and of one
-operator policy, each where it is stricter. Seen on RabbitMQ 3.10 and 4.0: a policy's ``overflow``
-goes before the queue's argument, the queue's ``x-dead-letter-…`` before the policy's.
+A queue has one user policy, the one with the highest priority, and one operator policy. For each
+setting the stricter of the two counts. Seen on RabbitMQ 3.10 and 4.0: a policy's ``overflow``
+overrides the queue's argument, while the queue's ``x-dead-letter-…`` override the policy's.
 """
 
 import json
@@ -14,24 +14,23 @@ from typing import Any
 
 from worker.contract.topology import NO_DELIVERY_LIMIT, QueueNames
 
-# The name of the policy that protects the worker's queues, and its priority: higher than what
-# people mostly give. A guess.
+# The name and priority of the policy that protects the worker's queues. Its priority is higher than
+# usual ones: a guess.
 POLICY = "flow-run-worker"
 PRIORITY = 1000
-# A lower delivery limit of the dead letters is reached one day by looking at them in the management
-# UI. RabbitMQ 4 has 20. A guess.
+# Each look at a dead letter in the management UI counts as a delivery. A delivery limit below this
+# may be reached by looking; RabbitMQ 4's default is 20. A guess.
 MANY_LOOKS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Harm:
-    """What a policy does to a queue.
+    """The harm that a policy does to a queue.
 
     Attributes:
-        loses: whether messages are lost, or leave the queue before their time; else the queue only
-            takes fewer.
-        text: a whole sentence without its full stop.
-        remedy: what to do about it.
+        loses: messages are lost, or leave the queue too early. False: the queue only refuses some.
+        text: a sentence without its full stop.
+        remedy: advice to the operator.
     """
 
     loses: bool
@@ -46,8 +45,8 @@ def pattern(names: QueueNames) -> str:
 
 
 def command(names: QueueNames, vhost: str) -> str:
-    """The command that gives the worker's queues a policy of their own: it goes before all others,
-    and has no delivery limit, for the sake of RabbitMQ 4.
+    """The command that gives the worker's queues their own policy. It has the highest priority and,
+    for RabbitMQ 4, no delivery limit.
     """
     definition = json.dumps({"delivery-limit": NO_DELIVERY_LIMIT})
     where = [] if vhost == "/" else ["--vhost", vhost]
@@ -56,7 +55,7 @@ def command(names: QueueNames, vhost: str) -> str:
 
 
 def harms(names: QueueNames, vhost: str, queue: str, seen: Mapping[str, Any]) -> Iterator[Harm]:
-    """What is wrong with a queue's policies.
+    """Find the harms of a queue's policies.
 
     Args:
         seen: the queue as the management API shows it.
@@ -101,7 +100,7 @@ def _sentences(
                 ),
             )
     if "overflow" in settings and drops and "x-overflow" in names.queues[queue]:
-        # At-least-once dead-lettering works with reject-publish alone.
+        # At-least-once dead-lettering needs reject-publish.
         yield True, f"may lose what the queue dead-letters or drops (overflow {overflow})"
     limit = default_limit if isinstance(default_limit, int) else settings.get("delivery-limit")
     wanted = names.queues[queue].get("x-delivery-limit", MANY_LOOKS)

@@ -1,4 +1,4 @@
-"""How large a message the broker takes: found out before one is published that may be too large."""
+"""Finds the broker's limit on message sizes, before a message is published that may exceed it."""
 
 import asyncio
 import re
@@ -12,24 +12,23 @@ from worker.broker.publisher import Publisher
 
 log = structlog.get_logger(__name__)
 
-# No broker is limited to smaller messages than that, in bytes. A guess.
+# Bytes. No broker has a lower limit: a guess.
 TAKEN_SIZE = 64 * 1024
 _LIMIT = re.compile(r"larger than (?:configured )?max size (\d+)")
 
 
 class SizeLimit:
-    """The broker closes the channel over a message larger than its ``max_message_size``, and
-    nobody knows then what became of those before it. So a size that it has not taken yet is tried
-    first, by a message to nobody.
+    """The broker closes the channel over a message larger than its ``max_message_size``. The fate
+    of earlier messages on it is unknown then. So a message to nobody tries each new size first.
 
     Args:
-        max_size: bytes that it takes, as far as one knows.
-        another_publisher: opens a channel to try them on.
-        raise_if_lost: raises what it is given where the session has ended, too.
+        max_size: the limit in bytes, until the broker shows a lower one.
+        another_publisher: opens a separate channel for the trial.
+        raise_if_lost: raises its argument if the whole session has ended.
 
     Attributes:
-        taken: the largest size that it is known to take, in bytes.
-        max_size: what is larger it does not take; bytes.
+        taken: the largest accepted size so far, in bytes.
+        max_size: the limit in bytes, as known so far.
     """
 
     def __init__(
@@ -45,21 +44,21 @@ class SizeLimit:
         self._finding_out = asyncio.Lock()
 
     async def takes(self, size: int) -> bool:
-        """Whether the broker takes a message of so many bytes.
+        """True if the broker accepts a message of ``size`` bytes.
 
         Raises:
             ChannelLost: the session ended.
         """
         async with self._finding_out:
-            # More first, so that a few tries do.
+            # Try the double first, so that a few trials are enough.
             for tried in (min(2 * size, self.max_size), size):
                 if self.taken < size <= self.max_size:
                     await self._try(tried)
         return size <= self.max_size
 
     async def _try(self, size: int) -> None:
-        """What the broker says when it closes the channel teaches the limit. A connection that ends
-        says less: it counts the second time.
+        """Learn the limit from the broker's reason for closing the channel. If the connection ends
+        instead, try again: only the second end counts.
         """
         for last_try in (False, True):
             try:

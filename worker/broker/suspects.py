@@ -1,5 +1,5 @@
-"""Remembers messages whose answers the broker had not confirmed when it ended a session: one of
-those answers may be why. Knows no broker.
+"""Remembers messages whose answers were unconfirmed when the broker ended a session: one of them
+may be the cause. Knows no broker.
 """
 
 from collections.abc import Iterable
@@ -7,15 +7,15 @@ from time import monotonic
 
 from worker.contract.message import Message
 
-# What was in flight comes back at once; a delivery that is held for longer than this many seconds
-# is ended by the consumer timeout anyhow (30 minutes by default).
+# Seconds. Messages in flight come back at once. If another worker holds one, the consumer timeout
+# (30 minutes by default) ends that.
 SUSPECT_SECONDS = 3600.0
-# More than were ever unconfirmed at once; the oldest are forgotten.
+# More than are ever unconfirmed at once. The oldest are forgotten.
 MAX_SUSPECTS = 10_000
 
 
 class Suspects:
-    """The messages whose answers go out alone. They outlive a session, not the process."""
+    """The messages whose answers are published one at a time. Kept from session to session."""
 
     def __init__(self) -> None:
         self._until: dict[int, float] = {}
@@ -32,7 +32,7 @@ class Suspects:
         return until is not None
 
     def add(self, messages: Iterable[Message]) -> None:
-        """Suspect these."""
+        """Suspect these messages."""
         until = monotonic() + SUSPECT_SECONDS
         for message in messages:
             self._until.pop(key := _key(message), None)
@@ -41,12 +41,12 @@ class Suspects:
             del self._until[oldest]
 
     def discard(self, message: Message) -> None:
-        """Suspect this one no more: the broker took its answer."""
+        """Clear this message: the broker took its answer."""
         self._until.pop(_key(message), None)
 
 
 def _key(message: Message) -> int:
-    """The same for each delivery of a message; quickly made. Two messages that share it do each
-    other no harm: their answers go out alone.
+    """A quick key, equal for all deliveries of a message. Two messages may share one: then both
+    answers are published alone, which does no harm.
     """
     return hash((message.message_id, message.correlation_id, message.reply_to, message.body))

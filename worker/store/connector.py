@@ -128,7 +128,7 @@ class Connector:
 
 
 def _trusting_the_system(query: dict[str, str]) -> ssl.SSLContext:
-    """A TLS context that trusts the system's authorities. Removes the TLS options from the query."""
+    """A TLS context that trusts the system's authorities. Removes TLS options from ``query``."""
     asked = {name: query.pop(name) for name in list(query) if name.startswith("ssl")}
     context = ssl.create_default_context()
     if "sslcert" in asked:

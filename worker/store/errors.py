@@ -240,5 +240,5 @@ def opening(url: URL) -> Iterator[None]:
 
 
 def refuses_settings(error: BaseException) -> bool:
-    """True if settings are refused at the start of a session, as a pooler such as PgBouncer does."""
+    """True if a pooler, such as PgBouncer, refuses the settings at the start of a session."""
     return isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error)

@@ -93,8 +93,8 @@ class Pruning:
             StoreError: a right is missing.
             Fault: the database is away, or a batch can't be deleted. Earlier batches stay deleted.
         """
-        # By id, so that each pass reads the table once (no index has the age) and reads no dead rows
-        # again.
+        # By id, so that each pass reads the table once (no index has the age), and no dead row
+        # twice.
         query = sa.select(flow_run.c.id).where(self._doomed).order_by(flow_run.c.id).limit(size)
         while True:
             deleted, rest = 0, query
@@ -110,8 +110,8 @@ class Pruning:
                 return
 
     async def _clear(self, ids: Sequence[UUID]) -> None:
-        """Delete logs and artifacts of runs. They go before the runs, so that an interruption leaves
-        none behind. The newest artifact of a key stays: Prefect shows it apart from its run.
+        """Delete logs and artifacts of runs. They go before the runs, so that an interruption
+        leaves none behind. The newest artifact of a key stays: Prefect shows it apart from its run.
         """
         shown = sa.exists().where(
             _artifact_collection.c.key == artifact.c.key, _artifact_collection.c.latest_id == artifact.c.id
