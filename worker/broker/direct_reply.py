@@ -1,4 +1,4 @@
-"""Direct reply-to: such a name is no queue's, but encodes the requester's channel. Knows no requests.
+"""Direct reply-to: such a name encodes the requester's channel, and is no queue. Knows no requests.
 
 RabbitMQ closes the publisher's connection if such a name is malformed, or if its node doesn't run
 in the cluster. That node may be restarting, belong to another cluster, or be made up. On the
