@@ -1,4 +1,4 @@
-"""Connections beside the session's two, for what could end or hold up those; knows no requests."""
+"""Connections for work that could end or hold up the session's two. Knows no requests."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,12 +9,12 @@ from worker.broker.connection import close_quietly, connect
 
 
 class Apart:
-    """A connection that is open while somebody uses it. Unlike the consuming one it is always read,
-    so that the broker's answers are seen; and its end is nobody else's.
+    """A connection that is open while it is used. Unlike the consuming connection it is always
+    read, so that the broker's answers arrive. Its end does not concern the session.
 
     Args:
-        urls: the broker.
-        name: the connection's name as the management UI shows it.
+        urls: the broker's.
+        name: the connection's name in the management UI.
     """
 
     def __init__(self, urls: str, name: str) -> None:
@@ -26,7 +26,7 @@ class Apart:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """The connection; another one where the last has ended.
+        """The open connection, or a new one if the last has ended.
 
         Raises:
             BrokerUnavailable, BrokerRefused: see :func:`worker.broker.connection.connect`.
@@ -44,7 +44,7 @@ class Apart:
                 await self.leave()
 
     async def leave(self) -> None:
-        """Close the connection; who needs one then gets another."""
+        """Close the connection. The next user opens another."""
         last, self._connection = self._connection, None
         if last is not None:
             await close_quietly(last)

@@ -1,6 +1,5 @@
-"""Connecting to RabbitMQ, and in which words it fails; serves nothing and declares nothing.
-
-Worker, client and commands all connect here.
+"""Connects to RabbitMQ, and explains failures. Worker, client and commands all connect here. It
+serves nothing and declares nothing.
 """
 
 import asyncio
@@ -35,30 +34,30 @@ T = TypeVar("T")
 
 # A connection attempt that hangs (a silent firewall) counts as failed after this many seconds.
 CONNECT_TIMEOUT = 10.0
-# The next address of a host is tried so many seconds after the one before it.
+# Seconds between the tries of two addresses of one host.
 HAPPY_EYEBALLS_DELAY = 1.0
-# A close is not answered by a broker that is gone; seconds.
+# Seconds for the broker to answer a close. A dead one never does.
 CLOSE_TIMEOUT = 5.0
-# Nor by one that reads nothing from this connection, as it blocks publishers; seconds. What was
-# written before is in the socket by then.
+# The same for a broker that blocks publishers: it reads nothing from this connection. 0.5 seconds
+# are enough for earlier writes to reach the socket.
 BLOCKED_CLOSE_TIMEOUT = 0.5
 
-# With this an operator, or its own end, makes the broker close a connection: it is no error.
+# The reason of a close by an operator, or as the broker stops: it is no error.
 FORCED = "CONNECTION_FORCED"
-# The end of a connection of which the broker said nothing.
+# The reason that we give if the broker gave none.
 GONE = "the connection to the broker ended, and the broker did not say why (did it, or the network, fail?)"
-# In the reason of a broker that has as many connections as it may have (of a user, a virtual host);
-# others may end.
+# In the broker's reason if the user or the virtual host has its maximum of connections. It passes
+# when others end.
 _LIMIT = re.compile(r"\blimit\b")
 
-# What OpenSSL says where only another certificate, key or port will help; what it says besides
-# comes of connections that break.
+# OpenSSL's errors that only another certificate, key or port will mend. Its other errors come from
+# broken connections.
 _CERTIFICATE_WRONG = re.compile(
     r"\[[A-Z0-9]+: \w*(?:CERT|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED|WRONG_VERSION"
     r"|PROTOCOL_VERSION|MISMATCH|PEM|KEY)\w*\] (.+?)\.?(?: \(_ssl|$)"
 )
-# In TLS 1.3 a client writes before it hears what the server thinks of its certificate, and a reset
-# can outrun the answer.
+# In TLS 1.3 a client writes before the server has judged its certificate. A reset can outrun that
+# answer.
 _PERHAPS_CERTIFICATE = (
     "; perhaps it wants another client certificate, or one at all (cafile, certfile and keyfile)"
 )
@@ -69,40 +68,40 @@ class BrokerUnavailable(ConnectionError):
 
 
 class DeliveryFailed(BrokerUnavailable):
-    """The broker let us in, and closed the connection over an error as soon as we consumed."""
+    """The broker accepted the connection, but closed it with an error as soon as we consumed."""
 
 
 class BrokerRefused(Exception):
-    """The broker answers, and refuses login, virtual host or permission; the message says which."""
+    """The broker refuses login, virtual host or permission. The message says which."""
 
 
 class TLSRefused(BrokerRefused):
-    """The broker's certificate is not trusted, or ours is not; or one can't be read."""
+    """The broker's certificate or ours is not trusted, or a certificate's file can't be read."""
 
 
 class PublishersBlocked(BrokerUnavailable):
-    """The broker takes no publications for now, by an alarm; the message has its reason."""
+    """The broker takes no publications because of an alarm. The message has its reason."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The broker takes no publications: {reason} (connection.blocked, an alarm)")
 
 
 class ChannelLost(ConnectionError):
-    """The channel or its connection closed; what was in flight on it will be delivered again.
+    """The channel or its connection closed. Its deliveries in flight will come again.
 
     Attributes:
-        refused: whether it was for want of a permission.
-        closed_over: whether the broker closed this one channel, over what was done on it.
+        refused: a permission was missing.
+        closed_over: the broker closed this channel alone, over an operation on it.
 
     Args:
-        cause: how aiormq told of it, which may say nothing.
-        said: what the broker said as it closed the connection, if it did.
+        cause: aiormq's error, or a reason; it may be empty.
+        said: the broker's reason for closing the connection, if it gave one.
     """
 
     def __init__(self, cause: BaseException | str | None, said: str | None = None) -> None:
         reason = f"the broker closed the connection: {said}" if said else GONE
-        # Not what says that the channel is closed and not why: our own close, or a call after the
-        # end.
+        # An AMQPError without text only says that the channel is closed: by ourselves, or before a
+        # call.
         if isinstance(cause, str) or (isinstance(cause, AMQPError) and cause.args[:1] not in ((), (None,))):
             reason = str(cause) or reason
         super().__init__(reason)
@@ -112,12 +111,11 @@ class ChannelLost(ConnectionError):
 
 @contextmanager
 def lost_with(channel: AbstractChannel | aio_pika.Connection) -> Iterator[None]:
-    """Raise :class:`ChannelLost` for all the ways in which aiormq ends a wait when a channel, or a
-    connection, ends.
+    """Raise :class:`ChannelLost` for all errors of aiormq when a channel or a connection ends.
 
-    Besides its own errors they are a bare ``Exception``, when the connection's end was read with
-    its last frames, and a ``CancelledError`` in a task that nobody cancelled, after missed
-    heartbeats.
+    Besides its own errors, aiormq raises a bare ``Exception`` if the connection's end arrives with
+    its last frames. After missed heartbeats it raises ``CancelledError`` in a task that was not
+    cancelled.
     """
     task = asyncio.current_task()
     cancelling = task.cancelling() if task else 0
@@ -134,10 +132,10 @@ def lost_with(channel: AbstractChannel | aio_pika.Connection) -> Iterator[None]:
 
 
 async def unless_blocked(watch: Watch, publishing: Coroutine[Any, Any, T]) -> T:
-    """Wait for what needs the broker to take a publication.
+    """Wait for a call that publishes, but only while the broker takes publications.
 
     Raises:
-        PublishersBlocked: it takes none. It may still take what was written, once it takes any.
+        PublishersBlocked: it takes none. It may still take this one when the alarm ends.
     """
     work = asyncio.ensure_future(publishing)
     blocked = asyncio.ensure_future(watch.blocked_event.wait())
@@ -163,12 +161,12 @@ async def connect(urls: str, *, name: str, connection_class: type[ConnectionType
 
     Args:
         urls: one URL, or several that are separated by commas: the nodes of a cluster.
-        name: the connection's name as the management UI shows it.
-        connection_class: ``aio_pika.Connection``, or what is built on it.
+        name: the connection's name in the management UI.
+        connection_class: ``aio_pika.Connection``, or a subclass.
 
     Raises:
-        BrokerUnavailable: no broker answers, or none in time.
-        BrokerRefused: all that answer refuse the login, the virtual host, or TLS.
+        BrokerUnavailable: no broker answers in time, or its refusal may pass.
+        BrokerRefused: every URL's broker refuses the login, the virtual host, or TLS.
     """
     failures: list[BrokerUnavailable | BrokerRefused] = []
     for url in split_urls(urls):
@@ -185,12 +183,10 @@ async def connect(urls: str, *, name: str, connection_class: type[ConnectionType
 
 
 async def close_quietly(resource: aio_pika.Connection | AbstractChannel) -> None:
-    """Close a connection or a channel, whatever its state; returns within ``CLOSE_TIMEOUT``
-    seconds.
-    """
+    """Close a connection or a channel in any state, within :data:`CLOSE_TIMEOUT` seconds."""
     watch = watch_of(resource) or watch_of(getattr(resource, "_connection", None))
     blocked = watch is not None and watch.blocked is not None
-    with suppress(Exception):  # the edge: whatever hinders a close, the socket is given up
+    with suppress(Exception):  # the edge: after any error the socket is given up
         async with asyncio.timeout(BLOCKED_CLOSE_TIMEOUT if blocked else CLOSE_TIMEOUT):
             await resource.close()
 
@@ -215,7 +211,7 @@ async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) 
             + f" ({error})"
         ) from error
     except (InvalidFrameError, ConnectionClosed) as error:
-        # aiormq waits for Open-Ok, and takes the Close that comes in its place for a wrong frame.
+        # aiormq expects Open-Ok: it takes a Close for a wrong frame.
         watch = watch_of(connection)
         said = watch.closed if watch else None
         if said is None and not isinstance(error, ConnectionClosed):
@@ -223,7 +219,7 @@ async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) 
         refused = BrokerUnavailable if said and _LIMIT.search(said) else BrokerRefused
         raise refused(f"The broker at {where} refuses the connection: {said or error}") from error
     except (AMQPError, OSError, TimeoutError, StopAsyncIteration) as error:
-        # The last is how aiormq tells of a connection that ends in the middle of the handshake.
+        # aiormq raises StopAsyncIteration if the connection ends in the middle of the handshake.
         if wrong := _CERTIFICATE_WRONG.search(str(error)):
             raise TLSRefused(f"No TLS with the broker at {where}: {wrong[1]}") from error
         raise BrokerUnavailable(f"No broker answers at {where}: {_reason(error, url)}") from error
@@ -237,8 +233,8 @@ def _check_tls_files(url: URL) -> None:
 
 
 def _options(connection_class: type[aio_pika.Connection]) -> dict[str, Any]:
-    """Of a host name with several addresses, the first is not waited for alone; uvloop can't, and
-    what opens its socket by itself sees to it there.
+    """Try several addresses of a host side by side. uvloop can't do that. A connection that opens
+    its own socket does it itself.
     """
     plain = connection_class in (aio_pika.Connection, WatchedConnection)
     capable = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)

@@ -1,4 +1,4 @@
-"""Declares what the contract names at the broker; knows no messages."""
+"""Declares the contract's queues and exchange at the broker. Knows no messages."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,15 +18,15 @@ log = structlog.get_logger(__name__)
 
 
 def _to_nobody(what: str) -> None:
-    """Where no one is to be told."""
+    """The default of :attr:`Topology.on_vanished`."""
 
 
 @dataclass(frozen=True)
 class Topology(QueueNames):
-    """What must stand at the broker before a request can be served.
+    """The queues and the exchange that must exist before a request can be served.
 
     Attributes:
-        on_vanished: is told of what stood before, was missing, and was declared again, such as
+        on_vanished: called with each part that had vanished and was declared again, such as
             ``queue 'flow-runs.create.dead'``.
     """
 
@@ -35,25 +35,25 @@ class Topology(QueueNames):
 
     @classmethod
     def of(cls, names: QueueNames, on_vanished: Callable[[str], None] = _to_nobody) -> Self:
-        """Of these names."""
+        """The topology with these names."""
         return cls(names.queue, names.events, on_vanished)
 
     @property
     def _parts(self) -> list[tuple[str, str]]:
-        """What stands by itself: its kind and its name."""
+        """The kind and the name of each queue, and of the exchange."""
         exchange = [] if self.exchange is None else [("exchange", self.exchange)]
         return [*(("queue", name) for name in self.queues), *exchange]
 
     async def ensure(self, connection: aio_pika.Connection) -> bool:
-        """Declare everything; or, as a user who may not, see that it stands. With which properties
-        can't be seen so, nor whether the queue is bound.
+        """Declare everything. If this user may not, check that it exists; that shows neither its
+        properties nor the queue's binding.
 
         Returns:
-            Whether this user may declare it.
+            True if this user may declare it.
 
         Raises:
-            TopologyMismatch: it stands otherwise, or doesn't and can't be declared.
-            BrokerUnavailable: it can't be declared or seen for the moment.
+            TopologyMismatch: a part has other properties, or is missing and can't be declared.
+            BrokerUnavailable: a part can't be declared or seen for the moment.
         """
         stood = frozenset(self._stood)
         missing = await self.missing(connection)
@@ -77,11 +77,11 @@ class Topology(QueueNames):
         return may_declare
 
     async def missing(self, connection: aio_pika.Connection) -> list[str]:
-        """Which queues do not stand, and whether the exchange does not; changes nothing.
+        """List the missing queues and exchange. Changes nothing.
 
         Raises:
-            TopologyMismatch: one can't be looked at, as another connection has it.
-            BrokerUnavailable: one can't be looked at for the moment.
+            TopologyMismatch: another connection has a queue for itself.
+            BrokerUnavailable: a part can't be looked at for the moment.
         """
         missing: list[str] = []
         channel: AbstractChannel | None = None
@@ -98,14 +98,14 @@ class Topology(QueueNames):
         return missing
 
     async def declare(self, channel: AbstractChannel) -> None:
-        """Declare everything; what already stands as it should is left as it is.
+        """Declare everything. Existing parts with the right properties stay unchanged.
 
         Raises:
-            TopologyMismatch: something stands there with other properties, or can't be declared
-                (the broker closes the channel over it).
-            BrokerUnavailable: something can't be declared for the moment.
+            TopologyMismatch: a part has other properties, or can't be declared. The broker has
+                closed the channel.
+            BrokerUnavailable: a part can't be declared for the moment.
         """
-        # That to which another leads comes first.
+        # A queue's dead-letter queue is declared before it.
         declared = {name: await self.declare_queue(channel, name) for name in reversed(self.queues)}
         if self.exchange is not None:
             with declaring(f"exchange '{self.exchange}'"):

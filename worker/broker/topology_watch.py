@@ -1,5 +1,5 @@
-"""Watches over the topology at the broker, beside all else: declares again what vanished, and logs
-what policies do to it. It serves no request, and disturbs none.
+"""Watches the topology at the broker: declares vanished parts again, and logs harmful policies. It
+serves no request, and disturbs none.
 """
 
 import asyncio
@@ -26,22 +26,22 @@ from worker.tasks.ending import end
 
 log = structlog.get_logger(__name__)
 
-# Between two looks, in seconds. A missing queue is to be seen within a minute, and a look takes
-# some seconds at a busy broker.
+# Seconds between two looks. A missing queue must be seen within a minute, and a look takes some
+# seconds at a busy broker.
 LOOK_EVERY = 30.0
-# For one look; seconds. A quorum queue without a majority answers nothing.
+# Seconds for one look. A quorum queue without a majority never answers.
 LOOK_TIMEOUT = 20.0
-# When the worker stops, the look that is under way has this many seconds to end.
+# Seconds for the current look to end when the worker stops.
 STOP_SECONDS = 5.0
 
 
 class TopologyWatch:
-    """Looks at the topology until it is stopped, on a connection of its own that is held open.
+    """Looks at the topology until it is stopped, on its own open connection.
 
     Args:
         amqp_url: the broker's.
-        management_url: of its management API; None to ask the broker alone.
-        topology: what must stand.
+        management_url: of its management API; None to use AMQP only.
+        topology: the parts that must exist.
         every: seconds between two looks.
     """
 
@@ -61,12 +61,12 @@ class TopologyWatch:
         self._unseen: str | None = None
 
     def start(self) -> None:
-        """Begin, where it has not begun."""
+        """Start looking. Further calls do nothing."""
         if self._running is None:
             self._running = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Leave."""
+        """Stop looking, within :data:`STOP_SECONDS`."""
         self._stopping.set()
         if self._running is not None:
             await end(self._running, STOP_SECONDS)
@@ -82,13 +82,13 @@ class TopologyWatch:
                 self._away(f"no answer within {LOOK_TIMEOUT:g} seconds")
             except CONNECTION_EXCEPTIONS as error:
                 self._away(str(ChannelLost(error)))
-            except Exception as error:  # the edge: requests are served whatever is wrong here
+            except Exception as error:  # the edge: a failure here must not end the serving
                 log.exception("topology_watch_failed")
                 self._away(repr(error))
             await backoff.sleep(self._stopping)
 
     async def _stay(self, backoff: Backoff) -> None:
-        """Look again and again, until the connection ends or we are to stop."""
+        """Look again and again, until the connection ends or the watch is stopped."""
         connection = await connect(
             self._amqp_url, name="flow-run-worker topology", connection_class=WatchedConnection
         )
@@ -108,12 +108,12 @@ class TopologyWatch:
             await close_quietly(connection)
 
     async def _look(self, connection: WatchedConnection, bound: bool | None) -> str | None:
-        """See that all stands, and declare what does not.
+        """Check that all parts exist, and declare the missing ones.
 
-        A user who may not declare is not made to try at each look: the broker logs each refusal.
+        If this user may not declare, each further look only checks: the broker logs each refusal.
 
         Args:
-            bound: whether the queue was bound a moment ago; None if that is not known.
+            bound: the queue was bound a moment ago; None if unknown.
 
         Returns:
             A fault that could not be mended, or None.
@@ -133,9 +133,7 @@ class TopologyWatch:
         return None
 
     async def _ask_management(self) -> bool | None:
-        """Note what the queues' policies do; returns whether the queue is bound, or None if that is
-        not known.
-        """
+        """Note harmful policies of the queues. Returns true for a bound queue, None if unknown."""
         if self._management_url is None:
             return None
         topology, bound = self._topology, None
@@ -155,7 +153,7 @@ class TopologyWatch:
         return bound
 
     def _away(self, reason: str) -> None:
-        """Note why nothing can be looked at, unless the session is away too: it says why."""
+        """Note why the watch can't look, unless the session is away too and says so itself."""
         if metrics.readiness.broker is None:
             self._tell(f"can't be looked at: {reason}")
 
