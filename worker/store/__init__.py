@@ -1,4 +1,4 @@
-"""Where runs are kept: Prefect's own tables, on PostgreSQL or SQLite; knows no broker."""
+"""Stores runs in Prefect's own tables, on PostgreSQL or SQLite. Knows no broker."""
 
 from worker.store.errors import StoreError
 from worker.store.outcome import Created, Decision, Existing, Outcome, Undecided

@@ -1,5 +1,5 @@
-"""Looks up what requests for runs of deployments refer to, each kind once for a whole batch, and so
-turns these requests into runs; and warns of runs that no work pool's worker sees.
+"""Turns requests for runs of deployments into runs. Looks up deployments, variables and blocks once
+per batch, and warns of runs that no work pool's worker sees.
 """
 
 import asyncio
@@ -33,16 +33,16 @@ from worker.tasks.turns import Turns
 
 log = structlog.get_logger(__name__)
 
-# Looking at requests holds the event loop; so many seconds at a time.
+# Requests hold the event loop for at most this many seconds at a time.
 HELD_SECONDS = 0.005
 
-# Characters that deployments have in a batch: parameters, schemas, job variables, templates. And
-# bytes that their parameters take, estimated by decoded_size. A batch of deployments that are
-# larger together is served in pieces, one that is larger by itself alone.
+# Limits for the deployments of a batch: characters of their parameters, schemas, job variables and
+# templates, and bytes of their decoded parameters, as estimated by decoded_size. Larger batches are
+# served in pieces. A deployment above a limit is served alone.
 TEXTS_MAX = 4 * 1024 * 1024
 VALUES_MAX = 24 * 1024 * 1024
 
-# Of so many deployments it is remembered that a warning was given. A guess.
+# Remember this many deployments, to warn once of each. A guess.
 REMEMBERED = 1000
 
 
@@ -53,13 +53,13 @@ async def resolve_deployments(
     turns: Turns,
     allowed: Allowed,
 ) -> Sequence[NewRun | Refusal | Undecided]:
-    """Turn requests for runs of deployments into runs, or into their refusals. One whose check is
-    under way is undecided.
+    """Turn requests for runs of deployments into runs or refusals. A request is undecided while its
+    check is under way.
 
     Args:
         checks: makes the checks.
-        turns: of those whose deployments have no room beside the others'; they are undecided.
-        allowed: what producers may name.
+        turns: for requests whose deployments have no room yet; they are undecided.
+        allowed: the names that producers may use.
     """
     try:
         deployments = await _deployments(reader, unresolved, turns)
@@ -96,7 +96,7 @@ async def resolve_deployments(
         else:
             new = each.resolved(variables, known)
             runs.append(new)
-            # A variable may stand for a few bytes of the request, and be JSON that is read.
+            # A few bytes of the request may name a variable whose JSON is large.
             if isinstance(new, NewRun) and new.added > each.deployment.size:
                 hydrated.change(decoded_size(dumps(new.run.parameters)))
             await pace.rest()
@@ -106,14 +106,12 @@ async def resolve_deployments(
 def _unasked(
     unresolved: UnresolvedRun, unusable: Undecided | Refusal | None, allowed: Allowed
 ) -> Refusal | Undecided:
-    """What becomes of a request whose deployment is not there, can't be used, or has to wait for
-    its turn.
-    """
+    """The outcome of a request whose deployment is missing, unusable, or waits for its turn."""
     if unusable is not None:
         return unusable
     body = unresolved.request.body
     if body.deployment_name is not None and body.deployment_name not in allowed.deployments:
-        # As if it were there: a producer need not know.
+        # The same answer as for an existing one: a producer must not learn that it is missing.
         return allowed.deployments.refusal("deployment", body.deployment_name)
     name = body.deployment_id if body.deployment_name is None else f"'{body.deployment_name}'"
     return DeploymentNotFound(f"There is no deployment {name}.")
@@ -136,7 +134,7 @@ class _Asked:
         self._pending: Pending | None = None
 
     def variable_names(self, known: dict[str, Any]) -> set[str]:
-        """The variables that it needs, as far as its templates are rendered."""
+        """The variables that the request needs, as far as its templates are rendered."""
         self._pending = None
         try:
             return variable_names(
@@ -152,10 +150,10 @@ class _Asked:
     def resolved(
         self, variables: dict[str, Any], blocks: set[UUID] | Refusal
     ) -> NewRun | Refusal | Undecided:
-        """Its run, or why there is none.
+        """The request's run, or the reason against it.
 
         Args:
-            blocks: those that are there; or why they can't be read.
+            blocks: the existing ones, or a refusal if they can't be read.
         """
         try:
             return self._resolved(variables, blocks)
@@ -172,7 +170,7 @@ class _Asked:
             if deployment.job_template is not None and self._checks.blocks(deployment.job_template):
                 raise blocks
             blocks = set()
-        # It may be rendered by now, but variables that it names were not looked up.
+        # A template may be rendered by now, but its variables were not looked up.
         if self._pending is not None:
             raise self._pending
         if allowed.variables.limited:
@@ -184,20 +182,20 @@ class _Asked:
 
 
 class _Pace:
-    """Lets others have a turn while many requests are looked at."""
+    """Gives the event loop a turn while many requests are looked at."""
 
     def __init__(self) -> None:
         self._since = monotonic()
 
     async def rest(self) -> None:
-        """Rest if that is due."""
+        """Give the loop a turn after :data:`HELD_SECONDS`."""
         if monotonic() - self._since > HELD_SECONDS:
             await asyncio.sleep(0)
             self._since = monotonic()
 
 
 def _which(unresolved: UnresolvedRun) -> Hashable:
-    """The deployment's id, or the names of its flow and its own."""
+    """The deployment's id, or the names of its flow and itself."""
     body = unresolved.request.body
     return body.deployment_id if body.deployment_name is None else tuple(body.deployment_name.split("/"))
 
@@ -205,9 +203,8 @@ def _which(unresolved: UnresolvedRun) -> Hashable:
 async def _deployments(
     reader: Reader, unresolved: Sequence[UnresolvedRun], turns: Turns
 ) -> dict[Hashable, Deployment | Undecided | Refusal]:
-    """The deployments that are asked for, by ids and by names, each once; or that they have to
-    wait for their turn, or why they can't be used. The one that was asked for first is always
-    there.
+    """The requested deployments by id and by names, each read once. In place of an unusable one
+    stands its refusal, in place of a waiting one its turn. The first one never waits.
     """
     asked = dict.fromkeys(_which(each) for each in sorted(unresolved, key=lambda each: each.now))
     found: dict[Hashable, Deployment | Undecided | Refusal] = {}
@@ -232,7 +229,7 @@ async def _deployments(
     values = Budget(VALUES_MAX)
     crowded: Undecided | None = None
     rows.reverse()
-    while rows:  # the text of one is let go before the next is read
+    while rows:  # free the text of one before the next is decoded
         row = rows.pop()
         each: Deployment | Undecided | Refusal
         if values.take(decoded_size((row.parameters or "").encode())):
@@ -252,7 +249,7 @@ async def _asked(
 
 
 def _deployment(row: Row, template: str | None) -> Deployment | Refusal:
-    """A deployment; or a refusal that names the columns without a valid value."""
+    """A deployment, or a refusal that names the columns with invalid values."""
     try:
         parameters, deep = _parse(row.parameters or "{}")
     except ValueError as error:
@@ -293,7 +290,7 @@ def _is_valid(column: str, value: Any) -> bool:
 
 
 def _parse(text: str) -> tuple[Any, bool]:
-    """JSON, and whether it is nested deeper than the quick parser reads."""
+    """The JSON's value, and true if it is nested too deeply for the quick parser."""
     try:
         return from_json(text), False
     except ValueError:
@@ -301,14 +298,14 @@ def _parse(text: str) -> tuple[Any, bool]:
 
 
 def _text(json_text: str | None) -> str | None:
-    """JSON that says something."""
+    """The JSON text; None for ``null``."""
     return None if json_text == "null" else json_text
 
 
 async def _variables(reader: Reader, requests: Sequence[_Asked], pace: _Pace) -> dict[str, Any]:
     known: dict[str, Any] = {}
     asked: set[str] = set()
-    # The name of one may be in another: that takes another round.
+    # A variable's value may name other variables: that takes another round.
     while True:
         names: set[str] = set()
         for each in requests:
@@ -326,7 +323,7 @@ async def _variables(reader: Reader, requests: Sequence[_Asked], pace: _Pace) ->
 
 
 class _Unreadable(dict[str, Any]):
-    """Variables that can't be read: whoever asks for one is refused."""
+    """Stands for variables that can't be read. Each look-up raises the refusal."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__()
@@ -337,11 +334,11 @@ class _Unreadable(dict[str, Any]):
 
 
 def warn_of_unserved(runs: Iterable[NewRun], warned: set[UUID]) -> None:
-    """Warn of a SCHEDULED run of a deployment that has no work queue: one line in the log for each
+    """Warn of SCHEDULED runs of deployments that have no work queue. Logs one line for each
     deployment.
 
     Args:
-        warned: the deployments of which a warning was given.
+        warned: the deployments that were warned of; updated.
     """
     for new in runs:
         run = new.run

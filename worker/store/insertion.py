@@ -1,4 +1,4 @@
-"""Inserts runs, and finds among them those that a database does not take; knows no keys."""
+"""Inserts runs, and finds those that the database does not take. Knows no keys."""
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
@@ -25,15 +25,15 @@ from worker.store.statements import bound, given
 from worker.store.tables import flow_run, task_run, task_run_state
 from worker.tasks.isolate import Failed, isolate
 
-# How long statements stay small after one was too large; seconds. A guess.
+# Seconds for which statements stay small after one was too large. A guess.
 SMALL_SECONDS = 60.0
-# A batch is bounded by the bytes of its requests. So much may come from elsewhere into a statement,
-# such as a deployment's parameters into each of its runs; bytes, of the order of a batch's own.
+# Bytes that a statement may have beside its requests' bodies, such as a deployment's parameters in
+# each of its runs. The bodies are bounded already, at about the same size.
 ADDED_MAX = 8 * 1024 * 1024
-# A database that takes none of this many statements in a row, nor a row of our own, is left alone
-# for a while. A guess.
+# After this many failed statements in a row, the database gets a pause if it does not take a row of
+# our own either. A guess.
 FAILURES_MAX = 10
-# A row that was looked up may be gone when the run is inserted: it is looked up once more.
+# A row that was looked up may be deleted before the run is inserted: look it up once more.
 TRIES_GONE = 2
 
 
@@ -48,15 +48,14 @@ class Insertion:
         self._stored: FlowRun | None = None
 
     async def insert(self, runs: Sequence[NewRun]) -> dict[UUID, Outcome]:
-        """Insert runs; those that conflict with a row that exists are left out.
+        """Insert runs. Runs that conflict with an existing row are left out.
 
-        Where a statement fails, its halves are tried, each in a transaction of its own, down to the
-        run that is to blame. A run over which the database fails with an error that may be its own
-        is undecided: it is the run's matter if the database writes others.
+        If a statement fails, its halves are tried in transactions of their own, down to the run
+        that is to blame. A run is undecided while either it or the database may be to blame for an
+        error. The run is to blame once the database writes others.
 
         Returns:
-            By id, the runs that were inserted, a refusal for each that the database can't store,
-            and what is undecided.
+            By id: inserted runs, refusals of runs that the database can't store, undecided runs.
 
         Raises:
             Fault: the database is away or busy, or lacks the unique index. Nothing was stored.
@@ -78,28 +77,28 @@ class Insertion:
         return outcomes
 
     def _pieces(self, runs: Sequence[NewRun]) -> Iterator[Sequence[NewRun]]:
-        """As many runs at a time as one statement may have now."""
+        """Cut the runs into the pieces that one statement may have now."""
         size = self._limit if monotonic() < self._limited_until else max(1, len(runs))
         if added := max((new.added for new in runs), default=0):
             size = min(size, max(1, ADDED_MAX // added))
         return (runs[start : start + size] for start in range(0, len(runs), size))
 
     def narrow(self, size: int) -> None:
-        """Let statements be smaller than this for a while."""
+        """Halve this size, and keep statements below it for :data:`SMALL_SECONDS`."""
         limit = max(1, size // 2)
         self._limit = min(limit, self._limit) if monotonic() < self._limited_until else limit
         self._limited_until = monotonic() + SMALL_SECONDS
 
     async def insert_together(self, runs: Sequence[NewRun]) -> set[UUID]:
-        """Insert runs, all or none; returns the ids of those that are new.
+        """Insert all runs or none. Returns the ids of the new ones.
 
         Raises:
-            Swallowed: the database has taken a row, and does not have it.
+            Swallowed: the database accepted a row, but does not have it.
         """
         subflows = [
             new for new in runs if self._reader.statements.prefect and new.run.parent_task_run_id is not None
         ]
-        # On PostgreSQL one statement is all there is to it, and commits by itself.
+        # On PostgreSQL a single statement is enough, and needs no transaction.
         several = self._reader.statements.sqlite or self._guard.has_triggers or bool(subflows)
         async with self._reader.database.connect(transaction=several) as connection:
             ids = await self._execute(connection, runs)
@@ -115,7 +114,7 @@ class Insertion:
             raise Swallowed
 
     async def explain(self, new: NewRun) -> Outcome:
-        """Why the database neither inserts a run nor has one of its key; nothing is kept."""
+        """Find out why the database neither inserts a run nor has one with its key. Rolls back."""
         try:
             async with self._reader.database.connect(transaction=True) as connection:
                 ids = await self._execute(connection, [new], self._reader.statements.create_plainly)
@@ -125,7 +124,7 @@ class Insertion:
                 await connection.rollback()
         except Exception as error:
             return undecided(error, wrote=True)
-        # It would take the run now. Whatever was in its way is gone.
+        # The database takes the run now: the obstacle is gone.
         vanished = "The run was created, or one of its key was there, and is there no more."
         return Undecided(vanished, refusal=IntegrityConflict(vanished), blamed=True)
 
@@ -143,10 +142,10 @@ class Insertion:
         return {UUID(each) for each in ids}
 
     async def _let_parents_follow(self, connection: AsyncConnection, subflows: Sequence[NewRun]) -> None:
-        """Let the parent task runs of new subflows follow, in the transaction that made these."""
+        """Update the parent task runs of new subflows, in the transaction of the subflows."""
         now = datetime.now(UTC)
         ids = {new.run.parent_task_run_id for new in subflows}
-        # One order in all workers, so that no two of them wait for each other's rows.
+        # All workers lock rows in the same order, so that no two wait for each other.
         query = self._reader.statements.lookup(task_run.c.id, *task_run.columns).order_by(task_run.c.id)
         rows = await connection.execute(query.with_for_update(of=task_run), given((each,) for each in ids))
         parents: dict[UUID, dict[str, Any]] = {row.id: dict(row._mapping) for row in rows}
@@ -160,10 +159,10 @@ class Insertion:
             parent |= changes
 
     async def writes(self) -> bool:
-        """Whether the database takes a row like any other, of our own; nothing is kept.
+        """Try to write an ordinary row of our own, and roll it back.
 
         Returns:
-            False where it does not, and the reason may be in the row.
+            True if the database took it; false if it refused, perhaps over the row's contents.
 
         Raises:
             Fault: it is away or busy, writes nothing, or lacks the unique index.
@@ -172,7 +171,7 @@ class Insertion:
         try:
             async with self._reader.database.connect(transaction=True) as connection:
                 if self._reader.statements.sqlite:
-                    # A run that is taken back would not reach the file. Its version number does.
+                    # A rolled back run does not reach the file. This version number does.
                     version = (await connection.exec_driver_sql("PRAGMA user_version")).scalar()
                     await connection.exec_driver_sql(f"PRAGMA user_version = {version:d}")
                     await connection.exec_driver_sql("SAVEPOINT trial")
@@ -193,7 +192,7 @@ class Insertion:
         return True
 
     async def _trial(self, connection: AsyncConnection) -> NewRun:
-        """A run with the references of one that the database has, as far as there is one."""
+        """A trial run, with the flow of an existing run if there is one."""
         flow_id = self._stored.flow_id if self._stored else None
         if flow_id is None:
             flow_id = (await connection.execute(sa.select(flow_run.c.flow_id).limit(1))).scalar()
@@ -205,7 +204,7 @@ class _Attempts:
     """Inserts the runs of one call of :meth:`Insertion.insert`.
 
     Attributes:
-        wrote: whether the database was seen to take a row of our own.
+        wrote: the database has taken a row of our own.
     """
 
     def __init__(self, insertion: Insertion) -> None:
@@ -215,7 +214,7 @@ class _Attempts:
         self._away: Fault | None = None
 
     async def __call__(self, runs: Sequence[NewRun]) -> Sequence[Created | None]:
-        """Insert runs, all or none; None for each that conflicts with a row that exists.
+        """Insert all runs or none. Returns None for each that conflicts with an existing row.
 
         Raises:
             Fault: the database is away or busy.
@@ -249,10 +248,10 @@ class _Attempts:
 
 
 def undecided(error: Exception, *, wrote: bool) -> Outcome:
-    """What becomes of a run over which alone the database fails.
+    """The outcome of a run that fails even alone.
 
     Args:
-        wrote: whether the database was seen to write another run.
+        wrote: the database has written another run.
     """
     if is_fault(error):
         away = fault(error)

@@ -1,7 +1,7 @@
-"""What is different in a Prefect server's database: rows that a run refers to, and rows that follow
-from it.
+"""Completes runs in a Prefect server's database: looks up the rows that they refer to, and updates
+the parents of subflows. Also checks that database's tables.
 
-Knows the rules (each named after the one in Prefect), not how a database is asked.
+Each rule is named after the one in Prefect. Knows no connection.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +31,7 @@ from worker.store.reading import Reader, Row, Unreadable
 from worker.store.tables import block_document, deployment, flow, metadata, prefect_metadata, task_run
 from worker.store.work_queues import find_or_make_queues, find_queues
 
-# Tables by which a Prefect server's database is known.
+# A database with these tables is a Prefect server's.
 MARKS = frozenset({"alembic_version", "flow", "flow_run", "deployment", "work_pool"})
 
 _SCHEDULED, _RUNNING = StateType.SCHEDULED.value, StateType.RUNNING.value
@@ -39,11 +39,11 @@ _SCHEDULED, _RUNNING = StateType.SCHEDULED.value, StateType.RUNNING.value
 
 @dataclass(slots=True)
 class Refusals:
-    """Runs of a batch that can't be created, by their ids.
+    """Refusals of runs of a batch, by the runs' ids.
 
     Attributes:
-        missing: unless the run exists: see :func:`worker.runs.completion.missing`.
-        refused: whether the run exists or not.
+        missing: hold unless the run exists already: see :func:`worker.runs.completion.missing`.
+        refused: hold in any case.
     """
 
     missing: dict[UUID, Refusal] = field(default_factory=dict)
@@ -51,10 +51,10 @@ class Refusals:
 
 
 async def complete_runs(reader: Reader, runs: Sequence[NewRun], allowed: Allowed) -> Refusals:
-    """Look up what the runs refer to, each kind once for all of them, and complete the runs.
+    """Look up the rows that the runs refer to, each kind once for all runs. Complete the runs.
 
     Args:
-        allowed: what producers may name.
+        allowed: the names that producers may use.
     """
     refusals = Refusals()
     lookups = await _look_up(reader, runs)
@@ -71,7 +71,7 @@ async def complete_runs(reader: Reader, runs: Sequence[NewRun], allowed: Allowed
 
 
 def check_standalone(runs: Iterable[NewRun], allowed: Allowed) -> Refusals:
-    """In a database of our own, ids stand for names."""
+    """Check the allowed names in a database of our own, which has ids only."""
     refusals, nothing = Refusals(), Lookups()
     for new in runs:
         try:
@@ -82,7 +82,7 @@ def check_standalone(runs: Iterable[NewRun], allowed: Allowed) -> Refusals:
 
 
 async def _look_up(reader: Reader, runs: Sequence[NewRun]) -> Lookups:
-    # Runs of deployments have their labels and queues from these.
+    # Runs that inherit have the labels and the work pool of their deployment already.
     others = [new for new in runs if not new.inherits]
     ids, of = (new.run.deployment_id for new in others), deployment.c
     deployments = await _by(reader, of.id, ids, of.flow_id, of.labels, of.tags, of.name)
@@ -132,7 +132,7 @@ def _row(row: Row) -> Referred:
 
 
 def _parsed(text: str | None) -> Any:
-    """A JSON value; what is none counts as a value of another kind."""
+    """A JSON value. Invalid JSON stays text, which is no valid value for any column."""
     try:
         return from_json(text or "null")
     except ValueError:
@@ -146,7 +146,7 @@ def follow(task: Mapping[str, Any], new: NewRun, now: datetime) -> tuple[dict[st
         task: the parent's row.
 
     Returns:
-        The parent's new state, and what changes in the parent's row (``GlobalTaskPolicy``).
+        The parent's new state, and the changes of the parent's row (``GlobalTaskPolicy``).
     """
     state = new.run.state
     assert state is not None
@@ -197,7 +197,7 @@ def follow(task: Mapping[str, Any], new: NewRun, now: datetime) -> tuple[dict[st
 
 
 def newer_columns(inspector: sa.Inspector) -> frozenset[str]:
-    """The columns of :func:`worker.contract.flow_run.since` that the tables of a database lack, as
+    """The columns of :func:`worker.contract.flow_run.since` that the database's tables lack, as
     ``TABLE.COLUMN``.
     """
     lacks: set[str] = set()
@@ -210,7 +210,7 @@ def newer_columns(inspector: sa.Inspector) -> frozenset[str]:
 
 
 def problems(inspector: sa.Inspector) -> list[str]:
-    """What a Prefect server's database lacks of what the worker reads and writes; a line each."""
+    """Tables and columns that the worker needs but the database lacks, a line each."""
     found: list[str] = []
     tables = set(inspector.get_table_names())
     for table in (*metadata.tables.values(), *prefect_metadata.tables.values()):

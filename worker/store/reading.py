@@ -1,5 +1,5 @@
-"""Asks a database whether it answers, and for rows by what is known of them, many at a time: what
-runs refer to, and what events say.
+"""Reads rows by their keys, many at a time, for new runs and for events. Also checks that the
+database answers.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -21,21 +21,21 @@ from worker.store.tables import deployment, flow, flow_run_state, task_run, work
 
 Row = sa.Row[*tuple[Any, ...]]
 
-# Writes something whose commit waits for a synchronous standby, where there has to be one.
+# Its commit waits for a synchronous standby, if the server demands one.
 WAIT_FOR_STANDBY = (
     "SELECT pg_logical_emit_message(true, 'flow-run-worker', '')"
     " WHERE current_setting('synchronous_standby_names') <> ''"
 )
-# No more than an event says.
+# Only the columns that events show.
 _SAID = {field.name for field in fields(Related)}
 
 
 class Unreadable(Fault):
-    """A right on a table is missing, or the table. Nothing is served where all requests need it; or
-    else it refuses those that do.
+    """A table, or the right to read it, is missing. It is a fault if all requests need the table.
+    Otherwise the requests that need it are refused.
 
     Attributes:
-        refusal: what these are answered.
+        refusal: the answer to those requests.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -47,8 +47,8 @@ class Unreadable(Fault):
 
 
 class Reader:
-    """Asks the database. Its methods may be called from several tasks; all raise Fault if it is
-    away or busy.
+    """Reads from the database. Its methods may be called from several tasks. All raise Fault if the
+    database is away or busy.
     """
 
     def __init__(self, database: Database, *, prefect: bool, lacks: Collection[str] = ()) -> None:
@@ -56,7 +56,7 @@ class Reader:
         self.statements = Statements(database.engine.dialect, prefect=prefect, lacks=lacks)
 
     async def query(self, query: sa.Select[Any], wanted: Sequence[Sequence[Any]]) -> Sequence[Row]:
-        """The rows that a query finds by these values."""
+        """The rows that a query finds for these values of its keys."""
         if not wanted:
             return []
         try:
@@ -65,15 +65,15 @@ class Reader:
         except Exception as error:
             if isinstance(driver_error(error), (InsufficientPrivilegeError, UndefinedTableError)):
                 raise Unreadable(error) from error
-            # What is read has no row of a request's own: locks and time are the database's.
+            # Reading touches no row of a request, so locks and slowness are the database's fault.
             if is_fault(error) or blame(error) not in (Blame.row, Blame.unforeseen):
                 raise fault(error) from error
-            raise  # the line finds whose it is
+            raise  # the line finds the request that is to blame
 
     async def rows(
         self, key: sa.Column[Any], values: Iterable[Any], *columns: sa.ColumnElement[Any]
     ) -> Sequence[Row]:
-        """The rows in which ``key`` has one of these values: this column, and the others."""
+        """The rows in which ``key`` has one of these values, with ``key`` and the other columns."""
         return await self.query(self.statements.lookup(key, *columns), [(value,) for value in values])
 
     async def ping(self) -> None:
@@ -81,10 +81,10 @@ class Reader:
         await self._expect("SELECT 1 FROM flow_run LIMIT 1")
 
     async def wait_for_standby(self) -> None:
-        """Return once a synchronous standby has all that could be read by now.
+        """Return once a synchronous standby has all rows that are readable now.
 
-        A commit that waits for a standby waits no longer when it is cancelled, or the server was
-        restarted: it can be read then, and no standby need have it.
+        A commit stops waiting for its standby if it is cancelled or the server restarts. Then its
+        rows are readable, but the standby may lack them.
         """
         if not self.database.sqlite:
             await self._expect(WAIT_FOR_STANDBY)
@@ -98,8 +98,8 @@ class Reader:
             raise fault(error) from error
 
     async def related(self, wanted: References) -> RelatedRows:
-        """The rows that some runs refer to, and the work pools of the work queues; of a Prefect
-        server's database.
+        """The rows that runs refer to, and the work pools of their work queues. Works in a Prefect
+        server's database only.
         """
         queues = await self._related(work_queue, wanted.work_queues)
         pools = {queue.work_pool_id for queue in queues.values() if queue.work_pool_id}
@@ -115,13 +115,13 @@ class Reader:
         said = [column for column in table.columns if column.name in _SAID]
         try:
             found = await self.rows(table.c.id, ids, *said)
-        except Unreadable:  # as where the row is gone
+        except Unreadable:  # an event can do without it, as if the row were deleted
             return {}
         present = ({name: each for name, each in row._mapping.items() if each is not None} for row in found)
         return {each["id"]: Related(**each) for each in present}
 
     async def first_states(self, run_ids: Iterable[UUID]) -> dict[UUID, FlowRunState]:
-        """The states that some runs began with, by the runs' ids."""
+        """The first state of each run, by the runs' ids."""
         earlier = flow_run_state.alias("earlier")
         began = (
             sa.select(sa.func.min(earlier.c.timestamp))

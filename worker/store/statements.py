@@ -1,8 +1,7 @@
-"""What the store asks of a database, of either kind: one list of columns, and one form of each
-statement; knows no connection.
+"""The store's statements for both kinds of database, from one list of columns. Knows no connection.
 
-Many rows go in as one parameter, a JSON array each, whose places are the columns. Parameters by the
-thousand would cost more to compile and bind than the database takes to store them.
+Many rows are one parameter: each row is a JSON array with a place for each column. Thousands of
+parameters would take longer to compile and bind than the rows take to store.
 """
 
 import operator
@@ -30,10 +29,9 @@ from worker.store.tables import (
     work_queue,
 )
 
-# What a run that is read has from the rows of its work queue and its work pool.
+# Fields of a run that are read from the rows of its work pool and work queue.
 _OF_POOL = ("work_pool_id", "work_pool_name", "pool_queue_name")
-# No conflict target: the primary key counts as well, for runs whose id is their message's
-# fingerprint.
+# No conflict target, since the primary key counts too: a run's id may be its message's fingerprint.
 _UNLESS_THERE = "ON CONFLICT DO NOTHING"
 
 
@@ -41,30 +39,30 @@ class Statements:
     """The statements for one database.
 
     Args:
-        dialect: the database's, as its engine knows it.
-        prefect: it is a Prefect server's.
+        dialect: of the database's engine.
+        prefect: the database is a Prefect server's.
         lacks: the columns of :func:`worker.contract.flow_run.since` that it does not have, as
             ``TABLE.COLUMN``.
 
     Attributes:
         prefect, lacks: as given.
         columns: those of a run and its state that are written and read.
-        sqlite: it is SQLite's; else PostgreSQL's.
-        create: inserts runs, each unless it exists, and returns the ids of those that it inserted.
-            PostgreSQL's inserts their states as well.
-        create_plainly: the same, which fails where a run exists.
-        complete: the ids of some runs, of those that are there with their states.
-        create_states: SQLite's, for the states of the runs with the ids of its second parameter.
-        read_by_key: the runs of some flows and idempotency keys.
-        read_by_id: the runs of some ids.
-        sizes_by_key: how large the runs are that :attr:`read_by_key` reads.
-        sizes_by_id: how large those are that :attr:`read_by_id` reads.
-        deployments_by_id: the deployments of some ids.
-        deployments_by_name: those of some names of flows and deployments.
-        deployment_sizes_by_id: the sizes of the deployments of some ids.
-        deployment_sizes_by_name: of those of some names.
-        lookup: makes a statement that reads columns of the rows in which the first of them has one
-            of some values.
+        sqlite: true for SQLite, false for PostgreSQL.
+        create: inserts the runs that don't exist, and returns their ids. On PostgreSQL it inserts
+            their states as well.
+        create_plainly: the same, but fails if a run exists.
+        complete: selects the given ids of runs that exist together with their states.
+        create_states: SQLite's: inserts the states of the runs whose ids are its second parameter.
+        read_by_key: runs by flow and idempotency key.
+        read_by_id: runs by id.
+        sizes_by_key: the sizes of the runs that :attr:`read_by_key` would read.
+        sizes_by_id: the sizes of the runs that :attr:`read_by_id` would read.
+        deployments_by_id: deployments by id.
+        deployments_by_name: deployments by the names of flow and deployment.
+        deployment_sizes_by_id: the sizes of deployments, by id.
+        deployment_sizes_by_name: the sizes of deployments, by the names of flow and deployment.
+        lookup: makes a statement that reads columns, from the rows in which the first column has
+            one of the given values.
     """
 
     def __init__(self, dialect: sa.Dialect, *, prefect: bool, lacks: Collection[str] = ()) -> None:
@@ -89,8 +87,8 @@ class Statements:
         insert_states = self._insert(self.state_columns, len(self._run))
         id_of_run = self._taken(flow_run.c.id, 0)
         if self.sqlite:
-            # MATERIALIZED: or else SQLite writes out the array again for each of its columns. WHERE
-            # true: or else it takes ON CONFLICT for the beginning of a join's condition.
+            # Without MATERIALIZED, SQLite evaluates the array again for each column. Without WHERE
+            # true, it parses ON CONFLICT as a join's condition.
             new = "WITH new AS MATERIALIZED (SELECT value FROM json_each(?))"
             self.create = f"{new} {insert_runs} FROM new WHERE true {_UNLESS_THERE} RETURNING id"
             self.create_states = (
@@ -130,9 +128,9 @@ class Statements:
     def new_rows(self, runs: Iterable[FlowRun]) -> tuple[Any, ...]:
         """The parameters of :attr:`create`, and the first of :attr:`create_states`.
 
-        SQLite gets one JSON text. PostgreSQL gets an array of texts, since it would take one apart
-        at twice the price; and the points in time as an array of their own, each once, to which the
-        numbers in the rows refer: it reads them from a text as slowly as all the rest.
+        SQLite gets one JSON text. PostgreSQL gets an array of texts, since taking one text apart
+        would cost twice as much. Each distinct timestamp is sent once, in a second array; rows hold
+        its index. Parsing timestamps from text would take as long as all the rest.
         """
         instants: dict[datetime, int] = {}
         timestamp = self._timestamp or (lambda each: instants.setdefault(each, len(instants) + 1))
@@ -161,7 +159,7 @@ class Statements:
         return f"INSERT INTO {columns[0].table.name} ({names}) SELECT {', '.join(values)}"
 
     def _taken(self, column: sa.Column[Any], place: int) -> str:
-        """A column's value out of the JSON array of a row."""
+        """The SQL expression that takes a column's value from a row's JSON array."""
         if isinstance(column.type, sa.JSON):
             return f"nullif(new.value -> {place}, 'null')" if column.nullable else f"new.value -> {place}"
         if self.sqlite:
@@ -171,9 +169,7 @@ class Statements:
         return f"(new.value ->> {place})::{column.type.compile(dialect=self._dialect)}"
 
     def _given(self, *keys: sa.Column[Any]) -> tuple[sa.FromClause, sa.ColumnElement[bool]]:
-        """Rows that are handed over as the parameter ``given``, and the condition that these
-        columns have their values.
-        """
+        """The rows of the parameter ``given``, and the condition that ``keys`` equal them."""
         given = sa.bindparam("given", type_=sa.String)
         each = sa.func.json_each(given)
         if not self.sqlite:
@@ -191,7 +187,7 @@ class Statements:
         found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
         if not self.prefect:
             return sa.select(*run, *state).select_from(found)
-        # ``FlowRunState.data``: older states keep it themselves, newer ones in an artifact.
+        # Older states keep ``FlowRunState.data`` themselves, newer ones in an artifact.
         in_artifact: Any = artifact.c.data if self.sqlite else sa.cast(artifact.c.data, Json)
         data = sa.func.coalesce(flow_run_state.c.data, in_artifact, type_=Json)
         state = [data if each is flow_run_state.c.data else each for each in state]
@@ -205,7 +201,7 @@ class Statements:
         return sa.select(*run, *state, *pool).select_from(found)
 
     def _sizes(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
-        """Runs by id, flow and key, and how many characters their JSON has."""
+        """The ids, flows and keys of runs, and the number of characters of their JSON."""
         rows, theirs = self._given(*keys)
         found = rows.join(flow_run, theirs)
         found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
@@ -223,7 +219,7 @@ class Statements:
     def read_columns(
         self, key: Sequence[sa.Column[Any]], columns: Sequence[sa.Column[Any]]
     ) -> sa.Select[Any]:
-        """Some columns of runs and their states."""
+        """A statement that reads only these columns of runs and their states."""
         rows, theirs = self._given(*key)
         found = rows.join(flow_run, theirs)
         found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
@@ -235,9 +231,9 @@ class Statements:
         return sa.select(*shown).select_from(rows.join(key.table, theirs))
 
     def _deployments(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
-        """Deployments with what is asked of their flow, queue and pool; each pool's template once,
-        with one of them. What is checked against is read as text: the same text has been prepared
-        before, mostly. So are parameters, for their size.
+        """Deployments, with columns of their flow, queue and pool. One deployment of each pool has
+        the pool's template. Schema and template are read as text, which is the key of a prepared
+        check. Parameters are read as text for their size.
         """
         texts = _texts_of_deployment()
         return self._of_deployments(
@@ -251,7 +247,7 @@ class Statements:
         )
 
     def _deployment_sizes(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
-        """Deployments by id and names, and how many characters their texts have."""
+        """The ids and names of deployments, and the number of characters of their texts."""
         sizes = (sa.func.coalesce(sa.func.length(text), 0) for text in _texts_of_deployment())
         size = reduce(operator.add, sizes)
         names = deployment.c.id, deployment.c.name, flow.c.name.label("flow_name")
@@ -279,12 +275,12 @@ def _texts_of_deployment() -> list[sa.Label[Any]]:
 
 
 def given(rows: Iterable[Sequence[Any]]) -> dict[str, str]:
-    """The parameter of what reads."""
+    """The parameter of the reading statements."""
     return {"given": dumps_text(list(rows))}
 
 
 def _aware(value: Any) -> Any:
-    """A point in time with its zone: asyncpg reads ``infinity`` as the last one without."""
+    """Add the zone to a timestamp without one: asyncpg reads ``infinity`` as ``datetime.max``."""
     if type(value) is datetime and value.tzinfo is None:
         return value.replace(tzinfo=UTC)
     return value
@@ -301,8 +297,8 @@ def bound(table: sa.Table, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(columns: Iterable[Any]) -> list[Any]:
-    """Columns as they are read. A state's type is text: a newer Prefect may have more of them, and
-    asyncpg would set the session to look up what it is.
+    """Columns as they are read. A state's type is read as text: a newer Prefect may have more
+    types, and asyncpg would set the session to look up the enum's values.
     """
     return [
         sa.cast(column, sa.String).label(column.name) if isinstance(column.type, sa.Enum) else column
@@ -311,7 +307,7 @@ def _shown(columns: Iterable[Any]) -> list[Any]:
 
 
 def _as_text(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Callable[[Any], Any] | None:
-    """How a value is written where the database keeps it as text; None where it has a type."""
+    """The function that writes a value as text; None if the database has a type for it."""
     write = type_.dialect_impl(dialect).bind_processor(dialect)
-    # A new run has the same one ten times.
+    # A new run has the same timestamp ten times.
     return None if write is None else lru_cache(maxsize=16)(write)

@@ -1,5 +1,5 @@
-"""The store: opens a database of either kind, and creates a batch of runs in it, each once; knows
-no broker.
+"""The store: opens a database of either kind, and creates batches of runs in it, each run once.
+Knows no broker.
 """
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -31,11 +31,11 @@ from worker.tasks.turns import Turns
 
 log = structlog.get_logger(__name__)
 
-# A run may be deleted between the conflict with it and the look at it. Then it is tried again, this
-# often at most, before the database is asked what is in its way.
+# An existing run may be deleted after a new run's conflict with it, before it is read. So the new
+# run is tried this often at most. Then the database is asked for the obstacle.
 MAX_ROUNDS = 3
-# Characters of runs that exist and are read at a time, to be answered: a request of 100 bytes may
-# be answered with a run of a megabyte, which takes up to 25 times as much once it is read.
+# Characters of existing runs that are read at a time. A request of 100 bytes may be answered with a
+# run of a megabyte, which takes up to 25 times as much memory when decoded.
 READ_MAX = 2 * 1024 * 1024
 
 
@@ -46,7 +46,7 @@ class Store(Reader):
 
     Attributes:
         kind: a database of our own, or a Prefect server's.
-        description: where it is, without a password.
+        description: the URL without its password.
     """
 
     def __init__(
@@ -65,18 +65,18 @@ class Store(Reader):
     async def open(
         cls, url: str, *, migrate: bool, kind: migrations.Kind = "any", allowed: Allowed | None = None
     ) -> "Store":
-        """Connect, and see to it that the schema is there.
+        """Connect, and check or create the schema.
 
         Args:
             url: ``sqlite+aiosqlite:///FILE`` or ``postgresql+asyncpg://…``.
-            migrate: bring a PostgreSQL schema up to date first. SQLite's always is.
-            kind: which kind of database is demanded.
-            allowed: what producers may name; all by default.
+            migrate: upgrade a PostgreSQL schema first. An SQLite schema always is upgraded.
+            kind: the kind of database that is demanded.
+            allowed: the names that producers may use (default: all).
 
         Raises:
             StoreError: the URL, the login, the name, the schema or the kind is wrong.
-            Fault: the database cannot be reached now, or a Prefect server's is demanded and is not
-                there yet.
+            Fault: the database cannot be reached now, or Prefect has not made its demanded tables
+                yet.
         """
         parsed = parse_url(url)
         migrations.make_no_file(parsed, kind)
@@ -93,15 +93,15 @@ class Store(Reader):
         return store
 
     async def close(self) -> None:
-        """End the checks that are under way, and close the connections."""
+        """End the running checks, and close the connections."""
         await self._checks.close()
         await self.database.close()
 
     async def writes(self) -> bool:
-        """Whether the database takes a row like any other, of our own; nothing is kept.
+        """Try to write an ordinary row of our own, and roll it back.
 
         Returns:
-            False where it does not, and the reason may be in the row.
+            True if the database took it; false if it refused, perhaps over the row's contents.
 
         Raises:
             Fault: it is away or busy, or writes nothing.
@@ -109,7 +109,7 @@ class Store(Reader):
         return await self._insertion.writes()
 
     async def undecided(self, error: Exception) -> Outcome:
-        """What becomes of a request over which alone :meth:`create` fails."""
+        """The outcome of a request for which :meth:`create` fails, even alone."""
         if is_fault(error):
             return undecided(error, wrote=False)
         if blame(error) is not Blame.row:
@@ -122,19 +122,19 @@ class Store(Reader):
     async def create(self, requested: Sequence[Requested]) -> list[Outcome]:
         """Create runs that don't exist yet.
 
-        Of several runs with one key the first is created; if it is refused, the next one.
+        If several runs have one key, the first is created. If it is refused, the next one is tried.
 
         Returns:
-            What became of each, in the order of ``requested``.
+            The outcomes, in the order of ``requested``.
 
         Raises:
-            Fault: the database is away or busy. The same runs can be given again: what was stored
-                is found then.
+            Fault: the database is away or busy. Give the same runs again: those that were stored
+                are found then.
         """
         try:
             return await self._create(requested)
         finally:
-            # While some wait for their turns, there is always another call.
+            # Waiting requests are given again, so there always is another call.
             self._turns.next()
 
     async def _create(self, requested: Sequence[Requested]) -> list[Outcome]:
@@ -144,7 +144,7 @@ class Store(Reader):
         for _ in range(MAX_ROUNDS):
             if leaders := batch.leaders():
                 batch.settle(await self._insert_or_read(leaders, refusals.missing))
-        while leaders := batch.leaders():  # where one is refused, the next of its key leads
+        while leaders := batch.leaders():  # after a refusal, the next request of its key leads
             batch.settle({new.run.id: await self._insertion.explain(new) for new in leaders})
         outcomes = batch.outcomes()
         faults = [each for each in outcomes if isinstance(each, Undecided) and each.is_fault]
@@ -155,7 +155,7 @@ class Store(Reader):
         return outcomes
 
     async def _of_deployments(self, requested: Sequence[Requested]) -> Sequence[NewRun | Outcome]:
-        """Requests for runs of deployments as runs, or as their refusals; others stay."""
+        """Turn requests for runs of deployments into runs or outcomes. Other requests stay."""
         unresolved = [each for each in requested if isinstance(each, UnresolvedRun)]
         if not unresolved:
             return [each for each in requested if isinstance(each, NewRun)]
@@ -163,8 +163,8 @@ class Store(Reader):
             no = "A database of the worker's own has no deployments."
             return [each if isinstance(each, NewRun) else DeploymentNotFound(no) for each in requested]
         resolved = await resolve_deployments(self, self._checks, unresolved, self._turns, self._allowed)
-        # A message that made its run before is answered with it, whatever has become of the
-        # deployment since. A request with a key is refused all the same, as in Prefect.
+        # A message without a key that made its run before is answered with it, even if its
+        # deployment has changed since. A request with a key is refused then, as in Prefect.
         refused = {
             each.run_id
             for each, refusal in zip(unresolved, resolved, strict=True)
@@ -177,7 +177,7 @@ class Store(Reader):
         return [each if isinstance(each, NewRun) else next(theirs) for each in requested]
 
     async def _made_before(self, run_ids: Collection[UUID]) -> Mapping[UUID, Outcome]:
-        """The runs of these ids that exist, as far as they can be read now."""
+        """The existing runs of these ids. Those that have no room now are undecided."""
         made: dict[UUID, Outcome] = {}
         here: list[tuple[UUID]] = []
         sizes = await self.query(self.statements.sizes_by_id, [(each,) for each in run_ids])
@@ -201,8 +201,8 @@ class Store(Reader):
     async def _insert_or_read(
         self, runs: Sequence[NewRun], missing: Mapping[UUID, Refusal]
     ) -> dict[UUID, Outcome]:
-        """What became of runs with different keys, by their ids; those that exist no longer are
-        left out.
+        """Insert runs with different keys, or read those that exist. Returns outcomes by the runs'
+        ids, but none for a run whose existing one was deleted meanwhile.
         """
         outcomes = await self._insertion.insert([new for new in runs if new.run.id not in missing])
         if len(outcomes) == len(runs):
@@ -220,13 +220,13 @@ class Store(Reader):
                 outcomes[run.id] = await self._unreadable(run, existing.error)
             elif existing is not None:
                 outcomes[run.id] = _existing(existing)
-        # Whoever made them may not have waited.
+        # The worker that made them may not have waited for the standby.
         await self.wait_for_standby()
         return {**refused, **outcomes}
 
     async def _with_room(self, runs: list[FlowRun]) -> tuple[list[FlowRun], dict[UUID, Undecided]]:
-        """The runs in whose places those stand that can be read now, and by id those that have to
-        wait for their turns.
+        """Split conflicting runs into those whose existing runs can be read now and, by id, those
+        that wait for their turns.
         """
         if len(runs) == 1:
             return runs, {}
@@ -249,7 +249,7 @@ class Store(Reader):
         return here, crowded
 
     async def _read(self, runs: Sequence[FlowRun]) -> list[FlowRun | None]:
-        """The runs that stand where these were to be, as they are now; None where none does."""
+        """Read the existing run for each conflicting one; None if there is none."""
         keys = [_identity(run) for run in runs if run.idempotency_key is not None]
         ids = [(run.id,) for run in runs if run.idempotency_key is None]
         run_of = self.statements.run_of
@@ -260,7 +260,7 @@ class Store(Reader):
         return [found.get(_identity(run)) for run in runs]
 
     async def _unreadable(self, run: FlowRun, error: Exception) -> Outcome:
-        """What a run is, where the one that stands in its place can't be read."""
+        """The outcome of a run whose existing one can't be read."""
         if isinstance(error, Unreadable):
             return error.refusal
         if is_fault(error):
@@ -286,7 +286,7 @@ class Store(Reader):
 
 
 def _existing(run: FlowRun) -> Existing | Refusal:
-    """A run that exists; or why it can't be shown."""
+    """The outcome for an existing run; a refusal if the run can't be shown."""
     odd = odd_columns(run)
     return _not_shown(f"no valid value in {', '.join(odd)}") if odd else Existing(run)
 
@@ -296,8 +296,8 @@ def _not_shown(reason: str) -> Refusal:
 
 
 class _Batch:
-    """The requests of a batch, and what becomes of them. Of those that ask for the same run one
-    leads, and the others follow: they find the run that it made, or lead if it is refused.
+    """The requests of a batch, with their outcomes. Among requests for the same run one leads. The
+    others follow: they find the run that it made. If it is refused, the next one leads.
     """
 
     def __init__(self, runs: Sequence[NewRun | Outcome], refused: Mapping[UUID, Refusal]) -> None:
@@ -312,15 +312,15 @@ class _Batch:
                 self._waiting.setdefault(_identity(new.run), []).append((index, new))
 
     def leaders(self) -> list[NewRun]:
-        """One request for each run that is asked for and not settled."""
-        # One order of keys in all workers, so that no two of them wait for each other's rows.
+        """One request for each run that is not settled."""
+        # All workers insert keys in the same order, so that no two wait for each other's rows.
         return sorted(
             (members[0][1] for members in self._waiting.values()),
             key=lambda new: (new.run.flow_id.int, new.run.idempotency_key or "", new.run.id.int),
         )
 
     def settle(self, found: Mapping[UUID, Outcome]) -> None:
-        """Take what became of the leaders, by the ids of their runs."""
+        """Note the leaders' outcomes, given by the ids of their runs."""
         for identity, ((index, leader), *followers) in list(self._waiting.items()):
             outcome = found.get(leader.run.id)
             if outcome is None:
@@ -337,12 +337,12 @@ class _Batch:
             del self._waiting[identity]
 
     def outcomes(self) -> list[Outcome]:
-        """What became of each, in the order of the requests, once all are settled."""
+        """The outcomes in the order of the requests. Call it once all are settled."""
         return [self._outcomes[index] for index in range(len(self._outcomes))]
 
 
 def _identity(run: FlowRun) -> tuple[Any, ...]:
-    """What makes two requests ask for the same run: flow and key, or else the id (a message's
-    fingerprint).
+    """Equal for requests for the same run: flow and key, or the id (a message's fingerprint) if
+    there is no key.
     """
     return (run.id,) if run.idempotency_key is None else (run.flow_id, run.idempotency_key)

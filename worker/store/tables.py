@@ -1,5 +1,5 @@
-"""Prefect's tables, as far as they are read or written: names, columns, types and storage formats
-as its server makes them. One definition serves both databases, and the check of a Prefect server's.
+"""The parts of Prefect's tables that are read or written, with the names, types and storage formats
+of its server. One definition serves both databases, and the check of a Prefect server's.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ UNIQUE_INDEX = "uq_flow_run__flow_id_idempotency_key"
 
 
 class HyphenatedUuid(sa.TypeDecorator[UUID]):
-    """A UUID as Prefect keeps it on SQLite: 36 characters, with hyphens."""
+    """Prefect's format of a UUID on SQLite: 36 characters, with hyphens."""
 
     impl = sa.CHAR(36)
     cache_ok = True
@@ -32,7 +32,7 @@ class HyphenatedUuid(sa.TypeDecorator[UUID]):
 
 
 class NaiveUtc(sa.TypeDecorator[datetime]):
-    """A point in time as Prefect keeps it on SQLite: UTC without saying so."""
+    """Prefect's format of a timestamp on SQLite: UTC, without the zone."""
 
     impl = sa.DateTime
     cache_ok = True
@@ -50,7 +50,7 @@ Json = postgresql.JSONB(none_as_null=True).with_variant(sqlite.JSON(none_as_null
 State = sa.Enum(*(state.value for state in StateType), name="state_type")
 Text = sa.String()
 
-# What each kind of value in a row is kept as; all others are JSON.
+# The column type of each type of value. Other values are JSON.
 _TYPES: dict[type, Any] = {
     UUID: Uuid,
     datetime: Timestamp,
@@ -60,13 +60,13 @@ _TYPES: dict[type, Any] = {
     bool: sa.Boolean,
 }
 
-# The tables that a database of our own has as well, and those of a Prefect server's alone.
+# The tables of both kinds of database, and those of a Prefect server's alone.
 metadata, prefect_metadata = sa.MetaData(), sa.MetaData()
 
 
 def _of_rows(name: str, row: type) -> sa.Table:
-    """The table of rows of ours: its columns are their fields, but for those with a plain default,
-    which other tables have. ``info["since"]`` is the Prefect that a column came with.
+    """The table of a dataclass of rows, with a column for each field. Fields with a plain default
+    come from other tables. ``info["since"]`` is the Prefect version that brought a column.
     """
     columns: list[sa.Column[Any]] = []
     hints = get_type_hints(row)
@@ -81,7 +81,7 @@ def _of_rows(name: str, row: type) -> sa.Table:
 
 
 def part_of(name: str, columns: Mapping[Any, str], metadata: sa.MetaData = prefect_metadata) -> sa.Table:
-    """A table, as far as it is read or written: its columns' names by their types."""
+    """A table with the columns that are read or written: their names, by type."""
     named = (sa.Column(each, type_) for type_, names in columns.items() for each in names.split())
     return sa.Table(name, metadata, *named)
 

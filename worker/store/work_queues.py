@@ -1,5 +1,5 @@
-"""Finds the work queues that requests name, and makes those of runs of deployments that are not
-there, as Prefect's endpoint does.
+"""Finds the work queues that requests name. Makes missing ones for runs of deployments, as
+Prefect's endpoint does.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ from worker.store.tables import work_pool, work_queue
 
 log = structlog.get_logger(__name__)
 
-# What the names of Prefect's objects must not have, as they stand in its URLs.
+# Prefect's names must not contain these characters, since its URLs contain the names.
 BANNED_CHARACTERS = "/%&><"
 
 
@@ -32,7 +32,7 @@ Queues = Found[tuple[str, str], WorkQueue | Refusal | None]
 
 
 async def find_queues(reader: Reader, pool_names: Collection[str]) -> Queues:
-    """The queues of some work pools: see :class:`worker.runs.completion.Lookups`. Raises Fault as
+    """The queues of these work pools: see :class:`worker.runs.completion.Lookups`. Raises Fault as
     the reader does.
     """
     queues, of = Queues(), work_pool.c
@@ -49,8 +49,8 @@ async def find_queues(reader: Reader, pool_names: Collection[str]) -> Queues:
 
 
 async def find_or_make_queues(reader: Reader, runs: Sequence[FlowRun]) -> Queues:
-    """The queues that runs of deployments name in their work pools; a refusal for one that is not
-    there and can't be made.
+    """The queues that runs of deployments name in their work pools. A missing one that can't be
+    made is a refusal.
 
     Raises:
         Fault: the database is away or busy.
@@ -65,7 +65,7 @@ async def find_or_make_queues(reader: Reader, runs: Sequence[FlowRun]) -> Queues
     queues.update({(queue.pool_name, queue.name): queue for queue, _ in rows})
     for key, run in named.items():
         if key not in queues:
-            # A batch may want several of one pool.
+            # A batch may make several queues of one pool.
             taken = [priority for queue, priority in rows if queue.pool_id == run.work_pool_id]
             priority = free_priority(taken)
             made = queues[key] = await _make(reader.database, run, priority)
@@ -75,7 +75,7 @@ async def find_or_make_queues(reader: Reader, runs: Sequence[FlowRun]) -> Queues
 
 
 async def _rows(reader: Reader, pools: Mapping[Any, Any]) -> list[tuple[WorkQueue, int]]:
-    """The queues of work pools, whose names are given by their ids, with their priorities."""
+    """The queues of work pools, with their priorities. ``pools`` are the pools' names by id."""
     of = work_queue.c
     rows = await reader.rows(of.work_pool_id, pools, of.id, of.name, of.priority)
     return [
@@ -84,7 +84,7 @@ async def _rows(reader: Reader, pools: Mapping[Any, Any]) -> list[tuple[WorkQueu
 
 
 def free_priority(taken: Iterable[int]) -> int:
-    """The first that is free (``create_work_queue``)."""
+    """The lowest free priority (Prefect's ``create_work_queue``)."""
     places = enumerate([*sorted(taken), None], start=1)
     return next(place for place, priority in places if priority != place)
 
@@ -122,6 +122,6 @@ async def _make(database: Database, run: FlowRun, priority: int) -> WorkQueue | 
             raise fault(error) from error
         if blame(error) is Blame.row:
             return refusal(error)
-        raise  # the line finds whose it is
+        raise  # the line finds the request that is to blame
     log.info("work_queue_made", work_pool=run.work_pool_name, work_queue=name)
     return WorkQueue(queue_id, name, pool_id, run.work_pool_name or "")

@@ -1,7 +1,6 @@
-"""The schema of a database of our own: recognised, brought up to date, or refused; a Prefect
-server's is left alone.
+"""Recognises a database's schema. Upgrades or refuses our own, and never alters a Prefect server's.
 
-Alembic, with a version table of its own name, so that it can't be taken for Prefect's.
+Alembic's version table has a name of its own, so that it can't be taken for Prefect's.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -23,24 +22,24 @@ from worker.store.tables import metadata
 T = TypeVar("T")
 
 VERSION_TABLE = "flow_run_worker_version"
-# The key of the advisory lock that keeps workers which start together from migrating together:
-# "flow-run" in ASCII.
+# The key of the advisory lock that keeps workers from migrating at the same time: "flow-run" in
+# ASCII.
 ADVISORY_LOCK = 0x666C6F772D72756E
 
-# Which kind of database is wanted, as the setting of this name says.
+# The demanded kind of database, as in the setting WORKER_DATABASE_KIND.
 Kind = Literal["any", "prefect", "standalone"]
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """What stands in a database.
+    """The schema that was found in a database.
 
     Attributes:
         prefect: it is a Prefect server's.
-        revision: its migration, of its own kind; None where nothing stands yet.
-        head: the newest migration of ours.
-        problems: why it can't be used, a line each; none if it can, or could after an upgrade.
-        lacks: columns that are newer than the database, and that the worker does without.
+        revision: its migration, Prefect's or ours; None if there is none yet.
+        head: our newest migration.
+        problems: why it can't be used, a line each; empty if it can, now or after an upgrade.
+        lacks: columns newer than the database, which the worker can do without.
     """
 
     prefect: bool
@@ -51,19 +50,19 @@ class Schema:
 
 
 async def ensure(where: URL | Database, *, upgrade: bool, kind: Kind = "any") -> Schema:
-    """See to it that the schema is one that this version writes to.
+    """Ensure that this version can write to the schema.
 
     Args:
-        upgrade: bring it up to date; else it has to be.
+        upgrade: bring the schema up to date (default: an outdated one is an error).
         kind: with ``prefect``, nothing is made here.
 
     Returns:
-        The schema that was found, before an upgrade, with the columns that it lacks after it.
+        The schema as found before an upgrade, with ``lacks`` as it is after the upgrade.
 
     Raises:
         StoreError: it is behind, ahead, missing, of an unknown shape, or of the other kind.
-        Fault: the database cannot be reached now; or a Prefect server's is demanded, and is not
-            there yet. It may be about to: a server and its workers start together.
+        Fault: the database cannot be reached now. Or a Prefect server's is demanded and has no
+            tables yet: it may be starting together with its workers.
     """
     if isinstance(where, URL):
         make_no_file(where, kind)
@@ -71,10 +70,10 @@ async def ensure(where: URL | Database, *, upgrade: bool, kind: Kind = "any") ->
 
 
 def make_no_file(url: URL, kind: Kind) -> None:
-    """Call it before connecting, which makes an SQLite file that is not there.
+    """Check that connecting makes no SQLite file for Prefect. Call it before connecting.
 
     Raises:
-        Fault: a Prefect server's is demanded, which makes the file by itself.
+        Fault: a Prefect server's database is demanded, and its server has not made the file yet.
     """
     if kind == "prefect" and _is_missing(url):
         raise _awaited(f"There is no file {url.database}.")
@@ -85,9 +84,7 @@ def _is_missing(url: URL) -> bool:
 
 
 async def upgrade(url: str, kind: Kind = "any") -> tuple[str | None, str]:
-    """Bring the schema up to date; returns the revisions before and after. Raises as
-    :func:`ensure` does.
-    """
+    """Upgrade the schema. Returns the revisions before and after. Raises as :func:`ensure` does."""
     found = await ensure(parse_url(url), upgrade=True, kind=kind)
     if found.prefect:
         return _prefect_at(found), _prefect_at(found)
@@ -95,11 +92,11 @@ async def upgrade(url: str, kind: Kind = "any") -> tuple[str | None, str]:
 
 
 async def inspect(where: URL | Database, kind: Kind = "any") -> Schema:
-    """Look at the schema; changes nothing, and makes no file. Raises as :func:`open_database` does.
+    """Look at the schema. Changes nothing, and makes no file. Raises as :func:`open_database` does.
 
     Args:
-        kind: which kind of database is demanded; where a Prefect server's is, and its tables are
-            not there, the problems are what keeps its server from making them.
+        kind: the demanded kind of database. If it is ``prefect`` and the tables are missing, the
+            problems are those that keep its server from making them.
     """
     if isinstance(where, URL) and _is_missing(where):
         return Schema(False, None, _head(), [])
@@ -107,7 +104,7 @@ async def inspect(where: URL | Database, kind: Kind = "any") -> Schema:
 
 
 async def current(url: str, kind: Kind = "any") -> str:
-    """One line about the schema that is there."""
+    """Describe the present schema in one line."""
     schema = await inspect(parse_url(url), kind)
     unusable = f"not usable: {'; '.join(schema.problems)}" if schema.problems else ""
     if schema.prefect:
@@ -133,7 +130,7 @@ def _inspect(connection: Connection, kind: Kind) -> Schema:
     if prefect:
         found = [*problems(inspector), *lacks_unique_index(connection)]
     elif kind == "prefect":
-        # No Prefect server could start on it, so that waiting for one is in vain.
+        # No Prefect server could start on this database, so waiting for one is useless.
         if VERSION_TABLE in tables or (ours and "alembic_version" not in tables):
             found = [
                 "WORKER_DATABASE_KIND demands a Prefect server's database, and here are tables of the name "
@@ -158,7 +155,7 @@ def _inspect(connection: Connection, kind: Kind) -> Schema:
 
 def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Schema:
     found = _inspect(connection, kind)
-    # Most starts find nothing to do, and wait for nobody.
+    # Most starts find nothing to do, and take no lock.
     if not found.prefect and kind != "prefect" and found.revision != found.head:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
@@ -176,7 +173,7 @@ def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Schema:
                 f"{this_is}, and it lacks what the worker writes to: "
                 f"{'; '.join(found.problems)}. It is left untouched."
             )
-            # A server that makes or upgrades its tables does so step by step.
+            # The server may be making or upgrading its tables, step by step.
             if kind == "prefect":
                 raise _awaited(lacks)
             raise StoreError(f"{lacks} Use a Prefect version that deploy/docs/prefect.md names.")
@@ -210,7 +207,7 @@ def _awaited(what: str) -> Fault:
 
 
 def _revision_in(connection: Connection, table: str, tables: Collection[str]) -> str | None:
-    """What Alembic's version table says; None where it is not among the tables, or empty."""
+    """The revision in Alembic's version table; None if the table is missing or empty."""
     if table not in tables:
         return None
     revision = connection.execute(sa.select(sa.column("version_num", sa.String)).select_from(sa.table(table)))
@@ -219,7 +216,7 @@ def _revision_in(connection: Connection, table: str, tables: Collection[str]) ->
 
 @cache
 def _revisions() -> Sequence[str]:
-    """Our migrations in their order, as their files are named. Alembic is not needed for that."""
+    """Our migrations in order, from their files' names. This avoids importing Alembic."""
     return sorted(file.name.partition("_")[0] for file in Path(__file__).parent.glob("versions/[0-9]*.py"))
 
 
@@ -228,8 +225,8 @@ def _head() -> str:
 
 
 async def with_connection(where: URL | Database, work: Callable[[Connection], T]) -> T:
-    """Run a function on a connection, in a transaction of its own; on SQLite in one that it begins.
-    Raises as :func:`open_database` does.
+    """Run a function on a connection, in a transaction. On SQLite the function begins it. Raises as
+    :func:`open_database` does.
     """
     if isinstance(where, URL):
         database = await open_database(where)

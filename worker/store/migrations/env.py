@@ -1,4 +1,4 @@
-"""Alembic's environment: runs on the connection that it is given, in its transaction."""
+"""Alembic's environment: runs on the given connection, in its transaction."""
 
 from alembic import context
 

@@ -1,5 +1,5 @@
-"""Runs the migrations. Apart from the rest of its package: to import Alembic takes a tenth of a
-second, and most starts find the schema up to date.
+"""Runs the migrations. A module of its own, since importing Alembic takes a tenth of a second, and
+most starts find the schema up to date.
 """
 
 from pathlib import Path

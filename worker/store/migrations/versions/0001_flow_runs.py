@@ -1,4 +1,4 @@
-"""The two tables, with the unique index that makes a run one per flow and key."""
+"""The two tables, with the unique index that allows one run per flow and key."""
 
 import sqlalchemy as sa
 from alembic import op
