@@ -1,5 +1,5 @@
-"""What the rows that a new run refers to make of it, in a Prefect server's database: its work queue
-and its labels, or why there can be no such run. Pure; the store looks the rows up.
+"""Completes a new run in a Prefect server's database: its work queue and its labels come from the
+rows that it refers to. Refuses it if they are missing. Pure: the store looks the rows up.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,12 +20,12 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Referred:
-    """A row that runs refer to, as far as it says something of them.
+    """A row that runs refer to, with the columns that matter to them.
 
     Attributes:
         flow_id: of a deployment.
-        labels: None where the row has no valid value.
-        tags: as far as they are valid: an event of Prefect's has no others.
+        labels: None if the row's value is invalid.
+        tags: the valid ones: Prefect's events have no others.
     """
 
     id: UUID
@@ -36,11 +36,10 @@ class Referred:
 
 
 class Found(dict[Key, Value]):
-    """What was looked up.
+    """Rows by their keys.
 
     Attributes:
-        refusal: what requests are answered that refer to some of it, if none can be read; else
-            None.
+        refusal: the answer to requests for any of these rows, if none can be read; else None.
     """
 
     refusal: Refusal | None = None
@@ -51,8 +50,8 @@ class Lookups:
     """The rows that the runs of a batch refer to.
 
     Attributes:
-        queues: by the names of work pool and work queue; without the queue's, the pool's default
-            queue, None if it has none. A refusal where it can't be read or made.
+        queues: by the names of work pool and work queue. An empty queue name is the pool's default
+            queue, or None if it has none. A refusal if the queue can't be read or made.
     """
 
     flows: Mapping[UUID, Referred] = field(default_factory=dict)
@@ -63,10 +62,10 @@ class Lookups:
 
 
 def complete(new: NewRun, lookups: Lookups, allowed: Allowed) -> None:
-    """Fill in what follows from the rows that a run refers to.
+    """Fill in a run's labels and its work queue from the rows that it refers to.
 
     Raises:
-        Refusal: whether the run exists or not.
+        Refusal: the request is refused, even if its run exists.
     """
     run = new.run
     if not new.inherits:
@@ -79,9 +78,9 @@ def complete(new: NewRun, lookups: Lookups, allowed: Allowed) -> None:
 
 
 def missing(new: NewRun, lookups: Lookups) -> Refusal | None:
-    """Why a run can't be created: a row that it refers to is not there, or Prefect's server could
-    not handle the run. One that exists already is answered as it is, since Prefect inserts before
-    it looks.
+    """The refusal of a run that can't be created: a row that it refers to is missing, or Prefect's
+    server could not handle the run. It does not hold for a run that exists, since Prefect inserts
+    before it checks.
     """
     run = new.run
     if run.flow_id not in lookups.flows:
@@ -104,8 +103,8 @@ def missing(new: NewRun, lookups: Lookups) -> Refusal | None:
 
 
 def check_allowed(run: FlowRun, lookups: Lookups, allowed: Allowed) -> None:
-    """Raise NotAllowed over the flow and the deployment that a request has by their ids. One that
-    is not there has no name, and so its id in place of one; in a database of our own all have.
+    """Raise NotAllowed over the flow or the deployment of a request that names them by ids. The id
+    of a missing one counts as its name. In a database of our own all ids do.
     """
     if allowed.flows.limited:
         flow = lookups.flows.get(run.flow_id)
@@ -119,9 +118,7 @@ def check_allowed(run: FlowRun, lookups: Lookups, allowed: Allowed) -> None:
 
 
 def needs_queue(new: NewRun) -> bool:
-    """Whether a run of a deployment names another queue of its work pool, which is made if it is
-    not there.
-    """
+    """True if a run of a deployment names another queue of its work pool. A missing one is made."""
     return new.inherits and new.run.work_pool_id is not None and new.run.work_queue_id is None
 
 

@@ -1,5 +1,5 @@
-"""From a request and a time to the rows of a new run and its first state: Prefect's bookkeeping
-rules. Pure; stores nothing.
+"""Makes the rows of a new run and its first state from a request and a time, by Prefect's rules.
+Pure: stores nothing.
 """
 
 import os
@@ -19,10 +19,10 @@ from worker.contract.policy import FlowRunPolicy
 from worker.contract.request import CreateFlowRun
 from worker.contract.state import TERMINAL_STATES, StateCreate, StateDetails, StateType
 
-# The first API version whose clients say that a run is being resumed (``IncrementFlowRunCount``).
+# From this API version on, clients say that a run is being resumed (``IncrementFlowRunCount``).
 RESUMING_SINCE = (0, 8, 4)
 
-# Words that Prefect leaves out of names, as they read badly in somebody's log.
+# Words that Prefect leaves out of names, since they read badly in logs.
 # fmt: off
 _LEFT_OUT = frozenset((
     "sexy", "demonic", "kickass", "heretic", "godlike", "booby", "chubby", "gay", "sloppy", "funky",
@@ -39,12 +39,12 @@ class NewRun:
     """A run that is to be created, unless one with its key exists.
 
     Attributes:
-        request: what was asked for.
+        request: the decoded request.
         run: its row, with ``run.state`` as the row of its first state.
         added: bytes of JSON in the row that are not the request's.
-        deep: whether its JSON may be nested deeper than some 200 levels.
-        inherits: whether it has tags, labels and work pool of its deployment by now. Another run
-            may name a deployment, which is not looked at yet.
+        deep: its JSON may be nested deeper than some 200 levels.
+        inherits: it has its deployment's tags, labels and work pool. If false, it may name a
+            deployment that was not looked up.
     """
 
     request: FlowRunRequest[Any]
@@ -56,11 +56,11 @@ class NewRun:
 
 @immutable
 class UnresolvedRun:
-    """A run of a deployment that nobody has looked up yet. What does not depend on the deployment
-    is settled, so that each try to create it asks for the same run.
+    """A run whose deployment has not been looked up yet. Its other fields are fixed, so that each
+    try to create it makes the same run.
 
     Attributes:
-        request: what was asked for.
+        request: the decoded request.
         run_id: the run's id.
         now: as for :func:`new_run`.
         traceparent: as for :func:`new_run`.
@@ -78,7 +78,7 @@ Requested = NewRun | UnresolvedRun
 def requested_run(
     request: FlowRunRequest[Any], now: datetime, *, traceparent: str | None = None
 ) -> Requested:
-    """What a request asks for; arguments as for :func:`new_run`."""
+    """The run that a request asks for. Arguments as for :func:`new_run`."""
     return RUNS[request.kind](request, now, traceparent)
 
 
@@ -86,10 +86,10 @@ def new_run(request: FlowRunRequest[CreateFlowRun], now: datetime, traceparent: 
     """Make the rows for a request.
 
     Args:
-        now: aware; what Prefect takes from its clock (``created``, the state's ``timestamp`` and,
-            for a SCHEDULED state without one, ``scheduled_time``).
-        traceparent: goes into the state's details unless they have one. Prefect does so too with
-            states that its own code makes.
+        now: with a time zone. It stands for Prefect's clock: ``created``, the state's ``timestamp``
+            and, for a SCHEDULED state without one, ``scheduled_time``.
+        traceparent: goes into the state's details unless they have one. Prefect does the same with
+            the states that its own code makes.
     """
     body = request.body
     run = run_row(
@@ -98,7 +98,7 @@ def new_run(request: FlowRunRequest[CreateFlowRun], now: datetime, traceparent: 
         body.state or _PENDING,
         now,
         traceparent,
-        # A newer client says itself that a run is being resumed.
+        # Newer clients say themselves that a run is being resumed.
         resumes=request.api_version is None or request.api_version >= RESUMING_SINCE,
         flow_id=body.flow_id,
         flow_version=body.flow_version,
@@ -120,7 +120,7 @@ def _run_of_deployment(
     return UnresolvedRun(request, request.run_id or uuid7(now), now, traceparent)
 
 
-# What each kind of request asks for, given the time and the producer's trace context.
+# How each kind of request becomes a run, given the time and the producer's trace context.
 RUNS: Mapping[Kind, Callable[[FlowRunRequest[Any], datetime, str | None], Requested]] = {
     CREATE: new_run,
     FROM_DEPLOYMENT: _run_of_deployment,
@@ -137,13 +137,13 @@ def run_row(
     resumes: bool = True,
     **columns: Any,
 ) -> FlowRun:
-    """What all kinds of requests say of a run, and what follows from its first state.
+    """Make the row of a run, with the columns that follow from its first state.
 
     Args:
         asked: the first state.
         now: as for :func:`new_run`.
         traceparent: as for :func:`new_run`.
-        resumes: whether ``empirical_policy.resuming`` means that the run is being resumed.
+        resumes: ``empirical_policy.resuming`` means that the run is being resumed.
         columns: those in which kinds of requests differ.
     """
     body = request.body
@@ -173,8 +173,7 @@ def run_row(
         start_time=now if started else None,
         end_time=now if kind in TERMINAL_STATES else None,
         total_run_time=_ZERO,
-        # An empty key is no key. Stored as it is, the unique index would refuse the next run that
-        # has one.
+        # An empty key is no key. If it were stored, the unique index would refuse the next one.
         idempotency_key=body.idempotency_key or None,
         context=body.context,
         empirical_policy=policy,
@@ -182,8 +181,8 @@ def run_row(
         infrastructure_pid=None,
         parent_task_run_id=body.parent_task_run_id,
         auto_scheduled=False,
-        # As with Prefect: without a key its ORM fills in this default, and with one a plain insert
-        # does not.
+        # As in Prefect: without a key its ORM fills in this default. With a key it uses a plain
+        # insert, which does not.
         job_variables={} if body.job_variables is None and not body.idempotency_key else body.job_variables,
         state=state,
         **columns,
@@ -196,7 +195,7 @@ def with_system_labels(
     """``with_system_labels_for_flow_run`` and ``with_system_labels_for_deployment_flow_run``.
 
     Args:
-        inherited: of the deployment, or else of the flow.
+        inherited: of the deployment, or of the flow if there is no deployment.
         own: of the request.
     """
     labels = {**inherited, "prefect.flow.id": str(flow_id)}
@@ -235,14 +234,14 @@ def _first_state(
 
 
 def _stored_data(data: Any) -> Any:
-    """A result that is marked as not persisted is not stored (``_validate_proposed_state``)."""
+    """Drop a result that is marked as not persisted (``_validate_proposed_state``)."""
     if isinstance(data, dict) and data.get("type") == "unpersisted":
         return None
     return data
 
 
 def _policy(policy: FlowRunPolicy) -> dict[str, Any]:
-    # Most requests have none, and a model takes longer to write out than a dict to copy.
+    # Most requests have none, and copying a dict is quicker than dumping a model.
     return policy.model_dump(mode="json") if policy.model_fields_set else dict(_NO_POLICY, pause_keys=[])
 
 
@@ -259,7 +258,7 @@ def random_name() -> str:
 
 
 def uuid7(now: datetime) -> UUID:
-    """A time-ordered UUID (RFC 9562), so that new rows go to one end of an index."""
+    """A time-ordered UUID (RFC 9562). New rows then go to one end of an index."""
     random = int.from_bytes(next(_randomness))
     milliseconds = int(now.timestamp() * 1000)
     return UUID(
@@ -268,7 +267,7 @@ def uuid7(now: datetime) -> UUID:
 
 
 def _ten_random_bytes() -> Iterator[bytes]:
-    # Many at once: asking the system for each id took a fifteenth of the time of a request.
+    # Many at once: a system call for each id took a fifteenth of a request's time.
     while True:
         many = os.urandom(10 * 400)
         yield from (many[start : start + 10] for start in range(0, len(many), 10))

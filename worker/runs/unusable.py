@@ -1,7 +1,7 @@
-"""Finds new runs that Prefect's server could not read, list, hand out, move on or delete once they
-stood in its database. Pure; asks no database.
+"""Finds new runs that Prefect's server could not read, list, hand out, move on or delete if they
+were in its database. Pure: asks no database.
 
-Each rule was found by asking a server: ``tests/conformance/test_odd_runs.py`` asks it again.
+Each rule was found by trying a real server. ``tests/conformance/test_odd_runs.py`` tries it again.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,29 +18,29 @@ from worker.contract.related import MAX_EVENT_NAME, MAX_RELATED
 from worker.contract.state import DateTime
 from worker.runs.creation import NewRun
 
-# Prefect writes its answers with orjson, which goes 254 levels deep. ``/flow_runs/paginate`` shows
-# a run deepest: an object in a list in an object.
+# Prefect writes its answers with orjson, which allows 254 levels. ``/flow_runs/paginate`` nests a
+# run deepest: an object in a list in an object.
 MAX_LEVELS = 254 - 3
 # A run's state is an object in the run.
 MAX_STATE_LEVELS = MAX_LEVELS - 1
-# A row of PostgreSQL's indexes has up to 2,704 bytes, and Prefect has an event's tags in one. An
-# event that does not fit is lost, with all that are stored together with it. As for idempotency
-# keys, the limit is the same on SQLite, and however well a text compresses.
+# A row of PostgreSQL's indexes may have 2,704 bytes, and Prefect indexes an event's tags. An event
+# that does not fit is lost, with all that are stored together with it. The limit also holds on
+# SQLite and for compressible text, as for idempotency keys.
 MAX_INDEXED_BYTES = 2_500
-# Text of so few characters can't have more bytes.
+# Text of up to this many characters fits, since a character has at most four bytes.
 _SHORT = MAX_INDEXED_BYTES // 4
-# asyncpg stores it as ``-infinity``.
+# asyncpg stores this as ``-infinity``.
 _FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
-# An event names these besides tags: flow, deployment, work queue, work pool, task run, creator.
+# Besides tags, an event names flow, deployment, work queue, work pool, task run and creator.
 _MAX_ROWS = 6
 
 
 def unusable(new: NewRun, tags: Sequence[Collection[str] | None]) -> UnusableInPrefect | None:
-    """Why Prefect's server could not handle a run; None if it could.
+    """The reason why Prefect's server could not handle a run; None if it could.
 
     Args:
-        tags: of the run's flow, of the deployment unless the run has its tags already, and of the
-            parent task run; of those that are there.
+        tags: those of the existing rows among the run's flow, its deployment (unless the run has
+            these tags already) and its parent task run.
     """
     return (
         (_too_deep(new.run) if new.deep else None)
@@ -59,7 +59,7 @@ def _too_deep(run: FlowRun) -> UnusableInPrefect | None:
         ("job_variables", run.job_variables, MAX_LEVELS),
         ("state.data", data, MAX_STATE_LEVELS),
     ):
-        # One more for the values in the last level.
+        # The values in the last level count as one more.
         if depth_exceeds(value, levels + 1):
             why = f"JSON nested deeper than {levels} levels here is in no list that Prefect could show"
             return UnusableInPrefect(why, *place.split("."))
@@ -93,7 +93,7 @@ def _too_many_tags(new: NewRun, inherited: Sequence[Collection[str] | None]) -> 
         most += len(tags or ())
     if most <= MAX_RELATED:
         return None
-    # The queue of a run of a deployment may not be looked up yet: a work pool has it.
+    # The queue of a run of a deployment may not be looked up yet. A run with a pool will have one.
     has_queue = run.work_queue_id is not None or run.work_pool_id is not None
     has_pool = run.work_pool_id is not None
     rows = len(inherited) + new.inherits + has_queue + has_pool + (run.created_by is not None)
@@ -136,8 +136,8 @@ class _Compressed(_Serializer):
 
 
 class _ResultRecordMetadata(BaseModel):
-    """``ResultRecordMetadata``: Prefect's clients and workers take it apart, and fail at a whole
-    list over one that is not so. They import what a serializer names: only the usual is taken.
+    """``ResultRecordMetadata``: Prefect's clients and workers parse it, and fail at a whole list
+    over an invalid one. They import the modules that a serializer names: only usual ones pass.
     """
 
     storage_key: str | None
@@ -149,7 +149,7 @@ class _ResultRecordMetadata(BaseModel):
     storage_block_id: UUID | None = None
 
 
-# Prefect's serializers have up to six.
+# Prefect's serializers have up to six fields.
 SERIALIZER_FIELDS = 8
 
 _result = TypeAdapter(_ResultRecordMetadata)
@@ -161,7 +161,7 @@ def _no_result(run: FlowRun) -> UnusableInPrefect | None:
         return None
     pending = data.get("serializer")
     while isinstance(pending, dict):
-        # Pydantic would write out an error for each.
+        # Pydantic would write an error for each field.
         if len(pending) > SERIALIZER_FIELDS:
             return UnusableInPrefect("The serializer of a storage_key has too many fields", "state", "data")
         pending = pending.get("serializer")

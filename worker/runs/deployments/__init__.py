@@ -1,3 +1,3 @@
-"""From a request and its deployment to a new run, or to the refusal that Prefect's endpoint
-answers. Pure: what it needs to know is looked up by the store.
+"""Makes a new run from a request and its deployment, or refuses it as Prefect's endpoint does.
+Pure: the store does the look-ups.
 """

@@ -1,4 +1,4 @@
-"""What the checks of a run of a deployment find, as the refusals that Prefect answers."""
+"""Turns failed checks of a deployment's run into the refusals that Prefect answers."""
 
 from collections.abc import Collection, Mapping
 from itertools import islice
@@ -24,25 +24,25 @@ _NO_SCHEMA = (
 
 
 class Checks(Protocol):
-    """Makes checks, here or elsewhere: :class:`worker.checks.checks.Checks`."""
+    """As :class:`worker.checks.checks.Checks`. A check raises Pending until its result is known."""
 
     def parameters(self, schema: str, parameters: Any, deployment: UUID, size: int) -> Verdict:
-        """Check parameters; raises Pending until that is done."""
+        """Check parameters."""
 
     def job_variables(
         self, template: str, of_deployment: str | None, of_request: Any, deployment: UUID, size: int
     ) -> Verdict:
-        """Check job variables; raises Pending until that is done."""
+        """Check job variables."""
 
     def rendered(self, template: Any, run: UUID, deployment: UUID, size: int) -> Verdict:
-        """Render a jinja template; raises Pending until that is done."""
+        """Render a jinja template."""
 
     def blocks(self, template: str) -> Mapping[str, UUID | str]:
-        """The block documents that a template takes defaults from, by the variables' names."""
+        """The block documents that give a template's defaults, by the variables' names."""
 
 
 def renderer(checks: Checks, unresolved: UnresolvedRun, deployment: Deployment) -> Render:
-    """What renders the templates of a request."""
+    """The function that renders the templates of a request."""
     size = unresolved.request.size + deployment.size
     return lambda template: checks.rendered(template, unresolved.run_id, deployment.id, size)
 
@@ -64,8 +64,8 @@ def check_job_variables(
     size: int,
     blocks: Collection[UUID],
 ) -> None:
-    """Raise a refusal unless job variables fit the work pool's base job template, and the block
-    documents that it refers to are there (``validate_job_variables_for_deployment_flow_run``).
+    """Raise a refusal unless the job variables fit the work pool's base job template, and the
+    template's block documents exist (``validate_job_variables_for_deployment_flow_run``).
     """
     template = deployment.job_template
     if template is None:

@@ -1,6 +1,4 @@
-"""From a request and its deployment to the rows of a new run: what is the deployment's, what the
-request's, and whether they fit each other.
-"""
+"""Makes the rows of a new run: merges the request with its deployment, and checks that they fit."""
 
 from collections.abc import Collection
 from typing import Any
@@ -24,8 +22,8 @@ def merged_parameters(unresolved: UnresolvedRun, deployment: Deployment) -> dict
 
 
 def hydrated_limit(unresolved: UnresolvedRun, deployment: Deployment) -> int:
-    """How large parameters may be once they have the values that they stand for, as JSON in bytes;
-    :data:`NO_LIMIT`. The deployment's own are no matter of the request's.
+    """The maximum size of hydrated parameters, in bytes of JSON; or :data:`NO_LIMIT`. The
+    deployment's own parameters don't count against the request's limit.
     """
     limit = unresolved.request.max_parameter_size
     return NO_LIMIT if limit == NO_LIMIT else limit + deployment.size
@@ -41,16 +39,15 @@ def run_of_deployment(
 ) -> NewRun:
     """Make the rows for a request (``create_flow_run_from_deployment``).
 
-    Where the request names another queue than the deployment's, the run has no ``work_queue_id``
-    yet.
+    If the request names another queue than the deployment's, the run has no ``work_queue_id`` yet.
 
     Args:
-        variables: workspace variables by name, as far as the parameters need them.
-        blocks: the block documents of the pool's template that are there.
+        variables: the workspace variables that the parameters need, by name.
+        blocks: the existing block documents of the pool's template.
         checks: makes the checks.
 
     Raises:
-        Refusal: what Prefect's endpoint answers, in the order of its checks.
+        Refusal: as Prefect's endpoint answers, in the order of its checks.
         Pending: a check is under way.
     """
     request = unresolved.request
@@ -88,7 +85,7 @@ def run_of_deployment(
         labels=with_system_labels(deployment.labels or {}, deployment.flow_id, deployment.id, body.labels),
         infrastructure_document_id=body.infrastructure_document_id or deployment.infrastructure_document_id,
     )
-    # A variable of some kilobytes may stand for each few bytes of the request.
+    # A few bytes of the request may name a variable of some kilobytes, many times.
     added, deep = deployment.size, request.deep or deployment.deep
     if parameters is not merged:
         added, deep = len(dumps(parameters)), True

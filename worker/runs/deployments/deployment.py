@@ -1,4 +1,4 @@
-"""A deployment, with what its work queue and its work pool say of its runs."""
+"""A deployment, with its work queue and its work pool."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +19,16 @@ class WorkQueue:
 class Deployment:
     """A row of ``deployment``.
 
-    What is checked against is text, by which a check that was prepared once is found again.
+    Schema, job variables and template are text, which is the key of a prepared check.
 
     Attributes:
         size: of the parameters as JSON, in characters.
-        deep: whether the parameters are nested deeper than some 200 levels.
-        work_queue_name: as the row has it; it may be there without a queue.
+        deep: the parameters are nested deeper than some 200 levels.
+        work_queue_name: the row's value; a row may have it without a queue.
         parameter_schema: JSON; None if the deployment has none.
-        job_variables: JSON; those of all its runs.
+        job_variables: JSON, for all its runs.
         queue: None for a deployment without a work pool.
-        job_template: JSON; the base job template of the work pool, None without one.
+        job_template: JSON of the work pool's base job template; None without a pool.
     """
 
     id: UUID

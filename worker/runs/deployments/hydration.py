@@ -1,5 +1,5 @@
-"""Parameters that say how to get their value: ``{"__prefect_kind": "json", "value": "[1]"}`` is the
-list (``prefect.utilities.schema_tools.hydration``).
+"""Evaluates parameters that describe their value: ``{"__prefect_kind": "json", "value": "[1]"}``
+becomes a list (``prefect.utilities.schema_tools.hydration``).
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from worker.contract.validation import unstorable
 
 KIND = "__prefect_kind"
 
-# What marks a template, or begins a comment in one. Text without is what Prefect makes of it.
+# Marks of a jinja template or its comment. Text without any renders to itself.
 _TEMPLATE_MARKS = ("{{", "{%", "{#")
 _TOO_DEEP = "They are nested too deep."
-# Values that have others in them. There may be hundreds of thousands of others: no call for each.
+# Types with values inside. There may be hundreds of thousands of plain values: no call for those.
 _NESTED = frozenset((dict, list))
-# Stands for a value that is left out of the object or list that it is in.
+# Stands for a value that is left out of its object or list.
 _LEFT_OUT = object()
 
 Variables = Mapping[str, Any]
@@ -30,7 +30,7 @@ Render = Callable[[Any], Verdict]
 
 
 class Given(NamedTuple):
-    """What values are made of; see :func:`hydrate`."""
+    """The sources of values; see :func:`hydrate`."""
 
     variables: Variables
     render: Render
@@ -46,17 +46,17 @@ class UnknownVariable(HydrationRefused):
 def hydrate(
     parameters: dict[str, Any], variables: Variables, render: Render, max_size: int = NO_LIMIT
 ) -> dict[str, Any]:
-    """Parameters with the values that they stand for.
+    """Replace each described value in parameters by the value.
 
     Args:
-        variables: the workspace variables by name, as far as these parameters need them.
-        render: gives the text of a jinja template.
-        max_size: of the values of variables in them, as JSON in bytes; :data:`NO_LIMIT`.
+        variables: the workspace variables that these parameters need, by name.
+        render: renders a jinja template.
+        max_size: limit for all values of variables together, in bytes of JSON; or :data:`NO_LIMIT`.
 
     Raises:
-        HydrationRefused: a value can't be had, or can't be stored.
-        ParametersTooLarge: these values are larger.
-        Exception: what ``render`` raises.
+        HydrationRefused: a value can't be made, or can't be stored.
+        ParametersTooLarge: the variables' values exceed ``max_size``.
+        Exception: as ``render`` raises.
     """
     if not _has_kind(parameters):
         return parameters
@@ -70,7 +70,7 @@ def hydrate(
         return {}
     if not isinstance(hydrated, dict):
         raise HydrationRefused("They are not an object.")
-    # What was read out of a text has not been looked at yet.
+    # Values that were parsed from JSON text have not been checked yet.
     if depth_exceeds(hydrated, MAX_DEPTH):
         raise HydrationRefused(_TOO_DEEP)
     for error in unstorable(hydrated):
@@ -81,12 +81,12 @@ def hydrate(
 def variable_names(
     parameters: dict[str, Any], known: Variables, render: Render, max_size: int = NO_LIMIT
 ) -> set[str]:
-    """Workspace variables that parameters need, besides those that are known.
+    """The names of the workspace variables that parameters need besides the known ones.
 
-    A name may be in another variable, so ask again once these are known.
+    A variable's value may name another variable, so call this again once these are known.
 
     Raises:
-        Exception: what ``render`` raises.
+        Exception: as ``render`` raises.
     """
     asked = _Asked(known)
     with contextlib.suppress(HydrationRefused, ParametersTooLarge):
@@ -95,17 +95,17 @@ def variable_names(
 
 
 def check_variables(parameters: dict[str, Any], variables: Variables, allowed: Names, render: Render) -> None:
-    """Raise NotAllowed over a variable that these parameters may not name, and what :func:`hydrate`
-    raises.
+    """Raise NotAllowed if these parameters name a variable that they may not. Raises as
+    :func:`hydrate` does, too.
 
     Args:
-        variables, render: as of :func:`hydrate`.
+        variables, render: as for :func:`hydrate`.
     """
     hydrate(parameters, _Allowed(variables, allowed), render)
 
 
 class _Allowed(dict[str, Any]):
-    """Variables, of which some must not be asked for, be they there or not."""
+    """Variables that refuse forbidden names, whether these exist or not."""
 
     def __init__(self, variables: Variables, allowed: Names) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class _Allowed(dict[str, Any]):
 
 
 class _Asked(dict[str, Any]):
-    """Variables; notes the names of those that it has not got."""
+    """Known variables. Notes the names of the others."""
 
     def __init__(self, known: Variables) -> None:
         super().__init__(known)
@@ -129,8 +129,8 @@ class _Asked(dict[str, Any]):
 
 
 class _Bounded(Mapping[str, Any]):
-    """Variables whose values may be taken until they are too large. They are shared by all places
-    that name them, so that they are measured before anything is written out.
+    """Variables with a limit on the bytes of all values read. One value may stand in many places,
+    which counts each time, before anything is written out.
     """
 
     def __init__(self, variables: Variables, max_size: int) -> None:
@@ -189,7 +189,7 @@ def _hydrated(value: Any, given: Given) -> Any:
 
 
 def _inner(value: Any, given: Given) -> Any:
-    """What a kind is made of may be of a kind itself."""
+    """Hydrate the inner value of a kind, which may be a kind itself."""
     return _hydrated(value, given) if isinstance(value, dict) else value
 
 
@@ -219,7 +219,7 @@ def _variable(value: dict[str, Any], given: Given) -> Any:
     name = _inner(value["variable_name"], given)
     if name is _LEFT_OUT:
         return name
-    # A name that no database stores is not asked for: the query would fail for all.
+    # Don't look up a name that no database can store: the query would fail for all requests.
     if not isinstance(name, str) or unstorable([name]):
         raise UnknownVariable(name)
     try:
@@ -234,8 +234,8 @@ def _jinja(value: dict[str, Any], given: Given) -> Any:
     template = _inner(value["template"], given)
     if template is _LEFT_OUT:
         return template
-    # As Prefect does, take a list or an object as it is, where no text in it may be a template. To
-    # another value Prefect answers 500.
+    # As in Prefect, a list or an object without any template mark stays as it is. For any other
+    # value Prefect answers 500.
     text = str(template) if isinstance(template, (dict, list)) else template
     if isinstance(text, str) and not any(mark in text for mark in _TEMPLATE_MARKS):
         return template
