@@ -22,8 +22,10 @@ from worker.client import DeploymentRunFields, FlowRunFields
 from worker.contract.asyncapi import schemas
 from worker.contract.deployment_request import CreateFlowRunFromDeployment
 from worker.contract.flow_run import FlowRun
+from worker.contract.kinds import KINDS
 from worker.contract.record import FlowRunRecord, encode_record
 from worker.contract.request import CreateFlowRun
+from worker.runs.creation import RUNS
 from worker.store import migrations, tables
 
 FIELDS = CreateFlowRun.model_fields.keys()
@@ -97,6 +99,10 @@ def test_schema_describes_every_field() -> None:
     for schema, fields in (("create-flow-run", FIELDS), ("create-flow-run-from-deployment", OF_A_DEPLOYMENT)):
         properties = schemas()[schema]["properties"]
         assert {name for name in properties if "description" in properties[name]} == fields
+
+
+def test_each_kind_of_request_asks_for_a_run() -> None:
+    assert RUNS.keys() == set(KINDS)
 
 
 def test_schemas_that_are_delivered_are_those_of_the_models() -> None:

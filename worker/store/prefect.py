@@ -1,7 +1,5 @@
-"""Completes runs in a Prefect server's database: looks up the rows that they refer to, and updates
-the parents of subflows. Also checks that database's tables.
-
-Each rule is named after the one in Prefect. Knows no connection.
+"""What is different in a Prefect server's database: runs are completed by rows that they refer to,
+and a parent task run follows its subflow. Each rule is named after the one in Prefect.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
