@@ -124,7 +124,7 @@ async def put(amqp_url: str, settings: Settings) -> AsyncIterator[Outbox]:
         confirmation = await session.publisher.publish(
             [events_message(settings.queue_names.events_queue, events, await session.login())]
         )
-        await confirmation.done
+        await confirmation.wait()
         assert confirmation.all_taken
         return ids
 

@@ -12,7 +12,7 @@ from worker.line.giving_up import GivingUp
 def reason(rule: GivingUp, confirm: Confirm | None, queue: str = "replies", **facts: Any) -> str | None:
     """The reason for a reply with these facts. By default it is new, and waits alone."""
     return rule.reason(
-        queue, confirm, **{"waited": 0.0, "overtaken": False, "others": 0, "prefetch": 1000, **facts}
+        queue, confirm, **{"waited": 0.0, "later": False, "others": 0, "prefetch": 1000, **facts}
     )
 
 
@@ -31,8 +31,8 @@ def reason(rule: GivingUp, confirm: Confirm | None, queue: str = "replies", **fa
         (None, {}, None),
         # A broker that confirms nothing is slow; one that confirms later replies has lost this one.
         (None, {"waited": 25.1}, None),
-        (None, {"waited": 24.9, "overtaken": True}, None),
-        (None, {"waited": 25.1, "overtaken": True}, "the broker does not confirm it"),
+        (None, {"waited": 24.9, "later": True}, None),
+        (None, {"waited": 25.1, "later": True}, "the broker does not confirm it"),
         (None, {"waited": 599.0}, None),
         (None, {"waited": 601.0}, "the broker does not confirm it"),
     ],

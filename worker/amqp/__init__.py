@@ -1,15 +1,14 @@
 """AMQP 0-9-1 over aio-pika: frames, raw properties, and reading and writing many messages at once.
 Imports nothing of the worker.
 
-Four calls: :func:`reading.read` and :class:`writing.Writer`, and ``pause_reading`` and
-``resume_reading`` of a connection's transport, which also tells that the broker blocks publishers.
-:mod:`plain` reads and writes by aio-pika alone, behind the same calls, slower
-(``WORKER_FAST_PATH=false``): aiormq reads a delivery as three frames, each through a queue, and
-makes a task of it; and it makes objects of all that it writes. The page of measurements has the
-times.
+The calls are :func:`reading.read`, :meth:`writing.Writer.write`, and ``pause_reading``,
+``resume_reading`` and ``blocked`` of a connection's transport. :mod:`plain` has the same calls by
+aio-pika alone (``WORKER_FAST_PATH=false``). It is slower: aiormq takes each frame through a queue,
+makes a task of each delivery, and objects of all that it writes. The page of measurements has the
+figures.
 
-Of aio-pika, aiormq and pamqp this room uses the following beyond their documentation. Their
-versions are capped in ``pyproject.toml``; ``tests/integration/test_library_seams.py`` pins each.
+This room uses these undocumented features of aio-pika, aiormq and pamqp. Their versions are capped
+in ``pyproject.toml``; ``tests/integration/test_library_seams.py`` pins each.
 
 - ``aio_pika.Connection.kwargs``, handed to ``aiormq.connect``; ``transport_factory`` among them.
 - ``aiormq.TransportFactory.create(url, ssl_context_provider=…)``; that aiormq reads from the stream

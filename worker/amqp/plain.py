@@ -38,17 +38,17 @@ class Writer:
 
     def __init__(self, connection: Connection, channel: AbstractChannel) -> None:
         self._channel = channel
-        self._unconfirmed = Unconfirmed()
+        self.unconfirmed = Unconfirmed()
         self._next = 1
         self._tasks: set[asyncio.Task[None]] = set()
-        connection.frames.on_return[channel.number or 0] = self._unconfirmed.returned
+        connection.frames.on_return[channel.number or 0] = self.unconfirmed.returned
 
     async def write(self, outgoing: Sequence[Outgoing]) -> None:
-        """As :meth:`worker.amqp.writing.Writer.write`, but for errors: the channel's end is told to
-        all that wait on it.
+        """As :meth:`worker.amqp.writing.Writer.write`, but a channel that has ended raises nothing
+        here.
         """
         for each in outgoing:
-            self._unconfirmed.add(self._next, each)
+            self.unconfirmed.add(self._next, each)
             task = asyncio.create_task(self._publish(self._next, each))
             self._next += 1
             self._tasks.add(task)
@@ -65,13 +65,13 @@ class Writer:
                 mandatory=publication.mandatory,
             )
         except DeliveryError:
-            self._unconfirmed.confirm(number, Confirm.NACK)
+            self.unconfirmed.confirm(number, Confirm.NACK)
         except Exception as error:
             if not (self._channel.is_closed or isinstance(error, CONNECTION_EXCEPTIONS)):
                 raise
         else:
-            # One that came back was told before, by its basic.return.
-            self._unconfirmed.confirm(number, Confirm.ACK)
+            # A returned one has its basic.return already, and this changes nothing.
+            self.unconfirmed.confirm(number, Confirm.ACK)
 
 
 class WrittenProperties(Basic.Properties):

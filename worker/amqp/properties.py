@@ -34,8 +34,7 @@ _SIZES: Mapping[bytes, int | None] = {
 }
 
 
-# What a property is read by, and the octets that it takes; 0: one with the length of what follows,
-# None: four of them.
+# Reader and size in bytes. 0: one-byte length prefix, None: four-byte prefix.
 _Kind = tuple[Callable[[bytes], Any], int | None]
 _KINDS: dict[str, _Kind] = {
     **dict.fromkeys(FLAGS, (lambda raw: raw[1:].decode(), 0)),

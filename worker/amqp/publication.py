@@ -1,5 +1,6 @@
-"""One message on its way to a queue, and what the broker says of it."""
+"""A message to publish, and its confirm."""
 
+import asyncio
 import struct
 from collections.abc import Callable
 from enum import Enum
@@ -11,7 +12,7 @@ from .properties import short_string
 _END = bytes((END,))
 # Method, two reserved octets, and the default exchange, whose name is empty.
 _PUBLISH = struct.pack(">IHB", PUBLISH, 0, 0)
-# What a frame takes besides its payload.
+# Bytes of a frame besides its payload.
 _FRAME_OVERHEAD = HEAD.size + len(_END)
 
 
@@ -71,7 +72,7 @@ class Publication(NamedTuple):
 
 
 class Confirm(Enum):
-    """What the broker says of a publication."""
+    """The broker's answer to a publication."""
 
     ACK = "ack"
     RETURN = "return"  # there is no queue of that name; an ack follows, and counts no more
@@ -79,7 +80,7 @@ class Confirm(Enum):
 
 
 class Outgoing(NamedTuple):
-    """A publication, and who is told what the broker says of it, once.
+    """A publication, and the callback for its confirm.
 
     Attributes:
         on_confirm: is called within a read of the socket: it must neither wait nor raise.
@@ -90,9 +91,15 @@ class Outgoing(NamedTuple):
 
 
 class Unconfirmed:
-    """The publications of one channel of which the broker has said nothing, by their numbers."""
+    """The publications of one channel of which the broker has said nothing, by their numbers.
+
+    Attributes:
+        none: set while there are none.
+    """
 
     def __init__(self) -> None:
+        self.none = asyncio.Event()
+        self.none.set()
         self._outgoing: dict[int, Outgoing] = {}
         self._lowest = 1
         # Their numbers by queue, while publications come back: most channels see none.
@@ -100,6 +107,8 @@ class Unconfirmed:
 
     def add(self, number: int, outgoing: Outgoing) -> None:
         """Wait for the confirm of a publication; numbers rise from 1."""
+        if not self._outgoing:
+            self.none.clear()
         self._outgoing[number] = outgoing
         if self._by_queue:
             self._by_queue.setdefault(outgoing.publication.queue, {})[number] = None
@@ -115,6 +124,7 @@ class Unconfirmed:
             self._lowest = number + 1
         if not self._outgoing:
             self._by_queue = {}
+            self.none.set()
 
     def returned(self, queue: str) -> None:
         """Tell that a publication to this queue came back. The broker does not say which one: all

@@ -10,7 +10,7 @@ from .transport import Connection, Observer, Transport
 # Is called with delivery tag, properties as they stand in a content header, body, and whether the
 # message is redelivered. Within a read of the socket: it must neither wait nor raise.
 OnDelivery = Callable[[int, bytes, bytes, bool], None]
-# What an aio-pika queue is to be consumed with.
+# A consumer's callback for aio-pika.
 Consume = Callable[[AbstractIncomingMessage], Awaitable[None]]
 
 

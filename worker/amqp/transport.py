@@ -35,13 +35,13 @@ from .frames import (
 from .watch import EndingConnection, Watch
 
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-# Where the broker sets no limit of its own (0), RabbitMQ's default; bytes.
+# RabbitMQ's default in bytes, for a broker that sets no limit (0).
 DEFAULT_FRAME_MAX = 131_072
 # aiormq gives up a connection on which no frame came for three heartbeats (three minutes by
 # default, three seconds at least), and RabbitMQ sends no heartbeat while it sends others. So of
 # those that aiormq doesn't see, or while nothing is read, a heartbeat tells it this often; seconds.
 ALIVE_SECONDS = 1.0
-# A host name may have several addresses; each but the last is given up after so many seconds.
+# A host name may have several addresses. Give each but the last this many seconds.
 ADDRESS_SECONDS = 3.0
 
 
@@ -89,8 +89,8 @@ class Observer:
 
 
 class FlowControl:
-    """What asyncio's stream has for its socket. The stream pauses the reading while its buffer is
-    full, and so does the worker while it holds enough. Whoever resumes it resumes his own pause.
+    """Stands between asyncio's stream and its socket. The stream pauses reading while its buffer is
+    full, the worker while it holds enough. Reading goes on when neither pauses it.
     """
 
     def __init__(self, socket: asyncio.ReadTransport) -> None:
@@ -126,7 +126,7 @@ class FrameReader(asyncio.StreamReader):
         self._now = loop.time
         self._told_alive = 0.0
         self._rest = b""
-        # What is no frame is not ours to judge: from there on aiormq gets all of it.
+        # After bytes that are no frame, pass everything on to aiormq, which tells of the error.
         self._passing = False
 
     def set_transport(self, transport: asyncio.BaseTransport) -> None:
@@ -261,7 +261,7 @@ class Connection(EndingConnection):
         super().__init__(url, **options)
         self.frames = Transport()
         self.kwargs["transport_factory"] = self.frames
-        # Whoever waits to publish is told of the end then.
+        # The end of the connection ends a wait for the end of an alarm.
         self.close_callbacks.add(lambda *_: self.frames.unblocked.set())
 
     @property

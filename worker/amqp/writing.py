@@ -12,12 +12,12 @@ from .frames import ACK, METHOD, METHOD_ID, NACK, TAG
 from .publication import Confirm, Outgoing, Unconfirmed
 from .transport import Connection, Observer, Transport
 
-# What is written at once at the most; each is copied twice on its way to the socket. Bytes.
+# Write at most this many bytes at once: each is copied twice on its way to the socket.
 WRITE_BYTES = 1024 * 1024
 
 
 class Writer:
-    """Publishes on a channel that nobody else publishes on.
+    """Publishes on a channel of its own.
 
     Its calls may come from several tasks; what one call writes stays in order.
     """
@@ -25,12 +25,12 @@ class Writer:
     def __init__(self, connection: Connection, channel: AbstractChannel) -> None:
         self._channel = channel
         self._frame_max = connection.frame_max
-        self._unconfirmed = Unconfirmed()
+        self.unconfirmed = Unconfirmed()
         self._next = 1
         self._unwritten: set[asyncio.Future[None]] = set()
         number = channel.number or 0
-        connection.frames.channels[number] = ConfirmReader(connection.frames, number, self._unconfirmed)
-        connection.frames.on_return[number] = self._unconfirmed.returned
+        connection.frames.channels[number] = ConfirmReader(connection.frames, number, self.unconfirmed)
+        connection.frames.on_return[number] = self.unconfirmed.returned
         channel.close_callbacks.add(self._closed)
 
     async def write(self, outgoing: Sequence[Outgoing]) -> None:
@@ -46,7 +46,7 @@ class Writer:
             # Numbered and queued in one go, so that they are written in the order of their numbers.
             if channel.publisher_confirms:
                 for each in outgoing:
-                    self._unconfirmed.add(self._next, each)
+                    self.unconfirmed.add(self._next, each)
                     self._next += 1
             frames: list[bytes] = []
             size = 0
@@ -63,9 +63,7 @@ class Writer:
                 each.on_confirm(Confirm.ACK)
 
     async def _put(self, channel: Channel, frames: list[bytes]) -> None:
-        """Have frames written. Those of other channels may come between two of them, and not within
-        one.
-        """
+        """Have whole frames written. Frames of other channels may come between them."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unwritten.add(written)
         written.add_done_callback(self._unwritten.discard)

@@ -1,4 +1,4 @@
-"""A message as it came in: its properties, as far as they can be read, and its body."""
+"""Makes messages and deliveries of the bytes that came in."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from worker.contract.message import Message
 def read_message(raw: bytes, body: bytes, *, redelivered: bool = False) -> Message:
     """A message from its properties and its body; raises nothing.
 
-    What can't be read stays None (a header: its bytes), and stands in ``Message.unreadable``
-    with the reason.
+    An unreadable property is None, an unreadable header keeps its bytes. ``Message.unreadable`` has
+    the reasons.
 
     Args:
         raw: flags and properties, as they stand in a content header.
@@ -30,7 +30,7 @@ def read_message(raw: bytes, body: bytes, *, redelivered: bool = False) -> Messa
 def delivery_of(
     connection: Connection, channel: AbstractChannel, incoming: AbstractIncomingMessage
 ) -> Delivery:
-    """What aio-pika hands over, with its properties as they came on the wire; once for each."""
+    """The delivery of a message that aio-pika read, with its original properties. Call it once."""
     raw = raw_properties(connection, channel, incoming)
     message = read_message(raw, incoming.body, redelivered=bool(incoming.redelivered))
     return Delivery(incoming.delivery_tag or 0, message)

@@ -1,5 +1,4 @@
-"""Publishing with publisher confirms, and what the broker says of what goes out together; knows no
-requests.
+"""Publishing with publisher confirms; knows no requests.
 
 A publisher has a connection of its own, as RabbitMQ's guide to alarms advises: while memory or disk
 run out the broker stops reading from connections that publish, and acknowledgements must go on.
@@ -22,61 +21,41 @@ from worker.broker.connection import ChannelLost
 
 
 class Confirmation:
-    """What the broker says of publications that went out together.
+    """The confirms of publications that went out together.
 
     Attributes:
         publications: what went out.
         confirms: of each, by its place; None while the broker has said nothing.
-        given_up: the places of those that are waited for no more.
-        all_taken: whether the broker has taken each.
-        done: once the broker has answered for each; fails when the channel ends before.
     """
 
-    def __init__(self, publications: Sequence[Publication], publisher: "Publisher", first: int) -> None:
+    def __init__(self, publications: Sequence[Publication], ended: "asyncio.Future[ChannelLost]") -> None:
         self.publications = publications
         self.confirms: list[Confirm | None] = [None] * len(publications)
-        self.given_up: set[int] = set()
-        self.all_taken = not publications
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._publisher = publisher
-        self._first = first
         self._missing = len(publications)
+        self._all = asyncio.Event()
+        self._ended = ended
         if not publications:
-            self.done.set_result(None)
+            self._all.set()
 
-    def overtaken(self, index: int) -> bool:
-        """Whether the broker has answered for a later publication than this one."""
-        return self._publisher.latest > self._first + index
+    @property
+    def all_taken(self) -> bool:
+        """Whether the broker has taken each."""
+        return self.confirms.count(Confirm.ACK) == len(self.confirms)
 
     def confirm(self, index: int, confirm: Confirm) -> None:
         """Note what the broker says of a publication, once for each."""
-        self._publisher.latest = max(self._publisher.latest, self._first + index)
         self.confirms[index] = confirm
-        if index not in self.given_up:
-            self._count()
+        self._missing -= 1
+        if not self._missing:
+            self._all.set()
 
-    def give_up(self, index: int) -> None:
-        """Wait no longer for a publication."""
-        if index not in self.given_up:
-            self.given_up.add(index)
-            if self.confirms[index] is None:
-                self._count()
-
-    async def wait(self, seconds: float) -> None:
-        """Wait until the broker has answered for every publication, or for so many seconds.
+    async def wait(self, seconds: float | None = None) -> None:
+        """Wait until the broker has answered for every publication, or for this many seconds.
 
         Raises:
-            ChannelLost: the channel went away first; what nothing was said of may have been taken.
+            ChannelLost: the channel ended first; the broker may have taken what it did not confirm.
         """
-        await asyncio.wait((self.done,), timeout=seconds)
-        if self.done.done():
-            self.done.result()
-
-    def _count(self) -> None:
-        self._missing -= 1
-        if not self._missing and not self.done.done():
-            self.all_taken = self.confirms.count(Confirm.ACK) == len(self.confirms)
-            self.done.set_result(None)
+        await _until(self._all, self._ended, seconds)
 
 
 class Publisher:
@@ -86,28 +65,25 @@ class Publisher:
 
     Args:
         connection: the channel's.
-        channel: nobody else publishes on it.
+        channel: for this publisher alone.
         bulk: write past aio-pika; see :mod:`worker.amqp`.
 
     Attributes:
-        latest: the number of the latest publication that the broker has answered for.
+        ended: done once its channel has ended; its result is the reason.
         frames: the transport of its connection.
         frame_max: the largest frame in bytes, as agreed with the broker.
     """
 
     def __init__(self, connection: Connection, channel: AbstractChannel, *, bulk: bool = False) -> None:
-        self.latest = -1
+        self.ended: asyncio.Future[ChannelLost] = asyncio.get_running_loop().create_future()
         self.frames = connection.frames
         self.frame_max = connection.frame_max
         self._writer = (Writer if bulk else plain.Writer)(connection, channel)
         self._channel = channel
-        self._next = 0
-        self._unanswered: dict[Confirmation, None] = {}
-        self._lost: ChannelLost | None = None
         channel.close_callbacks.add(self._closed)
 
-    async def publish(self, publications: Sequence[Publication]) -> Confirmation:
-        """Write publications to the wire; returns what will tell what the broker says of them.
+    async def send(self, outgoing: Sequence[Outgoing]) -> None:
+        """Write publications to the wire. Each has a callback for its own confirm.
 
         Waits while the broker blocks publishers, and while the socket is full.
 
@@ -116,29 +92,38 @@ class Publisher:
             ValueError: a publication can't be written in AMQP.
         """
         await self.frames.unblocked.wait()
-        if self._lost is not None:
-            raise self._lost
-        for publication in publications:
-            publication.check(self.frame_max)
-        confirmation = Confirmation(publications, self, self._next)
-        self._next += len(publications)
-        self._unanswered[confirmation] = None
-        confirmation.done.add_done_callback(lambda _: self._unanswered.pop(confirmation, None))
+        if self.ended.done():
+            raise self.ended.result()
+        for each in outgoing:
+            each.publication.check(self.frame_max)
         try:
-            await self._writer.write(
-                [
-                    Outgoing(publication, partial(confirmation.confirm, index))
-                    for index, publication in enumerate(publications)
-                ]
-            )
+            await self._writer.write(outgoing)
         except CONNECTION_EXCEPTIONS as error:
-            raise self._lost or ChannelLost(error) from error
+            raise self.ended.result() if self.ended.done() else ChannelLost(error) from error
+
+    async def publish(self, publications: Sequence[Publication]) -> Confirmation:
+        """As :meth:`send`, for who waits for all of them."""
+        confirmation = Confirmation(publications, self.ended)
+        await self.send(
+            [
+                Outgoing(publication, partial(confirmation.confirm, index))
+                for index, publication in enumerate(publications)
+            ]
+        )
         return confirmation
+
+    async def answered(self, seconds: float) -> None:
+        """Wait until every publication is answered, or for this many seconds.
+
+        Raises:
+            ChannelLost: the channel is gone.
+        """
+        await _until(self._writer.unconfirmed.none, self.ended, seconds)
 
     @property
     def lost(self) -> bool:
         """Whether its channel has ended."""
-        return self._lost is not None or self._channel.is_closed
+        return self.ended.done() or self._channel.is_closed
 
     async def try_out(self, size: int = 0) -> None:
         """Publish a message to a queue that does not stand: the broker sends it back, or refuses.
@@ -150,11 +135,21 @@ class Publisher:
             ChannelLost: it does not let us publish.
         """
         confirmation = await self.publish([Publication(f"no-queue-{uuid4()}", join({}), bytes(size))])
-        await confirmation.done
+        await confirmation.wait()
 
     async def _closed(self, _: object, error: BaseException | None) -> None:
-        self._lost = ChannelLost(error)
-        for each in list(self._unanswered):
-            if not each.done.done():
-                each.done.set_exception(self._lost)
-                each.done.exception()  # nobody may be waiting any more, which is no error
+        if not self.ended.done():
+            self.ended.set_result(ChannelLost(error))
+
+
+async def _until(
+    answered: asyncio.Event, ended: "asyncio.Future[ChannelLost]", seconds: float | None
+) -> None:
+    """Wait until all is answered, or for this many seconds; raise why the channel ended before."""
+    waiting = asyncio.create_task(answered.wait())
+    try:
+        await asyncio.wait((waiting, ended), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    if not answered.is_set() and ended.done():
+        raise ended.result()

@@ -219,7 +219,7 @@ class HandOver:
             event, queue=queue, status=status, error=error, now=datetime.now(UTC), login=stay.login
         )
         confirmation = await stay.publisher.publish([letter])
-        await confirmation.done
+        await confirmation.wait()
         if confirmation.confirms[0] is not Confirm.ACK:
             # Its message stays in the outbox and is tried again.
             metrics.events_held(f"the queue '{queue}' does not take one that the API refuses")

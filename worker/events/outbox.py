@@ -202,7 +202,7 @@ class Outbox:
         """Wait until the broker has confirmed all messages. Publish refused ones again until it
         does.
         """
-        await confirmation.done
+        await confirmation.wait()
         backoff = Backoff()
         while not confirmation.all_taken:
             left = [
@@ -225,7 +225,7 @@ class Outbox:
         try:
             async with self._session.another_publisher() as publisher:
                 confirmation = await publisher.publish(left)
-                await confirmation.done
+                await confirmation.wait()
                 return confirmation
         except ChannelLost as lost:
             self._session.raise_if_lost(lost)

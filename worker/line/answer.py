@@ -112,6 +112,7 @@ class Answering:
             del done  # frees the runs
             if answers:
                 await settlement.settle(answers)
+            del answers  # their bodies are let go once they are confirmed
         await settlement.finish()
         self._session.consumer.acknowledger.close()
 

@@ -7,21 +7,20 @@ from time import monotonic
 
 from worker.amqp.publication import Confirm
 
-# For how long, in seconds, a reply is published again that the broker refuses, before the requester
-# is given up as one whose queue is gone: a replicated reply queue whose node died has another
-# leader by then, also on a machine that is busy (tests/faults/test_cluster.py needed more than 10).
-# And as long is waited for a confirm while the broker confirms later ones: not the broker is slow,
-# but this queue has no majority.
+# Retry a refused reply for this many seconds, then give it up. A replicated reply queue whose node
+# died has another leader by then, also on a busy machine (tests/faults/test_cluster.py needed more
+# than 10). A missing confirm is waited for as long if the broker confirms later publications: then
+# the broker is not slow, and this queue has no majority.
 REPLY_SECONDS = 25.0
-# And this long where nothing went out later: before the broker closes the channel over a delivery
-# that is held (30 minutes).
+# Wait this many seconds if no later publication is confirmed. The broker closes the channel over a
+# delivery that is held for 30 minutes.
 LONE_REPLY_SECONDS = 600.0
-# Once replies to a queue were given up, the next ones are tried once, for so many seconds.
+# After giving up a reply, try further ones to its queue only once, for this many seconds.
 GIVEN_UP_SECONDS = 60.0
-# A reply queue that takes nothing holds so many replies at the most; what is beyond is tried once.
+# At most this share of the prefetch waits for one reply queue. Further replies are tried once.
 SHARE_OF_PREFETCH = 0.1
-# With a small prefetch it is the share of this one, as far as their sizes allow. What is set aside
-# takes nobody's place.
+# With a smaller prefetch, take the share of this one, as far as memory allows: replies that wait
+# keep no other request from being delivered.
 LEAST_PREFETCH = 100
 
 
@@ -32,14 +31,7 @@ class GivingUp:
         self._until: dict[str, float] = {}
 
     def reason(
-        self,
-        queue: str,
-        confirm: Confirm | None,
-        *,
-        waited: float,
-        overtaken: bool,
-        others: int,
-        prefetch: int,
+        self, queue: str, confirm: Confirm | None, *, waited: float, later: bool, others: int, prefetch: int
     ) -> str | None:
         """Why a reply is given up; None to wait for its confirm, or to publish it again.
 
@@ -47,7 +39,7 @@ class GivingUp:
             queue: where it was published to.
             confirm: what the broker said of it; None for nothing.
             waited: since it was published first, in seconds.
-            overtaken: whether the broker has answered for a later one.
+            later: whether the broker has answered for a later one.
             others: how many more answers wait for this queue.
             prefetch: how many deliveries are let in, once the session is on its way. Not how many
                 are now: a session begins with one, and ends with none.
@@ -62,6 +54,6 @@ class GivingUp:
             elif self._until.get(queue, 0.0) < now and others < SHARE_OF_PREFETCH * prefetch:
                 return None
             return "the broker does not take it"
-        if waited > LONE_REPLY_SECONDS or (waited > REPLY_SECONDS and overtaken):
+        if waited > LONE_REPLY_SECONDS or (waited > REPLY_SECONDS and later):
             return "the broker does not confirm it"
         return None

@@ -1,5 +1,5 @@
-"""The deliveries whose answers wait for a queue, off the line: for one that does not take them, or
-for a direct reply-to that is being tried; knows no broker.
+"""Counts the deliveries whose answers wait, off the line, for a queue that does not take them, or
+for the trial of a direct reply-to; knows no broker.
 """
 
 from collections import Counter
@@ -7,48 +7,52 @@ from collections.abc import Iterable
 
 
 class SetAside:
-    """Counts the deliveries whose answers wait, each for one queue at a time."""
+    """The deliveries that are set aside, and the queues for which their answers wait."""
 
     def __init__(self) -> None:
-        self._queues: dict[int, str] = {}
+        self._queues: dict[int, set[str]] = {}
         self._waiting: Counter[str] = Counter()
         self._replaced = 0
 
     def __len__(self) -> int:
-        """How many deliveries are set aside."""
+        """The number of deliveries that are set aside."""
         return len(self._queues)
-
-    def __contains__(self, tag: int) -> bool:
-        """Whether the delivery with this tag is set aside."""
-        return tag in self._queues
 
     def add(self, tag: int, queue: str) -> None:
         """Note that a delivery's answer waits for this queue from now on."""
-        self._forget(tag)
-        self._queues[tag] = queue
-        self._waiting[queue] += 1
+        if not self.waits(tag, queue):
+            self._queues.setdefault(tag, set()).add(queue)
+            self._waiting[queue] += 1
+
+    def leave(self, tag: int, queue: str) -> None:
+        """Note that it waits for this queue no more, if it did; the delivery is not settled yet."""
+        if self.waits(tag, queue):
+            self._queues[tag].remove(queue)
+            self._waiting[queue] -= 1
+            if not self._waiting[queue]:
+                del self._waiting[queue]
 
     def remove(self, tags: Iterable[int]) -> None:
         """Note that these deliveries are settled, whether they were set aside or not."""
         for tag in tags:
-            self._forget(tag)
+            for queue in tuple(self._queues.get(tag, ())):
+                self.leave(tag, queue)
+            self._queues.pop(tag, None)
         self._replaced = min(self._replaced, len(self._queues))
 
+    def waits(self, tag: int, queue: str) -> bool:
+        """Whether a delivery's answer waits for this queue."""
+        return queue in self._queues.get(tag, ())
+
     def waiting_for(self, queue: str) -> int:
-        """How many wait for this queue."""
+        """How many deliveries wait for this queue."""
         return self._waiting[queue]
 
     def take_up_prefetch(self, prefetch: int) -> bool:
-        """Whether those that came since this was last true take up half of the prefetch, so that
-        as many others are to be delivered in their place.
+        """True once newly set aside deliveries fill half of the prefetch: the broker should deliver
+        as many others.
         """
         due = len(self._queues) - self._replaced >= prefetch / 2 > 0
         if due:
             self._replaced = len(self._queues)
         return due
-
-    def _forget(self, tag: int) -> None:
-        if queue := self._queues.pop(tag, None):
-            self._waiting[queue] -= 1
-            if not self._waiting[queue]:
-                del self._waiting[queue]

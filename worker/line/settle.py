@@ -1,58 +1,59 @@
-"""The end of the line: publish replies and dead-letter copies, wait for their confirms, hand the
-deliveries to the acknowledger. It alone decides that a delivery is settled; knows no database.
+"""The end of the line: publish replies and dead letters, and acknowledge each delivery once the
+broker has confirmed all that was published for it. Nothing else decides that a delivery is settled.
+It knows no database.
 
-What the broker does not take is published again, each answer by itself and off the line: nobody
-else waits for it. A dead letter is tried until it is taken; a reply within reason.
+A publication that the broker does not take is published again, off the line: nothing else waits
+for it. A dead letter is tried until it is taken, a reply within limits.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from enum import Enum
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import count
+from math import inf
 from time import monotonic
 
 import structlog
 
-from worker.amqp.publication import Confirm, Publication
+from worker.amqp.publication import Confirm, Outgoing
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost
 from worker.broker.messages import is_mandatory
-from worker.broker.publisher import Confirmation
+from worker.broker.publisher import Confirmation, Publisher
 from worker.broker.session import Session
 from worker.broker.topology import TopologyMismatch
-from worker.line.due import NO_REQUESTER, Due, count_bytes, due_of, other_queue, shortened, unroutable
 from worker.line.giving_up import LEAST_PREFETCH, GivingUp
+from worker.line.pending import (
+    NO_REQUESTER,
+    Pending,
+    Sent,
+    count_bytes,
+    other_queue,
+    pending_of,
+    shorten,
+    unroutable,
+)
 from worker.line.set_aside import SetAside
 from worker.line.values import Answer
 from worker.observability import metrics
 from worker.observability.traces import Traces
+from worker.tasks.backoff import pause
 
 log = structlog.get_logger(__name__)
 
-# Confirms mostly come within milliseconds. One that hangs (a reply queue without a majority) must
-# not hold up the acknowledgement of its neighbours for longer than this many seconds.
+# Confirms mostly come within milliseconds. Those that hang, as of a reply queue without a majority,
+# are looked at this often; seconds.
 HANGING_SECONDS = 2.0
 _CLOSES = "the broker closes the connection over it"
-
-
-class _Verdict(Enum):
-    """What a publication needs."""
-
-    NOTHING = "nothing"
-    TIME = "time"
-    ANOTHER_NAME = "another name"
-    ANOTHER_TRY = "another try"
 
 
 class Settlement:
     """Publishes answers and has their deliveries acknowledged.
 
     Args:
-        session: where they came from, and where all of this goes.
-        tasks: what waits for confirms runs in here, so that its end is everything's end.
+        session: where the deliveries came from, and where the answers go.
+        tasks: what waits for the broker runs in here, so that its end ends everything.
         traces: is told when replies go out and when they are settled.
-        prefetch: how many deliveries are to be let in, once the session is on its way.
+        prefetch: the full prefetch, which a session reaches after its first deliveries.
     """
 
     def __init__(self, session: Session, tasks: asyncio.TaskGroup, traces: Traces, *, prefetch: int) -> None:
@@ -61,193 +62,205 @@ class Settlement:
         self._traces = traces
         self._prefetch = prefetch
         self._dead_letter_queue = session.topology.dead_letter_queue
-        self._open = 0
+        # By delivery tag. None until a trial has shown whether the reply can be sent.
+        self._open: dict[int, Pending | None] = {}
         self._all_settled = asyncio.Event()
-        self._again: list[Due] = []
-        self._more_again = asyncio.Event()
-        self._publishing_again = False
+        self._numbers = count(1)
+        self._latest_answered = 0
+        self._answered: list[tuple[Sent, Confirm]] = []
+        self._done: list[Pending] = []
+        self._news = asyncio.Event()
+        # Publications to repeat, and the time of the first.
+        self._again: list[Sent] = []
+        self._next = inf
         self._aside = SetAside()
-        self._records_events = session.topology.events
         self._giving_up = GivingUp()
+        self._counting = tasks.create_task(self._count_down())
 
     async def settle(self, answers: Sequence[Answer]) -> None:
-        """Publish what the answers need; tasks of their own then wait for the confirms. Waits first
-        until the answers before them leave room.
+        """Publish the answers. Waits first until the earlier ones leave room.
 
         Raises:
             ChannelLost: the session ended; all of them will be delivered again.
         """
         await self._session.consumer.in_flight.answers.room(sum(len(answer.body) for answer in answers))
-        self._open += len(answers)
         self._all_settled.clear()
-        due: list[Due] = []
+        ready: list[Sent] = []
         for answer in answers:
             self._traces.replied(answer.delivery)
             reply_to = answer.reply_to
             may = reply_to is None or self._session.direct_replies.may_publish(reply_to)
             if may is None:
+                self._open[answer.delivery.tag] = None
                 self._set_aside(answer.delivery.tag, reply_to or "")
-                self._tasks.create_task(self._settle_after_trial(answer, reply_to or ""))
-                continue
-            each = due_of(self._session, answer, may=may)
-            if self._is_suspect(each):
-                self._set_aside(answer.delivery.tag, each.publications[-1].queue)
-                self._tasks.create_task(self._publish_alone(each))
-            elif self._is_large(each):
-                self._tasks.create_task(self._publish_large(each))
+                self._tasks.create_task(self._publish_after_trial(answer, reply_to or ""))
             else:
-                due.append(each)
-        await self._publish(due)
+                ready += self._ready(pending_of(self._session, answer, may=may))
+        await self._publish(self._session.publisher, ready)
 
     async def finish(self) -> None:
         """Wait until all answers that were given are settled."""
         if self._open:
             await self._all_settled.wait()
+        self._counting.cancel()
 
-    async def _publish(self, due: Sequence[Due]) -> None:
-        if due:
-            with self._suspecting(lambda: due):
-                confirmation = await self._session.publisher.publish(_all_publications(due))
-            self._tasks.create_task(self._confirmed(due, confirmation))
-
-    async def _settle_after_trial(self, answer: Answer, reply_to: str) -> None:
-        """Settle the answer to a direct reply-to whose node nobody has seen; nobody else waits."""
-        may = await self._may_publish(reply_to)
-        due = due_of(self._session, answer, may=may)
-        if self._is_suspect(due):
-            await self._publish_alone(due)
-        elif self._is_large(due):
-            await self._publish_large(due)
+    def _ready(self, pending: Pending) -> Sequence[Sent]:
+        """The publications that may go out with others; tasks publish those that may not."""
+        self._open[pending.delivery.tag] = pending
+        if not pending.left:
+            self._settle_soon(pending)
+        elif self._is_suspect(pending):
+            self._set_aside(pending.delivery.tag, pending.left[-1].publication.queue)
+            self._tasks.create_task(self._publish_alone(tuple(pending.left)))
+        elif pending.size > self._session.size_limit.taken:
+            self._tasks.create_task(self._publish_large(pending))
         else:
-            await self._publish([due])
+            return pending.left
+        return ()
 
-    async def _may_publish(self, queue: str) -> bool:
-        """Whether the broker takes a reply to this name."""
-        may = self._session.direct_replies.may_publish(queue)
-        return await self._session.direct_replies.try_to_publish(queue) if may is None else may
+    async def _publish(self, publisher: Publisher, sent: Sequence[Sent]) -> None:
+        if not sent:
+            return
+        outgoing: list[Outgoing] = []
+        now = monotonic()
+        for each in sent:
+            each.by, each.at, each.number = publisher, now, next(self._numbers)
+            outgoing.append(Outgoing(each.publication, partial(self._confirmed, each)))
+        await publisher.send(outgoing)
 
-    def _is_large(self, due: Due) -> bool:
-        return due.size > self._session.size_limit.taken
+    async def _publish_after_trial(self, answer: Answer, reply_to: str) -> None:
+        """Publish the answer to a direct reply-to whose node is not known; nothing else waits."""
+        may = await self._session.direct_replies.try_to_publish(reply_to)
+        ready = self._ready(pending_of(self._session, answer, may=may))
+        await self._publish(self._session.publisher, ready)
 
-    async def _publish_large(self, due: Due) -> None:
-        """Publish what is larger than all that the broker has taken so far, or less of it where it
-        does not take so much.
+    async def _publish_large(self, pending: Pending) -> None:
+        """Publish a message larger than any accepted so far, shortened if the broker's limit is
+        lower.
         """
-        if not await self._session.size_limit.takes(due.size):
-            due = shortened(self._session, due)
-        await self._publish([due])
+        await self._shorten(pending)
+        await self._publish(self._session.publisher, pending.left)
 
-    async def _confirmed(
-        self, due: Sequence[Due], confirmation: Confirmation, *, apart: bool = False
-    ) -> list[Due]:
-        """Wait for the confirms; settle what is settled, and have published again what was not
-        taken.
+    async def _shorten(self, pending: Pending) -> None:
+        if not await self._session.size_limit.takes(pending.size):
+            shorten(self._session, pending)
+            if not pending.left:
+                self._settle_soon(pending)
 
-        Args:
-            apart: on a channel of its own, whose end is not the session's.
+    def _confirmed(self, sent: Sent, confirm: Confirm) -> None:
+        """Called within a read of the socket: the task that counts down does the rest."""
+        self._answered.append((sent, confirm))
+        self._news.set()
 
-        Returns:
-            Those that such a channel's end left open.
+    async def _count_down(self) -> None:
+        """Take each confirm off its delivery, and settle the deliveries of which nothing is left.
+        At its time, publish what was not taken, and look for confirms that hang.
         """
-        started = monotonic()
-        places, place = [], 0
-        for each in due:
-            places.append((place, each))
-            place += len(each.publications)
-        while places:
-            try:
-                with self._suspecting(partial(_unanswered, places, confirmation)):
-                    await confirmation.wait(HANGING_SECONDS)
-            except ChannelLost as lost:
-                if not apart:
-                    raise
-                self._session.raise_if_lost(lost)
-                return [each for _, each in places]
-            settled: list[Due] = []
-            hanging: list[tuple[int, Due]] = []
-            for place, each in places:
-                verdicts = [] if confirmation.all_taken else self._judge(each, confirmation, place)
-                if _Verdict.TIME in verdicts:
-                    hanging.append((place, each))
-                elif not self._goes_out_again(each, verdicts):
-                    settled.append(each)
-            if settled:
-                metrics.confirmed(monotonic() - started)
-                self._settle_all(settled)
-            places = hanging
-        return []
+        publisher = self._session.publisher
+        publisher.ended.add_done_callback(lambda _: self._news.set())
+        look = monotonic() + HANGING_SECONDS
+        try:
+            while True:
+                await pause(min(look, self._next) - monotonic(), self._news)
+                self._news.clear()
+                self._take_answers()
+                self._settle_done()
+                if self._open and publisher.ended.done():
+                    raise publisher.ended.result()
+                now = monotonic()
+                if now >= self._next:
+                    self._publish_again(now)
+                if now >= look:
+                    look = now + HANGING_SECONDS
+                    self._look_for_hanging(now)
+        finally:
+            if publisher.lost:
+                # The broker may have ended the session over an answer that it did not confirm.
+                self._suspect(
+                    each
+                    for each in self._open.values()
+                    if each is not None and any(sent.by is publisher for sent in each.left)
+                )
 
-    def _judge(self, due: Due, confirmation: Confirmation, place: int) -> list[_Verdict]:
-        """What each of an answer's publications needs: a dead letter is never given up."""
-        verdicts = []
-        for index, publication in enumerate(due.publications, start=place):
-            confirm = confirmation.confirms[index]
-            if confirm is Confirm.ACK or index in confirmation.given_up:
-                verdicts.append(_Verdict.NOTHING)
-            elif confirm is Confirm.RETURN and other_queue(due.answer, publication) is not None:
-                verdicts.append(_Verdict.ANOTHER_NAME)
-            elif publication.queue != self._dead_letter_queue and (
-                reason := self._reason_to_give_up(due, publication.queue, confirmation, index)
-            ):
-                confirmation.give_up(index)
-                unroutable(due.answer, publication.queue, reason)
-                verdicts.append(_Verdict.NOTHING)
+    def _take_answers(self) -> None:
+        answered, self._answered = self._answered, []
+        for sent, confirm in answered:
+            self._latest_answered = max(self._latest_answered, sent.number)
+            if sent.by is None:
+                continue  # it was given up
+            sent.by = None
+            if confirm is Confirm.ACK:
+                self._take_off(sent)
             else:
-                verdicts.append(_Verdict.TIME if confirm is None else _Verdict.ANOTHER_TRY)
-        return verdicts
+                self._not_taken(sent, confirm)
 
-    def _reason_to_give_up(self, due: Due, queue: str, confirmation: Confirmation, index: int) -> str | None:
-        in_flight = self._session.consumer.in_flight
-        return self._giving_up.reason(
-            queue,
-            confirmation.confirms[index],
-            waited=monotonic() - due.since,
-            overtaken=confirmation.overtaken(index),
-            others=self._aside.waiting_for(queue) - (due.answer.delivery.tag in self._aside),
-            prefetch=in_flight.fitting(max(self._prefetch, LEAST_PREFETCH)),
-        )
+    def _take_off(self, sent: Sent) -> None:
+        """Wait no longer for a publication: the broker has it, or it is given up."""
+        pending = sent.pending
+        sent.by = None
+        pending.left.remove(sent)
+        if self._aside:
+            self._aside.leave(pending.delivery.tag, sent.publication.queue)
+        if not pending.left:
+            self._settle_soon(pending)
 
-    def _goes_out_again(self, due: Due, verdicts: list[_Verdict]) -> bool:
-        """Have what the broker did not take published again, if there is any."""
-        if _Verdict.ANOTHER_NAME in verdicts:
-            self._tasks.create_task(self._publish_renamed(due, verdicts))
-        elif _Verdict.ANOTHER_TRY in verdicts:
-            self._publish_later(due, verdicts)
-        else:
+    def _settle_soon(self, pending: Pending) -> None:
+        self._done.append(pending)
+        self._news.set()
+
+    def _not_taken(self, sent: Sent, confirm: Confirm) -> None:
+        queue = other_queue(sent) if confirm is Confirm.RETURN else None
+        if queue is not None:
+            self._tasks.create_task(self._publish_renamed(sent, queue))
+        elif not self._gives_up(sent, confirm):
+            self._publish_later(sent)
+
+    def _gives_up(self, sent: Sent, confirm: Confirm | None) -> bool:
+        """Give up a reply, if there is a reason to; a dead letter never."""
+        queue, tag = sent.publication.queue, sent.pending.delivery.tag
+        if queue == self._dead_letter_queue:
             return False
-        return True
-
-    async def _publish_renamed(self, due: Due, verdicts: list[_Verdict]) -> None:
-        """Publish a reply that came back to the queue of which its ``reply_to`` is the address."""
-        publications: list[Publication] = []
-        for publication, verdict in zip(due.publications, verdicts, strict=True):
-            queue = other_queue(due.answer, publication)
-            if verdict is _Verdict.ANOTHER_TRY:
-                publications.append(publication)
-            elif verdict is _Verdict.ANOTHER_NAME and queue is not None:
-                if await self._may_publish(queue):
-                    publications.append(publication._replace(queue=queue, mandatory=is_mandatory(queue)))
-                else:
-                    unroutable(due.answer, queue, NO_REQUESTER)
-        due = replace(due, publications=tuple(publications))
-        if self._is_suspect(due):
-            await self._publish_alone(due)
-        else:
-            await self._publish([due])
-
-    def _publish_later(self, due: Due, verdicts: Sequence[_Verdict]) -> None:
-        missing = tuple(
-            publication
-            for publication, verdict in zip(due.publications, verdicts, strict=True)
-            if verdict is _Verdict.ANOTHER_TRY
+        reason = self._giving_up.reason(
+            queue,
+            confirm,
+            waited=monotonic() - sent.pending.since,
+            later=sent.number < self._latest_answered,
+            others=self._aside.waiting_for(queue) - self._aside.waits(tag, queue),
+            prefetch=self._session.consumer.in_flight.fitting(max(self._prefetch, LEAST_PREFETCH)),
         )
-        self._set_aside(due.answer.delivery.tag, missing[-1].queue)
-        count_bytes(self._session, due.answer, missing)
-        self._again.append(replace(due, publications=missing, at=monotonic() + due.backoff.next_delay()))
-        self._more_again.set()
-        if not self._publishing_again:
-            self._publishing_again = True
-            self._tasks.create_task(self._publish_again())
+        if reason is not None:
+            unroutable(sent.pending, queue, reason)
+            self._take_off(sent)
+        return reason is not None
+
+    def _look_for_hanging(self, now: float) -> None:
+        left = [sent for pending in self._open.values() if pending is not None for sent in pending.left]
+        for sent in left:
+            if sent.by is not None and sent.at < now - HANGING_SECONDS:
+                self._gives_up(sent, None)
+
+    async def _publish_renamed(self, sent: Sent, queue: str) -> None:
+        """Publish a reply that came back to the queue of which its ``reply_to`` is the address."""
+        may = self._session.direct_replies.may_publish(queue)
+        if may is None:
+            may = await self._session.direct_replies.try_to_publish(queue)
+        if not may:
+            unroutable(sent.pending, queue, NO_REQUESTER)
+            self._take_off(sent)
+            return
+        sent.publication = sent.publication._replace(queue=queue, mandatory=is_mandatory(queue))
+        if self._is_suspect(sent.pending):
+            await self._publish_alone([sent])
+        else:
+            await self._publish(self._session.publisher, [sent])
+
+    def _publish_later(self, sent: Sent) -> None:
+        self._set_aside(sent.pending.delivery.tag, sent.publication.queue)
+        count_bytes(self._session, sent.pending)
+        sent.at = monotonic() + sent.backoff.next_delay()
+        self._again.append(sent)
+        self._next = min(self._next, sent.at)
+        self._news.set()
 
     def _set_aside(self, tag: int, queue: str) -> None:
         """Note that a delivery's answer waits for a queue: others are delivered in its place."""
@@ -256,23 +269,16 @@ class Settlement:
         if self._aside.take_up_prefetch(self._session.consumer.prefetch):
             self._tasks.create_task(self._session.consumer.renew())
 
-    async def _publish_again(self) -> None:
-        """Publish what waits for it, each at its time; ends when nothing does."""
-        while self._again:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(each.at for each in self._again) - monotonic()):
-                    await self._more_again.wait()
-            self._more_again.clear()
-            now = monotonic()
-            due = [each for each in self._again if each.at <= now]
+    def _publish_again(self, now: float) -> None:
+        """Publish what waits for that, each at its time."""
+        if due := [each for each in self._again if each.at <= now]:
             self._again = [each for each in self._again if each.at > now]
-            if due:
-                self._tasks.create_task(self._publish_apart(due))
-        self._publishing_again = False
+            self._tasks.create_task(self._publish_apart(due))
+        self._next = min((each.at for each in self._again), default=inf)
 
-    async def _publish_apart(self, due: Sequence[Due]) -> None:
-        """Publish on a new channel: RabbitMQ goes on refusing on one on which a queue was full
-        once, also when the limit is gone (seen with 3.10).
+    async def _publish_apart(self, sent: Sequence[Sent]) -> None:
+        """Publish on a new channel. RabbitMQ 3.10 goes on refusing on a channel on which a queue
+        was full once, also when the limit is gone.
         """
         if letters := self._aside.waiting_for(self._dead_letter_queue):
             log.warning("dead_letters_not_taken", queue=self._dead_letter_queue, held=letters)
@@ -280,115 +286,101 @@ class Settlement:
                 await self._session.redeclare()
             except TopologyMismatch as error:
                 log.error("dead_letter_queue_missing", error=str(error), held=letters)
-        left: Sequence[Due] = due
+        publisher: Publisher | None = None
         try:
             async with self._session.another_publisher() as publisher:
-                confirmation = await publisher.publish(_all_publications(due))
-                left = await self._confirmed(due, confirmation, apart=True)
+                await self._publish(publisher, sent)
+                while any(each.by is publisher for each in sent):
+                    await publisher.answered(HANGING_SECONDS)
+                    self._take_answers()
+                return
         except ChannelLost as lost:
             self._session.raise_if_lost(lost)
-        self._suspect(left)
+        self._take_answers()  # those that came before the end
+        left = [each for each in sent if each.by is publisher]
+        self._suspect(each.pending for each in left)
         for each in left:
-            await self._publish_alone(each)
+            each.by = None
+            await self._publish_alone([each])
 
-    async def _publish_alone(self, due: Due) -> None:
+    async def _publish_alone(self, all_sent: Sequence[Sent]) -> None:
         """Publish an answer over which the broker may have closed a connection: each publication
-        alone. One over which it closes that as well is given up; a dead letter the broker then
-        makes by itself.
+        alone. If the broker closes that connection too, the publication is given up; of a dead
+        letter, the broker then makes its own.
         """
-        if self._is_large(due) and not await self._session.size_limit.takes(due.size):
-            due = shortened(self._session, due)
-        verdicts: list[_Verdict] = []
-        blamed = False
-        for publication in due.publications:
-            confirmation = await self._alone(due, publication)
-            if confirmation is not None:
-                (verdict,) = self._judge(replace(due, publications=(publication,)), confirmation, 0)
-                verdicts.append(_Verdict.ANOTHER_TRY if verdict is _Verdict.TIME else verdict)
-                continue
-            blamed = True
-            verdicts.append(_Verdict.NOTHING)
-            if publication.queue == self._dead_letter_queue:
-                due = replace(due, rejected=True)
-                log.warning("dead_letter_left_to_the_broker", reason=_CLOSES, queue=publication.queue)
-            else:
-                unroutable(due.answer, publication.queue, _CLOSES)
-        if not (blamed or _Verdict.ANOTHER_NAME in verdicts):
-            self._session.suspects.discard(due.answer.delivery.message)
-        if not self._goes_out_again(due, verdicts):
-            self._settle_all([due])
+        pending = all_sent[0].pending
+        if pending.size > self._session.size_limit.taken:
+            await self._shorten(pending)
+        cleared = True
+        for sent in [each for each in all_sent if each in pending.left]:
+            sent.number = next(self._numbers)
+            confirmation = await self._alone(sent)
+            confirm = None if confirmation is None else confirmation.confirms[0]
+            if confirm is Confirm.ACK:
+                self._take_off(sent)
+            elif confirm is not None:
+                cleared = cleared and not (confirm is Confirm.RETURN and other_queue(sent))
+                self._not_taken(sent, confirm)
+            elif confirmation is None:
+                cleared = False
+                self._give_up_closing(sent)
+            elif not self._gives_up(sent, None):
+                self._publish_later(sent)
+        if cleared:
+            self._session.suspects.discard(pending.delivery.message)
 
-    async def _alone(self, due: Due, publication: Publication) -> Confirmation | None:
-        """What the broker says of a publication; None if it closes the connection over it."""
+    async def _alone(self, sent: Sent) -> Confirmation | None:
+        """The broker's answer to a publication; None if it closes the connection over it."""
         while True:
             try:
-                return await self._session.publish_alone(publication)
+                return await self._session.publish_alone(sent.publication)
             except (BrokerUnavailable, BrokerRefused) as error:
-                log.warning("not_published_alone", error=str(error), tries=due.backoff.tries + 1)
-                await due.backoff.sleep()
+                log.warning("not_published_alone", error=str(error), tries=sent.backoff.tries + 1)
+                await sent.backoff.sleep()
 
-    @contextmanager
-    def _suspecting(self, unanswered: Callable[[], Iterable[Due]]) -> Iterator[None]:
-        """What the broker has not answered for when it ends the session may be why it does."""
-        try:
-            yield
-        except BaseException:
-            if self._session.publisher.lost:
-                self._suspect(unanswered())
-            raise
+    def _give_up_closing(self, sent: Sent) -> None:
+        queue = sent.publication.queue
+        if queue == self._dead_letter_queue:
+            sent.pending.rejected = True
+            log.warning("dead_letter_left_to_the_broker", reason=_CLOSES, queue=queue)
+        else:
+            unroutable(sent.pending, queue, _CLOSES)
+        self._take_off(sent)
 
-    def _is_suspect(self, due: Due) -> bool:
+    def _is_suspect(self, pending: Pending) -> bool:
         suspects = self._session.suspects
-        return bool(suspects and due.publications) and due.answer.delivery.message in suspects
+        return bool(suspects) and pending.delivery.message in suspects
 
-    def _suspect(self, due: Iterable[Due]) -> None:
-        self._session.suspects.add(each.answer.delivery.message for each in due)
+    def _suspect(self, all_pending: Iterable[Pending]) -> None:
+        self._session.suspects.add(each.delivery.message for each in all_pending)
 
-    def _settle_all(self, settled: Sequence[Due]) -> None:
-        if answers := [each.answer for each in settled if not each.rejected]:
-            self._settle_recorded(answers)
-        if answers := [each.answer for each in settled if each.rejected]:
-            self._settle(answers, rejected=True)
-
-    def _settle_recorded(self, settled: Sequence[Answer]) -> None:
-        """Settle each once its event is in the outbox: the reply was not to wait for it."""
-        if not self._records_events:
-            self._settle(settled)
+    def _settle_done(self) -> None:
+        """Settle each once its event is in the outbox: the reply did not wait for that."""
+        done, self._done = self._done, []
+        if not done:
             return
-        waiting: dict[asyncio.Future[None] | None, list[Answer]] = {}
-        for answer in settled:
-            recorded = answer.recorded
-            waiting.setdefault(None if recorded is None or recorded.done() else recorded, []).append(answer)
-        for recorded, answers in waiting.items():
+        metrics.confirmed(monotonic() - done[0].since)
+        by_event: dict[asyncio.Future[None] | None, list[Pending]] = {}
+        for pending in done:
+            recorded = pending.recorded
+            by_event.setdefault(None if recorded is None or recorded.done() else recorded, []).append(pending)
+        for recorded, all_pending in by_event.items():
             if recorded is None:
-                self._settle(answers)
+                self._settle(all_pending)
             else:
-                recorded.add_done_callback(partial(self._settle_when_recorded, answers))
+                recorded.add_done_callback(partial(self._settle, all_pending))
 
-    def _settle_when_recorded(self, answers: Sequence[Answer], _: "asyncio.Future[None]") -> None:
-        self._settle(answers)
-
-    def _settle(self, settled: Sequence[Answer], *, rejected: bool = False) -> None:
+    def _settle(self, settled: Sequence[Pending], _: object = None) -> None:
         """Have deliveries acknowledged; or rejected, so that the broker dead-letters them."""
-        self._session.consumer.acknowledge([answer.delivery for answer in settled], rejected=rejected)
+        for rejected in (False, True):
+            if deliveries := [each.delivery for each in settled if each.rejected is rejected]:
+                self._session.consumer.acknowledge(deliveries, rejected=rejected)
         metrics.settled(settled)
-        for answer in settled:
-            self._traces.settled(answer.delivery, answer.status, answer.run_id)
+        for each in settled:
+            self._traces.settled(each.delivery, each.status, each.run_id)
+            del self._open[each.delivery.tag]
         if self._aside:
-            self._aside.remove(answer.delivery.tag for answer in settled)
+            self._aside.remove(each.delivery.tag for each in settled)
             metrics.dead_letters_waiting(self._aside.waiting_for(self._dead_letter_queue))
-        self._open -= len(settled)
         if not self._open:
             self._all_settled.set()
-
-
-def _unanswered(places: Iterable[tuple[int, Due]], confirmation: Confirmation) -> Iterator[Due]:
-    """The answers of which the broker has not answered for all, each with its first place."""
-    for place, each in places:
-        each_place = range(place, place + len(each.publications))
-        if any(confirmation.confirms[at] is None and at not in confirmation.given_up for at in each_place):
-            yield each
-
-
-def _all_publications(due: Sequence[Due]) -> list[Publication]:
-    return [publication for each in due for publication in each.publications]

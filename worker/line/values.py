@@ -1,7 +1,6 @@
 """The values that stages of the line hand on."""
 
 import asyncio
-from dataclasses import dataclass
 from uuid import UUID
 
 from worker.contract.delivery import Delivery
@@ -46,13 +45,13 @@ class Done:
     recorded: "asyncio.Future[None] | None" = None
 
 
-@dataclass(slots=True)
+@immutable
 class Answer:
     """The answer to one delivery: a flow run record, or an error.
 
     Attributes:
         status: the HTTP status that Prefect answers.
-        body: the JSON of the record or of the error; empty once a publication has it.
+        body: the JSON of the record or of the error.
         run_id: the run that the record shows; None for a refusal.
         refused: why the request is refused, in a line; its whole message then goes to the dead
             letters as well. None where it is not.

@@ -1,0 +1,172 @@
+"""A delivery that waits for confirms, and the publications of its answer. Publishes nothing."""
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import monotonic
+from uuid import UUID
+
+import structlog
+
+from worker.amqp.publication import Publication
+from worker.broker.messages import dead_letter_copy, reply
+from worker.broker.publisher import Publisher
+from worker.broker.session import Session
+from worker.contract.delivery import Delivery
+from worker.contract.encoding import dumps
+from worker.contract.message import reply_queues
+from worker.line.values import Answer
+from worker.observability import metrics
+from worker.tasks.backoff import Backoff
+
+log = structlog.get_logger(__name__)
+
+NO_REQUESTER = "no requester has this direct reply-to"
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A delivery whose answer the broker has not confirmed yet. It is settled once nothing is left.
+
+    Attributes:
+        status, run_id, refused, reply_to, recorded: as of the answer.
+        since: when it was published first.
+        left: its publications that the broker has not taken, less those that are given up.
+        rejected: the broker makes the dead letter, as ours is too large for it.
+    """
+
+    delivery: Delivery
+    status: int
+    run_id: UUID | None
+    refused: str | None
+    reply_to: str | None
+    recorded: "asyncio.Future[None] | None"
+    since: float
+    left: "list[Sent]" = field(default_factory=list)
+    rejected: bool = False
+
+    @property
+    def size(self) -> int:
+        """The size of the largest publication that is left, in bytes."""
+        return max((each.publication.size for each in self.left), default=0)
+
+
+@dataclass(slots=True, eq=False)
+class Sent:
+    """One publication of an answer, which may go out several times.
+
+    Attributes:
+        by: who published it, while the broker has not answered.
+        number: in the order in which all publications go out.
+        at: when it went out last, or is to go out again.
+    """
+
+    pending: Pending
+    publication: Publication
+    by: Publisher | None = None
+    number: int = 0
+    at: float = 0.0
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+def pending_of(session: Session, answer: Answer, *, may: bool) -> Pending:
+    """What an answer needs.
+
+    Args:
+        session: on which it came.
+        may: whether a reply may be sent to where the request wants it.
+    """
+    delivery, now = answer.delivery, datetime.now(UTC)
+    pending = Pending(
+        delivery,
+        answer.status,
+        answer.run_id,
+        answer.refused,
+        answer.reply_to,
+        answer.recorded,
+        since=monotonic(),
+    )
+    if pending.reply_to is not None and may:
+        size = len(answer.body)
+        if size > session.size_limit.max_size:
+            pending.left.append(Sent(pending, _short_reply(session, pending, now, size)))
+        else:
+            whole = reply(
+                delivery.message, status=answer.status, body=answer.body, now=now, error=answer.refused
+            )
+            pending.left.append(Sent(pending, whole))
+    elif pending.reply_to is not None:
+        unroutable(pending, pending.reply_to, NO_REQUESTER)
+    if answer.refused is not None:
+        copy = dead_letter_copy(
+            delivery.message,
+            queue=session.topology.dead_letter_queue,
+            status=answer.status,
+            error=answer.refused,
+            now=now,
+            frame_max=session.publisher.frame_max,
+        )
+        pending.left.append(Sent(pending, copy))
+    count_bytes(session, pending)
+    return pending
+
+
+def count_bytes(session: Session, pending: Pending) -> None:
+    """Count the bytes of an answer's unconfirmed publications. A dead letter shares the request's
+    body.
+    """
+    body = pending.delivery.message.body
+    size = sum(each.publication.size for each in pending.left if each.publication.body is not body)
+    session.consumer.in_flight.answer(pending.delivery.tag, len(body), size)
+
+
+def shorten(session: Session, pending: Pending) -> None:
+    """Replace a reply that is too large for the broker by the reason. Drop a dead letter of such a
+    size: the broker makes one when the delivery is rejected.
+    """
+    now, limit = datetime.now(UTC), session.size_limit.max_size
+    for sent in [each for each in pending.left if each.publication.size > limit]:
+        if sent.publication.queue == session.topology.dead_letter_queue:
+            pending.rejected = True
+            pending.left.remove(sent)
+        else:
+            sent.publication = _short_reply(session, pending, now, sent.publication.size)
+
+
+def other_queue(sent: Sent) -> str | None:
+    """The queue to try next for a reply that came back: its ``reply_to`` may be the address of a
+    queue in another protocol. None if there is no other.
+    """
+    reply_to = sent.pending.reply_to
+    if reply_to is None or sent.publication.queue != reply_to:
+        return None
+    return next(iter(reply_queues(reply_to)[1:]), None)
+
+
+def unroutable(pending: Pending, queue: str, reason: str) -> None:
+    """Count and log a reply that is given up."""
+    metrics.replies_unroutable.inc()
+    _not_sent("reply_unroutable", pending, queue, reason)
+
+
+def _short_reply(session: Session, pending: Pending, now: datetime, size: int) -> Publication:
+    """A reply that says why the whole one, of ``size`` bytes, is not sent."""
+    message, limit = pending.delivery.message, session.size_limit.max_size
+    reason = f"The reply has {size:,} bytes, and the broker takes {limit:,}."
+    _not_sent("reply_too_large", pending, message.reply_to, reason)
+    detail = reason if pending.refused is None else f"{pending.refused} ({reason})"
+    body = dumps({"detail": detail, "id": pending.run_id})
+    return reply(message, status=pending.status, body=body, now=now, error=pending.refused or reason)
+
+
+def _not_sent(event: str, pending: Pending, reply_to: str | None, reason: str) -> None:
+    message = pending.delivery.message
+    log.warning(
+        event,
+        reply_to=reply_to,
+        reason=reason,
+        run_id=str(pending.run_id) if pending.run_id else None,
+        status=pending.status,
+        message_id=message.message_id,
+        correlation_id=message.correlation_id,
+    )
