@@ -1,5 +1,5 @@
-"""Consumes from the request queue: what comes in, how much of it at a time, and its
-acknowledgement; knows nothing of requests.
+"""Consumes from the request queue, with a prefetch that fits the sizes of its messages. Knows
+nothing of requests.
 """
 
 import asyncio
@@ -19,42 +19,41 @@ from worker.broker.incoming import read_message
 from worker.contract.delivery import Delivery
 from worker.tasks.mailbox import Mailbox
 
-# A quorum queue that has no leader yet, as after the broker was killed, keeps whoever declares or
-# consumes it waiting (for 65 seconds and an INTERNAL_ERROR in RabbitMQ 3.10); a new session is
-# served as soon as it has one. Seconds.
+# Seconds for the broker's answer. A quorum queue without a leader, as after the broker was killed,
+# does not answer (RabbitMQ 3.10 raises an INTERNAL_ERROR after 65 seconds). A new session is served
+# as soon as there is a leader.
 QUEUE_TIMEOUT = 10.0
-# A consumer that has room, and to which nothing came for so long, has an empty queue; seconds. On a
-# busy machine a delivery of a megabyte was longer on its way than 0.05. Nobody waits for this: only
-# acknowledgements are held back.
+# If a consumer with room gets nothing for this many seconds, its queue is empty. On a busy machine
+# a delivery of a megabyte took more than 0.05. This wait only holds back acknowledgements.
 IDLE_SECONDS = 0.5
-# A worker that stops waits less for a delivery, and no longer for all of them.
+# The same while the worker stops, and the limit for the whole wait. Both in seconds.
 STOP_IDLE_SECONDS = 0.05
 STOP_SECONDS = 0.5
-# A request that came back so often may be what ends the worker's process. It is served alone (see
+# A request with this delivery count may crash the worker's process. It is served alone (see
 # Consumer.consume), so that the others don't use up their delivery limit with it.
 SUSPECT_DELIVERY_COUNT = 3
 
 
 class Consumer:
-    """A consumer, with one prefetch after the other, on one channel.
+    """A consumer on one channel. Each change of its prefetch replaces the consumer at the broker.
 
     Args:
         connection: the channel's.
-        channel: for this alone.
+        channel: used by this consumer only.
         queue: of that channel.
-        underlay: the same channel, as aiormq has it.
+        underlay: aiormq's object for the same channel.
         lost: done once the session has ended.
-        prefetch_size: bytes of deliveries that are held at the most; one more is let in.
+        prefetch_size: bytes of deliveries to hold. The last delivery may exceed it.
         bulk: read past aio-pika; see :mod:`worker.amqp`.
-        careful: whether the last session ended over what was delivered; see :meth:`consume`.
+        careful: the last session ended over a delivery; see :meth:`consume`.
 
     Attributes:
-        deliveries: what came in. Closed when the session is lost or consuming has stopped.
-        in_flight: what was delivered and is not acknowledged, in bytes.
+        deliveries: in the order of their arrival. Closed when the session is lost or consuming has
+            stopped.
+        in_flight: the bytes of unacknowledged deliveries.
         acknowledger: for the deliveries.
-        answered: whether a delivery was answered, so that no right was missing then.
-        prefetch: how many deliveries the broker lets be unacknowledged by now; 0 when no more are
-            taken.
+        answered: a delivery was answered, so no permission was missing.
+        prefetch: the present prefetch count; 0 without a consumer.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class Consumer:
         self._lost = lost
         self._tag: str | None = None
         self._changing = asyncio.Lock()
-        # The latest delivery's tag, and the first that the consumer of now could have.
+        # The tag of the latest delivery, and the first tag of the current consumer.
         self._last_tag = 0
         self._first_tag = 1
         self._full_prefetch = 0
@@ -96,16 +95,15 @@ class Consumer:
         lost.add_done_callback(lambda _: self.deliveries.close())
 
     async def consume(self, prefetch: int) -> None:
-        """Consume, with at most ``prefetch`` deliveries unacknowledged; returns once that many are
-        let in, or none any more. May be called again with more.
+        """Consume, with at most ``prefetch`` unacknowledged deliveries. May be called again with
+        more. Returns once the prefetch is set, or consuming has stopped.
 
-        Begins with one at a time, and goes on so while requests come that were delivered too often
-        before: one of them may be what ended the worker that had it, and the broker counts that
-        against all that were in flight. A careful consumer goes on so while any come that were
-        delivered before.
+        A consumer begins with one delivery at a time. It stays so while requests come with a high
+        delivery count: one of them may have crashed a worker, which the broker counts against all
+        requests in flight. A careful consumer stays so while any request comes again.
 
         Raises:
-            ChannelLost: the session ended, or the broker does not let us consume.
+            ChannelLost: the session ended, or the broker refuses the consumer.
         """
         if self._tag is None:
             await self._change(1)
@@ -116,12 +114,12 @@ class Consumer:
 
     @property
     def calm(self) -> bool:
-        """Whether it no longer consumes one at a time."""
+        """True once it may consume more than one delivery at a time."""
         return self._calm.is_set()
 
     async def renew(self) -> None:
-        """Consume with as much prefetch again: what is unacknowledged by now counts for it no more.
-        Begins once the connection is read, as the broker's answer is not before.
+        """Consume with the same prefetch anew: deliveries that are unacknowledged now no longer
+        count. Waits while reading is paused, since the broker's answer could not be read.
 
         Raises:
             ChannelLost: the session ended.
@@ -130,15 +128,14 @@ class Consumer:
         await self._change(self.prefetch)
 
     def drop(self) -> None:
-        """Take nothing more: what still comes is the broker's again once the channel is closed. The
-        connection is read again, for the broker's answers.
+        """Drop all further deliveries: they go back to the queue when the channel closes. Resumes
+        reading, for the broker's answers.
         """
         self._dropping = True
         self._resume_reading()
 
     async def stop(self) -> None:
-        """Cancel the consumer. What was delivered until then stays in :attr:`deliveries`, which is
-        closed behind it.
+        """Cancel the consumer, and close :attr:`deliveries`. Earlier deliveries stay there.
 
         Raises:
             ChannelLost: the session ended.
@@ -151,10 +148,9 @@ class Consumer:
         self.deliveries.close()
 
     async def _change(self, prefetch: int) -> None:
-        """Put a consumer with this prefetch (none: 0) in the place of the one before; it is set for
-        good when one begins.
+        """Replace the consumer: a running one can't change its prefetch. 0 means no consumer.
 
-        One change at a time, and none is cancelled half way: aiormq closes the channel then.
+        Make one change at a time, and cancel none half way: aiormq would close the channel.
         """
         async with self._changing:
             if self._lost.done():
@@ -178,16 +174,16 @@ class Consumer:
                 self._patience = None
 
     async def _nothing_on_its_way(self) -> None:
-        """Wait until the consumer has as much as it may have, or nothing comes any more.
+        """Wait until the prefetch is full, or no more deliveries come.
 
-        A quorum queue takes back what is on its way to a consumer that is cancelled, and counts it
-        as delivered.
+        When a consumer is cancelled, a quorum queue takes back the deliveries on their way to it,
+        and counts them as delivered.
         """
         last = -1
         ended = time.monotonic() + STOP_SECONDS
         while self._last_tag != last and not (self._lost.done() or self._dropping):
             if self._stopped and time.monotonic() > ended:
-                return  # with requests coming steadily, it would be until the prefetch is full
+                return  # a steady stream of requests would go on until the prefetch is full
             last = self._last_tag
             has = last - self._first_tag + 1 - self.acknowledger.written_since(self._first_tag)
             if has >= self.prefetch:
@@ -195,8 +191,8 @@ class Consumer:
             await asyncio.sleep(STOP_IDLE_SECONDS if self._stopped else IDLE_SECONDS)
 
     def acknowledge(self, deliveries: Sequence[Delivery], *, rejected: bool = False) -> None:
-        """Have deliveries acknowledged that are settled, each only once; or rejected, so that the
-        broker moves them to the dead letters itself.
+        """Schedule settled deliveries to be acknowledged, each only once. Rejected ones are moved
+        to the dead letters by the broker.
         """
         self.answered = True
         tags = [delivery.tag for delivery in deliveries]
@@ -205,7 +201,7 @@ class Consumer:
         self._follow_sizes()
 
     def _follow_sizes(self) -> None:
-        """Let in as many deliveries as fit, when that has changed by more than a little."""
+        """Change the prefetch to the number of deliveries that fit, if it differs much."""
         following = self._following_sizes is not None and not self._following_sizes.done()
         if following or not self._full_prefetch or self.in_flight.paused:
             return
@@ -215,13 +211,11 @@ class Consumer:
             or fitting == self._full_prefetch != self.prefetch
         ):
             self._following_sizes = asyncio.create_task(self._change(fitting))
-            # The session's end is told by itself.
+            # An exception here is the session's end, which ``lost`` reports.
             self._following_sizes.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _be_patient(self) -> None:
-        """The broker lives, and its answer may stand behind what comes: wait as long again. And
-        without end while nothing is read.
-        """
+        """Data arrived, so restart the timeout. There is no timeout while reading is paused."""
         if self._patience is not None and not self._patience.expired():
             until = asyncio.get_running_loop().time() + QUEUE_TIMEOUT
             self._patience.reschedule(until if self._reading.is_set() else None)
@@ -240,7 +234,7 @@ class Consumer:
         self._be_patient()
 
     def _came(self, tag: int, properties: bytes, body: bytes, redelivered: bool) -> None:
-        """Take what came in. Called within a read of the socket."""
+        """Take a delivery. Called within a read of the socket."""
         delivery = Delivery(tag, read_message(properties, body, redelivered=redelivered))
         if delivery.delivery_count < self._suspect_count:
             self._calm.set()

@@ -1,5 +1,5 @@
-"""What is published: replies and dead-letter copies, always to a queue by its name; knows no
-sockets.
+"""Makes the publications: replies, dead-letter copies and events. Each goes to a queue by its name.
+Knows no sockets.
 """
 
 import struct
@@ -28,13 +28,13 @@ from worker.contract.message import (
 )
 
 APP_ID = "flow-run-worker"
-PERSISTENT = b"\2"  # as it stands in the property
+PERSISTENT = b"\2"  # the property's byte
 
 RAW_PROPERTIES_HEADER = f"{ORIGINAL_PREFIX}properties"
 DELIVERY_MODE_HEADER = f"{ORIGINAL_PREFIX}delivery-mode"
 USER_HEADER = f"{ORIGINAL_PREFIX}user-id"
 
-# A reason that even the smallest frame (4 KiB) has to hold, beside properties of 255 bytes each.
+# Characters of a reason that fits the smallest frame (4 KiB) beside properties of 255 bytes each.
 MAX_SHORT_ERROR = 100
 
 _SECONDS = struct.Struct(">Q")
@@ -43,9 +43,9 @@ _NO_HEADERS = bytes(4)
 _JSON = props.short_string("application/json")
 _APP_ID = props.short_string(APP_ID)
 _TYPES = {kind: props.short_string(kind) for kind in ("flow_run", "error")}
-# Of a dead letter that is no request, and goes back to the outbox when it is sent again.
+# The type of a dead letter that is an event. It goes back to the outbox when it is replayed.
 EVENT_TYPE = "prefect_event"
-# How many events a message of the outbox has.
+# The number of events in a message of the outbox.
 EVENTS_HEADER = "events"
 
 _process = uuid4().hex
@@ -53,16 +53,16 @@ _numbers = count(1)
 
 
 def new_message_id() -> str:
-    """A message id that no other process gives, and this one once."""
+    """A message id that is unique across processes."""
     return f"{_process}.{next(_numbers)}"
 
 
 def is_mandatory(queue: str) -> bool:
-    """Whether a publication is to come back where no queue takes it: always but for direct replies.
+    """True if a publication must be returned when no queue takes it: always but for direct replies.
 
     RabbitMQ returns every mandatory message to a direct reply-to, delivered or not, since it is
     routed to no queue (``rabbit_exchange:route`` and ``rabbit_channel:deliver_reply`` up to
-    4.1): that would tell nothing, at the price of each reply sent twice.
+    4.1). The return would show nothing, and send each reply twice.
     """
     return not queue.startswith(DIRECT_REPLY_TO)
 
@@ -73,7 +73,7 @@ def reply(
     """The reply to a request that named a reply queue.
 
     Args:
-        error: one line for the header ``x-error``: what is wrong.
+        error: the reason, in one line, for the header ``x-error``.
     """
     values = {"content_type": _JSON, "headers": _status_header(status), "delivery_mode": PERSISTENT}
     if error is not None:
@@ -99,8 +99,8 @@ def _table(values: Mapping[str, Any], before: Sequence[tuple[str, bytes]] = ()) 
 
 
 def _table_value(value: Any) -> bytes:
-    """An integer gets 32 bits: RabbitMQ's STOMP adapter leaves out the shorter ones, which pamqp
-    prefers.
+    """Write an integer with 32 bits. pamqp prefers shorter types, but RabbitMQ's STOMP adapter
+    leaves those out.
     """
     return _INTEGER.pack(b"I", value) if type(value) is int else encode_table_value(value)
 
@@ -108,15 +108,14 @@ def _table_value(value: Any) -> bytes:
 def dead_letter_copy(
     message: Message, *, queue: str, status: int, error: str, now: datetime, frame_max: int
 ) -> Publication:
-    """A refused request, whole, with the reason in its headers.
+    """The dead letter of a refused request: the whole message, with the reason in its headers.
 
-    Its properties stay as they came, byte for byte, but for those that would lose or misdirect the
-    copy, which move into headers ``x-original-NAME``: ``expiration`` (it would expire), ``user_id``
-    (the broker closes the channel over any but its own name for our login, which only it knows),
-    ``CC`` and ``BCC`` (it would also go to those queues). Properties that can't be read are left
-    out, as who reads dead letters could not read them either; all of them then stand in
-    ``x-original-properties``, as they came. Where the headers don't fit into a frame together with
-    the reason, they are dropped.
+    Its properties stay as they came, byte for byte. Those that would lose or misdirect the copy
+    move into headers ``x-original-NAME``: ``expiration`` (it would expire), ``user_id`` (the broker
+    closes the channel over any name but our login's), ``CC`` and ``BCC`` (it would also go to those
+    queues). Unreadable properties are left out, since readers of dead letters could not read them
+    either. All original properties are then kept as bytes in ``x-original-properties``. Headers
+    that don't fit into a frame together with the reason are dropped.
 
     Args:
         frame_max: the largest frame in bytes.
@@ -127,7 +126,7 @@ def dead_letter_copy(
         values = props.split(message.raw_properties)
     except ValueError:
         values = {}
-    # A header that can't be read takes the others with it; an empty table is not the same as none.
+    # One unreadable header drops them all. An empty table differs from none, so its bytes are kept.
     unreadable = {name.partition(".")[0] for name in message.unreadable}
     if values.get("headers") == _NO_HEADERS:
         unreadable.add("headers")
@@ -149,7 +148,7 @@ def dead_letter_copy(
     kept = [
         (_original(name) if name in ROUTING_HEADERS else name, value)
         for name, value in kept
-        # What says how to send it again is ours alone to say.
+        # A producer must not set the headers that say how to replay the message.
         if name not in (*reason, RAW_PROPERTIES_HEADER, DELIVERY_MODE_HEADER)
     ]
     values["delivery_mode"] = PERSISTENT
@@ -168,10 +167,11 @@ def dead_letter_copy(
 
 
 def events_message(queue: str, events: Sequence[bytes], login: str | None) -> Publication:
-    """Events, each as JSON, as one message of the outbox: the list that Prefect's API takes.
+    """A message of the outbox: the JSON list of events that Prefect's API takes.
 
     Args:
-        login: the user that publishes; the broker vouches for it.
+        events: each as JSON.
+        login: the publishing user. The broker checks it.
     """
     values = {
         "content_type": _JSON,
@@ -191,11 +191,10 @@ def _user_id(login: str | None) -> dict[str, bytes]:
 def refused_event(
     event: bytes, *, queue: str, status: int, error: str, now: datetime, login: str | None
 ) -> Publication:
-    """An event that Prefect's API refuses, as a dead letter; its reason stands in the headers of
-    any other.
+    """The dead letter of an event that Prefect's API refuses, with the usual headers.
 
     Args:
-        login: as of :func:`events_message`.
+        login: as for :func:`events_message`.
     """
     values = {
         "content_type": _JSON,
@@ -211,7 +210,7 @@ def refused_event(
 
 
 def _reason(status: int, error: str, now: datetime) -> dict[str, Any]:
-    """The headers by which a dead letter says why it is one."""
+    """The headers that give a dead letter's reason."""
     return {ERROR_STATUS_HEADER: status, ERROR_HEADER: error, FAILED_AT_HEADER: now.isoformat()}
 
 

@@ -1,9 +1,8 @@
-"""One stay at the broker: two connections, the topology, a consumer, a publisher; knows nothing of
-requests and of the database.
+"""A session at the broker: two connections, the topology, a consumer, a publisher. Knows no
+requests and no database.
 
-Whatever lets go (``basic.cancel`` because the queue was deleted, the channel, a connection) ends
-the session. There is one way on from there: open another. What was in flight is delivered again by
-the broker.
+A session ends with its consumer (``basic.cancel``, as when the queue is deleted), with a channel or
+with a connection. The only way on is to open another. The broker delivers in-flight requests again.
 """
 
 import asyncio
@@ -40,11 +39,11 @@ from worker.broker.topology import Topology, TopologyMismatch
 from worker.contract.message import MAX_MESSAGE_SIZE
 from worker.tasks.backoff import Backoff
 
-# Both connections, the topology and all; seconds. Each connection has a limit of its own.
+# Seconds to open a session. Each of its connections has its own limit, too.
 OPEN_TIMEOUT = 30.0
-# To declare the topology again; seconds. It is tried again with what waits for it.
+# Seconds to declare the topology again. It is tried again with the publication that needs it.
 DECLARE_TIMEOUT = 10.0
-# For the confirm of a publication that goes out alone, as for any other's; seconds.
+# Seconds for the confirm of a publication that goes out alone, as for any other's.
 CONFIRM_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
@@ -53,16 +52,16 @@ log = structlog.get_logger(__name__)
 class Session:
     """A consumer and a publisher, each on a connection of its own.
 
-    Made by :meth:`open`; ends by :meth:`close` or by itself, which :attr:`lost` tells.
+    Made by :meth:`open`. Ends by :meth:`close`, or when the broker ends it: see :attr:`lost`.
 
     Attributes:
-        topology: what was declared.
+        topology: was declared at the start.
         consumer: for requests.
         publisher: for replies and dead letters.
-        direct_replies: which direct reply-to names can be published to.
+        direct_replies: knows the direct reply-to names that are safe to publish to.
         lost: done once the session has ended; its result is the reason.
-        size_limit: what the broker takes in a message.
-        suspects: messages whose answers may be why a session ended.
+        size_limit: the broker's limit on a message.
+        suspects: messages whose answers may have ended a session.
     """
 
     def __init__(
@@ -100,23 +99,23 @@ class Session:
         Args:
             urls: ``amqp://`` or ``amqps://`` URL, or several that are separated by commas; TLS
                 files and heartbeat in the query as aiormq takes them.
-            topology: what to declare.
-            name: the connections' name as the management UI shows it.
+            topology: to declare.
+            name: the connections' name in the management UI.
             fast_path: read and write in bulk; see :mod:`worker.amqp`.
-            prefetch_size: bytes of deliveries that are held at the most; one more is let in.
-            max_message_size: bytes that the broker takes in a message, as far as one knows.
-            try_out: consume, and publish something to nobody, so that a right that is missing is
-                told as what it is. Publish first where the worker was let in before: while it may
-                not answer, no delivery is to be counted.
-            careful: whether the last session ended over what was delivered. Then one delivery is
-                let in at a time until that is past, as the broker counts it against all that are.
-            suspects: messages whose answers may be why an earlier session ended.
+            prefetch_size: bytes of deliveries to hold. The last delivery may exceed it.
+            max_message_size: the broker's limit in bytes, until it shows a lower one.
+            try_out: consume, and publish a message to nobody, so that a missing permission is
+                reported as such. Publish first if the worker had its permissions before: no
+                delivery must be counted while the worker may not answer.
+            careful: the last session ended over a delivery. Then consume one at a time until that
+                is past, since the broker counts its end against all deliveries in flight.
+            suspects: messages whose answers may have ended an earlier session.
 
         Raises:
-            BrokerUnavailable: nobody answers, or not in time.
-            DeliveryFailed: the broker ended the session over its first delivery, as it seems.
+            BrokerUnavailable: no broker answers in time.
+            DeliveryFailed: the broker seems to have ended the session over its first delivery.
             BrokerRefused: login, virtual host or permission refused.
-            TopologyMismatch: something stands there under these names with other properties.
+            TopologyMismatch: a queue or the exchange has other properties, or can't be declared.
         """
         session = cls(topology, urls, name, max_message_size, Suspects() if suspects is None else suspects)
         consuming = False
@@ -151,7 +150,7 @@ class Session:
                     raise PublishersBlocked(alarms[0]) from error
                 reason = f"The broker does not answer for the queue '{topology.queue}'"
                 raise BrokerUnavailable(reason) from error
-            # A bare Exception is aiormq's: of what was under way when the connection ended.
+            # aiormq raises a bare Exception from a call that the connection's end cut short.
             if isinstance(error, CONNECTION_EXCEPTIONS) or type(error) is Exception:
                 reason = f"The broker does not let a session be opened: {session._lost_over(error)}"
                 raise BrokerUnavailable(reason) from error
@@ -182,8 +181,8 @@ class Session:
 
     @property
     def ended_over_delivery(self) -> bool:
-        """Whether the broker closed the consuming connection over an error: over what it delivered,
-        as nothing that we do there is one.
+        """True if the broker closed the consuming connection with an error. A delivery caused it,
+        since our calls there make no errors.
         """
         said = self._connections[0].frames.closed
         return said is not None and not said.startswith(FORCED)
@@ -193,19 +192,19 @@ class Session:
             raise self.lost.result()
 
     def raise_if_lost(self, lost: ChannelLost) -> None:
-        """Raise why a channel beside the session's own ended, if the session has ended too, or if a
-        permission is missing: it would be on each channel.
+        """Raise ``lost``, the end of another channel, if the session has ended too, or if a
+        permission is missing: it would be missing on every channel.
         """
         if self.lost.done() or lost.refused:
             raise lost
 
     @asynccontextmanager
     async def another_publisher(self) -> AsyncIterator[Publisher]:
-        """A publisher on a channel that is open for so long: on a connection apart or, where none
-        is to be had, on the one that publishes.
+        """A publisher on a temporary channel of a separate connection. If that can't be opened, the
+        channel is on the publishing connection.
 
         Raises:
-            ChannelLost: the session ended, or this channel did.
+            ChannelLost: the session or this channel ended.
         """
         self._raise_if_ended()
         async with AsyncExitStack() as stack:
@@ -217,22 +216,22 @@ class Session:
             yield await stack.enter_async_context(_publisher(connection))
 
     async def login(self) -> str | None:
-        """By which name the broker knows the user that publishes; as :func:`login_of`."""
+        """The publishing user's name at the broker; as :func:`login_of`."""
         return await login_of(self._connections[-1])
 
     async def publish_alone(self, publication: Publication) -> Confirmation | None:
-        """Publish what may be why a session ended: with nothing else on its connection.
+        """Publish a message that may have ended a session, with nothing else on its connection.
 
         Returns:
-            What the broker said, as far as it answered in time; None if it ended the connection or
-            the channel over it, while it takes others.
+            The broker's answer, as far as it came in time. None if the broker ended the connection
+            or the channel over this message, while it takes others.
 
         Raises:
             ChannelLost: the session ended.
-            BrokerUnavailable, BrokerRefused: there is no connection for it now.
+            BrokerUnavailable, BrokerRefused: no connection can be opened now.
         """
         self._raise_if_ended()
-        # The outer one keeps the connection open for those who wait.
+        # The outer context keeps the connection open for the next publication.
         async with self._alone.connection(), self._one_alone:
             began = forced = False
             try:
@@ -245,7 +244,7 @@ class Session:
                     finally:
                         forced = (connection.frames.closed or "").startswith(FORCED)
             except ChannelLost as lost:
-                if not began or forced:  # an operator's doing is nothing of the publication's
+                if not began or forced:  # the publication is not the cause
                     await self._alone.leave()
                     raise BrokerUnavailable(str(lost)) from lost
             await self._until_another_is_taken()
@@ -253,8 +252,8 @@ class Session:
             return None
 
     async def _until_another_is_taken(self) -> None:
-        """Publish to nobody on a new connection until the broker takes that: it, or the network,
-        may have been why the last one ended.
+        """Publish to nobody on a new connection until the broker takes that: the broker or the
+        network may have ended the last connection for other reasons.
         """
         backoff = Backoff()
         while True:
@@ -269,12 +268,11 @@ class Session:
                 await backoff.sleep()
 
     async def redeclare(self) -> None:
-        """Declare the topology again, as a queue of it may be missing. Not on the consuming
-        connection: no answer comes while that is not read. What hinders it is logged, and is no
-        reason to end anything.
+        """Declare the topology again, since a queue may be missing. Uses a separate connection: the
+        consuming one is not read while reading is paused. Other errors are only logged.
 
         Raises:
-            TopologyMismatch: it can't be.
+            TopologyMismatch: it can't be declared.
         """
         try:
             async with asyncio.timeout(DECLARE_TIMEOUT), self._apart.connection() as connection:
@@ -284,11 +282,11 @@ class Session:
             log.warning("not_declared_again", error=str(error) or "the broker does not answer in time")
 
     async def close(self) -> None:
-        """Close the connections; the broker requeues what was not acknowledged."""
-        self.consumer.drop()  # what is not read would not be answered
+        """Close the connections. The broker requeues unacknowledged deliveries."""
+        self.consumer.drop()  # resumes reading, so that the broker's answer to the close is read
         if not self.lost.done():
-            # aiormq's connection drops the frames that wait to be written when it is closed, the
-            # last acknowledgements among them; a channel that is closed writes them first.
+            # Closing aiormq's connection drops the frames that wait to be written, such as the last
+            # acknowledgements. Closing the channel writes them first.
             await close_quietly(self._channel)
         await self._close_connections()
 
@@ -302,7 +300,7 @@ class Session:
             self.lost.set_result(self._lost_over(cause))
 
     def _lost_over(self, cause: BaseException | str | None) -> ChannelLost:
-        """The loss with the broker's own words, which aiormq does not always pass on."""
+        """The loss with the broker's reason, which aiormq does not always pass on."""
         said = (connection.frames.closed for connection in self._connections)
         return ChannelLost(cause, next(filter(None, said), None))
 

@@ -1,5 +1,5 @@
-"""From a message to a request, or to the refusal that Prefect's endpoint answers; no other
-exception gets out.
+"""Decodes a message into a request, or raises the refusal that Prefect's endpoint answers. Raises
+nothing else.
 """
 
 import base64
@@ -33,29 +33,29 @@ MINIMUM_API_VERSION = (0, 8, 0)
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII
 )
-# At most nine digits a number: Python takes seconds to read one of many thousands.
+# At most nine digits: Python takes seconds to read a number of many thousands.
 _API_VERSION = re.compile(r"\s*(\d{1,9})\.(\d{1,9})\.(\d{1,9})\s*", re.ASCII)
 
 Body = TypeVar("Body", bound=BaseModel)
 
 _adapters: dict[Kind, TypeAdapter[Any]] = {kind: TypeAdapter(kind.model) for kind in KINDS}
 _uuid = TypeAdapter(UUID)
-# What may stand for a character that no database stores: NUL, or one half of a surrogate pair.
-# Escaped, in UTF-16 or UTF-32 (which the standard library's parser reads, and where every JSON
-# object has a zero byte), or in bytes as they are.
+# Finds bodies that may hold a character that no database stores: NUL, or half a surrogate pair.
+# It may be escaped, or in plain bytes. A zero byte also marks UTF-16 and UTF-32, which the standard
+# library's parser reads.
 _SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\x00|\xed[\xa0-\xbf]")
-# FastAPI answers 400 where its parser's stack ends, near 1,000 levels; ours ends earlier, so that
+# FastAPI answers 400 when its parser's stack ends, near 1,000 levels. Ours allows fewer, so that
 # the record can still be written, stored and sent back.
 MAX_DEPTH = 500
-# A smaller body has too few errors to hold the event loop, in bytes.
+# In bytes. A smaller body can't have enough errors to hold the event loop.
 SMALL_BODY = 16 * 1024
-# Tables within tables in the headers. None of the worker's headers is one; deeper ones could not be
+# Levels of tables in the headers. The worker's own headers have none. Deeper ones could not be
 # written into the dead letter.
 MAX_HEADER_DEPTH = 100
-# Labels for text as it is: what Kombu, Spring AMQP and HTTP clients say of plain JSON.
+# Content encodings that Kombu, Spring AMQP and HTTP clients give plain JSON.
 _NO_ENCODING = frozenset(("", "utf-8", "utf8", "identity", "binary"))
 _NO_DATA_SECTION = "The body is an AMQP 1.0 value or sequence: send the JSON as a data section (binary)"
-# A property that can't be read costs the request if the contract has a use for it.
+# The properties that the contract uses. A request is refused if one of these can't be read.
 _USED_PROPERTIES = frozenset(
     (
         *("properties", "content_type", "content_encoding", "reply_to", "correlation_id"),
@@ -67,17 +67,16 @@ _USED_PROPERTIES = frozenset(
 
 @immutable
 class FlowRunRequest(Generic[Body]):
-    """A request that has been understood.
+    """A decoded request.
 
     Attributes:
         size: of the message's body, in bytes.
         api_version: from ``x-prefect-api-version``.
         created_by: from the automation headers.
-        run_id: the id that the run gets, from the message's fingerprint, when it has a
-            ``message_id`` and no idempotency key; else None.
-        traceparent: the producer's W3C trace context; None if it has none, or one that can't be
-            read.
-        deep: whether it may be nested deeper than the quick parser reads: some 200 levels.
+        run_id: the run's id, from the message's fingerprint, if the message has a ``message_id``
+            but no idempotency key. Otherwise None.
+        traceparent: the producer's W3C trace context; None if it is missing or invalid.
+        deep: it may be nested too deeply for the quick parser: deeper than some 200 levels.
         max_parameter_size: as for :func:`decode`.
     """
 
@@ -95,15 +94,14 @@ class FlowRunRequest(Generic[Body]):
 def decode(
     message: Message, *, max_body_bytes: int, max_parameter_size: int = MAX_PARAMETER_SIZE
 ) -> FlowRunRequest[Any]:
-    """Understand a message.
+    """Decode a message.
 
     Args:
         max_body_bytes: a larger body is refused unread.
-        max_parameter_size: of the parameters as Python writes them, in bytes; 0 for no limit.
+        max_parameter_size: limit for the parameters as JSON, in bytes; 0 for no limit.
 
     Raises:
-        Refusal: with Prefect's status and error body. The checks come in the order in which its
-            server makes them.
+        Refusal: with Prefect's status and error body. The checks have the order of its server.
     """
     if message.unreadable and (unreadable := _USED_PROPERTIES & message.unreadable.keys()):
         reasons = "; ".join(f"{name}: {message.unreadable[name]}" for name in sorted(unreadable))
@@ -146,10 +144,10 @@ def decode(
 
 
 def decoded_size(body: bytes) -> int:
-    """An upper estimate of the bytes that a body takes once it is decoded.
+    """An upper estimate of a decoded body's size in bytes.
 
-    A text takes up to four bytes a character, an empty list 64 with its place in another, an object
-    with one entry 256 (CPython 3.11).
+    A text takes up to four bytes per character. An empty list takes 64 with its place in another,
+    an object with one entry 256 (CPython 3.11).
     """
     return 4 * len(body) + 72 * (body.count(b",") + body.count(b"[")) + 264 * body.count(b"{")
 
@@ -165,22 +163,22 @@ def _check_encoding(message: Message) -> None:
 
 
 def _check_compression(message: Message) -> None:
-    """Kombu labels what it has compressed as plain JSON still, and tells in a header of its own."""
+    """Kombu still labels a compressed body as plain JSON. The header ``compression`` names it."""
     compression = _header(message, "compression")
     if compression:
         raise UnsupportedMediaType(f"The compression '{compression}' is not supported: send plain JSON.")
 
 
 def _is_json(content_type: str) -> bool:
-    """What FastAPI parses as JSON (``get_request_handler``). It passes over the parameters: as in
-    RFC 8259, section 11, no ``charset`` changes how JSON is read.
+    """True for a content type that FastAPI parses as JSON (``get_request_handler``). Parameters are
+    ignored: by RFC 8259, section 11, JSON has no ``charset``.
     """
     kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
     return kind == "application" and "/" not in subtype and (subtype == "json" or subtype.endswith("+json"))
 
 
 def _header(message: Message, name: str) -> str | None:
-    """A header as HTTP would carry it: text, or nothing."""
+    """A header as HTTP would carry it: text, or None."""
     value = message.headers.get(name) if message.headers else None
     if value is None:
         return None
@@ -190,12 +188,12 @@ def _header(message: Message, name: str) -> str | None:
 
 
 def _traceparent(header: str | None) -> str | None:
-    """W3C Trace Context, section 3.2: what can't be read is passed over."""
+    """The trace context. An invalid one is ignored (W3C Trace Context, section 3.2)."""
     return header if header and _TRACEPARENT.fullmatch(header) else None
 
 
 def _api_version(header: str | None) -> tuple[int, int, int] | None:
-    """``EnforceMinimumAPIVersion``: three integers, and none too old."""
+    """``EnforceMinimumAPIVersion``: three integers, at least the minimum version."""
     if not header:
         return None
     version = _API_VERSION.fullmatch(header)
@@ -235,8 +233,8 @@ def _created_by(message: Message, errors: list[dict[str, Any]]) -> CreatedBy | N
 
 
 def _parse(body: bytes) -> tuple[Any, bool]:
-    """JSON as the standard library reads it for Prefect's server, by a faster parser where the two
-    agree; and whether it is the other's, which reads deeper.
+    """Parse JSON as the standard library does for Prefect's server, first with a quick parser. True
+    if only the standard library's could read it: it allows deeper nesting.
     """
     if not body:
         return None, False
@@ -263,7 +261,7 @@ def _parse(body: bytes) -> tuple[Any, bool]:
 
 
 def depth_exceeds(content: Any, limit: int) -> bool:
-    """Whether a value is nested deeper than so many levels."""
+    """True if a value is nested deeper than ``limit`` levels."""
     level = [content]
     for _ in range(limit):
         level = [
@@ -294,7 +292,7 @@ def _validate(
         )
         return None
     except UnicodeEncodeError:
-        # Half a surrogate pair in an error's own words; ``unstorable`` tells its place.
+        # An error's text has half a surrogate pair. ``unstorable`` reports where it is.
         return None
     except RecursionError:
         raise BodyUnreadable from None

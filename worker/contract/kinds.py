@@ -1,5 +1,5 @@
-"""The kinds of requests, by the type of their message. A new one is an entry here with its model,
-and an entry in :data:`worker.runs.creation.RUNS` with the run that it asks for.
+"""The kinds of requests, by the type of their message. A new kind needs an entry with its model
+here, and one in :data:`worker.runs.creation.RUNS` that makes its run.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Kind:
     Attributes:
         model: of its body.
         type: the message's AMQP property ``type``.
-        title: what it asks for, in a line.
+        title: a line for the documents.
     """
 
     model: type[BaseModel]
@@ -49,5 +49,5 @@ Model = CreateFlowRun | CreateFlowRunFromDeployment
 
 
 def kind_of(type: str | None) -> Kind:
-    """The kind of request that a message of this type is: a create request by default."""
+    """The kind of a message's type. A missing or unknown type is a create request."""
     return _BY_TYPE.get(type, CREATE)

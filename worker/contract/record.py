@@ -1,5 +1,5 @@
-"""The flow run record, Prefect's ``FlowRunResponse``: a model to read it with, and a function that
-writes it straight from a row, for speed.
+"""The flow run record, Prefect's ``FlowRunResponse``: a model that reads it, and a function that
+writes it from a row directly, for speed.
 """
 
 from datetime import datetime, timedelta
@@ -30,7 +30,7 @@ class State(BaseModel):
 
 
 class FlowRunRecord(BaseModel):
-    """What the reply shows of a flow run. Durations are in seconds, datetimes in UTC."""
+    """A flow run as replies show it. Durations are in seconds, datetimes in UTC."""
 
     model_config = ConfigDict(ser_json_timedelta="float", extra="ignore")
 
