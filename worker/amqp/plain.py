@@ -1,5 +1,5 @@
-"""Reads and writes one message at a time, as aio-pika and aiormq document it: to find a fault, and
-on channels that are open for a moment.
+"""Reads and writes one message at a time, by documented calls of aio-pika and aiormq. It serves for
+finding faults, and on short-lived channels.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ def read(connection: Connection, channel: AbstractChannel, on_delivery: OnDelive
 def raw_properties(
     connection: Connection, channel: AbstractChannel, incoming: AbstractIncomingMessage
 ) -> bytes:
-    """The properties of what aio-pika hands over, as they came on the wire; once for each."""
+    """The properties, as bytes from the wire, of a message that aio-pika read. Call it once."""
     return connection.frames.properties.pop((channel.number or 0, incoming.delivery_tag or 0))
 
 
 class Writer:
-    """As :class:`worker.amqp.writing.Writer`. Each publication has a task, as aiormq's
+    """As :class:`worker.amqp.writing.Writer`. Each publication has its own task, since aiormq's
     ``basic_publish`` waits for the confirm.
     """
 
@@ -44,9 +44,7 @@ class Writer:
         connection.frames.on_return[channel.number or 0] = self.unconfirmed.returned
 
     async def write(self, outgoing: Sequence[Outgoing]) -> None:
-        """As :meth:`worker.amqp.writing.Writer.write`, but a channel that has ended raises nothing
-        here.
-        """
+        """As :meth:`worker.amqp.writing.Writer.write`, but raises nothing for an ended channel."""
         for each in outgoing:
             self.unconfirmed.add(self._next, each)
             task = asyncio.create_task(self._publish(self._next, each))
@@ -70,12 +68,12 @@ class Writer:
             if not (self._channel.is_closed or isinstance(error, CONNECTION_EXCEPTIONS)):
                 raise
         else:
-            # A returned one has its basic.return already, and this changes nothing.
+            # If the publication was returned, it is confirmed already, and this changes nothing.
             self.unconfirmed.confirm(number, Confirm.ACK)
 
 
 class WrittenProperties(Basic.Properties):
-    """Properties for aiormq that are written already, to the letter."""
+    """Properties for aiormq whose bytes exist already."""
 
     def __init__(self, written: bytes) -> None:
         super().__init__()

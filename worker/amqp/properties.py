@@ -1,9 +1,8 @@
-"""A message's properties as they stand in its content header (AMQP 0-9-1, sections 2.3.5.2 and
-4.2.6.1).
+"""Reads and writes a message's properties as bytes of its content header (AMQP 0-9-1, sections
+2.3.5.2 and 4.2.6.1).
 
-Each is read by itself, so that one that can't be read costs no other. And they can be written again
-as they came: a dead letter, and what is sent again from there, has the bytes that its producer
-sent.
+Each property is read separately, so an unreadable one costs no other. Properties can be written
+again byte for byte: dead letters and replayed messages have the bytes that their producer sent.
 """
 
 import struct
@@ -16,13 +15,13 @@ from pamqp.commands import Basic
 
 _FLAGS = struct.Struct(">H")
 _LENGTH = struct.Struct(">I")
-# Another two octets of flags follow, of which AMQP 0-9-1 uses none.
+# With this flag, two more octets of flags follow. AMQP 0-9-1 uses none of them.
 _MORE_FLAGS = 0x0001
-# In the order in which they stand in a header.
+# In the order of a content header.
 FLAGS = {
     name.replace("message_type", "type"): Basic.Properties.flags[name] for name in Basic.Properties.__slots__
 }
-# Octets that a value in a table takes, by its type; None: a length of four octets, then as many.
+# The size in octets of a table's value, by its type. None: a length of four octets comes first.
 _SIZES: Mapping[bytes, int | None] = {
     **dict.fromkeys((b"t", b"b", b"B"), 1),
     **dict.fromkeys((b"s", b"u"), 2),
@@ -45,20 +44,20 @@ _KINDS: dict[str, _Kind] = {
 
 
 def read(raw: bytes, unreadable: dict[str, str]) -> dict[str, Any]:
-    """The properties that are there, by their names; raises nothing.
+    """The present properties by their names. Raises nothing.
 
     Args:
-        raw: flags and properties, as they stand in a content header.
-        unreadable: gets the reason for each that can't be read: by its name, ``headers.NAME`` for a
-            header, whose value is then its bytes, and ``properties`` for all that follow the last
-            one that could.
+        raw: flags and properties, as in a content header.
+        unreadable: gets the reason for each unreadable property, by its name. For a header, the key
+            is ``headers.NAME`` and its value stays bytes. The key ``properties`` stands for all
+            after the last readable property.
     """
     found: dict[str, Any] = {}
     try:
         for name, read_one, start, end in _spans(raw):
             try:
                 found[name] = read_one(raw[start:end])
-            except Exception as error:  # whatever it is, it is told in the refusal
+            except Exception as error:  # the refusal shows it
                 if name == "headers":
                     found[name] = _each_header(raw[start:end], unreadable)
                 else:
@@ -69,7 +68,7 @@ def read(raw: bytes, unreadable: dict[str, str]) -> dict[str, Any]:
 
 
 def _each_header(raw: bytes, unreadable: dict[str, str]) -> dict[str, Any]:
-    """A table of which not all can be read: what can't stays as its bytes, and is noted."""
+    """Read a table's headers one by one. An unreadable one stays bytes, and is noted."""
     headers: dict[str, Any] = {}
     try:
         for name, value in split_table(raw):
@@ -81,32 +80,32 @@ def _each_header(raw: bytes, unreadable: dict[str, str]) -> dict[str, Any]:
             except Exception as error:
                 headers[name] = bytearray(value)
                 unreadable[f"headers.{name}"] = str(error) or type(error).__name__
-    # The first: a name that is no UTF-8 is one. The other: tables within tables, which are refused.
+    # ValueError: also for a name that is no UTF-8. RecursionError: too many tables in tables.
     except (ValueError, RecursionError) as error:
         unreadable["headers"] = str(error)
     return headers
 
 
 def split(raw: bytes) -> dict[str, bytes]:
-    """The properties by their names, each as the bytes of its value.
+    """The bytes of each property's value, by its name.
 
     Raises:
-        ValueError: they end before they should.
+        ValueError: the properties are incomplete.
     """
     return {name: raw[start:end] for name, _, start, end in _spans(raw)}
 
 
 def join(values: Mapping[str, bytes]) -> bytes:
-    """Flags and properties as they stand in a content header.
+    """Flags and properties, as in a content header.
 
     Args:
-        values: by name, in the order of AMQP 0-9-1, each as the bytes of its value.
+        values: the bytes of each value by name, in the order of AMQP 0-9-1.
     """
     return b"".join((_FLAGS.pack(sum(map(FLAGS.__getitem__, values))), *values.values()))
 
 
 def in_order(values: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The same, in the order in which :func:`join` wants them."""
+    """The same values in the order that :func:`join` needs."""
     return {name: values[name] for name in FLAGS if name in values}
 
 
@@ -123,11 +122,11 @@ def short_string(text: str) -> bytes:
 
 
 def split_table(raw: bytes) -> list[tuple[str, bytes]]:
-    """A table's entries: the name of each (what is no UTF-8 as surrogates), and its value with its
-    type as they stand there.
+    """A table's entries: each name, and the bytes of its type and value. Invalid UTF-8 in a name
+    becomes surrogates.
 
     Raises:
-        ValueError: a name or a value can't be told from what follows it.
+        ValueError: the length of an entry can't be determined.
     """
     entries: list[tuple[str, bytes]] = []
     at, end = _LENGTH.size, len(raw)
@@ -146,7 +145,7 @@ def split_table(raw: bytes) -> list[tuple[str, bytes]]:
 
 
 def join_table(entries: Iterable[tuple[str, bytes]]) -> bytes:
-    """A table of entries as :func:`split_table` gives them.
+    """The bytes of a table. Its entries are as :func:`split_table` returns them.
 
     Raises:
         ValueError: a name is longer than 255 bytes.
@@ -157,12 +156,12 @@ def join_table(entries: Iterable[tuple[str, bytes]]) -> bytes:
 
 @lru_cache(maxsize=256)
 def _present(flags: int) -> tuple[tuple[str, _Kind], ...]:
-    """The properties that are there, and their kinds. One producer's messages have the same."""
+    """The present properties and their kinds. Messages of one producer usually have the same."""
     return tuple((name, _KINDS[name]) for name, flag in FLAGS.items() if flags & flag)
 
 
 def _spans(raw: bytes) -> Iterable[tuple[str, Callable[[bytes], Any], int, int]]:
-    """Of each property that is there: name, reader, where its value begins and where it ends."""
+    """The name, reader, start and end of each present property."""
     try:
         (flags,) = _FLAGS.unpack_from(raw)
         at, more = _FLAGS.size, flags

@@ -21,9 +21,9 @@ class Publication(NamedTuple):
 
     Attributes:
         queue: the routing key on the default exchange.
-        properties: flags and properties, as they stand in a content header.
+        properties: flags and properties, as in a content header.
         body: the payload.
-        mandatory: whether it comes back where no queue takes it.
+        mandatory: the broker returns it if no queue takes it.
     """
 
     queue: str
@@ -37,7 +37,7 @@ class Publication(NamedTuple):
         return len(self.body)
 
     def frames(self, channel: int, frame_max: int) -> list[bytes]:
-        """The frames of a ``basic.publish`` as bytes; each item has one or more whole ones.
+        """The frames of a ``basic.publish`` as bytes. Each item has one or more whole frames.
 
         Raises:
             ValueError: the queue's name is too long, or the properties are larger than a frame.
@@ -75,7 +75,7 @@ class Confirm(Enum):
     """The broker's answer to a publication."""
 
     ACK = "ack"
-    RETURN = "return"  # there is no queue of that name; an ack follows, and counts no more
+    RETURN = "return"  # there is no queue of that name; the ack that follows is ignored
     NACK = "nack"  # its queue is full, or can't write
 
 
@@ -83,7 +83,7 @@ class Outgoing(NamedTuple):
     """A publication, and the callback for its confirm.
 
     Attributes:
-        on_confirm: is called within a read of the socket: it must neither wait nor raise.
+        on_confirm: called within a read of the socket: it must neither wait nor raise.
     """
 
     publication: Publication
@@ -91,7 +91,7 @@ class Outgoing(NamedTuple):
 
 
 class Unconfirmed:
-    """The publications of one channel of which the broker has said nothing, by their numbers.
+    """The unconfirmed publications of one channel, by their numbers.
 
     Attributes:
         none: set while there are none.
@@ -102,11 +102,11 @@ class Unconfirmed:
         self.none.set()
         self._outgoing: dict[int, Outgoing] = {}
         self._lowest = 1
-        # Their numbers by queue, while publications come back: most channels see none.
+        # Their numbers by queue. Filled only once a publication is returned, which is rare.
         self._by_queue: dict[str, dict[int, None]] = {}
 
     def add(self, number: int, outgoing: Outgoing) -> None:
-        """Wait for the confirm of a publication; numbers rise from 1."""
+        """Add a publication that waits for its confirm. Numbers rise from 1."""
         if not self._outgoing:
             self.none.clear()
         self._outgoing[number] = outgoing
@@ -114,7 +114,7 @@ class Unconfirmed:
             self._by_queue.setdefault(outgoing.publication.queue, {})[number] = None
 
     def confirm(self, number: int, confirm: Confirm, *, multiple: bool = False) -> None:
-        """Tell that the broker confirmed a publication, or with ``multiple`` all up to it."""
+        """Report the confirm of a publication, or with ``multiple`` of all up to it."""
         for each in range(self._lowest, number + 1) if multiple else (number,):
             if (outgoing := self._outgoing.pop(each, None)) is not None:
                 if self._by_queue:
@@ -127,8 +127,8 @@ class Unconfirmed:
             self.none.set()
 
     def returned(self, queue: str) -> None:
-        """Tell that a publication to this queue came back. The broker does not say which one: all
-        to it that are not confirmed count as returned.
+        """Report that a publication to this queue was returned. The broker does not say which one,
+        so all unconfirmed ones to this queue count as returned.
         """
         if not self._by_queue:
             for number, outgoing in self._outgoing.items():

@@ -7,27 +7,27 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from .frames import BODY, CONTENT, DELIVER, HEADER, METHOD, METHOD_ID, TAG
 from .transport import Connection, Observer, Transport
 
-# Is called with delivery tag, properties as they stand in a content header, body, and whether the
-# message is redelivered. Within a read of the socket: it must neither wait nor raise.
+# Called with the delivery tag, properties as in a content header, the body, and true for a
+# redelivered message. It is called within a read of the socket: it must neither wait nor raise.
 OnDelivery = Callable[[int, bytes, bytes, bool], None]
 # A consumer's callback for aio-pika.
 Consume = Callable[[AbstractIncomingMessage], Awaitable[None]]
 
 
 def read(connection: Connection, channel: AbstractChannel, on_delivery: OnDelivery) -> Consume:
-    """Have a channel's deliveries read; returns what to consume its queues with."""
+    """Read a channel's deliveries in bulk. Returns the callback for consuming its queues."""
     number = channel.number or 0
     connection.frames.channels[number] = DeliveryReader(connection.frames, number, on_delivery)
     return _never_called
 
 
 async def _never_called(_: AbstractIncomingMessage) -> None:
-    """The reader takes them all."""
+    """The reader takes all deliveries before aio-pika sees them."""
 
 
 class DeliveryReader(Observer):
-    """Puts a channel's deliveries together from their frames: a method, a header, and none or more
-    of the body. All other frames are aiormq's.
+    """Assembles a channel's deliveries from their frames: a method, a header, and any number of
+    body frames. All other frames go to aiormq.
     """
 
     def __init__(self, transport: Transport, number: int, on_delivery: OnDelivery) -> None:

@@ -1,13 +1,12 @@
-"""The bytes from RabbitMQ on their way to aiormq, cut into frames; knows what frames are, and
-nothing of requests.
+"""Cuts the bytes from RabbitMQ into frames before aiormq reads them. Knows frames, but no requests.
 
-Put below an aio-pika connection by aiormq's ``TransportFactory``. It tells what aio-pika has no way
-to tell: a delivery's properties as they came, a publication that came back (whatever its
-properties), and that the broker blocks publishers. Properties that aiormq could not read would end
-the connection with everything on it, so it gets none. And it can stop reading for a while.
+It is put below an aio-pika connection by aiormq's ``TransportFactory``. It reports what aio-pika
+can't: the bytes of a delivery's properties, returned publications, and that the broker blocks
+publishers. aiormq gets no properties, since unreadable ones would end the connection with all
+messages in flight. Reading can be paused.
 
 Bulk reading and writing (:mod:`reading`, :mod:`writing`) take a channel's deliveries and confirms
-away here.
+here.
 """
 
 import asyncio
@@ -37,16 +36,16 @@ from .watch import EndingConnection, Watch
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 # RabbitMQ's default in bytes, for a broker that sets no limit (0).
 DEFAULT_FRAME_MAX = 131_072
-# aiormq gives up a connection on which no frame came for three heartbeats (three minutes by
-# default, three seconds at least), and RabbitMQ sends no heartbeat while it sends others. So of
-# those that aiormq doesn't see, or while nothing is read, a heartbeat tells it this often; seconds.
+# aiormq gives up a connection without frames for three heartbeats (three minutes by default, three
+# seconds at least), and RabbitMQ sends no heartbeats while it sends other frames. So aiormq gets a
+# heartbeat at this interval (seconds) for frames that it doesn't see, and while reading is paused.
 ALIVE_SECONDS = 1.0
 # A host name may have several addresses. Give each but the last this many seconds.
 ADDRESS_SECONDS = 3.0
 
 
 class Observer:
-    """Looks at the frames of one channel: what aiormq does not tell of those that it serves."""
+    """Looks at the frames of one channel, for data that aiormq does not report."""
 
     def __init__(self, transport: "Transport", number: int) -> None:
         self._transport = transport
@@ -58,11 +57,11 @@ class Observer:
 
         Args:
             kind: the frame's type.
-            buffer: bytes in which it stands.
-            start, end: where in them its payload begins and ends.
+            buffer: the bytes read from the socket.
+            start, end: of the frame's payload in ``buffer``.
 
         Returns:
-            None: hand it on to aiormq as it is. Else what to hand on in its place.
+            None to pass the frame on to aiormq, or the bytes that replace it.
         """
         if kind == METHOD:
             (method,) = METHOD_ID.unpack_from(buffer, start)
@@ -75,21 +74,21 @@ class Observer:
             elif method == GET_OK:
                 (self._tag,) = TAG.unpack_from(buffer, at)
             elif method == RETURN and self._number in self._transport.on_return:
-                at += 2  # its code; its reason and exchange stand before the routing key
+                at += 2  # its code; then reason, exchange and routing key
                 for _ in range(2):
                     at += 1 + buffer[at]
                 self._transport.on_return[self._number](read_short_string(buffer, at))
         elif kind == HEADER:
             if self._tag is not None:
                 self._transport.properties[self._number, self._tag] = buffer[start + CONTENT.size : end]
-            # Without the properties: reading them could end the connection, and nobody needs it to.
+            # Remove the properties: aiormq's reading them could end the connection.
             content = buffer[start : start + CONTENT.size] + bytes(2)
             return HEAD.pack(HEADER, self._number, len(content)) + content + bytes((END,))
         return None
 
 
 class FlowControl:
-    """Stands between asyncio's stream and its socket. The stream pauses reading while its buffer is
+    """Sits between asyncio's stream and its socket. The stream pauses reading while its buffer is
     full, the worker while it holds enough. Reading goes on when neither pauses it.
     """
 
@@ -98,13 +97,13 @@ class FlowControl:
         self._paused_by: set[str] = set()
 
     def pause_reading(self, by: str = "stream") -> None:
-        """Called by the stream as it stands here."""
+        """Called by the stream with this default."""
         self._paused_by.add(by)
         if not self._socket.is_closing():
             self._socket.pause_reading()
 
     def resume_reading(self, by: str = "stream") -> None:
-        """Called by the stream as it stands here."""
+        """Called by the stream with this default."""
         self._paused_by.discard(by)
         if not self._paused_by and not self._socket.is_closing():
             self._socket.resume_reading()
@@ -126,7 +125,7 @@ class FrameReader(asyncio.StreamReader):
         self._now = loop.time
         self._told_alive = 0.0
         self._rest = b""
-        # After bytes that are no frame, pass everything on to aiormq, which tells of the error.
+        # After bytes that are no frame, pass everything on: aiormq raises the error.
         self._passing = False
 
     def set_transport(self, transport: asyncio.BaseTransport) -> None:
@@ -135,7 +134,7 @@ class FrameReader(asyncio.StreamReader):
         super().set_transport(cast(asyncio.ReadTransport, self.flow))
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # a transport gives bytes alone
-        """Cut what the socket brought into frames, and show each to who looks at its channel."""
+        """Cut the socket's bytes into frames, and show each to its channel's observer."""
         if self._passing:
             super().feed_data(data)
             return
@@ -171,28 +170,27 @@ class FrameReader(asyncio.StreamReader):
             self.tell_alive()
 
     def feed_eof(self) -> None:
-        """The socket has ended, perhaps within a frame."""
+        """Pass on the rest: the socket has ended, perhaps within a frame."""
         if self._rest:
             super().feed_data(self._rest)
             self._rest = b""
         super().feed_eof()
 
     def tell_alive(self) -> None:
-        """Let aiormq know that the broker lives, once in ``ALIVE_SECONDS``."""
+        """Give aiormq a heartbeat, once in ``ALIVE_SECONDS``: the broker is alive."""
         if self._now() > self._told_alive + ALIVE_SECONDS:
             self._told_alive = self._now()
             super().feed_data(HEARTBEAT)
 
 
 class Transport(Watch):
-    """Opens the socket as aiormq does by itself, and looks at what comes in.
+    """Opens the socket as aiormq's own factory does, and looks at all frames that come in.
 
     Attributes, besides those of :class:`worker.amqp.watch.Watch`:
-        channels: who looks at the frames of a channel, by its number; an :class:`Observer` by
-            itself.
-        properties: of deliveries that aiormq serves, as they came, by channel and delivery tag. Who
-            gets the delivery takes them out.
-        on_return: by channel, what is called with the routing key of a publication that came back.
+        channels: the observers by channel number; an :class:`Observer` by default.
+        properties: the bytes of the properties of deliveries that aiormq serves, by channel and
+            delivery tag. The receiver of the delivery takes them out.
+        on_return: by channel, the callback for the routing key of a returned publication.
     """
 
     def __init__(self) -> None:
@@ -205,7 +203,7 @@ class Transport(Watch):
         self._pause: asyncio.TimerHandle | None = None
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Open the socket; called by aiormq."""
+        """Open the socket. Called by aiormq."""
         tls = options.pop("ssl_context_provider")
         context = await tls.get_context() if url.scheme == "amqps" else None
         loop = asyncio.get_running_loop()
@@ -216,7 +214,7 @@ class Transport(Watch):
             addresses = await loop.getaddrinfo(url.host or "", url.port, type=socket.SOCK_STREAM)
             for number, (*_, address) in enumerate(addresses, start=1):
                 try:
-                    # One that is silent leaves time for the others.
+                    # A silent address must leave time for the others.
                     async with asyncio.timeout(ADDRESS_SECONDS if number < len(addresses) else None):
                         self._socket, _ = await loop.create_connection(
                             lambda: protocol, *address[:2], **options
@@ -230,12 +228,12 @@ class Transport(Watch):
         return self._reader, asyncio.StreamWriter(self._socket, protocol, self._reader, loop)
 
     def pause_reading(self) -> None:
-        """Read no more from the socket until :meth:`resume_reading`; what was read goes on."""
+        """Read no more from the socket until :meth:`resume_reading`. Earlier data is processed."""
         self._reader.flow.pause_reading("worker")
         self._stay_alive()
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Read from the socket again."""
         self._reader.flow.resume_reading("worker")
         if self._pause is not None:
             self._pause.cancel()
@@ -261,7 +259,7 @@ class Connection(EndingConnection):
         super().__init__(url, **options)
         self.frames = Transport()
         self.kwargs["transport_factory"] = self.frames
-        # The end of the connection ends a wait for the end of an alarm.
+        # When the connection ends, waits for the end of an alarm must end as well.
         self.close_callbacks.add(lambda *_: self.frames.unblocked.set())
 
     @property

@@ -1,5 +1,5 @@
-"""Notes why the broker closes a connection, and why it blocks publishers. aiormq keeps neither
-reason where a caller could read it. Knows no messages.
+"""Notes the broker's reasons for closing a connection and for blocking publishers, which aiormq
+does not make accessible. Knows no messages.
 """
 
 import asyncio
@@ -15,16 +15,16 @@ from .frames import BLOCKED, CLOSE, HEAD, KINDS, METHOD, METHOD_ID, UNBLOCKED, r
 
 
 class Watch(aiormq.TransportFactory):
-    """Opens the socket as aiormq does by itself, and reads the broker's words about the connection.
+    """Opens the socket as aiormq's own factory does, and reads the methods of channel 0.
 
     Attributes:
-        closed: why the broker closed the connection, such as ``NOT_ALLOWED - vhost x not found``;
-            None if it has not said so.
-        blocked: why the broker takes no publications (an alarm), such as ``low on memory``; None
-            while it does.
-        on_blocked: is called with each new value of that.
-        unblocked: set while it takes them.
-        blocked_event: set while it doesn't.
+        closed: the broker's reason for closing the connection, such as
+            ``NOT_ALLOWED - vhost x not found``; None if it gave none.
+        blocked: the alarm because of which the broker takes no publications, such as ``low on
+            memory``; None without an alarm.
+        on_blocked: called with each new value of ``blocked``.
+        unblocked: set without an alarm.
+        blocked_event: set during an alarm.
     """
 
     def __init__(self) -> None:
@@ -36,23 +36,23 @@ class Watch(aiormq.TransportFactory):
         self.blocked_event = asyncio.Event()
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Open the socket; called by aiormq. The broker speaks second, so nothing is missed."""
+        """Open the socket; called by aiormq. The client speaks first, so nothing is missed."""
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, writer = await factory.create(url, **options)
         setattr(reader, "feed_data", self._watching(reader.feed_data))  # noqa: B010  # mypy: a method
         return reader, writer
 
     def note(self, buffer: bytes, start: int) -> None:
-        """Read a method of channel 0, which begins there."""
+        """Read the method of channel 0 at ``start``."""
         (method,) = METHOD_ID.unpack_from(buffer, start)
         at = start + METHOD_ID.size
         if method == CLOSE:
-            self.closed = read_short_string(buffer, at + 2)  # behind its code
+            self.closed = read_short_string(buffer, at + 2)  # after its code
         elif method in (BLOCKED, UNBLOCKED):
             self.block(read_short_string(buffer, at) if method == BLOCKED else None)
 
     def block(self, reason: str | None) -> None:
-        """Note what ``connection.blocked`` or ``connection.unblocked`` (None) says."""
+        """Note the reason of ``connection.blocked``, or None for ``connection.unblocked``."""
         self.blocked = reason
         if reason is None:
             self.blocked_event.clear()
@@ -63,7 +63,7 @@ class Watch(aiormq.TransportFactory):
         self.on_blocked(reason)
 
     def _watching(self, feed: Callable[[Any], None]) -> Callable[[Any], None]:
-        """The reader's own ``feed_data``, with a look at what passes."""
+        """The reader's own ``feed_data``, which also reads the methods of channel 0."""
         rest, skip, passing = b"", 0, False
 
         def feed_data(data: bytes) -> None:
@@ -79,7 +79,7 @@ class Watch(aiormq.TransportFactory):
             while size - at >= HEAD.size:
                 kind, channel, length = HEAD.unpack_from(buffer, at)
                 end = at + HEAD.size + length + 1
-                if kind not in KINDS:  # no frame, as the header of another version of AMQP
+                if kind not in KINDS:  # no frame, such as the header of another AMQP version
                     passing = True
                     return
                 if kind == METHOD and not channel:
@@ -96,19 +96,19 @@ class Watch(aiormq.TransportFactory):
 
 
 class EndingConnection(aio_pika.Connection):
-    """An aio-pika connection that is closed as well once the broker has ended it."""
+    """An aio-pika connection that counts as closed once the broker has ended it."""
 
     @property
     def is_closed(self) -> bool:
-        """aio-pika says so only of a connection that we closed."""
+        """True after any end. In aio-pika it is true only if we closed the connection."""
         return super().is_closed or (self.transport is not None and self.transport.connection.is_closed)
 
 
 class WatchedConnection(EndingConnection):
-    """A connection with such a transport, for users who read no messages in bulk.
+    """A connection with a watch, for users that read no messages in bulk.
 
     Attributes:
-        frames: the transport.
+        frames: the watch.
     """
 
     def __init__(self, url: URL, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Writes publications in bulk, and reads their confirms from the frames; past aiormq."""
+"""Writes publications in bulk past aiormq, and reads their confirms from the frames."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ WRITE_BYTES = 1024 * 1024
 class Writer:
     """Publishes on a channel of its own.
 
-    Its calls may come from several tasks; what one call writes stays in order.
+    Its methods may be called from several tasks. The publications of one call stay in order.
     """
 
     def __init__(self, connection: Connection, channel: AbstractChannel) -> None:
@@ -34,7 +34,7 @@ class Writer:
         channel.close_callbacks.add(self._closed)
 
     async def write(self, outgoing: Sequence[Outgoing]) -> None:
-        """Write publications; returns once the socket takes more.
+        """Write publications. Returns once the socket takes more.
 
         Raises:
             Exception: one of aio-pika's ``CONNECTION_EXCEPTIONS``: the channel has ended.
@@ -43,7 +43,7 @@ class Writer:
         channel = await self._channel.get_underlay_channel()
         assert isinstance(channel, Channel)
         async with channel.lock:
-            # Numbered and queued in one go, so that they are written in the order of their numbers.
+            # Number and queue them under one lock: they must be written in the numbers' order.
             if channel.publisher_confirms:
                 for each in outgoing:
                     self.unconfirmed.add(self._next, each)
@@ -63,7 +63,7 @@ class Writer:
                 each.on_confirm(Confirm.ACK)
 
     async def _put(self, channel: Channel, frames: list[bytes]) -> None:
-        """Have whole frames written. Frames of other channels may come between them."""
+        """Write whole frames. Frames of other channels may come between two calls."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unwritten.add(written)
         written.add_done_callback(self._unwritten.discard)
@@ -79,7 +79,7 @@ class Writer:
 
 
 class ConfirmReader(Observer):
-    """Takes a channel's confirms away; all other frames are aiormq's."""
+    """Takes a channel's confirms. All other frames go to aiormq."""
 
     def __init__(self, transport: Transport, number: int, unconfirmed: Unconfirmed) -> None:
         super().__init__(transport, number)

@@ -38,7 +38,7 @@ _PROCESS = struct.Struct(">III")
 # Every version of Erlang accepts numbers and serials of this many bits. Some versions accept more.
 # A process of the broker's own node is refused if it has more than the broker's version accepts.
 _NUMBER_BITS, _SERIAL_BITS = 15, 13
-# A key of no channel: such a publication reaches nobody.
+# A key of no channel: such a publication has no receiver.
 _NOBODY = base64.b64encode(bytes(16)).decode()
 # A cluster has few nodes. If there are more names than this, they are made up.
 _MAX_REFUSED = _MAX_KNOWN = 1000
@@ -75,7 +75,7 @@ class _Requester:
         return self.node, self.creation, self.number_bits, self.serial_bits
 
     def nobody(self) -> str:
-        """A name that the broker treats like this one, but that reaches nobody."""
+        """A name that the broker treats like this one, but without a requester behind it."""
         number, serial = 2**self.number_bits - 1, 2**self.serial_bits - 1
         term = _HEAD + struct.pack(">H", len(self.node)) + self.node
         term += _PROCESS.pack(number, serial, self.creation)
@@ -132,7 +132,7 @@ class DirectReplies:
         return await asyncio.shield(self._answers[key])
 
     def close(self) -> None:
-        """Stop all trials. Call it once nobody waits for them."""
+        """Stop all trials. No call of :meth:`try_to_publish` may be waiting."""
         self._waiting.clear()
         for trial in self._trials:
             trial.cancel()

@@ -1,4 +1,4 @@
-"""Makes messages and deliveries of the bytes that came in."""
+"""Makes messages and deliveries from their bytes."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from worker.contract.message import Message
 
 
 def read_message(raw: bytes, body: bytes, *, redelivered: bool = False) -> Message:
-    """A message from its properties and its body; raises nothing.
+    """Make a message from its properties and its body. Raises nothing.
 
     An unreadable property is None, an unreadable header keeps its bytes. ``Message.unreadable`` has
     the reasons.
 
     Args:
-        raw: flags and properties, as they stand in a content header.
+        raw: flags and properties, as in a content header.
     """
     unreadable: dict[str, str] = {}
     found: dict[str, Any] = read(raw, unreadable)

@@ -17,8 +17,8 @@ _REAL = re.compile(r"authenticated user was '(.*?)'")
 async def login_of(connection: aio_pika.Connection) -> str | None:
     """The user's name, as ``user_id`` must have it; None if the broker does not say.
 
-    A message to a missing queue carries the URL's user as ``user_id``. The broker accepts it, or
-    closes the channel with the user's real name.
+    A message to a missing queue has the URL's user as ``user_id``. The broker accepts it, or closes
+    the channel with the user's real name as the reason.
 
     Raises:
         ChannelLost: the connection ended.

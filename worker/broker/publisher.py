@@ -1,7 +1,7 @@
-"""Publishing with publisher confirms; knows no requests.
+"""Publishes with publisher confirms. Knows no requests.
 
-A publisher has a connection of its own, as RabbitMQ's guide to alarms advises: while memory or disk
-run out the broker stops reading from connections that publish, and acknowledgements must go on.
+A publisher has a connection of its own, as RabbitMQ's guide to alarms advises: during a memory or
+disk alarm the broker stops reading from connections that publish, but acknowledgements must go on.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ class Confirmation:
     """The confirms of publications that went out together.
 
     Attributes:
-        publications: what went out.
-        confirms: of each, by its place; None while the broker has said nothing.
+        publications: in their order.
+        confirms: in the same order; None until the broker has answered.
     """
 
     def __init__(self, publications: Sequence[Publication], ended: "asyncio.Future[ChannelLost]") -> None:
@@ -39,11 +39,11 @@ class Confirmation:
 
     @property
     def all_taken(self) -> bool:
-        """Whether the broker has taken each."""
+        """True if the broker has taken each publication."""
         return self.confirms.count(Confirm.ACK) == len(self.confirms)
 
     def confirm(self, index: int, confirm: Confirm) -> None:
-        """Note what the broker says of a publication, once for each."""
+        """Note a publication's confirm. Call it once for each."""
         self.confirms[index] = confirm
         self._missing -= 1
         if not self._missing:
@@ -53,7 +53,7 @@ class Confirmation:
         """Wait until the broker has answered for every publication, or for this many seconds.
 
         Raises:
-            ChannelLost: the channel ended first; the broker may have taken what it did not confirm.
+            ChannelLost: the channel ended first. The broker may have taken unconfirmed ones.
         """
         await _until(self._all, self._ended, seconds)
 
@@ -61,15 +61,15 @@ class Confirmation:
 class Publisher:
     """Publishes to queues by their names, on a channel of its own, with publisher confirms.
 
-    Its methods may be called from several tasks; what one call publishes stays in order.
+    Its methods may be called from several tasks. The publications of one call stay in order.
 
     Args:
         connection: the channel's.
-        channel: for this publisher alone.
+        channel: used by this publisher only.
         bulk: write past aio-pika; see :mod:`worker.amqp`.
 
     Attributes:
-        ended: done once its channel has ended; its result is the reason.
+        ended: done once its channel has ended. Its result is the reason.
         frames: the transport of its connection.
         frame_max: the largest frame in bytes, as agreed with the broker.
     """
@@ -102,7 +102,7 @@ class Publisher:
             raise self.ended.result() if self.ended.done() else ChannelLost(error) from error
 
     async def publish(self, publications: Sequence[Publication]) -> Confirmation:
-        """As :meth:`send`, for who waits for all of them."""
+        """As :meth:`send`, for callers that wait for all confirms together."""
         confirmation = Confirmation(publications, self.ended)
         await self.send(
             [
@@ -122,17 +122,17 @@ class Publisher:
 
     @property
     def lost(self) -> bool:
-        """Whether its channel has ended."""
+        """True once its channel has ended."""
         return self.ended.done() or self._channel.is_closed
 
     async def try_out(self, size: int = 0) -> None:
-        """Publish a message to a queue that does not stand: the broker sends it back, or refuses.
+        """Publish a message to a missing queue: the broker returns it, or refuses it.
 
         Args:
             size: of its body, in bytes.
 
         Raises:
-            ChannelLost: it does not let us publish.
+            ChannelLost: the broker refuses it.
         """
         confirmation = await self.publish([Publication(f"no-queue-{uuid4()}", join({}), bytes(size))])
         await confirmation.wait()
@@ -145,7 +145,7 @@ class Publisher:
 async def _until(
     answered: asyncio.Event, ended: "asyncio.Future[ChannelLost]", seconds: float | None
 ) -> None:
-    """Wait until all is answered, or for this many seconds; raise why the channel ended before."""
+    """Wait for ``answered``, or for this many seconds. Raise if the channel ends first."""
     waiting = asyncio.create_task(answered.wait())
     try:
         await asyncio.wait((waiting, ended), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

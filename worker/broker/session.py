@@ -104,7 +104,7 @@ class Session:
             fast_path: read and write in bulk; see :mod:`worker.amqp`.
             prefetch_size: bytes of deliveries to hold. The last delivery may exceed it.
             max_message_size: the broker's limit in bytes, until it shows a lower one.
-            try_out: consume, and publish a message to nobody, so that a missing permission is
+            try_out: consume, and publish to a missing queue, so that a missing permission is
                 reported as such. Publish first if the worker had its permissions before: no
                 delivery must be counted while the worker may not answer.
             careful: the last session ended over a delivery. Then consume one at a time until that
@@ -252,8 +252,8 @@ class Session:
             return None
 
     async def _until_another_is_taken(self) -> None:
-        """Publish to nobody on a new connection until the broker takes that: the broker or the
-        network may have ended the last connection for other reasons.
+        """Publish to a missing queue on a new connection until the broker takes that: the broker or
+        the network may have ended the last connection for other reasons.
         """
         backoff = Backoff()
         while True:

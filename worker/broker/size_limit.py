@@ -19,7 +19,7 @@ _LIMIT = re.compile(r"larger than (?:configured )?max size (\d+)")
 
 class SizeLimit:
     """The broker closes the channel over a message larger than its ``max_message_size``. The fate
-    of earlier messages on it is unknown then. So a message to nobody tries each new size first.
+    of earlier messages on it is unknown then. So a message to a missing queue tries a new size.
 
     Args:
         max_size: the limit in bytes, until the broker shows a lower one.

@@ -1,6 +1,5 @@
-"""When to give up on a reply that the broker does not confirm; publishes nothing.
-
-A dead letter is never given up.
+"""Decides when to give up a reply that the broker does not confirm. A dead letter is never given
+up. Publishes nothing.
 """
 
 from time import monotonic
@@ -9,8 +8,8 @@ from worker.amqp.publication import Confirm
 
 # Retry a refused reply for this many seconds, then give it up. A replicated reply queue whose node
 # died has another leader by then, also on a busy machine (tests/faults/test_cluster.py needed more
-# than 10). A missing confirm is waited for as long if the broker confirms later publications: then
-# the broker is not slow, and this queue has no majority.
+# than 10). Wait as long for a missing confirm if the broker confirms later publications: then the
+# broker is not slow, but this queue has no majority.
 REPLY_SECONDS = 25.0
 # Wait this many seconds if no later publication is confirmed. The broker closes the channel over a
 # delivery that is held for 30 minutes.
@@ -19,8 +18,8 @@ LONE_REPLY_SECONDS = 600.0
 GIVEN_UP_SECONDS = 60.0
 # At most this share of the prefetch waits for one reply queue. Further replies are tried once.
 SHARE_OF_PREFETCH = 0.1
-# With a smaller prefetch, take the share of this one, as far as memory allows: replies that wait
-# keep no other request from being delivered.
+# With a smaller prefetch, take the share of this one, if memory allows: waiting replies don't keep
+# other requests from being delivered.
 LEAST_PREFETCH = 100
 
 
@@ -33,16 +32,16 @@ class GivingUp:
     def reason(
         self, queue: str, confirm: Confirm | None, *, waited: float, later: bool, others: int, prefetch: int
     ) -> str | None:
-        """Why a reply is given up; None to wait for its confirm, or to publish it again.
+        """The reason for giving up a reply; None to wait for its confirm, or to publish it again.
 
         Args:
-            queue: where it was published to.
-            confirm: what the broker said of it; None for nothing.
-            waited: since it was published first, in seconds.
-            later: whether the broker has answered for a later one.
-            others: how many more answers wait for this queue.
-            prefetch: how many deliveries are let in, once the session is on its way. Not how many
-                are now: a session begins with one, and ends with none.
+            queue: of the reply.
+            confirm: the broker's answer; None if there is none.
+            waited: seconds since its first publication.
+            later: the broker has answered for a later publication.
+            others: the number of other answers that wait for this queue.
+            prefetch: the session's full prefetch. The present one may be lower: a session begins
+                with 1 and ends with 0.
         """
         if confirm is Confirm.RETURN:
             return "no such queue"

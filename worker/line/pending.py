@@ -1,4 +1,4 @@
-"""A delivery that waits for confirms, and the publications of its answer. Publishes nothing."""
+"""A delivery that waits for confirms, and its answer's publications. Publishes nothing itself."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -29,10 +29,10 @@ class Pending:
     """A delivery whose answer the broker has not confirmed yet. It is settled once nothing is left.
 
     Attributes:
-        status, run_id, refused, reply_to, recorded: as of the answer.
-        since: when it was published first.
-        left: its publications that the broker has not taken, less those that are given up.
-        rejected: the broker makes the dead letter, as ours is too large for it.
+        status, run_id, refused, reply_to, recorded: as in the answer.
+        since: the time of its first publication.
+        left: its publications that the broker has not taken, without those that were given up.
+        rejected: the broker makes the dead letter, since it does not take ours.
     """
 
     delivery: Delivery
@@ -47,7 +47,7 @@ class Pending:
 
     @property
     def size(self) -> int:
-        """The size of the largest publication that is left, in bytes."""
+        """The size of the largest remaining publication, in bytes."""
         return max((each.publication.size for each in self.left), default=0)
 
 
@@ -56,9 +56,9 @@ class Sent:
     """One publication of an answer, which may go out several times.
 
     Attributes:
-        by: who published it, while the broker has not answered.
-        number: in the order in which all publications go out.
-        at: when it went out last, or is to go out again.
+        by: its publisher while the broker has not answered; otherwise None.
+        number: its place in the order of all publications.
+        at: the time when it went out last, or will go out again.
     """
 
     pending: Pending
@@ -70,11 +70,11 @@ class Sent:
 
 
 def pending_of(session: Session, answer: Answer, *, may: bool) -> Pending:
-    """What an answer needs.
+    """Make the publications that an answer needs.
 
     Args:
-        session: on which it came.
-        may: whether a reply may be sent to where the request wants it.
+        session: of the request.
+        may: a reply may be published to the request's ``reply_to``.
     """
     delivery, now = answer.delivery, datetime.now(UTC)
     pending = Pending(
@@ -121,8 +121,8 @@ def count_bytes(session: Session, pending: Pending) -> None:
 
 
 def shorten(session: Session, pending: Pending) -> None:
-    """Replace a reply that is too large for the broker by the reason. Drop a dead letter of such a
-    size: the broker makes one when the delivery is rejected.
+    """Replace a reply that is too large for the broker by the reason. Drop a dead letter that is
+    too large: the broker makes one when the delivery is rejected.
     """
     now, limit = datetime.now(UTC), session.size_limit.max_size
     for sent in [each for each in pending.left if each.publication.size > limit]:
@@ -134,8 +134,8 @@ def shorten(session: Session, pending: Pending) -> None:
 
 
 def other_queue(sent: Sent) -> str | None:
-    """The queue to try next for a reply that came back: its ``reply_to`` may be the address of a
-    queue in another protocol. None if there is no other.
+    """The queue to try next for a returned reply: its ``reply_to`` may be a queue's address in
+    another protocol. None if there is no other queue.
     """
     reply_to = sent.pending.reply_to
     if reply_to is None or sent.publication.queue != reply_to:
@@ -150,7 +150,7 @@ def unroutable(pending: Pending, queue: str, reason: str) -> None:
 
 
 def _short_reply(session: Session, pending: Pending, now: datetime, size: int) -> Publication:
-    """A reply that says why the whole one, of ``size`` bytes, is not sent."""
+    """A reply with the reason why the full one, of ``size`` bytes, is not sent."""
     message, limit = pending.delivery.message, session.size_limit.max_size
     reason = f"The reply has {size:,} bytes, and the broker takes {limit:,}."
     _not_sent("reply_too_large", pending, message.reply_to, reason)

@@ -1,5 +1,5 @@
-"""Counts the deliveries whose answers wait, off the line, for a queue that does not take them, or
-for the trial of a direct reply-to; knows no broker.
+"""Counts the deliveries whose answers wait off the line: for a queue that refuses them, or for the
+trial of a direct reply-to. Knows no broker.
 """
 
 from collections import Counter
@@ -19,13 +19,13 @@ class SetAside:
         return len(self._queues)
 
     def add(self, tag: int, queue: str) -> None:
-        """Note that a delivery's answer waits for this queue from now on."""
+        """Note that a delivery's answer now waits for this queue."""
         if not self.waits(tag, queue):
             self._queues.setdefault(tag, set()).add(queue)
             self._waiting[queue] += 1
 
     def leave(self, tag: int, queue: str) -> None:
-        """Note that it waits for this queue no more, if it did; the delivery is not settled yet."""
+        """Note that it no longer waits for this queue, if it did. It need not be settled yet."""
         if self.waits(tag, queue):
             self._queues[tag].remove(queue)
             self._waiting[queue] -= 1
@@ -33,7 +33,7 @@ class SetAside:
                 del self._waiting[queue]
 
     def remove(self, tags: Iterable[int]) -> None:
-        """Note that these deliveries are settled, whether they were set aside or not."""
+        """Forget settled deliveries. They need not have been set aside."""
         for tag in tags:
             for queue in tuple(self._queues.get(tag, ())):
                 self.leave(tag, queue)
@@ -41,11 +41,11 @@ class SetAside:
         self._replaced = min(self._replaced, len(self._queues))
 
     def waits(self, tag: int, queue: str) -> bool:
-        """Whether a delivery's answer waits for this queue."""
+        """True if a delivery's answer waits for this queue."""
         return queue in self._queues.get(tag, ())
 
     def waiting_for(self, queue: str) -> int:
-        """How many deliveries wait for this queue."""
+        """The number of deliveries that wait for this queue."""
         return self._waiting[queue]
 
     def take_up_prefetch(self, prefetch: int) -> bool:

@@ -1,9 +1,8 @@
-"""The end of the line: publish replies and dead letters, and acknowledge each delivery once the
-broker has confirmed all that was published for it. Nothing else decides that a delivery is settled.
-It knows no database.
+"""The end of the line: publishes replies and dead letters, and acknowledges each delivery once the
+broker has confirmed all its publications. No other module settles a delivery. It knows no database.
 
-A publication that the broker does not take is published again, off the line: nothing else waits
-for it. A dead letter is tried until it is taken, a reply within limits.
+A publication that the broker refuses is published again, off the line: nothing else waits for it. A
+dead letter is tried until the broker takes it, a reply within limits.
 """
 
 import asyncio
@@ -40,19 +39,19 @@ from worker.tasks.backoff import pause
 
 log = structlog.get_logger(__name__)
 
-# Confirms mostly come within milliseconds. Those that hang, as of a reply queue without a majority,
-# are looked at this often; seconds.
+# Most confirms come within milliseconds. Some hang, as those of a reply queue without a majority.
+# Look for them at intervals of this many seconds.
 HANGING_SECONDS = 2.0
 _CLOSES = "the broker closes the connection over it"
 
 
 class Settlement:
-    """Publishes answers and has their deliveries acknowledged.
+    """Publishes answers, and has their deliveries acknowledged.
 
     Args:
-        session: where the deliveries came from, and where the answers go.
-        tasks: what waits for the broker runs in here, so that its end ends everything.
-        traces: is told when replies go out and when they are settled.
+        session: of the deliveries and the answers.
+        tasks: runs everything that waits for the broker. A failure there ends the whole session.
+        traces: notes when replies go out and when they are settled.
         prefetch: the full prefetch, which a session reaches after its first deliveries.
     """
 
@@ -70,7 +69,7 @@ class Settlement:
         self._answered: list[tuple[Sent, Confirm]] = []
         self._done: list[Pending] = []
         self._news = asyncio.Event()
-        # Publications to repeat, and the time of the first.
+        # Publications to repeat, and the time for the first of them.
         self._again: list[Sent] = []
         self._next = inf
         self._aside = SetAside()
@@ -78,10 +77,10 @@ class Settlement:
         self._counting = tasks.create_task(self._count_down())
 
     async def settle(self, answers: Sequence[Answer]) -> None:
-        """Publish the answers. Waits first until the earlier ones leave room.
+        """Publish the answers. Waits first until earlier answers leave room.
 
         Raises:
-            ChannelLost: the session ended; all of them will be delivered again.
+            ChannelLost: the session ended. All their requests will be delivered again.
         """
         await self._session.consumer.in_flight.answers.room(sum(len(answer.body) for answer in answers))
         self._all_settled.clear()
@@ -99,13 +98,13 @@ class Settlement:
         await self._publish(self._session.publisher, ready)
 
     async def finish(self) -> None:
-        """Wait until all answers that were given are settled."""
+        """Wait until all answers are settled."""
         if self._open:
             await self._all_settled.wait()
         self._counting.cancel()
 
     def _ready(self, pending: Pending) -> Sequence[Sent]:
-        """The publications that may go out with others; tasks publish those that may not."""
+        """The publications that may go out with others. Tasks publish the rest."""
         self._open[pending.delivery.tag] = pending
         if not pending.left:
             self._settle_soon(pending)
@@ -129,7 +128,7 @@ class Settlement:
         await publisher.send(outgoing)
 
     async def _publish_after_trial(self, answer: Answer, reply_to: str) -> None:
-        """Publish the answer to a direct reply-to whose node is not known; nothing else waits."""
+        """Publish the answer to a direct reply-to with an unknown node. Nothing waits for it."""
         may = await self._session.direct_replies.try_to_publish(reply_to)
         ready = self._ready(pending_of(self._session, answer, may=may))
         await self._publish(self._session.publisher, ready)
@@ -148,13 +147,13 @@ class Settlement:
                 self._settle_soon(pending)
 
     def _confirmed(self, sent: Sent, confirm: Confirm) -> None:
-        """Called within a read of the socket: the task that counts down does the rest."""
+        """Note a confirm. Called within a read of the socket: :meth:`_count_down` does the rest."""
         self._answered.append((sent, confirm))
         self._news.set()
 
     async def _count_down(self) -> None:
-        """Take each confirm off its delivery, and settle the deliveries of which nothing is left.
-        At its time, publish what was not taken, and look for confirms that hang.
+        """Take each confirmed publication off its delivery, and settle the deliveries with none
+        left. When it is time, publish refused ones again, and look for confirms that hang.
         """
         publisher = self._session.publisher
         publisher.ended.add_done_callback(lambda _: self._news.set())
@@ -187,7 +186,7 @@ class Settlement:
         for sent, confirm in answered:
             self._latest_answered = max(self._latest_answered, sent.number)
             if sent.by is None:
-                continue  # it was given up
+                continue  # it was given up meanwhile
             sent.by = None
             if confirm is Confirm.ACK:
                 self._take_off(sent)
@@ -195,7 +194,7 @@ class Settlement:
                 self._not_taken(sent, confirm)
 
     def _take_off(self, sent: Sent) -> None:
-        """Wait no longer for a publication: the broker has it, or it is given up."""
+        """Stop waiting for a publication: the broker has it, or it is given up."""
         pending = sent.pending
         sent.by = None
         pending.left.remove(sent)
@@ -216,7 +215,7 @@ class Settlement:
             self._publish_later(sent)
 
     def _gives_up(self, sent: Sent, confirm: Confirm | None) -> bool:
-        """Give up a reply, if there is a reason to; a dead letter never."""
+        """Give up a reply if there is a reason to. A dead letter is never given up."""
         queue, tag = sent.publication.queue, sent.pending.delivery.tag
         if queue == self._dead_letter_queue:
             return False
@@ -240,7 +239,7 @@ class Settlement:
                 self._gives_up(sent, None)
 
     async def _publish_renamed(self, sent: Sent, queue: str) -> None:
-        """Publish a reply that came back to the queue of which its ``reply_to`` is the address."""
+        """Publish a returned reply again, to the queue whose address its ``reply_to`` is."""
         may = self._session.direct_replies.may_publish(queue)
         if may is None:
             may = await self._session.direct_replies.try_to_publish(queue)
@@ -263,22 +262,22 @@ class Settlement:
         self._news.set()
 
     def _set_aside(self, tag: int, queue: str) -> None:
-        """Note that a delivery's answer waits for a queue: others are delivered in its place."""
+        """Note that a delivery's answer waits for a queue. Once many do, let in more deliveries."""
         self._aside.add(tag, queue)
         metrics.dead_letters_waiting(self._aside.waiting_for(self._dead_letter_queue))
         if self._aside.take_up_prefetch(self._session.consumer.prefetch):
             self._tasks.create_task(self._session.consumer.renew())
 
     def _publish_again(self, now: float) -> None:
-        """Publish what waits for that, each at its time."""
+        """Publish the waiting publications whose time has come."""
         if due := [each for each in self._again if each.at <= now]:
             self._again = [each for each in self._again if each.at > now]
             self._tasks.create_task(self._publish_apart(due))
         self._next = min((each.at for each in self._again), default=inf)
 
     async def _publish_apart(self, sent: Sequence[Sent]) -> None:
-        """Publish on a new channel. RabbitMQ 3.10 goes on refusing on a channel on which a queue
-        was full once, also when the limit is gone.
+        """Publish on a new channel. Once a queue was full, RabbitMQ 3.10 goes on refusing on the
+        old channel, even if the limit is gone.
         """
         if letters := self._aside.waiting_for(self._dead_letter_queue):
             log.warning("dead_letters_not_taken", queue=self._dead_letter_queue, held=letters)
@@ -296,7 +295,7 @@ class Settlement:
                 return
         except ChannelLost as lost:
             self._session.raise_if_lost(lost)
-        self._take_answers()  # those that came before the end
+        self._take_answers()  # those from before the end
         left = [each for each in sent if each.by is publisher]
         self._suspect(each.pending for each in left)
         for each in left:
@@ -304,9 +303,9 @@ class Settlement:
             await self._publish_alone([each])
 
     async def _publish_alone(self, all_sent: Sequence[Sent]) -> None:
-        """Publish an answer over which the broker may have closed a connection: each publication
-        alone. If the broker closes that connection too, the publication is given up; of a dead
-        letter, the broker then makes its own.
+        """Publish an answer over which the broker may have closed a connection, each publication
+        alone. If the broker closes that connection too, give the publication up. For a dead letter
+        the broker then makes its own.
         """
         pending = all_sent[0].pending
         if pending.size > self._session.size_limit.taken:
@@ -330,7 +329,7 @@ class Settlement:
             self._session.suspects.discard(pending.delivery.message)
 
     async def _alone(self, sent: Sent) -> Confirmation | None:
-        """The broker's answer to a publication; None if it closes the connection over it."""
+        """The broker's answer to a publication. None if it closes the connection over it."""
         while True:
             try:
                 return await self._session.publish_alone(sent.publication)
@@ -355,7 +354,7 @@ class Settlement:
         self._session.suspects.add(each.delivery.message for each in all_pending)
 
     def _settle_done(self) -> None:
-        """Settle each once its event is in the outbox: the reply did not wait for that."""
+        """Settle each delivery once its event is in the outbox. The reply did not wait for that."""
         done, self._done = self._done, []
         if not done:
             return
@@ -371,7 +370,7 @@ class Settlement:
                 recorded.add_done_callback(partial(self._settle, all_pending))
 
     def _settle(self, settled: Sequence[Pending], _: object = None) -> None:
-        """Have deliveries acknowledged; or rejected, so that the broker dead-letters them."""
+        """Acknowledge deliveries. Reject those that the broker must dead-letter itself."""
         for rejected in (False, True):
             if deliveries := [each.delivery for each in settled if each.rejected is rejected]:
                 self._session.consumer.acknowledge(deliveries, rejected=rejected)

@@ -1,5 +1,5 @@
-"""What is different in a Prefect server's database: runs are completed by rows that they refer to,
-and a parent task run follows its subflow. Each rule is named after the one in Prefect.
+"""Completes runs in a Prefect server's database from the rows that they refer to, and updates the
+parents of subflows. Checks that database's tables. Each rule has the name of Prefect's own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
