@@ -23,9 +23,9 @@ from tests.conformance.shared import PROCESS_TEMPLATE, Both, Shared
 from tests.conformance.test_deployments import TYPE
 from worker.contract.decode import decode
 from worker.contract.message import Message
+from worker.runs import completion as rules
 from worker.runs.creation import requested_run
 from worker.store import Created, Store, Undecided
-from worker.store import prefect as rules
 
 # The states that a run moves through; a Prefect worker begins with PENDING.
 STATES = ("PENDING", "RUNNING", "CANCELLING", "CANCELLED", "COMPLETED")
