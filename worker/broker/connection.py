@@ -45,7 +45,7 @@ BLOCKED_CLOSE_TIMEOUT = 0.5
 # The reason of a close by an operator, or as the broker stops: it is no error.
 FORCED = "CONNECTION_FORCED"
 # The reason that we give if the broker gave none.
-GONE = "the connection to the broker ended, and the broker did not say why (did it, or the network, fail?)"
+GONE = "the connection to the broker ended without a reason (the broker or the network may have failed)"
 # In the broker's reason if the user or the virtual host has its maximum of connections. It passes
 # when others end.
 _LIMIT = re.compile(r"\blimit\b")

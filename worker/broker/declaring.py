@@ -76,13 +76,13 @@ def _refused(what: str, reason: str) -> str:
         )
     if _UNKNOWN.match(reason):
         return (
-            f"The broker does not know what the worker declares the {what} with: {reason}. "
+            f"The broker does not know an argument of the {what}: {reason}. "
             "Nothing was declared. The worker needs quorum queues, of RabbitMQ 3.10 or newer."
         )
     if _LIMIT.search(reason):
         return (
             f"The broker has no room for the {what}: {reason}. Nothing was declared. Raise the limit (of a "
-            "virtual host: rabbitmqctl set_vhost_limits), or delete what nobody needs any more."
+            "virtual host: rabbitmqctl set_vhost_limits), or delete unused ones."
         )
     return f"The broker does not declare the {what}: {reason}."
 

@@ -71,8 +71,8 @@ class Management:
         await self._session.close()
 
     async def queue(self, name: str) -> Mapping[str, Any] | None:
-        """A queue with its policies. None if it does not exist, or is some seconds old: the API
-        does not know its policies yet.
+        """A queue with its policies. None if it does not exist, or was just made: for some seconds
+        the API does not know its policies.
 
         Raises:
             ManagementUnavailable: the API gave no usable answer.

@@ -68,7 +68,7 @@ def harms(names: QueueNames, vhost: str, queue: str, seen: Mapping[str, Any]) ->
     remedy = f"Give the worker's queues a policy that goes before {named or 'all others'}: "
     remedy += command(names, vhost)
     if operators:
-        remedy += f" Only who runs the broker can take these queues out of the operator policy '{operators}'."
+        remedy += f" Only the broker's operator can exclude these queues from the policy '{operators}'."
     for loses, text in _sentences(names, queue, settings, seen.get("delivery_limit")):
         by = f"the policy {named}" if seen.get("policy") else named
         yield Harm(loses, f"{by or 'RabbitMQ itself'} {text}", remedy)
@@ -82,7 +82,7 @@ def _sentences(
     if (expires := settings.get("expires")) is not None:
         yield (
             True,
-            f"deletes the queue and its messages when nobody used it for {expires:,} ms (expires)",
+            f"deletes the queue and its messages after {expires:,} ms without use (expires)",
         )
     if (ttl := settings.get("message-ttl")) is not None:
         becomes = f"moves {messages} to {names.dead_letter_queue}" if requests else f"drops {messages}"

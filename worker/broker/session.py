@@ -143,7 +143,7 @@ class Session:
             if isinstance(error, (BrokerUnavailable, BrokerRefused, TopologyMismatch)):
                 raise
             if isinstance(error, ChannelLost) and error.refused:
-                raise BrokerRefused(f"The broker refuses what the worker needs: {error}") from error
+                raise BrokerRefused(f"The worker lacks a permission at the broker: {error}") from error
             if isinstance(error, TimeoutError):
                 alarms = [each.frames.blocked for each in session._connections if each.frames.blocked]
                 if alarms:
@@ -152,7 +152,7 @@ class Session:
                 raise BrokerUnavailable(reason) from error
             # aiormq raises a bare Exception from a call that the connection's end cut short.
             if isinstance(error, CONNECTION_EXCEPTIONS) or type(error) is Exception:
-                reason = f"The broker does not let a session be opened: {session._lost_over(error)}"
+                reason = f"No session can be opened at the broker: {session._lost_over(error)}"
                 raise BrokerUnavailable(reason) from error
             raise
         return session

@@ -66,8 +66,8 @@ class Topology(QueueNames):
             may_declare = False
             if missing := await self.missing(connection):
                 raise TopologyMismatch(
-                    f"Missing at the broker: {' and '.join(missing)}; and this user may not declare it "
-                    f"({refused}). Run 'flow-run-worker topology declare' as one who may."
+                    f"Missing at the broker: {' and '.join(missing)}. This user may not declare it "
+                    f"({refused}). Run 'flow-run-worker topology declare' as a user who may."
                 ) from refused
         for what in missing:
             if what in stood:

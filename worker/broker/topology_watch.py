@@ -123,8 +123,8 @@ class TopologyWatch:
         binding = f"binding of the exchange '{self._topology.exchange}' to '{self._topology.queue}'"
         if bound is False and not self._may_declare:
             return (
-                f"Missing at the broker: the {binding}: what is published to this exchange reaches nobody. "
-                "This user may not make it. Run 'flow-run-worker topology declare' as one who may."
+                f"Missing at the broker: the {binding}. A request to this exchange reaches nobody. "
+                "This user may not make it. Run 'flow-run-worker topology declare' as a user who may."
             )
         if bound is False and self._was_bound:
             log.warning("vanished", what=binding, now="declared again")

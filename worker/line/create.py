@@ -41,7 +41,7 @@ class DatabaseAway(Exception):
 
 
 class Create:
-    """Takes requests, has them created, and passes on what became of them.
+    """Takes requests, has their runs created, and passes on the outcomes.
 
     Args:
         store: where runs are kept.

@@ -194,7 +194,7 @@ async def open_database(url: URL) -> Database:
                 return database
         except BaseException:
             await database.close()
-            # aiosqlite's thread calls this loop at its end: the loop must not be closed before.
+            # When aiosqlite's thread ends, it calls this loop, which must not be closed yet.
             await asyncio.sleep(0.05)
             raise
 

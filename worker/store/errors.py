@@ -119,7 +119,7 @@ CLASSES: dict[type[BaseException], Blame] = {
 
 
 def blame(error: BaseException) -> Blame:
-    """The cause that an error names. SQLAlchemy's wrappers are looked through."""
+    """The cause that an error names. SQLAlchemy's errors are unwrapped first."""
     error = driver_error(error)
     if state := getattr(error, "sqlstate", None):
         beginnings = (state[:length] for length in range(len(state), 1, -1))
@@ -229,9 +229,9 @@ def opening(url: URL) -> Iterator[None]:
         elif isinstance(error, asyncpg.InsufficientPrivilegeError):
             advice = "Grant it to the worker's user."
         elif isinstance(error, ssl.SSLCertVerificationError):
-            advice = "Name who signed the server's certificate: sslrootcert=FILE, or sslrootcert=system."
+            advice = "Name the authority of the server's certificate: sslrootcert=FILE or =system."
         elif isinstance(error, unusable) or refuses_settings(error):
-            advice = "Check what stands behind the '?' of the URL."
+            advice = "Check the options behind the '?' of the URL."
         elif isinstance(error, asyncpg.PostgresError) or blame(error) is not Blame.unforeseen:
             raise Fault(where) from error
         else:

@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 # Device and inode.
 _Identity = tuple[int, int]
 
-_RESTORE = "Put the one back that was open, or restart the worker to go on with what is at the path."
+_RESTORE = "Put the open file back, or restart the worker to go on with the file at the path."
 # By the table's own order: it reads the end of the table only.
 _NEWEST = "SELECT id FROM flow_run ORDER BY rowid DESC LIMIT 1"
 
@@ -125,7 +125,7 @@ class DatabaseFile:
         except OSError as error:
             return f"the file {self._path} is gone ({error.strerror}). {_RESTORE}"
         if (there.st_dev, there.st_ino) != self._open:
-            return f"another file than the one that is open stands at {self._path}. {_RESTORE}"
+            return f"the file at {self._path} is another than the open one. {_RESTORE}"
         # cp replaces the contents of the same file, while the connection has cached its old pages.
         self._emptied = self._emptied or (self._filled and not there.st_size)
         self._filled = self._filled or there.st_size > 0

@@ -125,7 +125,7 @@ class Insertion:
         except Exception as error:
             return undecided(error, wrote=True)
         # The database takes the run now: the obstacle is gone.
-        vanished = "The run was created, or one of its key was there, and is there no more."
+        vanished = "The run, or another one with its key, existed and was deleted."
         return Undecided(vanished, refusal=IntegrityConflict(vanished), blamed=True)
 
     async def _execute(

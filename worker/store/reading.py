@@ -42,7 +42,7 @@ class Unreadable(Fault):
         reason = first_line(driver_error(error))
         super().__init__(reason)
         self.refusal = Unprocessable(
-            f"The worker may not look up what this request refers to: {reason}. {mended(reason)}"
+            f"The worker may not read the rows that this request refers to: {reason}. {mended(reason)}"
         )
 
 

@@ -9,7 +9,7 @@ from worker.tasks.turns import Turns
 
 Item = TypeVar("Item")
 
-NO_ROOM = "what it refers to has no room beside what others refer to"
+NO_ROOM = "the rows that it refers to have no room beside those of others"
 
 
 def in_turns(

@@ -62,7 +62,7 @@ async def _binding(management: Management, names: QueueNames, exchange: str, rou
     return Finding(
         "binding",
         Verdict.problem,
-        f"{exchange} does not lead to {names.queue}: what is published to this exchange reaches nobody",
+        f"{exchange} does not lead to {names.queue}: a request to this exchange reaches nobody",
         "A worker makes it within a minute. If its user may not, run 'flow-run-worker topology declare' as a "
         "user who may.",
     )

@@ -133,9 +133,9 @@ def _inspect(connection: Connection, kind: Kind) -> Schema:
         # No Prefect server could start on this database, so waiting for one is useless.
         if VERSION_TABLE in tables or (ours and "alembic_version" not in tables):
             found = [
-                "WORKER_DATABASE_KIND demands a Prefect server's database, and here are tables of the name "
-                "'flow_run' that Prefect did not make, and on which its server can't start. They are left "
-                "untouched. Name the database of the server, or an empty one for it."
+                "WORKER_DATABASE_KIND demands a Prefect server's database, but Prefect did not make the "
+                "tables 'flow_run…' here, and its server can't start on them. They are left untouched. "
+                "Name the database of the server, or an empty one for it."
             ]
     elif revision is None:
         if ours:
@@ -170,7 +170,7 @@ def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Schema:
             )
         if found.problems:
             lacks = (
-                f"{this_is}, and it lacks what the worker writes to: "
+                f"{this_is}, and the worker can't write to it: "
                 f"{'; '.join(found.problems)}. It is left untouched."
             )
             # The server may be making or upgrading its tables, step by step.
