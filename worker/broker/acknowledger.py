@@ -13,9 +13,9 @@ from worker.broker.connection import ChannelLost
 # Acks are collected for this many seconds. No request waits for an ack, but it costs a quorum queue
 # as much as a message: an entry in its log, flushed to disk.
 TOGETHER_SECONDS = 0.01
-# With a small prefetch, acks are collected only as long as this many deliveries a second take to
-# fill it. A worker serves a tenth of this rate. So at most a tenth of the prefetch waits for its
-# ack, and no delivery is held up.
+# With a small prefetch, acks are collected for a shorter time: prefetch / this rate, in seconds. A
+# worker serves a tenth of this rate. So at most a tenth of the prefetch waits for its ack, and no
+# delivery is held up.
 PREFETCH_RATE = 100_000
 # Seconds to write the remaining acks after cancellation.
 LAST_SECONDS = 1.0
@@ -33,7 +33,7 @@ class Acknowledger:
         prefetch: returns the maximum of unacknowledged deliveries.
 
     Attributes:
-        writing: held while acks are written. Another holder keeps them from being written.
+        writing: held while acks are written. Hold it to keep them from being written.
     """
 
     def __init__(self, channel: AbstractChannel, prefetch: Callable[[], int]) -> None:

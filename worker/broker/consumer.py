@@ -98,9 +98,9 @@ class Consumer:
         """Consume, with at most ``prefetch`` unacknowledged deliveries. May be called again with
         more. Returns once the prefetch is set, or consuming has stopped.
 
-        A consumer begins with one delivery at a time. It stays so while requests come with a high
-        delivery count: one of them may have crashed a worker, which the broker counts against all
-        requests in flight. A careful consumer stays so while any request comes again.
+        A consumer begins with one delivery at a time. It keeps to that while requests come with a
+        high delivery count: one of them may have crashed a worker, which the broker counts against
+        all requests in flight. A careful consumer keeps to it while any request is redelivered.
 
         Raises:
             ChannelLost: the session ended, or the broker refuses the consumer.

@@ -10,7 +10,7 @@ from worker.tasks.budget import Budget
 PREFETCH_SIZE = 64 * 1024 * 1024
 # Bytes of a delivery besides its body: its properties, and the objects made of it. A guess.
 OVERHEAD = 2048
-# The mean size is that of about this many deliveries.
+# The mean size covers about this many of the latest deliveries.
 REMEMBERED = 64
 # Reading resumes below this share of the limit, so that it does not pause for each delivery.
 RESUME_AT = 0.9

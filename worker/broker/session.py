@@ -43,7 +43,7 @@ from worker.tasks.backoff import Backoff
 OPEN_TIMEOUT = 30.0
 # Seconds to declare the topology again. It is tried again with the publication that needs it.
 DECLARE_TIMEOUT = 10.0
-# Seconds for the confirm of a publication that goes out alone, as for any other's.
+# Seconds to wait for the confirm of a publication that goes out alone.
 CONFIRM_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
@@ -108,7 +108,7 @@ class Session:
                 reported as such. Publish first if the worker had its permissions before: no
                 delivery must be counted while the worker may not answer.
             careful: the last session ended over a delivery. Then consume one at a time until that
-                is past, since the broker counts its end against all deliveries in flight.
+                is past: the broker counts a session's end against all deliveries in flight.
             suspects: messages whose answers may have ended an earlier session.
 
         Raises:

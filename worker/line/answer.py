@@ -25,10 +25,10 @@ from worker.tasks.mailbox import Mailbox
 
 log = structlog.get_logger(__name__)
 
-# The body of a larger delivery is let go once no dead letter can need it. In bytes.
+# In bytes. Larger bodies are freed once no dead letter can need them.
 LARGE_BODY = 16 * 1024
-# An error shows the request, and at each error the value that stood there. So its body may be twice
-# as large as the request, and larger by this. In bytes.
+# An error's body repeats the request, and the wrong value with each error. So it may be twice as
+# large as the request, plus this many bytes.
 ERROR_BODY_ROOM = 64 * 1024
 
 
@@ -36,14 +36,14 @@ class Answering:
     """Takes decided requests, and has their answers published.
 
     Args:
-        session: has the broker's limit of a message's size, and the acknowledger, which this stage
+        session: has the broker's limit on message sizes, and the acknowledger, which this stage
             closes at the end.
         batch_max: answers in one batch at most.
         max_decided: limit of the requests that wait here, in bytes of memory.
         max_size: limit of the records of one batch, in bytes.
 
     Attributes:
-        outbox: records events of the runs; None where there are no events.
+        outbox: records the runs' events; None without events.
     """
 
     def __init__(self, session: Session, *, batch_max: int, max_decided: int, max_size: int) -> None:
@@ -131,7 +131,7 @@ class Answering:
         if isinstance(outcome, Refusal):
             self.refuse(delivery, outcome, request.size)
             return
-        # An existing run may turn out to be impossible to show. Its dead letter needs the body.
+        # Encoding an existing run may fail. Then its dead letter needs the body.
         if delivery.size > LARGE_BODY and isinstance(outcome, Created):
             delivery = delivery.without_body()
         size = request.size
@@ -163,7 +163,7 @@ class Answering:
             sum(isinstance(outcome, kind) for _, outcome in decided) for kind in (Created, Existing, Refusal)
         )
         self._stored_log.add(created=created, existing=existing, refused=refused, seconds=seconds)
-        # Asked once a batch, as asking takes as long as making a log record.
+        # Checked once a batch, since the check takes as long as making a log record.
         if not log.is_enabled_for(logging.DEBUG):
             return
         for request, outcome in decided:
@@ -193,9 +193,7 @@ def _added_size(run: FlowRun, counted: set[int]) -> int:
 
 
 def _record(outbox: Outbox, decided: Sequence[Decided]) -> "asyncio.Future[None] | None":
-    """Have the events of a batch recorded. All deliveries of the batch wait for that, some
-    milliseconds.
-    """
+    """Record the events of a batch. All its deliveries wait some milliseconds for that."""
     return outbox.record(
         (outcome.run for _, outcome in decided if isinstance(outcome, Created)),
         (

@@ -109,7 +109,7 @@ class Create:
                 if fault is None:
                     self._database_takes_runs()
                 self._pass_on(decided, monotonic() - started)
-            del outcomes, decided  # not held while others are waited for
+            del outcomes, decided  # free them before the next wait
             if fault is not None:
                 await self._wait_out(fault, len(requests))
             del requests
@@ -132,10 +132,10 @@ class Create:
     def _give_again(
         self, decided: list[Decided], undecided: Sequence[tuple[Request, Undecided]]
     ) -> str | None:
-        """Have requests that are undecided given again; those refused for good join the decided.
+        """Schedule undecided requests to be given again. Those refused for good join ``decided``.
 
         Returns:
-            The fault of the database that all must wait for.
+            The fault of the database that all requests must wait for.
         """
         alone = len(undecided) == 1 and not decided
         well = bool(decided) or any(outcome.blamed for _, outcome in undecided)
@@ -216,7 +216,7 @@ class Create:
 def _sorted(
     requests: Sequence[Request], outcomes: Sequence[Outcome]
 ) -> tuple[list[Decided], list[tuple[Request, Undecided]]]:
-    """Requests with what became of them: those that are decided, and those that are not."""
+    """Split requests by their outcomes into decided and undecided ones."""
     decided: list[Decided] = []
     undecided: list[tuple[Request, Undecided]] = []
     for request, outcome in zip(requests, outcomes, strict=True):
@@ -228,6 +228,6 @@ def _sorted(
 
 
 def _of_fault(outcome: Undecided) -> Undecided:
-    """The same, with the refusal of a run over which the database fails time and again."""
+    """The outcome with the refusal that the run gets if the database keeps failing over it."""
     reason = f"The database fails over this run: {outcome.reason}"
     return replace(outcome, refusal=Unprocessable(reason), tries=FAULT_TRIES)

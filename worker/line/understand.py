@@ -73,7 +73,7 @@ class Understand:
                     log.exception("decode_failed", message_id=delivery.message.message_id)
                     self._answering.refuse(delivery, Unprocessable(), size)
             metrics.delivered(deliveries, monotonic() - started)
-            if incoming:  # take() does not suspend then, and others need a turn
+            if incoming:  # the next take() will not suspend, but other tasks need a turn
                 await asyncio.sleep(0)
         self._creating.close()
 

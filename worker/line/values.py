@@ -1,4 +1,4 @@
-"""The values that stages of the line hand on."""
+"""The values that a stage of the line passes to the next one."""
 
 import asyncio
 from uuid import UUID
@@ -11,12 +11,12 @@ from worker.store import Decision
 
 @immutable
 class Request:
-    """A delivery that was decoded.
+    """A decoded delivery.
 
     Attributes:
         size: estimated memory, in bytes.
-        tries: how often the database failed over this request alone.
-        written: how often the database had been seen to write before the last of these tries.
+        tries: the number of failures of the database over this request alone.
+        written: how often the database was seen to write, before the last of these tries.
     """
 
     delivery: Delivery
@@ -26,17 +26,17 @@ class Request:
     written: int = 0
 
 
-# A request, and what became of it.
+# A request with its outcome.
 Decided = tuple[Request, Decision]
 
 
 @immutable
 class Done:
-    """A delivery that is decided.
+    """A decided delivery.
 
     Attributes:
-        size: as of :class:`Request`.
-        recorded: as of :class:`Answer`.
+        size: as in :class:`Request`.
+        recorded: as in :class:`Answer`.
     """
 
     delivery: Delivery
@@ -53,10 +53,10 @@ class Answer:
         status: the HTTP status that Prefect answers.
         body: the JSON of the record or of the error.
         run_id: the run that the record shows; None for a refusal.
-        refused: why the request is refused, in a line; its whole message then goes to the dead
-            letters as well. None where it is not.
-        replied: whether a reply may be sent to where the request wants it.
-        recorded: done once the run's event is in the outbox; None where there is none to wait for.
+        refused: the reason for a refusal, in one line. The whole message then also becomes a dead
+            letter. None if the request is not refused.
+        replied: a reply may be published to the request's reply queue.
+        recorded: done once the run's event is in the outbox; None if there is no event.
     """
 
     delivery: Delivery
@@ -69,5 +69,5 @@ class Answer:
 
     @property
     def reply_to(self) -> str | None:
-        """Where the reply goes; None where none is wanted, or none may be sent."""
+        """The reply's queue; None if the request names none, or no reply may be published."""
         return self.delivery.message.reply_to or None if self.replied else None

@@ -203,8 +203,8 @@ def _which(unresolved: UnresolvedRun) -> Hashable:
 async def _deployments(
     reader: Reader, unresolved: Sequence[UnresolvedRun], turns: Turns
 ) -> dict[Hashable, Deployment | Undecided | Refusal]:
-    """The requested deployments by id and by names, each read once. In place of an unusable one
-    stands its refusal, in place of a waiting one its turn. The first one never waits.
+    """The requested deployments by id and by names, each read once. An unusable one is a refusal, a
+    waiting one is undecided until its turn. The first one never waits.
     """
     asked = dict.fromkeys(_which(each) for each in sorted(unresolved, key=lambda each: each.now))
     found: dict[Hashable, Deployment | Undecided | Refusal] = {}

@@ -24,8 +24,8 @@ from worker.store.errors import Blame, StoreError, blame, fault, opening
 from worker.store.file import ConnectionLost, DatabaseFile
 from worker.urls.database import read_database_url
 
-# After this many seconds of one statement, ask whether the server is still there. The answer may
-# take as long. With the two seconds that SQLAlchemy gives a connection to close, it is below 15.
+# After this many seconds of one statement, ask whether the server is still there, and wait as long
+# for the answer. With SQLAlchemy's two seconds to close a connection, this is less than 15 in all.
 SILENCE_TIMEOUT = 5.0
 # Seconds to wait for another writer's lock. A longer wait is a fault, and waited out like others.
 BUSY_TIMEOUT = 10.0
@@ -215,7 +215,7 @@ def _engine(url: URL | str, pool_size: int, **connect_args: Any) -> AsyncEngine:
 
 
 def _transactions(engine: AsyncEngine, begin: str, commit: str = "", rollback: str = "") -> AsyncEngine:
-    """The engine with these statements for transactions. An empty one is the driver's task."""
+    """The engine with these statements for transactions. For an empty one the driver does it."""
     engine = engine.execution_options()
     for moment, statements in (("begin", begin), ("commit", commit), ("rollback", rollback)):
         if statements:

@@ -1,5 +1,5 @@
-"""Database errors: the blame for each, which decides how it is handled, and advice to the operator
-where opening a database fails. Knows no connection.
+"""Finds the blame for a database error, which decides how the error is handled. Advises the
+operator if opening a database fails. Knows no connection.
 """
 
 import sqlite3
@@ -19,8 +19,8 @@ from worker.store.rights import mended
 
 
 class StoreError(Exception):
-    """The URL, login, name or schema of the database is wrong. Waiting won't mend it; the message
-    says how to.
+    """The URL, login, name or schema of the database is wrong. Waiting won't mend it. The message
+    says what to do.
     """
 
 
@@ -29,7 +29,7 @@ class Swallowed(Exception):
 
 
 class Blame(Enum):
-    """The cause that an error names. A row may still be behind all others, see :func:`is_fault`."""
+    """The cause that an error names. A row may cause the others as well, see :func:`is_fault`."""
 
     row = "a row that this database does not take: it is refused, and the others are stored"
     batch = "a statement that took too long: half of it may be quick enough"
@@ -114,7 +114,7 @@ CLASSES: dict[type[BaseException], Blame] = {
     OSError: Blame.connection,
     asyncpg.TargetServerAttributeNotMatched: Blame.moment,  # none of the hosts takes writes
     asyncpg.InterfaceError: Blame.connection,
-    asyncpg.InternalClientError: Blame.connection,  # the connection ended amid a protocol state
+    asyncpg.InternalClientError: Blame.connection,  # the connection ended while asyncpg was busy
 }
 
 

@@ -48,7 +48,7 @@ class DatabaseFile:
         # The write-ahead log and its index, once they exist. SQLite follows symbolic links.
         self._companions: dict[str, _Identity] = {}
         self._places: tuple[str, ...] = ()
-        # The newest run of the open file, noted once the file at the path is missing or another.
+        # The newest run of the open file, noted once another file, or none, is at the path.
         self._newest: str | None = None
         self._filled = self._emptied = False
         self._told = ""

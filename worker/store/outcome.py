@@ -27,7 +27,7 @@ class Undecided:
 
     Attributes:
         reason: why, in one line.
-        ready: done when to give it again; None for a pause.
+        ready: done once it is time to give it again; None for a pause.
         refusal: the answer if this goes on; None if nothing says that the request is to blame.
         blamed: the database has written another run meanwhile, but not this one.
         tries: tries of a blamed run before it is refused.

@@ -40,8 +40,8 @@ class Refusals:
     """Refusals of runs of a batch, by the runs' ids.
 
     Attributes:
-        missing: hold unless the run exists already: see :func:`worker.runs.completion.missing`.
-        refused: hold in any case.
+        missing: apply unless the run exists: see :func:`worker.runs.completion.missing`.
+        refused: apply in any case.
     """
 
     missing: dict[UUID, Refusal] = field(default_factory=dict)

@@ -65,8 +65,8 @@ metadata, prefect_metadata = sa.MetaData(), sa.MetaData()
 
 
 def _of_rows(name: str, row: type) -> sa.Table:
-    """The table of a dataclass of rows, with a column for each field. Fields with a plain default
-    come from other tables. ``info["since"]`` is the Prefect version that brought a column.
+    """The table whose rows are of this dataclass, with a column for each field. Fields with a plain
+    default come from other tables. ``info["since"]`` is the Prefect version that brought a column.
     """
     columns: list[sa.Column[Any]] = []
     hints = get_type_hints(row)

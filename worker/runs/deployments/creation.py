@@ -17,7 +17,7 @@ _SCHEDULED = StateCreate(type=StateType.SCHEDULED)
 
 
 def merged_parameters(unresolved: UnresolvedRun, deployment: Deployment) -> dict[str, Any]:
-    """The deployment's parameters, each replaced by the request's of the same name."""
+    """The deployment's parameters. The request's parameters override those of the same name."""
     return {**deployment.parameters, **unresolved.request.body.parameters}
 
 

@@ -70,7 +70,7 @@ async def ensure(where: URL | Database, *, upgrade: bool, kind: Kind = "any") ->
 
 
 def make_no_file(url: URL, kind: Kind) -> None:
-    """Check that connecting makes no SQLite file for Prefect. Call it before connecting.
+    """Keep us from making an SQLite file that Prefect must make. Call it before connecting.
 
     Raises:
         Fault: a Prefect server's database is demanded, and its server has not made the file yet.
