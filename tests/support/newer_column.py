@@ -18,7 +18,7 @@ ADD = f"ALTER TABLE flow_run ADD COLUMN {COLUMN} VARCHAR"
 
 
 async def newer_worker(url: str, flow_id: str | None = None) -> dict[str, Any]:
-    """What such a store does with this database: see :func:`_create`."""
+    """Run :func:`_create` with this database, in a process of its own. Returns its result."""
     arguments = (url, flow_id or str(uuid4()))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.support.newer_column", *arguments),

@@ -46,8 +46,8 @@ BLOCKED_CLOSE_TIMEOUT = 0.5
 FORCED = "CONNECTION_FORCED"
 # The reason that we give if the broker gave none.
 GONE = "the connection to the broker ended without a reason (the broker or the network may have failed)"
-# In the broker's reason if the user or the virtual host has its maximum of connections. It passes
-# when others end.
+# In the broker's reason if the user or the virtual host has its maximum of connections. Such a
+# refusal passes when other connections end.
 _LIMIT = re.compile(r"\blimit\b")
 
 # OpenSSL's errors that only another certificate, key or port will mend. Its other errors come from

@@ -104,9 +104,9 @@ class Session:
             fast_path: read and write in bulk; see :mod:`worker.amqp`.
             prefetch_size: bytes of deliveries to hold. The last delivery may exceed it.
             max_message_size: the broker's limit in bytes, until it shows a lower one.
-            try_out: consume, and publish to a missing queue, so that a missing permission is
-                reported as such. Publish first if the worker had its permissions before: no
-                delivery must be counted while the worker may not answer.
+            try_out: consume, and publish to a missing queue, to find a missing permission at the
+                start. Publish first if the worker had its permissions before: no delivery must be
+                counted while the worker may not answer.
             careful: the last session ended over a delivery. Then consume one at a time until that
                 is past: the broker counts a session's end against all deliveries in flight.
             suspects: messages whose answers may have ended an earlier session.

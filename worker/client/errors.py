@@ -99,9 +99,9 @@ class BrokerGone(ClientError):
 
 
 class AccessRefused(ClientError):
-    """The user lacks a right at the broker. The client needs write on the default exchange
-    (``amq.default``) and a channel. For replies some brokers demand read on
-    ``amq.rabbitmq.reply-to``. The text has the broker's words.
+    """The user lacks a permission at the broker. The client needs a channel, and write permission
+    on the default exchange (``amq.default``). Some brokers demand read permission on
+    ``amq.rabbitmq.reply-to`` for replies. The text has the broker's words.
     """
 
 
