@@ -72,7 +72,7 @@ def test_what_is_not_needed_is_not_loaded(code: str, not_needed: str, tmp_path: 
     assert not_needed not in done.stdout.split()
 
 
-@pytest.mark.parametrize("name", [*FAILURES, *WRONG_USAGE, REFUSED, CHANNEL_LOST])
+@pytest.mark.parametrize("name", sorted([*FAILURES, *WRONG_USAGE, REFUSED, CHANNEL_LOST]))
 def test_what_a_user_can_mend_is_known_by_its_name(name: str) -> None:
     module, _, kind = name.rpartition(".")
     assert getattr(import_module(module), kind).__module__ == module

@@ -4,6 +4,7 @@ import asyncio
 import struct
 from collections.abc import Callable
 from enum import Enum
+from itertools import takewhile
 from typing import NamedTuple
 
 from .frames import BODY, CONTENT, CONTENT_CLASS, END, HEAD, HEADER, METHOD, PUBLISH
@@ -101,7 +102,6 @@ class Unconfirmed:
         self.none = asyncio.Event()
         self.none.set()
         self._outgoing: dict[int, Outgoing] = {}
-        self._lowest = 1
         # Their numbers by queue. Filled only once a publication is returned, which is rare.
         self._by_queue: dict[str, dict[int, None]] = {}
 
@@ -115,13 +115,12 @@ class Unconfirmed:
 
     def confirm(self, number: int, confirm: Confirm, *, multiple: bool = False) -> None:
         """Report the confirm of a publication, or with ``multiple`` of all up to it."""
-        for each in range(self._lowest, number + 1) if multiple else (number,):
+        # Looked up in order: the broker may have confirmed a million singly before.
+        for each in list(takewhile(number.__ge__, self._outgoing)) if multiple else (number,):
             if (outgoing := self._outgoing.pop(each, None)) is not None:
                 if self._by_queue:
                     self._by_queue.get(outgoing.publication.queue, {}).pop(each, None)
                 outgoing.on_confirm(confirm)
-        if multiple:
-            self._lowest = number + 1
         if not self._outgoing:
             self._by_queue = {}
             self.none.set()
