@@ -143,7 +143,7 @@ class Session:
             if isinstance(error, (BrokerUnavailable, BrokerRefused, TopologyMismatch)):
                 raise
             if isinstance(error, ChannelLost) and error.refused:
-                raise BrokerRefused(f"The worker lacks a permission at the broker: {error}") from error
+                raise BrokerRefused(f"The broker refuses a permission: {error}") from error
             if isinstance(error, TimeoutError):
                 alarms = [each.frames.blocked for each in session._connections if each.frames.blocked]
                 if alarms:

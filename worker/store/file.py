@@ -125,7 +125,7 @@ class DatabaseFile:
         except OSError as error:
             return f"the file {self._path} is gone ({error.strerror}). {_RESTORE}"
         if (there.st_dev, there.st_ino) != self._open:
-            return f"the file at {self._path} is another than the open one. {_RESTORE}"
+            return f"another file than the open one is at {self._path}. {_RESTORE}"
         # cp replaces the contents of the same file, while the connection has cached its old pages.
         self._emptied = self._emptied or (self._filled and not there.st_size)
         self._filled = self._filled or there.st_size > 0

@@ -133,8 +133,8 @@ def _inspect(connection: Connection, kind: Kind) -> Schema:
         # No Prefect server could start on this database, so waiting for one is useless.
         if VERSION_TABLE in tables or (ours and "alembic_version" not in tables):
             found = [
-                "WORKER_DATABASE_KIND demands a Prefect server's database, but Prefect did not make the "
-                "tables 'flow_run…' here, and its server can't start on them. They are left untouched. "
+                "WORKER_DATABASE_KIND demands a Prefect server's database, but the table "
+                "'flow_run' here is not Prefect's: its server can't start on it. It is left untouched. "
                 "Name the database of the server, or an empty one for it."
             ]
     elif revision is None:
