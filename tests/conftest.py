@@ -24,7 +24,7 @@ MANIFESTS_LIMIT = 512
 LONGEST = ("conformance", "test_faults.py", "test_among_good.py", "faults", "deploy")
 # Files whose tests take minutes, on servers of their own.
 SPLIT_BY_DATABASE = ("tests/faults/test_faults.py", "tests/faults/test_among_good.py")
-DATABASE = re.compile(r"[\[ -](sqlite|postgresql|prefect)(?=[\]-])")
+DATABASE = re.compile(r"[\[ -](sqlite|postgresql|prefect)( \d of \d)?(?=[\]-])")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,14 +41,13 @@ def together(nodeid: str) -> str:
     file = nodeid.partition("::")[0]
     folder, _, name = file.rpartition("/")
     found = DATABASE.search(nodeid)
-    database = found[1] if found else "any"
     if file in SPLIT_BY_DATABASE:
-        return f"{file} {database}"
+        return f"{file} {found[0][1:] if found else 'any'}"
     if folder != "tests/conformance" or name in ("test_checks.py", "test_older_prefect.py"):
         return file
     if name in ("test_conformance.py", "test_labels.py"):
         return f"{folder} answers"
-    return f"{folder} {'sqlite' if database == 'sqlite' else 'postgresql'}"
+    return f"{folder} {'sqlite' if found and found[1] == 'sqlite' else 'postgresql'}"
 
 
 class Together(LoadScopeScheduling):

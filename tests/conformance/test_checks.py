@@ -78,6 +78,8 @@ def compare(prefect: PrefectValidation, schema: Any, value: Any) -> None:
         assert ours.outcome == "unusable"
 
 
+# Prefect's validation of some of them takes seconds each.
+@pytest.mark.timeout(1200)
 @settings(max_examples=GENERATED, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SCHEMAS, st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3))
 def test_generated_schemas_have_prefects_verdict(prefect: PrefectValidation, schema: Any, value: Any) -> None:
