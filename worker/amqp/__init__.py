@@ -13,7 +13,7 @@ in ``pyproject.toml``; ``tests/integration/test_library_seams.py`` pins each.
 - ``aio_pika.Connection.kwargs``, which ``aiormq.connect`` gets, with ``transport_factory``.
 - ``aiormq.TransportFactory.create(url, ssl_context_provider=…)``. aiormq reads from the returned
   stream by ``readexactly``, and takes a heartbeat for a sign of life.
-- ``asyncio.StreamReader``: we override ``feed_data``, ``feed_eof`` and ``set_transport``. asyncio
+- ``asyncio.StreamReader.feed_data``, ``feed_eof`` and ``set_transport``, which we override. asyncio
   calls only ``pause_reading`` and ``resume_reading`` of the transport that it sets.
 - ``aiormq.Channel``: ``lock`` and ``write_queue``, with ``aiormq.abc.ChannelFrame``; and
   ``on_consumer_cancel_callbacks``.
