@@ -181,13 +181,17 @@ async def test_what_a_worker_declares_again_is_on_its_side_port(
 ) -> None:
     """Its session ends with the queue, and the next one declares it."""
     worker = start_worker(sqlite_url)
-    await (await connection.channel()).queue_delete(queue)
-    wait_until(lambda: "vanished" in worker.output, "the log line")
+    channel = await connection.channel()
+    async with asyncio.timeout(180):
+        while "vanished" not in worker.output:
+            # Again: the worker's first look may declare it in the moment after it was seen.
+            await channel.queue_delete(queue)
+            await asyncio.sleep(2)
     assert (await producer.request({"flow_id": FLOW_ID})).status == 201
     status, body = worker.readiness()
     assert status == 200
     assert f"queue '{queue}' had vanished and was declared again at" in body["topology"]
-    assert worker.metric("flow_run_worker_topology_declared_again_total", kind="queue") == 1
+    assert worker.metric("flow_run_worker_topology_declared_again_total", kind="queue") >= 1
     assert worker.terminate() == 0
 
 
