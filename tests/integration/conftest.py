@@ -6,13 +6,22 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import aio_pika
 import pytest
 
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
+from worker.amqp.transport import Connection
 from worker.broker.session import Session
 from worker.broker.topology import Topology
+
+
+@pytest.fixture
+async def connection(amqp_url: str) -> AsyncIterator[Connection]:
+    connection = await aio_pika.connect(amqp_url, connection_class=Connection)
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture

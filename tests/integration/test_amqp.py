@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -27,13 +26,6 @@ NO_UTF8 = join({"correlation_id": b"\x02\xff\xfe", "message_id": short_string("m
 @pytest.fixture(params=[BULK, plain], ids=["in bulk", "by aio-pika alone"])
 def way(request: pytest.FixtureRequest) -> Any:
     return request.param
-
-
-@pytest.fixture
-async def connection(amqp_url: str) -> AsyncIterator[Connection]:
-    connection = await aio_pika.connect(amqp_url, connection_class=Connection)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import asyncio
 import inspect
 import re
 import tomllib
-from collections.abc import AsyncIterator
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
@@ -44,13 +43,6 @@ def test_the_library_is_capped_to_a_minor_release_and_that_is_installed(name: st
     assert (next_major, next_minor) == (major, minor + 1)
     installed = tuple(int(part) for part in version(name).split(".")[:2])
     assert installed == (major, minor)
-
-
-@pytest.fixture
-async def connection(amqp_url: str) -> AsyncIterator[Connection]:
-    connection = await aio_pika.connect(amqp_url, connection_class=Connection)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture
