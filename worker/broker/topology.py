@@ -44,9 +44,14 @@ class Topology(QueueNames):
         exchange = [] if self.exchange is None else [("exchange", self.exchange)]
         return [*(("queue", name) for name in self.queues), *exchange]
 
-    async def ensure(self, connection: aio_pika.Connection) -> bool:
+    async def ensure(self, connection: aio_pika.Connection, *, consumed: bool = False) -> bool:
         """Declare everything. If this user may not, check that it exists; that shows neither its
         properties nor the queue's binding.
+
+        Args:
+            consumed: the request queue exists and has consumers, so do not declare it. RabbitMQ
+                3.10 forgets the consumers of a quorum queue that is declared again in the moment
+                of its deletion: it neither cancels nor serves them.
 
         Returns:
             True if this user may declare it.
@@ -60,7 +65,7 @@ class Topology(QueueNames):
         channel = await connection.channel(publisher_confirms=False)
         may_declare = True
         try:
-            await self.declare(channel)
+            await self.declare(channel, consumed=consumed)
             await channel.close()
         except ChannelAccessRefused as refused:
             may_declare = False
@@ -97,8 +102,11 @@ class Topology(QueueNames):
             await channel.close()
         return missing
 
-    async def declare(self, channel: AbstractChannel) -> None:
+    async def declare(self, channel: AbstractChannel, *, consumed: bool = False) -> None:
         """Declare everything. Existing parts with the right properties stay unchanged.
+
+        Args:
+            consumed: as for :meth:`ensure`.
 
         Raises:
             TopologyMismatch: a part has other properties, or can't be declared. The broker has
@@ -106,11 +114,14 @@ class Topology(QueueNames):
             BrokerUnavailable: a part can't be declared for the moment.
         """
         # A queue's dead-letter queue is declared before it.
-        declared = {name: await self.declare_queue(channel, name) for name in reversed(self.queues)}
+        for name in reversed(self.queues):
+            if not (consumed and name == self.queue):
+                await self.declare_queue(channel, name)
         if self.exchange is not None:
             with declaring(f"exchange '{self.exchange}'"):
                 exchange = await channel.declare_exchange(self.exchange, durable=True)
-                await declared[self.queue].bind(exchange, self.routing_key)
+                requests = await channel.get_queue(self.queue, ensure=False)
+                await requests.bind(exchange, self.routing_key)
 
     async def declare_queue(self, channel: AbstractChannel, name: str) -> AbstractQueue:
         """Declare one of the queues; raises as :meth:`declare` does."""

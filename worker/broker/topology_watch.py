@@ -56,6 +56,7 @@ class TopologyWatch:
         self._running: asyncio.Task[None] | None = None
         self._may_declare = True
         self._was_bound = False
+        self._queue_was_missing = False
         self._fault: str | None = None
         self._policies: list[str] = []
         self._unseen: str | None = None
@@ -108,7 +109,9 @@ class TopologyWatch:
             await close_quietly(connection)
 
     async def _look(self, connection: WatchedConnection, bound: bool | None) -> str | None:
-        """Check that all parts exist, and declare the missing ones.
+        """Check that all parts exist, and declare the missing ones. The request queue is left to
+        the session, which loses its consumer with it; the next look declares it if it is still
+        missing.
 
         If this user may not declare, each further look only checks: the broker logs each refusal.
 
@@ -118,8 +121,13 @@ class TopologyWatch:
         Returns:
             A fault that could not be mended, or None.
         """
-        if self._may_declare or await self._topology.missing(connection):
-            self._may_declare = await self._topology.ensure(connection)
+        missing = await self._topology.missing(connection)
+        queue_is_missing = f"queue '{self._topology.queue}'" in missing
+        waited, self._queue_was_missing = self._queue_was_missing, queue_is_missing
+        if queue_is_missing and not waited:
+            return None
+        if self._may_declare or missing:
+            self._may_declare = await self._topology.ensure(connection, consumed=not queue_is_missing)
         binding = f"binding of the exchange '{self._topology.exchange}' to '{self._topology.queue}'"
         if bound is False and not self._may_declare:
             return (
