@@ -110,10 +110,11 @@ async def test_a_worker_connects_anew_by_the_password_of_now(
     assert (await producer.request({"flow_id": FLOW_ID})).status == 201
 
     async def lose_connections() -> None:
-        rabbitmq.ctl("close_all_user_connections", user, "to see whether it comes back")
+        # The broker's last: a worker without a session looks at its database before the next one.
         await execute(
             admin, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
         )
+        rabbitmq.ctl("close_all_user_connections", user, "to see whether it comes back")
 
     # Both files are renewed before the connections are lost, then after that, then are missing.
     for number, way in enumerate(("before", "after", "missing")):
