@@ -20,6 +20,7 @@ from worker.contract.errors import Fault
 from worker.events.emitter import Emitter
 from worker.line.create import DatabaseAway
 from worker.line.line import Pipeline
+from worker.line.patience import PATIENCE, Patience
 from worker.observability import metrics
 from worker.observability.http import side_port
 from worker.observability.redaction import redact
@@ -45,8 +46,11 @@ IN_VAIN_SECONDS = 10.0
 LEAVE_SECONDS = 2.0
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, patience: Patience = PATIENCE) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests in flight and return.
+
+    Args:
+        patience: of the line, for tests that can't wait as long as a worker.
 
     Raises:
         StoreError: the database answers but can't be used (login, name, schema).
@@ -55,7 +59,7 @@ async def serve(settings: Settings) -> None:
         PortTaken: the configured HTTP port is taken.
     """
     relieve_collector()
-    service = Service(settings)
+    service = Service(settings, patience)
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, service.stop, each.name)
@@ -69,8 +73,9 @@ async def serve(settings: Settings) -> None:
 class Service:
     """One run of a worker, from the first connection to the last acknowledgement."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, patience: Patience = PATIENCE) -> None:
         self._settings = settings
+        self._patience = patience
         self._topology = Topology.of(settings.queue_names, metrics.declared_again)
         self._watch = TopologyWatch(settings.amqp_url, settings.management_url, self._topology)
         self._stopping = asyncio.Event()
@@ -147,7 +152,7 @@ class Service:
                 continue
             if self._served:
                 metrics.reconnects.inc()
-            pipeline = Pipeline(session, store, self._settings, self._traces)
+            pipeline = Pipeline(session, store, self._settings, self._traces, self._patience)
             reason, opened = "stopping", monotonic()
             try:
                 await self._serve(session, store, pipeline)

@@ -3,13 +3,14 @@ minutes.
 """
 
 import os
+from functools import partial
 
+from worker import service
 from worker.cli import app
-from worker.line import create, giving_up, settle
+from worker.line.patience import Patience
 
 if __name__ == "__main__":
-    create.HOLD_SECONDS = 1.0
-    giving_up.REPLY_SECONDS = 1.0
-    giving_up.LONE_REPLY_SECONDS = float(os.environ.get("LONE_REPLY_SECONDS", "10"))
-    settle.HANGING_SECONDS = 0.2
+    lone_reply = float(os.environ.get("LONE_REPLY_SECONDS", "10"))
+    patience = Patience(database=1.0, reply=1.0, lone_reply=lone_reply, hanging=0.2)
+    service.serve = partial(service.serve, patience=patience)
     app(["run"])

@@ -13,9 +13,10 @@ from tests.support.database import fetch_runs
 from tests.support.producer import Producer
 from worker.broker.session import Session
 from worker.contract.errors import Fault
-from worker.line import create, understand
+from worker.line import understand
 from worker.line.create import DatabaseAway
 from worker.line.line import Pipeline
+from worker.line.patience import PATIENCE, Patience
 from worker.observability.metrics import readiness
 from worker.observability.traces import Traces
 from worker.runs.creation import NewRun
@@ -32,9 +33,16 @@ async def store(sqlite_url: str) -> AsyncIterator[Store]:
     await store.close()
 
 
-async def serve(session: Session, store: Store, requests: int, producer: Producer, **settings: Any) -> None:
+async def serve(
+    session: Session,
+    store: Store,
+    requests: int,
+    producer: Producer,
+    patience: Patience = PATIENCE,
+    **settings: Any,
+) -> None:
     """Serve until this many requests were answered, and leave as a worker does."""
-    running = asyncio.create_task(Pipeline(session, store, Settings(**settings), Traces()).run())
+    running = asyncio.create_task(Pipeline(session, store, Settings(**settings), Traces(), patience).run())
     async with asyncio.timeout(180):
         while sum(map(len, producer.replies.values())) < requests and not running.done():
             await asyncio.sleep(0.02)
@@ -129,10 +137,9 @@ async def test_a_database_that_stays_away_has_its_requests_handed_back(
         raise Fault("it is gone")
 
     monkeypatch.setattr(store, "create", away)
-    monkeypatch.setattr(create, "HOLD_SECONDS", 0.3)
     await producer.publish(named("waits"))
     with pytest.raises(ExceptionGroup) as raised:
-        await serve(session, store, 1, producer)
+        await serve(session, store, 1, producer, Patience(database=0.3))
     (cause,) = raised.value.exceptions
     assert isinstance(cause, DatabaseAway)
     await session.close()

@@ -4,7 +4,6 @@ import asyncio
 from contextlib import suppress
 from uuid import uuid4
 
-import pytest
 from aio_pika import Message
 from aio_pika.exceptions import DeliveryError
 
@@ -13,7 +12,7 @@ from tests.support.rabbitmq import RabbitMQ
 from worker.broker.session import Session
 from worker.broker.topology import Topology
 from worker.contract.delivery import Delivery
-from worker.line import giving_up
+from worker.line.patience import PATIENCE, Patience
 from worker.line.settle import Settlement
 from worker.line.values import Answer
 from worker.observability import metrics
@@ -41,11 +40,11 @@ def refused(delivery: Delivery) -> Answer:
     return Answer(delivery, 422, b'{"detail": "no"}', refused="It is wrong.")
 
 
-async def settle(session: Session, *batches: list[Answer]) -> None:
+async def settle(session: Session, *batches: list[Answer], patience: Patience = PATIENCE) -> None:
     """Settle batches in turn, and wait until everything is published and acknowledged."""
     async with asyncio.timeout(180), asyncio.TaskGroup() as tasks:
         tasks.create_task(session.consumer.acknowledger.run())
-        settling = Settlement(session, tasks, Traces(), prefetch=1000)
+        settling = Settlement(session, tasks, Traces(), prefetch=1000, patience=patience)
         for batch in batches:
             await settling.settle(batch)
         await settling.finish()
@@ -99,9 +98,8 @@ async def test_a_reply_that_nobody_takes_is_given_up_and_the_dead_letter_is_not(
         await producer.publish({}, reply_to=reply_to)
     good = await producer.publish({})
     deliveries = await taken(session, 4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(giving_up, "REPLY_SECONDS", 1.0)
-        await settle(session, [*map(refused, deliveries[:3]), created(deliveries[3])])
+    answers = [*map(refused, deliveries[:3]), created(deliveries[3])]
+    await settle(session, answers, patience=Patience(reply=1.0))
     assert (await producer.replies_to([good]))[0].status == 201
     assert len(await producer.dead_letters(3)) == 3
     assert await left(session, producer) == 0
@@ -128,7 +126,7 @@ async def test_a_reply_over_which_the_broker_closes_the_channel_is_given_up_and_
             settling = Settlement(session, tasks, Traces(), prefetch=1000)
             given_up = metrics.replies_unroutable._value.get()
             await settling.settle([answer])
-            while not settling._aside:
+            while not settling._publishing._aside:
                 await asyncio.sleep(0.001)
             rabbitmq.ctl("eval", limit.format(8000))  # nothing else runs here until it is set
             while metrics.replies_unroutable._value.get() == given_up:

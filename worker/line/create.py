@@ -13,6 +13,7 @@ from time import monotonic
 import structlog
 
 from worker.contract.errors import Fault, Unprocessable
+from worker.line.patience import Patience
 from worker.line.values import Decided, Request
 from worker.observability import metrics
 from worker.observability.traces import Traces
@@ -23,17 +24,6 @@ from worker.tasks.isolate import Failed, isolate
 from worker.tasks.mailbox import Mailbox
 
 log = structlog.get_logger(__name__)
-
-# Deliveries are handed back after this many seconds without a database: before the broker's
-# consumer timeout (30 minutes by default) closes the channel. Each hand-back counts against the
-# delivery limit.
-HOLD_SECONDS = 600.0
-# From this many failures in a row on, each further one halves the batch: a single run may be ending
-# the connection or the server. A guess.
-FAULTS_TOGETHER = 3
-# A run that makes the database fall silent or end is refused after this many tries. Each try is
-# made alone, after the database was seen to write. A guess.
-FAULT_TRIES = 5
 
 
 class DatabaseAway(Exception):
@@ -50,6 +40,7 @@ class Create:
         max_size: what a batch takes in memory at most, in bytes as ``Request.size`` counts.
         pass_on: gets the decided requests, and the seconds that the batch took.
         room: returns once the next stage has room.
+        patience: with the database.
 
     Attributes:
         requests: where the stage before puts its requests.
@@ -65,6 +56,7 @@ class Create:
         max_size: int,
         pass_on: Callable[[Sequence[Decided], float], None],
         room: Callable[[], Awaitable[None]],
+        patience: Patience,
     ) -> None:
         # A request that failed before fills a batch of its own, so that no other fails with it.
         self.requests: Mailbox[Request] = Mailbox(lambda each: max_size if each.tries else each.size)
@@ -75,6 +67,7 @@ class Create:
         self._max_size = max_size
         self._pass_on = pass_on
         self._room = room
+        self._patience = patience
         self._aside = 0
         self._closing = False
         self._busy = False
@@ -96,7 +89,7 @@ class Create:
         """Create runs of :attr:`requests` until :meth:`close`.
 
         Raises:
-            DatabaseAway: it took nothing for :data:`HOLD_SECONDS`.
+            DatabaseAway: it took nothing for ``patience.database`` seconds.
         """
         while requests := await self.requests.take(self._limit, max_size=self._max_size):
             self._busy = True
@@ -147,7 +140,7 @@ class Create:
             elif well and outcome.refusal is not None:
                 self._try_again(request, outcome, decided)
             elif alone and outcome.ended and self._written > request.written:
-                self._try_again(replace(request, written=self._written), _of_fault(outcome), decided)
+                self._try_again(replace(request, written=self._written), self._of_fault(outcome), decided)
                 fault = None if decided else outcome.reason
             else:
                 fault = fault or outcome.reason
@@ -173,6 +166,11 @@ class Create:
         pause = Backoff(tries=request.tries - 1).next_delay()
         asyncio.get_running_loop().call_later(pause, self._return, request)
 
+    def _of_fault(self, outcome: Undecided) -> Undecided:
+        """The outcome with the refusal that the run gets if the database keeps failing over it."""
+        reason = f"The database fails over this run: {outcome.reason}"
+        return replace(outcome, refusal=Unprocessable(reason), tries=self._patience.fault_tries)
+
     def _set_aside(self, request: Request) -> None:
         self._aside += 1
         self.aside_size += request.size
@@ -196,12 +194,12 @@ class Create:
         """Wait until the database writes, or may write other runs than these."""
         self._away_since = self._away_since or monotonic()
         self._faults += 1
-        if self._faults >= FAULTS_TOGETHER:
+        if self._faults >= self._patience.faults_together:
             self._limit = max(1, min(self._limit, held) // 2)
         while True:
             metrics.database_away(fault)
             log.warning("database_away", error=fault, tries=self._backoff.tries + 1, held=held + self._aside)
-            if monotonic() - self._away_since > HOLD_SECONDS:
+            if monotonic() - self._away_since > self._patience.database:
                 raise DatabaseAway(fault)
             await self._backoff.sleep()
             try:
@@ -225,9 +223,3 @@ def _sorted(
         else:
             decided.append((request, outcome))
     return decided, undecided
-
-
-def _of_fault(outcome: Undecided) -> Undecided:
-    """The outcome with the refusal that the run gets if the database keeps failing over it."""
-    reason = f"The database fails over this run: {outcome.reason}"
-    return replace(outcome, refusal=Unprocessable(reason), tries=FAULT_TRIES)

@@ -10,6 +10,7 @@ from worker.broker.session import Session
 from worker.events.outbox import Outbox
 from worker.line.answer import Answering
 from worker.line.create import Create
+from worker.line.patience import PATIENCE, Patience
 from worker.line.settle import Settlement
 from worker.line.understand import Understand
 from worker.observability.traces import Traces
@@ -27,11 +28,19 @@ SETTLED_SHARE = 1 / 8
 class Pipeline:
     """Serves the deliveries of one session until they end."""
 
-    def __init__(self, session: Session, store: Store, settings: Settings, traces: Traces) -> None:
+    def __init__(
+        self,
+        session: Session,
+        store: Store,
+        settings: Settings,
+        traces: Traces,
+        patience: Patience = PATIENCE,
+    ) -> None:
         self._session = session
         self._store = store
         self._settings = settings
         self._traces = traces
+        self._patience = patience
         max_decoded = int(settings.prefetch_size * DECODED_SHARE)
         self._answering = Answering(
             session,
@@ -46,6 +55,7 @@ class Pipeline:
             max_size=max_decoded,
             pass_on=self._answering.take,
             room=self._answering.room,
+            patience=patience,
         )
         self._understanding = Understand(
             session, settings, traces, self._creating, self._answering, max_decoded
@@ -67,7 +77,13 @@ class Pipeline:
                 tasks.create_task(self._session.consumer.consume(self._settings.prefetch))
                 tasks.create_task(self._understanding.run())
                 tasks.create_task(self._create())
-                settlement = Settlement(self._session, tasks, self._traces, prefetch=self._settings.prefetch)
+                settlement = Settlement(
+                    self._session,
+                    tasks,
+                    self._traces,
+                    prefetch=self._settings.prefetch,
+                    patience=self._patience,
+                )
                 tasks.create_task(self._answering.run(settlement))
                 tasks.create_task(self._session.consumer.acknowledger.run())
         finally:

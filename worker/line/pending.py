@@ -10,7 +10,6 @@ import structlog
 
 from worker.amqp.publication import Publication
 from worker.broker.messages import dead_letter_copy, reply
-from worker.broker.publisher import Publisher
 from worker.broker.session import Session
 from worker.contract.delivery import Delivery
 from worker.contract.encoding import dumps
@@ -20,8 +19,6 @@ from worker.observability import metrics
 from worker.tasks.backoff import Backoff
 
 log = structlog.get_logger(__name__)
-
-NO_REQUESTER = "no requester has this direct reply-to"
 
 
 @dataclass(slots=True, eq=False)
@@ -45,37 +42,25 @@ class Pending:
     left: "list[Sent]" = field(default_factory=list)
     rejected: bool = False
 
-    @property
-    def size(self) -> int:
-        """The size of the largest remaining publication, in bytes."""
-        return max((each.publication.size for each in self.left), default=0)
-
 
 @dataclass(slots=True, eq=False)
 class Sent:
     """One publication of an answer, which may go out several times.
 
     Attributes:
-        by: its publisher while the broker has not answered; otherwise None.
         number: its place in the order of all publications.
-        at: the time when it went out last, or will go out again.
+        at: the time when it went out last.
     """
 
     pending: Pending
     publication: Publication
-    by: Publisher | None = None
     number: int = 0
     at: float = 0.0
     backoff: Backoff = field(default_factory=Backoff)
 
 
-def pending_of(session: Session, answer: Answer, *, may: bool) -> Pending:
-    """Make the publications that an answer needs.
-
-    Args:
-        session: of the request.
-        may: a reply may be published to the request's ``reply_to``.
-    """
+def pending_of(session: Session, answer: Answer) -> Pending:
+    """Make the publications that an answer needs."""
     delivery, now = answer.delivery, datetime.now(UTC)
     pending = Pending(
         delivery,
@@ -86,17 +71,11 @@ def pending_of(session: Session, answer: Answer, *, may: bool) -> Pending:
         answer.recorded,
         since=monotonic(),
     )
-    if pending.reply_to is not None and may:
-        size = len(answer.body)
-        if size > session.size_limit.max_size:
-            pending.left.append(Sent(pending, _short_reply(session, pending, now, size)))
-        else:
-            whole = reply(
-                delivery.message, status=answer.status, body=answer.body, now=now, error=answer.refused
-            )
-            pending.left.append(Sent(pending, whole))
-    elif pending.reply_to is not None:
-        unroutable(pending, pending.reply_to, NO_REQUESTER)
+    if pending.reply_to is not None:
+        publication = reply(
+            delivery.message, status=answer.status, body=answer.body, now=now, error=answer.refused
+        )
+        pending.left.append(Sent(pending, publication))
     if answer.refused is not None:
         copy = dead_letter_copy(
             delivery.message,
@@ -120,19 +99,6 @@ def count_bytes(session: Session, pending: Pending) -> None:
     session.consumer.in_flight.answer(pending.delivery.tag, len(body), size)
 
 
-def shorten(session: Session, pending: Pending) -> None:
-    """Replace a reply that is too large for the broker by the reason. Drop a dead letter that is
-    too large: the broker makes one when the delivery is rejected.
-    """
-    now, limit = datetime.now(UTC), session.size_limit.max_size
-    for sent in [each for each in pending.left if each.publication.size > limit]:
-        if sent.publication.queue == session.topology.dead_letter_queue:
-            pending.rejected = True
-            pending.left.remove(sent)
-        else:
-            sent.publication = _short_reply(session, pending, now, sent.publication.size)
-
-
 def other_queue(sent: Sent) -> str | None:
     """The queue to try next for a returned reply: its ``reply_to`` may be a queue's address in
     another protocol. None if there is no other queue.
@@ -149,14 +115,14 @@ def unroutable(pending: Pending, queue: str, reason: str) -> None:
     _not_sent("reply_unroutable", pending, queue, reason)
 
 
-def _short_reply(session: Session, pending: Pending, now: datetime, size: int) -> Publication:
-    """A reply with the reason why the full one, of ``size`` bytes, is not sent."""
-    message, limit = pending.delivery.message, session.size_limit.max_size
-    reason = f"The reply has {size:,} bytes, and the broker takes {limit:,}."
+def short_reply(pending: Pending, reason: str) -> Publication:
+    """A reply with the reason why the full one is not sent."""
+    message = pending.delivery.message
     _not_sent("reply_too_large", pending, message.reply_to, reason)
     detail = reason if pending.refused is None else f"{pending.refused} ({reason})"
     body = dumps({"detail": detail, "id": pending.run_id})
-    return reply(message, status=pending.status, body=body, now=now, error=pending.refused or reason)
+    error = pending.refused or reason
+    return reply(message, status=pending.status, body=body, now=datetime.now(UTC), error=error)
 
 
 def _not_sent(event: str, pending: Pending, reply_to: str | None, reason: str) -> None:
