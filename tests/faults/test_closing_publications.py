@@ -41,15 +41,19 @@ class Closing(Proxy):
 
     def from_client(self, data: bytes, client: asyncio.StreamWriter) -> bytes:
         if client in self._closed:
-            data = data.replace(CLOSE_OK, b"")
+            # A broker ignores what comes after its close, until a channel's close-ok. If it were
+            # confirmed, it would count as the publication that this proxy swallowed.
+            _, found, data = data.partition(CLOSE_OK)
+            if found:
+                self._closed.discard(client)
         if MARK not in data:
             return data
+        self._closed.add(client)
         if self.way is None:
             client.transport.abort()
         elif self.way in CHANNEL_ERRORS:
             close = spec.Channel.Close(self.way, f"{CHANNEL_ERRORS[self.way]} - by the test", 60, 40)
             client.write(pamqp.frame.marshal(close, CHANNEL))
-            self._closed.add(client)
         else:
             text = f"{CONNECTION_ERRORS.get(self.way, 'NOT_ALLOWED')} - by the test"
             client.write(pamqp.frame.marshal(spec.Connection.Close(self.way, text, 60, 40), 0))
