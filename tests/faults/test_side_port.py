@@ -13,8 +13,7 @@ import pytest
 from tests.support.producer import Producer
 from tests.support.requests import FLOW_ID
 from tests.support.worker_process import WorkerProcess
-from worker.observability import http
-from worker.observability.http import side_port
+from worker.observability.http import LIMITS, Limits, side_port
 from worker.observability.metrics import readiness
 
 # A worker alone has 30 open, and its side port CONNECTIONS_MAX.
@@ -169,8 +168,8 @@ async def test_probes_and_requests_are_answered_whatever_the_side_port_gets(
         HELD.clear()
 
 
-def _port(ping: Callable[[], Awaitable[Any]]) -> AbstractAsyncContextManager[str]:
-    return side_port("127.0.0.1", 0, ping, demanded=True)
+def _port(ping: Callable[[], Awaitable[Any]], limits: Limits = LIMITS) -> AbstractAsyncContextManager[str]:
+    return side_port("127.0.0.1", 0, ping, demanded=True, limits=limits)
 
 
 async def test_all_readers_of_a_second_share_one_look_at_the_database(
@@ -187,15 +186,13 @@ async def test_all_readers_of_a_second_share_one_look_at_the_database(
     async with _port(ping) as where:
         await asyncio.gather(*(ask(where, path) for path in ("readyz", "metrics") * 20))
         assert pings == 1
-        await asyncio.sleep(http.FRESH_SECONDS)
+        await asyncio.sleep(LIMITS.fresh)
         await ask(where, "readyz")
         assert pings == 2
 
 
 async def test_a_ping_that_hangs_is_not_joined_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readiness, "database", None)
-    monkeypatch.setattr(http, "PING_TIMEOUT", 0.05)
-    monkeypatch.setattr(http, "FRESH_SECONDS", 0.0)
     pings = 0
     answered = asyncio.Event()
 
@@ -204,7 +201,7 @@ async def test_a_ping_that_hangs_is_not_joined_by_another(monkeypatch: pytest.Mo
         pings += 1
         await answered.wait()
 
-    async with _port(ping) as where:
+    async with _port(ping, Limits(ping=0.05, fresh=0.0)) as where:
         for _ in range(5):
             assert b" 503 " in await ask(where, "readyz")
         assert pings == 1
@@ -219,21 +216,20 @@ async def test_a_crowd_of_readers_ends_no_connection_that_has_yet_to_ask(
 ) -> None:
     """A probe on a busy machine also sends its request a moment after it connects."""
     monkeypatch.setattr(readiness, "database", None)
-    monkeypatch.setattr(http, "CONNECTIONS_MAX", 20)
-    async with _port(asyncio.Event().wait) as where:
+    limits = Limits(connections=20)
+    async with _port(asyncio.Event().wait, limits) as where:
         reader, writer = await connect(where)
         await asyncio.sleep(0.3)
         crowd = [asyncio.create_task(ask(where, "readyz")) for _ in range(60)]
         # No more than the limit stay connected.
-        while sum(each.done() for each in crowd) < 60 - http.CONNECTIONS_MAX:
+        while sum(each.done() for each in crowd) < 60 - limits.connections:
             await asyncio.sleep(0)
         writer.write(GET % b"livez" + b"\r\n")
         assert b" 200 " in await _answers(reader)
         await asyncio.gather(*crowd, return_exceptions=True)
 
 
-async def test_a_connection_that_asks_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "CONNECTION_SECONDS", 0.1)
-    async with _port(lambda: asyncio.sleep(0)) as where:
+async def test_a_connection_that_asks_nothing_is_ended() -> None:
+    async with _port(lambda: asyncio.sleep(0), Limits(connection=0.1)) as where:
         reader, _ = await connect(where)
         assert await _answers(reader) == b""

@@ -11,7 +11,6 @@ import aio_pika
 import pytest
 from yarl import URL
 
-from worker.amqp import transport
 from worker.amqp.transport import Connection
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, close_quietly, connect
 
@@ -43,7 +42,6 @@ async def test_the_second_address_of_a_host_is_tried_when_the_first_is_silent(
         return [(*answering[0][:4], silent), answering[0]] if host == "broker" else answering
 
     monkeypatch.setattr(loop, "getaddrinfo", two_addresses)
-    monkeypatch.setattr(transport, "ADDRESS_SECONDS", 0.5)
     url = str(URL(amqp_url).with_host("broker"))
     connection = await connect(url, name="test", connection_class=connection_class)
     await close_quietly(connection)

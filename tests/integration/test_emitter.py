@@ -28,6 +28,7 @@ from worker.broker.messages import events_message
 from worker.broker.session import Session
 from worker.broker.topology import Topology
 from worker.events.emitter import Emitter
+from worker.events.patience import PATIENCE, Patience
 from worker.observability import metrics
 from worker.observability.metrics import readiness
 from worker.settings import Settings
@@ -133,8 +134,8 @@ async def put(amqp_url: str, settings: Settings) -> AsyncIterator[Outbox]:
 
 
 @asynccontextmanager
-async def emitting(settings: Settings) -> AsyncIterator[None]:
-    emitter = Emitter(settings, Topology.of(settings.queue_names))
+async def emitting(settings: Settings, patience: Patience = PATIENCE) -> AsyncIterator[None]:
+    emitter = Emitter(settings, Topology.of(settings.queue_names), patience)
     emitter.start()
     try:
         yield
@@ -180,11 +181,10 @@ async def test_what_may_pass_is_waited_out(
 
 
 async def test_an_api_that_is_away_or_silent_is_waited_for(
-    api: API, settings: Settings, put: Outbox, producer: Producer, monkeypatch: pytest.MonkeyPatch
+    api: API, settings: Settings, put: Outbox, producer: Producer
 ) -> None:
-    monkeypatch.setattr("worker.events.api.TIMEOUT", 0.3)
     ids = await put(2)
-    async with emitting(settings):
+    async with emitting(settings, Patience(answer=0.3)):
         assert "No answer from http://127.0.0.1" in await refused()
         ids += await put(2)
         silent = iter((2.0, 2.0))
@@ -248,16 +248,12 @@ async def test_an_event_over_which_the_api_fails_while_it_takes_others_is_set_as
     settings: Settings,
     put: Outbox,
     producer: Producer,
-    monkeypatch: pytest.MonkeyPatch,
     status: int | float,
 ) -> None:
     """While it is the only one, it waits: the fault may be the API's."""
-    monkeypatch.setattr("worker.events.api.TIMEOUT", 0.3)
-    monkeypatch.setattr("worker.events.hand_over.TRIES_TOGETHER", 2)
-    monkeypatch.setattr("worker.tasks.backoff.LONGEST", 0.1)
     api.answer = lambda events, request: status if any("bad" in each for each in events) else 204
     bad = await put(1, bad=True)
-    async with api.serve(), emitting(settings):
+    async with api.serve(), emitting(settings, Patience(answer=0.3, tries_together=2, pause=0.1)):
         await refused()
         async with asyncio.timeout(120):
             while api.requests < 5:
@@ -277,16 +273,14 @@ async def test_an_event_over_which_the_api_fails_while_it_takes_others_is_set_as
 
 
 async def test_an_api_that_fails_over_every_event_is_waited_for_and_none_is_set_aside(
-    api: API, settings: Settings, put: Outbox, producer: Producer, monkeypatch: pytest.MonkeyPatch
+    api: API, settings: Settings, put: Outbox, producer: Producer
 ) -> None:
     """Even if it fails again while the events are tried in parts."""
-    monkeypatch.setattr("worker.events.hand_over.TRIES_TOGETHER", 2)
-    monkeypatch.setattr("worker.tasks.backoff.LONGEST", 0.1)
     # By the number of the request.
     fails = {*range(1, 12), *range(13, 40), 41, 43}
     api.answer = lambda events, request: 500 if api.requests in fails else 204
     ids = [each for count in (1, 2, 5) for each in await put(count)]
-    async with api.serve(), emitting(settings):
+    async with api.serve(), emitting(settings, Patience(tries_together=2, pause=0.1)):
         await api.has_taken(ids)
         ids += await put(2)
         await api.has_taken(ids)

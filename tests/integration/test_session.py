@@ -62,7 +62,7 @@ async def nothing_more(session: Session, producer: Producer) -> None:
     """Wait for a round trip on its channel: all earlier frames of the broker have arrived."""
     await session.redeclare()
     await session.consumer._channel.get_queue(producer.queue)
-    assert session.consumer.deliveries.size == 0
+    assert len(session.consumer.deliveries) == 0
 
 
 async def test_messages_come_as_they_were_published_and_in_their_order(

@@ -25,26 +25,11 @@ async def test_a_batch_ends_before_its_size_is_too_large() -> None:
     mailbox: Mailbox[int] = Mailbox(lambda item: item)
     for item in (4, 4, 4, 20, 1):
         mailbox.put(item)
-    assert mailbox.size == 33
     assert await mailbox.take(10, max_size=10) == [4, 4]
     assert await mailbox.take(10, max_size=10) == [4]
     assert await mailbox.take(10, max_size=10) == [20]
-    assert mailbox.size == 1
+    assert len(mailbox) == 1
     assert await mailbox.take(10) == [1]
-
-
-async def test_room_is_waited_for_until_what_is_inside_fits() -> None:
-    mailbox: Mailbox[int] = Mailbox(lambda item: item)
-    await mailbox.room(0)
-    for item in (6, 5, 4):
-        mailbox.put(item)
-    waiting = asyncio.create_task(mailbox.room(8))
-    await mailbox.take(1)
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    await mailbox.take(1)
-    await waiting
-    assert mailbox.size == 4
 
 
 async def test_a_closed_mailbox_gives_what_it_has_and_then_nothing() -> None:
@@ -61,17 +46,3 @@ async def test_closing_wakes_the_one_that_waits() -> None:
     await asyncio.sleep(0)
     mailbox.close()
     assert await taking == []
-
-
-async def test_room_is_looked_at_anew_with_what_is_beside() -> None:
-    """The outside load may exceed the mailbox's size, and shrink again."""
-    mailbox: Mailbox[int] = Mailbox(lambda item: item)
-    beside = 100
-    waiting = asyncio.create_task(mailbox.room(10, lambda: beside))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    beside = 0
-    mailbox.put(100)
-    await mailbox.take(1)
-    async with asyncio.timeout(5):
-        await waiting

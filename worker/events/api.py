@@ -10,13 +10,11 @@ from uuid import uuid4
 import aiohttp
 import orjson
 
+from worker.events.patience import PATIENCE
 from worker.observability.redaction import redact
 from worker.settings import Settings
 from worker.urls.password_file import PasswordUnreadable, read_password
 
-# Longest request, in seconds, from the connection to the end of the answer. A server takes a tenth
-# of a second for 200 events.
-TIMEOUT = 30.0
 # Bytes to read of an error's body, which quotes the request.
 ERROR_BYTES = 4 * 1024 * 1024
 # Characters of its text in a log line.
@@ -47,11 +45,15 @@ class PrefectAPI:
     """Requests to Prefect's API, with its login, its CSRF token and its certificate.
 
     Use as an async context manager.
+
+    Args:
+        timeout: the longest request, in seconds.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, timeout: float = PATIENCE.answer) -> None:
         assert settings.prefect_api_url is not None
         self._url = settings.prefect_api_url
+        self._timeout = aiohttp.ClientTimeout(timeout)
         self._cafile = settings.prefect_api_cafile
         self._headers = {"Content-Type": "application/json"}
         self._auth_string = settings.prefect_api_auth_string
@@ -157,7 +159,7 @@ class PrefectAPI:
             # Read at the first request: the file may appear after the start.
             context = ssl.create_default_context(cafile=self._cafile) if self._cafile else True
             self._http = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(TIMEOUT), connector=aiohttp.TCPConnector(ssl=context, limit=1)
+                timeout=self._timeout, connector=aiohttp.TCPConnector(ssl=context, limit=1)
             )
         return self._http
 

@@ -21,6 +21,7 @@ from worker.broker.connection import (
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.events.api import PrefectAPI
 from worker.events.hand_over import HandedBack, HandOver
+from worker.events.patience import PATIENCE, Patience
 from worker.events.stay import Stay
 from worker.observability import metrics
 from worker.settings import Settings
@@ -29,9 +30,6 @@ from worker.tasks.ending import end
 
 log = structlog.get_logger(__name__)
 
-# Longest wait for the current request when the worker stops, in seconds.
-STOP_SECONDS = 5.0
-
 
 class Emitter:
     """Consumes the outbox until it is stopped.
@@ -39,11 +37,13 @@ class Emitter:
     Args:
         settings: the broker, the API and the rate.
         topology: the queues, with the outbox.
+        patience: with the API.
     """
 
-    def __init__(self, settings: Settings, topology: Topology) -> None:
+    def __init__(self, settings: Settings, topology: Topology, patience: Patience = PATIENCE) -> None:
         self._settings = settings
         self._topology = topology
+        self._patience = patience
         self._stopping = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
@@ -55,13 +55,12 @@ class Emitter:
         """Wait for the current request, then stop. Other events stay in the outbox."""
         self._stopping.set()
         if self._running is not None:
-            await end(self._running, STOP_SECONDS)
+            await end(self._running, self._patience.stop)
 
     async def _run(self) -> None:
         backoff = Backoff()
-        async with PrefectAPI(self._settings) as api:
-            letters, pace = self._topology.dead_letter_queue, self._settings.prefect_events_per_second
-            hand_over = HandOver(api, letters, pace, self._stopping, self._settings.fleet_logins)
+        async with PrefectAPI(self._settings, self._patience.answer) as api:
+            hand_over = HandOver(api, self._settings, self._stopping, self._patience)
             while not self._stopping.is_set():
                 try:
                     await self._stay(hand_over, backoff)
@@ -92,7 +91,7 @@ class Emitter:
             metrics.outbox_age.set_function(stay.age)
             metrics.outbox_messages.set_function(lambda: stay.count)
             stopping = asyncio.create_task(self._close_when_stopping(stay))
-            counting = asyncio.create_task(stay.keep_count())
+            counting = asyncio.create_task(stay.keep_count(self._patience.count))
             metrics.events_held(None)
             try:
                 await hand_over.serve(stay)

@@ -6,7 +6,7 @@ event becomes a dead letter: it would block all later ones.
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import orjson
@@ -18,8 +18,10 @@ from worker.broker.messages import EVENTS_HEADER, refused_event
 from worker.contract.encoding import dumps
 from worker.events.api import APIAway, EventsRefused, PrefectAPI
 from worker.events.outbox import CHUNK_MAX
+from worker.events.patience import Patience
 from worker.events.stay import PREFETCH, Stay, Taken
 from worker.observability import metrics
+from worker.settings import Settings
 from worker.tasks.backoff import Backoff
 
 log = structlog.get_logger(__name__)
@@ -27,12 +29,6 @@ log = structlog.get_logger(__name__)
 # Most bytes of one request, unless a single message has more. nginx, which may stand in front of
 # the API, accepts a megabyte by default.
 POST_BYTES = 512 * 1024
-# Seconds to hold messages while the API is down. Then they return to the outbox: another worker may
-# reach it. The broker's consumer timeout (30 minutes by default) would close the channel.
-HOLD_SECONDS = 600.0
-# Failures of the API before the events are tried in parts. With their pauses they take 11 to 23
-# seconds, in which most servers have restarted.
-TRIES_TOGETHER = 8
 
 
 class HandedBack(Exception):
@@ -44,28 +40,23 @@ class HandOver:
 
     Args:
         api: receives the events.
-        dead_letter_queue: receives refused events.
-        events_per_second: the highest rate.
+        settings: the rate, the queue of the dead letters, and the fleet's other logins.
         stopping: once set, a failed request is not tried again.
-        users: the fleet's other logins.
+        patience: with the API.
     """
 
     def __init__(
-        self,
-        api: PrefectAPI,
-        dead_letter_queue: str,
-        events_per_second: float,
-        stopping: asyncio.Event,
-        users: Collection[str] = (),
+        self, api: PrefectAPI, settings: Settings, stopping: asyncio.Event, patience: Patience
     ) -> None:
         self._api = api
-        self._users = frozenset(users)
-        self._dead_letter_queue = dead_letter_queue
-        self._seconds_per_event = 1 / events_per_second
+        self._users = frozenset(settings.fleet_logins)
+        self._dead_letter_queue = settings.queue_names.dead_letter_queue
+        self._seconds_per_event = 1 / settings.prefect_events_per_second
         self._stopping = stopping
+        self._patience = patience
         self._next_at = 0.0
         self._until = 0.0
-        self._backoff = Backoff()
+        self._backoff = Backoff(longest=patience.pause)
 
     async def serve(self, stay: Stay) -> None:
         """Send all events until the consumer ends.
@@ -104,12 +95,12 @@ class HandOver:
             The messages that arrived meanwhile and were sent with the rest.
         """
         joined: list[Taken] = []
-        self._until = time.monotonic() + HOLD_SECONDS
+        self._until = time.monotonic() + self._patience.hold
         body, count = _joined(messages), sum(_count(message) for message in messages)
         left: list[bytes] | None = None
         while left is None or left:
             try:
-                await self._post(stay, body, count, tries=TRIES_TOGETHER)
+                await self._post(stay, body, count, tries=self._patience.tries_together)
                 return joined
             except (EventsRefused, APIAway) as error:
                 left = await self._sift(stay, _events(messages) if left is None else left, error)

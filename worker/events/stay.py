@@ -19,8 +19,6 @@ from worker.tasks.mailbox import Mailbox
 # Most messages to hold at once. Each has the events of one batch, in quiet times just one. With
 # several messages, many events go in one request when the API is back.
 PREFETCH = 20
-# Seconds between two counts of the outbox.
-COUNT_SECONDS = 5.0
 
 
 @immutable
@@ -94,14 +92,14 @@ class Stay:
         """The age of the oldest waiting event, in seconds. 0 if none waits."""
         return max(0.0, time.time() - next(iter(self._held.values()))) if self._held else 0.0
 
-    async def keep_count(self) -> None:
-        """Count the messages of the outbox every few seconds."""
+    async def keep_count(self, every: float) -> None:
+        """Count the messages of the outbox, with pauses of this many seconds."""
         while True:
             with suppress(ChannelLost):
                 with lost_with(self._channel):
                     declared = (await self._channel.get_queue(self._queue.name)).declaration_result
                 self.count = (declared.message_count or 0) + len(self._held)
-            await asyncio.sleep(COUNT_SECONDS)
+            await asyncio.sleep(every)
 
     async def acknowledge(self, messages: Sequence[Taken]) -> None:
         """Acknowledge all messages up to the last of these."""

@@ -21,6 +21,7 @@ from worker.observability import metrics
 from worker.observability.stored import StoredLog
 from worker.runs.creation import UnresolvedRun
 from worker.store import Created, Decision, Existing
+from worker.tasks.budget import Budget
 from worker.tasks.mailbox import Mailbox
 
 log = structlog.get_logger(__name__)
@@ -39,11 +40,13 @@ class Answering:
         session: has the broker's limit on message sizes, and the acknowledger, which this stage
             closes at the end.
         batch_max: answers in one batch at most.
-        max_decided: limit of the requests that wait here, in bytes of memory.
+        max_decided: limit of the requests that wait here or are being answered, in bytes of memory
+            each.
         max_size: limit of the records of one batch, in bytes.
 
     Attributes:
         outbox: records the runs' events; None without events.
+        unanswered: the bytes of the requests that wait here.
     """
 
     def __init__(self, session: Session, *, batch_max: int, max_decided: int, max_size: int) -> None:
@@ -52,12 +55,9 @@ class Answering:
         self._batch_max = batch_max
         self._max_decided = max_decided
         self._max_size = max_size
+        self.unanswered = Budget(max_decided)
         self._done: Mailbox[Done] = Mailbox(lambda done: done.size)
         self._stored_log = StoredLog()
-
-    async def room(self) -> None:
-        """Wait until more may be decided."""
-        await self._done.room(self._max_decided)
 
     def refuse(self, delivery: Delivery, refusal: Refusal, size: int) -> None:
         """Take a refusal.
@@ -73,7 +73,7 @@ class Answering:
             correlation_id=delivery.message.correlation_id,
         )
         # The error shows the request, so it is as large.
-        self._done.put(Done(delivery, refusal.freed(), size))
+        self._put(Done(delivery, refusal.freed(), size))
 
     def take(self, decided: Sequence[Decided], seconds: float) -> None:
         """Take a decided batch, which took this many seconds. Its records are written later: the
@@ -99,6 +99,7 @@ class Answering:
     async def run(self, settlement: Settlement) -> None:
         """Make answers and have them settled, until :meth:`close`."""
         while done := await self._done.take(self._batch_max, max_size=self._max_size):
+            self.unanswered.change(-sum(each.size for each in done))
             now = datetime.now(UTC)
             answers: list[Answer] = []
             size = 0
@@ -137,7 +138,11 @@ class Answering:
         size = request.size
         if isinstance(outcome, Existing) or isinstance(request.new, UnresolvedRun):
             size += _added_size(outcome.run, counted)
-        self._done.put(Done(delivery, outcome, size, recorded))
+        self._put(Done(delivery, outcome, size, recorded))
+
+    def _put(self, done: Done) -> None:
+        self.unanswered.change(done.size)
+        self._done.put(done)
 
     def _answer(self, done: Done, now: datetime) -> Answer:
         outcome = done.outcome

@@ -5,7 +5,7 @@ database refuses. All requests wait only while the database takes nothing at all
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -20,6 +20,7 @@ from worker.observability.traces import Traces
 from worker.runs.creation import Requested
 from worker.store import Outcome, Store, Undecided
 from worker.tasks.backoff import Backoff
+from worker.tasks.budget import Budget
 from worker.tasks.isolate import Failed, isolate
 from worker.tasks.mailbox import Mailbox
 
@@ -39,12 +40,12 @@ class Create:
         batch_max: requests in one batch at most.
         max_size: what a batch takes in memory at most, in bytes as ``Request.size`` counts.
         pass_on: gets the decided requests, and the seconds that the batch took.
-        room: returns once the next stage has room.
+        unanswered: the bytes in front of the next stage.
         patience: with the database.
 
     Attributes:
-        requests: where the stage before puts its requests.
-        aside_size: memory of the requests that wait beside the line, in bytes.
+        undecided: the bytes of the requests in this stage: in front of the store, in it, and beside
+            the line.
     """
 
     def __init__(
@@ -55,18 +56,18 @@ class Create:
         batch_max: int,
         max_size: int,
         pass_on: Callable[[Sequence[Decided], float], None],
-        room: Callable[[], Awaitable[None]],
+        unanswered: Budget,
         patience: Patience,
     ) -> None:
         # A request that failed before fills a batch of its own, so that no other fails with it.
-        self.requests: Mailbox[Request] = Mailbox(lambda each: max_size if each.tries else each.size)
-        self.aside_size = 0
+        self._requests: Mailbox[Request] = Mailbox(lambda each: max_size if each.tries else each.size)
+        self.undecided = Budget(2 * max_size)  # the next batch waits while one is in the store
         self._store = store
         self._traces = traces
         self._batch_max = self._limit = batch_max
         self._max_size = max_size
         self._pass_on = pass_on
-        self._room = room
+        self._unanswered = unanswered
         self._patience = patience
         self._aside = 0
         self._closing = False
@@ -76,22 +77,27 @@ class Create:
         self._away_since: float | None = None
         self._written = 0
 
+    def take(self, request: Request) -> None:
+        """Take a request."""
+        self.undecided.change(request.size)
+        self._requests.put(request)
+
     def close(self) -> None:
         """Declare that no new request comes: :meth:`run` ends once all are decided."""
         self._closing = True
         self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if self._closing and not (self._aside or self._busy or len(self.requests)):
-            self.requests.close()
+        if self._closing and not (self._aside or self._busy or len(self._requests)):
+            self._requests.close()
 
     async def run(self) -> None:
-        """Create runs of :attr:`requests` until :meth:`close`.
+        """Create the runs of requests until :meth:`close`.
 
         Raises:
             DatabaseAway: it took nothing for ``patience.database`` seconds.
         """
-        while requests := await self.requests.take(self._limit, max_size=self._max_size):
+        while requests := await self._requests.take(self._limit, max_size=self._max_size):
             self._busy = True
             started = monotonic()
             with self._traces.batch([request.delivery for request in requests]):
@@ -101,6 +107,7 @@ class Create:
             if decided:
                 if fault is None:
                     self._database_takes_runs()
+                self.undecided.change(-sum(request.size for request, _ in decided))
                 self._pass_on(decided, monotonic() - started)
             del outcomes, decided  # free them before the next wait
             if fault is not None:
@@ -108,7 +115,7 @@ class Create:
             del requests
             self._busy = False
             self._close_if_done()
-            await self._room()
+            await self._unanswered.room()
 
     async def _outcomes(self, runs: Sequence[Requested]) -> Sequence[Outcome]:
         """Create runs. An unforeseen error blames single runs, which are found by halves."""
@@ -135,7 +142,7 @@ class Create:
         fault = None
         for request, outcome in undecided:
             if outcome.ready is not None:
-                self._set_aside(request)
+                self._aside += 1
                 outcome.ready.add_done_callback(partial(self._return_when_ready, request))
             elif well and outcome.refusal is not None:
                 self._try_again(request, outcome, decided)
@@ -144,7 +151,7 @@ class Create:
                 fault = None if decided else outcome.reason
             else:
                 fault = fault or outcome.reason
-                self.requests.put(request)
+                self._requests.put(request)
         return None if well else fault
 
     def _try_again(self, request: Request, outcome: Undecided, decided: list[Decided]) -> None:
@@ -162,7 +169,7 @@ class Create:
             message_id=message.message_id,
             correlation_id=message.correlation_id,
         )
-        self._set_aside(request)
+        self._aside += 1
         pause = Backoff(tries=request.tries - 1).next_delay()
         asyncio.get_running_loop().call_later(pause, self._return, request)
 
@@ -171,17 +178,12 @@ class Create:
         reason = f"The database fails over this run: {outcome.reason}"
         return replace(outcome, refusal=Unprocessable(reason), tries=self._patience.fault_tries)
 
-    def _set_aside(self, request: Request) -> None:
-        self._aside += 1
-        self.aside_size += request.size
-
     def _return_when_ready(self, request: Request, _: "asyncio.Future[None]") -> None:
         self._return(request)
 
     def _return(self, request: Request) -> None:
         self._aside -= 1
-        self.aside_size -= request.size
-        self.requests.put(request)
+        self._requests.put(request)
 
     def _database_takes_runs(self) -> None:
         metrics.database_here()

@@ -54,12 +54,10 @@ class Pipeline:
             batch_max=settings.batch_max,
             max_size=max_decoded,
             pass_on=self._answering.take,
-            room=self._answering.room,
+            unanswered=self._answering.unanswered,
             patience=patience,
         )
-        self._understanding = Understand(
-            session, settings, traces, self._creating, self._answering, max_decoded
-        )
+        self._understanding = Understand(session, settings, traces, self._creating, self._answering)
 
     async def run(self) -> None:
         """Consume and serve until the session's deliveries end and all that were taken are

@@ -33,8 +33,6 @@ class Understand:
     Args:
         creating: gets the requests.
         answering: gets the refusals.
-        max_decoded: what requests may take in memory in front of a stage, in bytes as
-            :func:`decoded_size` estimates it.
     """
 
     def __init__(
@@ -44,14 +42,12 @@ class Understand:
         traces: Traces,
         creating: Create,
         answering: Answering,
-        max_decoded: int,
     ) -> None:
         self._session = session
         self._settings = settings
         self._traces = traces
         self._creating = creating
         self._answering = answering
-        self._max_decoded = max_decoded
         self._allowed = settings.allowed
         self._reply_queues = ReplyQueues(settings.reply_to_pattern, session.topology.queue)
 
@@ -59,14 +55,14 @@ class Understand:
         """Decode until the session's deliveries end."""
         incoming = self._session.consumer.deliveries
         while deliveries := await incoming.take(DECODE_MAX, max_size=DECODE_MAX_BYTES):
-            await self._creating.requests.room(self._max_decoded, lambda: self._creating.aside_size)
-            await self._answering.room()
+            await self._creating.undecided.room()
+            await self._answering.unanswered.room()
             started = monotonic()
             now = datetime.now(UTC)  # one for the batch: a database reads and writes it once
             for delivery in deliveries:
                 size = decoded_size(delivery.message.body)
                 try:
-                    self._creating.requests.put(Request(delivery, self._new_run(delivery, now), size))
+                    self._creating.take(Request(delivery, self._new_run(delivery, now), size))
                 except Refusal as refusal:
                     self._answering.refuse(delivery, refusal, size)
                 except Exception:  # the edge: a message that breaks us harms no other

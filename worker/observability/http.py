@@ -10,6 +10,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -24,17 +25,8 @@ from worker.observability.metrics import dependency_up, readiness
 
 log = structlog.get_logger(__name__)
 
-# A database counts as down after this many seconds without an answer. Most probes wait longer.
-PING_TIMEOUT = 2.0
-# Seconds for which a check of the database is valid.
-FRESH_SECONDS = 1.0
-# Connections at once. Beyond it a new one replaces another, so that a probe always gets in. Each
-# takes a file descriptor and, with the largest headers, 128 KiB. Probes and scrapers need a few.
-CONNECTIONS_MAX = 200
 # Seconds to wait after a failed accept. A guess.
 ACCEPT_AGAIN_SECONDS = 0.1
-# Longest connection, in seconds. A probe takes milliseconds, or PING_TIMEOUT at most.
-CONNECTION_SECONDS = 10.0
 # An answer takes half a millisecond, so this many take a tenth of the event loop.
 ANSWERS_PER_SECOND = 200
 # Limits of a line or header, in bytes, and of headers. A browser sends 20, with cookies of 4 KB.
@@ -51,8 +43,32 @@ class PortTaken(Exception):
     """The side port can't be opened. The message has the reason."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of the port, in seconds if nothing else is said.
+
+    Attributes:
+        ping: a database counts as down after this time without an answer. Most probes wait longer.
+        fresh: a check of the database is valid for this time.
+        connection: the longest connection. A probe takes milliseconds, or ``ping`` at most.
+        connections: the number of connections at once. Beyond it a new one replaces another, so
+            that a probe always gets in. Each takes a file descriptor and, with the largest headers,
+            128 KiB. Probes and scrapers need a few.
+    """
+
+    ping: float = 2.0
+    fresh: float = 1.0
+    connection: float = 10.0
+    connections: int = 200
+
+
+LIMITS = Limits()
+
+
 @asynccontextmanager
-async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> AsyncIterator[str]:
+async def side_port(
+    host: str, port: int, ping: Ping, *, demanded: bool, limits: Limits = LIMITS
+) -> AsyncIterator[str]:
     """Serve ``/livez``, ``/readyz`` and ``/metrics`` within the context. Yields the URL.
 
     Args:
@@ -64,7 +80,7 @@ async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> Asyn
     Raises:
         PortTaken: the port is demanded and taken.
     """
-    database = _Database(ping)
+    database = _Database(ping, limits)
 
     async def readyz(_: web.Request) -> web.Response:
         state = await _state(database)
@@ -95,7 +111,7 @@ async def side_port(host: str, port: int, ping: Ping, *, demanded: bool) -> Asyn
     )
     await runner.setup()
     assert runner.server is not None
-    connections = _Connections(runner.server, asking)
+    connections = _Connections(runner.server, asking, limits)
     tasks = [asyncio.create_task(connections.end_old_ones())]
     listening: list[socket.socket] = []
     try:
@@ -139,8 +155,9 @@ class _Connections:
         asking: the connections whose request waits for its answer.
     """
 
-    def __init__(self, server: web.Server, asking: Container[web.RequestHandler]) -> None:
+    def __init__(self, server: web.Server, asking: Container[web.RequestHandler], limits: Limits) -> None:
         self._server = server
+        self._limits = limits
         self._asking = asking
         self._since: dict[web.RequestHandler, float] = {}
 
@@ -167,7 +184,7 @@ class _Connections:
         it. A silent crowd would have to fill them all first.
         """
         open_ = self._server.connections
-        if len(open_) < CONNECTIONS_MAX:
+        if len(open_) < self._limits.connections:
             return
         asking = [each for each in open_ if each in self._asking]
         if len(asking) > len(open_) / 2:
@@ -181,11 +198,11 @@ class _Connections:
     async def end_old_ones(self) -> None:
         """End connections that are open for too long."""
         while True:
-            await asyncio.sleep(CONNECTION_SECONDS / 10)
+            await asyncio.sleep(self._limits.connection / 10)
             open_ = self._server.connections
             self._since = {each: self._since[each] for each in open_ if each in self._since}
             for each in open_:
-                if self._age(each) > CONNECTION_SECONDS:
+                if self._age(each) > self._limits.connection:
                     _abort(each)
 
 
@@ -240,8 +257,9 @@ def _one_at_a_time(asking: set[web.RequestHandler]) -> Middleware:
 class _Database:
     """Checks the database, once for all requests within a second."""
 
-    def __init__(self, ping: Ping) -> None:
+    def __init__(self, ping: Ping, limits: Limits) -> None:
         self._ping = ping
+        self._limits = limits
         # The last or the running ping: with a silent database it may take long to fail.
         self._pinging: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[str | None] | None = None
@@ -257,16 +275,16 @@ class _Database:
         away = None
         if self._pinging is None or self._pinging.done():
             self._pinging = asyncio.ensure_future(self._ping())
-        done, _ = await asyncio.wait((self._pinging,), timeout=PING_TIMEOUT)
+        done, _ = await asyncio.wait((self._pinging,), timeout=self._limits.ping)
         if not done:
-            away = f"no answer within {PING_TIMEOUT:g} seconds"
+            away = f"no answer within {self._limits.ping:g} seconds"
         elif isinstance(error := self._pinging.exception(), Fault):
             away = str(error)
         elif error is not None:
             raise error
         # An idle worker would not notice that its database is down.
         dependency_up.labels("database").set(away is None)
-        self._fresh_until = monotonic() + FRESH_SECONDS
+        self._fresh_until = monotonic() + self._limits.fresh
         return away
 
     def close(self) -> None:

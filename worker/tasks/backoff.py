@@ -4,23 +4,22 @@ import asyncio
 import random
 from contextlib import suppress
 
-LONGEST = 10.0  # seconds
-
 
 class Backoff:
-    """Delays that double from ``first`` seconds to ``LONGEST``. Each is drawn between half of that
+    """Delays that double from ``first`` seconds to ``longest``. Each is drawn between half of that
     and all of it.
 
     The jitter keeps a fleet from retrying in step once the database or the broker is back.
     """
 
-    def __init__(self, first: float = 0.1, tries: int = 0) -> None:
+    def __init__(self, first: float = 0.1, longest: float = 10.0, tries: int = 0) -> None:
         self.first = first
+        self.longest = longest
         self.tries = tries
 
     def next_delay(self) -> float:
         """The next delay in seconds; each call counts as a try."""
-        ceiling: float = min(LONGEST, self.first * 2.0 ** min(self.tries, 30))
+        ceiling: float = min(self.longest, self.first * 2.0 ** min(self.tries, 30))
         self.tries += 1
         return random.uniform(ceiling / 2, ceiling)
 

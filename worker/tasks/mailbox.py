@@ -1,6 +1,6 @@
 """The hand-over between two stages of the line: one stage puts items, the next takes batches.
 
-Single event loop, not thread safe; one task takes, and one waits for room.
+Single event loop, not thread safe; one task takes.
 """
 
 import asyncio
@@ -18,18 +18,13 @@ class Mailbox(Generic[T]):
 
     Args:
         size: returns an item's size, in any unit.
-
-    Attributes:
-        size: the size of all items inside.
     """
 
     def __init__(self, size: Callable[[T], int] = lambda item: 1) -> None:
-        self.size = 0
         self._size_of = size
         self._items: deque[T] = deque()
         self._closed = False
         self._changed: asyncio.Event = asyncio.Event()
-        self._taken: asyncio.Event = asyncio.Event()
 
     def __len__(self) -> int:
         """How many items wait."""
@@ -38,21 +33,12 @@ class Mailbox(Generic[T]):
     def put(self, item: T) -> None:
         """Add one item. Never blocks."""
         self._items.append(item)
-        self.size += self._size_of(item)
         self._changed.set()
 
     def close(self) -> None:
         """End the queue. Items still inside are taken first."""
         self._closed = True
         self._changed.set()
-
-    async def room(self, max_size: int, beside: Callable[[], int] = lambda: 0) -> None:
-        """Wait until the items inside, plus those ``beside``, have at most this size. Only
-        :meth:`take` ends the wait, so items beside must come in and be taken.
-        """
-        while self.size + beside() > max_size:
-            self._taken.clear()
-            await self._taken.wait()
 
     async def take(self, limit: int, *, max_size: int | None = None) -> list[T]:
         """Wait for an item, then return all that wait, in order.
@@ -76,6 +62,4 @@ class Mailbox(Generic[T]):
                 break
             total += size
             count += 1
-        self.size -= total
-        self._taken.set()
         return [self._items.popleft() for _ in range(count)]
