@@ -1,6 +1,7 @@
 """Which parts of a message identify it, and which don't."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -96,3 +97,69 @@ def test_a_message_that_is_sent_again_keeps_what_it_came_with(name: str) -> None
 )
 def test_a_message_that_is_sent_again_begins_without_what_the_broker_added(name: str) -> None:
     assert not is_own_header(name)
+
+
+DAY = datetime(2030, 1, 2, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("sent", "pinned"),
+    [
+        (Message(b"", {}), "b9afee65-2923-89e5-81c2-3c1e934de8ac"),
+        (Message(b"", {}, message_id="a"), "1f9dfa2c-0644-86c1-88a3-e3fa694ef044"),
+        (Message(b'{"a":1}', {}, message_id="a"), "eb2e1c35-b112-8719-8470-178c98f381f8"),
+        (
+            Message(b'{"a":1}', {"x": 1}, content_type="application/json"),
+            "6abd9f56-41ed-81b6-9d05-b2952393499b",
+        ),
+        (
+            Message(b"x", {"a": None, "b": True, "c": 2, "d": 2.5, "e": b"raw"}),
+            "d703d2f8-d7bf-8a53-8e0d-01bb8201d667",
+        ),
+        (
+            Message(b"x", {"a": None, "b": True, "c": 2, "d": 2.5, "e": bytearray(b"raw")}),
+            "d703d2f8-d7bf-8a53-8e0d-01bb8201d667",
+        ),
+        (
+            Message(b"x", {"a": Decimal("1.5"), "b": DAY, "c": -(2**40)}),
+            "44404416-9ad6-8107-84f2-e4502ccb641a",
+        ),
+        (
+            Message(b"x", {"a": {"b": [1, "two", {"c": None}], "a": {}}, "l": []}),
+            "01c1c4e2-3fb9-822a-ba39-b41d47011865",
+        ),
+        (Message(b"x", {"l": [1, "two"], "a": {"l": [[]]}}), "bbdcae26-7889-8dc1-a15c-05246a273d1f"),
+        (Message(b"x", {"\udcff": "\udcff"}), "e18f2324-aadf-89bc-8b4c-c8d7ff5ab759"),
+        (Message("ü€𝄞".encode(), {"ü": "€𝄞"}), "cc9e08a6-de0b-8d04-8e05-56f350105274"),
+        (
+            Message(b"x", {}, priority=9, delivery_mode=1, timestamp=DAY),
+            "15941cd8-05e9-8baa-a23c-4e7f1414c666",
+        ),
+        (Message(b"x", {}, priority=0, delivery_mode=2), "d6b6e570-89d3-82c8-afa9-ea9cf2e1f4f0"),
+        (
+            Message(b"x", {}, reply_to="amq.rabbitmq.reply-to.g1h2", correlation_id="c"),
+            "d8179124-ea92-8101-a927-acc5aea11a44",
+        ),
+        (
+            Message(b"x", {}, reply_to="replies", type="create_flow_run", app_id="app"),
+            "02960000-2aa4-8f16-be53-b5f48abb2a7b",
+        ),
+        (
+            Message(b"x", {}, user_id="u", expiration="5", content_encoding="utf-8"),
+            "ce047c0d-b469-8e8d-a7de-9685e214b09d",
+        ),
+        (
+            Message(b"x", {"traceparent": "1", "x-death": [{}]}, message_id="m"),
+            "eed21b0d-431a-8ab5-99f5-780954aef0ee",
+        ),
+        (Message(b"x", {"timestamp_in_ms": 5}, timestamp=DAY), "f258e6c0-8327-8225-bc16-4abab15a39f4"),
+        (Message(b"x" * 100_000, {"h": "y" * 100_000}), "b9a1514c-c358-8f2f-9110-a224c5c66cb3"),
+        (
+            Message(b"x", {"a": "", "b": b"", "c": [], "d": {}, "e": [None]}),
+            "0e879cf7-1997-86ab-bcba-6e34784a80ee",
+        ),
+    ],
+)
+def test_values_stay_the_same(sent: Message, pinned: str) -> None:
+    """They are the ids of stored runs."""
+    assert str(fingerprint(sent)) == pinned

@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from datetime import datetime
 from typing import Any
@@ -62,6 +62,9 @@ _WRITTEN_ANEW_PREFIXES = (
 # RabbitMQ writes this header together with the property ``timestamp`` (the interceptor
 # ``set_header_timestamp``, and the plugin before it).
 _ENTERED_AT = "timestamp_in_ms"
+_LENGTHS = struct.Struct(">QQ")
+_SIZE = struct.Struct(">cQ")
+_NONE = _LENGTHS.pack(len(b"NoneType"), len(b"None")) + b"NoneTypeNone"
 _WRITTEN_ANEW = frozenset(
     (
         # W3C Trace Context and Baggage, their predecessors in .NET, and B3 in one header.
@@ -134,8 +137,7 @@ def fingerprint(message: Message) -> UUID:
     own = {name: value for name, value in message.headers.items() if _identifies(name)}
     # Leave out the broker's own timestamp: it differs each time the message arrives.
     timestamp = None if _ENTERED_AT in message.headers else message.timestamp
-    digest = hashlib.blake2b(digest_size=16, person=b"flow-run-message")
-    for value in (
+    values = (
         message.body,
         message.content_type,
         message.content_encoding,
@@ -151,9 +153,12 @@ def fingerprint(message: Message) -> UUID:
         message.priority,
         timestamp,
         own,
-    ):
-        for part in _encoded(value):
-            digest.update(part)
+    )
+    parts: list[bytes] = []
+    for value in values:
+        _encode(value, parts)
+    # In one go: an update for each part takes 3 us more.
+    digest = hashlib.blake2b(b"".join(parts), digest_size=16, person=b"flow-run-message")
     hashed = int.from_bytes(digest.digest())
     return UUID(int=hashed & ~(0xF << 76) & ~(0x3 << 62) | 0x8 << 76 | 0x2 << 62)
 
@@ -185,22 +190,28 @@ def _identifies(name: str) -> bool:
     )
 
 
-def _encoded(value: Any) -> Iterator[bytes]:
-    """A value as unambiguous bytes: type, length, content. Mappings are sorted by key."""
-    if isinstance(value, Mapping):
-        yield struct.pack(">cQ", b"m", len(value))
+def _encode(value: Any, parts: list[bytes]) -> None:
+    """Add a value as unambiguous bytes: type, length, content. Mappings are sorted by key."""
+    if value is None:  # most properties
+        parts.append(_NONE)
+        return
+    if isinstance(value, str):
+        content = value.encode("utf-8", "surrogatepass")
+    elif isinstance(value, (bytes, bytearray)):
+        content = bytes(value)
+    elif isinstance(value, dict):
+        parts.append(_SIZE.pack(b"m", len(value)))
         for key in sorted(value, key=str):
-            yield from _encoded(key)
-            yield from _encoded(value[key])
+            _encode(key, parts)
+            _encode(value[key], parts)
+        return
     elif isinstance(value, (list, tuple)):
-        yield struct.pack(">cQ", b"l", len(value))
+        parts.append(_SIZE.pack(b"l", len(value)))
         for item in value:
-            yield from _encoded(item)
+            _encode(item, parts)
+        return
     else:
-        # bytes and bytearray are the same: the type depends on how often a value was read.
-        binary = isinstance(value, (bytes, bytearray))
-        content = bytes(value) if binary else str(value).encode("utf-8", "surrogatepass")
-        name = b"bytes" if binary else type(value).__name__.encode()
-        yield struct.pack(">QQ", len(name), len(content))
-        yield name
-        yield content
+        content = str(value).encode("utf-8", "surrogatepass")
+    # bytes and bytearray are the same: the type depends on how often a value was read.
+    name = b"bytes" if isinstance(value, bytearray) else type(value).__name__.encode()
+    parts += (_LENGTHS.pack(len(name), len(content)), name, content)

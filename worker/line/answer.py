@@ -148,9 +148,16 @@ class Answering:
         outcome = done.outcome
         if not isinstance(outcome, Refusal):
             try:
-                status = 201 if isinstance(outcome, Created) else 200
-                body = encode_record(outcome.run, now)
-                return Answer(done.delivery, status, body, run_id=outcome.run.id, recorded=done.recorded)
+                created = isinstance(outcome, Created)
+                # A record that nobody asked for takes 5 us. One that can't be shown is refused.
+                unread = created and not done.delivery.message.reply_to
+                return Answer(
+                    done.delivery,
+                    201 if created else 200,
+                    b"" if unread else encode_record(outcome.run, now),
+                    run_id=outcome.run.id,
+                    recorded=done.recorded,
+                )
             except Exception as error:  # the edge: a run that can't be shown harms no other
                 log.exception("record_not_written", flow_run_id=str(outcome.run.id))
                 outcome = Unprocessable(f"The run of this request exists, and can't be shown: {error}")
