@@ -4,7 +4,7 @@ nothing about requests.
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -125,23 +125,15 @@ class Service:
             await self._store.ping()
 
     async def _open_store(self) -> Store | None:
-        backoff = Backoff()
-        while not self._stopping.is_set():
-            try:
-                store = await self._unless_stopping(
-                    Store.open(
-                        self._settings.database_url,
-                        migrate=self._settings.migrate,
-                        kind=self._settings.database_kind,
-                        allowed=self._settings.allowed,
-                    )
-                )
-            except Fault as fault:
-                await self._pause(fault, backoff)
-            else:
-                metrics.database_here()
-                return store
-        return None
+        settings = self._settings
+        return await self._from_database(
+            lambda: Store.open(
+                settings.database_url,
+                migrate=settings.migrate,
+                kind=settings.database_kind,
+                allowed=settings.allowed,
+            )
+        )
 
     async def _stay_at_broker(self, store: Store) -> None:
         """Open one session after the other. Serve each until it is lost or the worker stops."""
@@ -173,7 +165,9 @@ class Service:
                 self._traces.lost()
             backoff = self._before_reopening(backoff)
             await backoff.sleep(self._stopping)
-            await self._until_database_writes(store)
+            # A standby or a full disk accepts no writes. Requests that are taken and handed back
+            # meanwhile would count as delivered.
+            await self._from_database(store.writes)
 
     async def _open_session(self, backoff: Backoff) -> Session | None:
         """A session. None after a pause if it can't be opened, or if the worker stops."""
@@ -260,25 +254,20 @@ class Service:
             if done and not serving.cancelled():
                 serving.exception()
 
-    async def _until_database_writes(self, store: Store) -> None:
-        """Wait until the database accepts writes: a standby or a full disk does not. Requests that
-        are taken and handed back meanwhile would count as delivered.
-        """
+    async def _from_database(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+        """The database's answer. None if the worker stops before it gives one."""
         backoff = Backoff()
         while not self._stopping.is_set():
             try:
-                await self._unless_stopping(store.writes())
+                answer = await self._unless_stopping(ask())
             except Fault as fault:
-                await self._pause(fault, backoff)
+                metrics.database_away(str(fault))
+                log.warning("database_away", error=str(fault), tries=backoff.tries + 1)
+                await backoff.sleep(self._stopping)
             else:
                 metrics.database_here()
-                return
-
-    async def _pause(self, fault: Fault, backoff: Backoff) -> None:
-        """Report that the database is down, and wait before the next try."""
-        metrics.database_away(str(fault))
-        log.warning("database_away", error=str(fault), tries=backoff.tries + 1)
-        await backoff.sleep(self._stopping)
+                return answer
+        return None
 
     async def _unless_stopping(self, opening: Coroutine[Any, Any, T]) -> T | None:
         """The opened object. None if the worker stops before."""

@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 from tests.conformance.shared import Both, Shared
 from tests.support.command import command
 from tests.support.database import execute, fetch
-from worker.store.rights import PRUNE_PREFECT, grants
+from tests.support.rights import PRUNE_PREFECT, grants
 
 # A role that may delete old runs, with the rights in deploy/docs/rights-and-security.md.
 PRUNER = (

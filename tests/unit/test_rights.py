@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from worker.store.rights import PREFECT, PRUNE_PREFECT, PRUNE_STANDALONE, SECRET, grants
+from tests.support.rights import PRUNE_PREFECT, PRUNE_STANDALONE, grants
+from worker.store.rights import PREFECT, SECRET
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 

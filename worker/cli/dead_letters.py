@@ -19,6 +19,11 @@ dead_letters_app = typer.Typer(
     help="Refused requests: look at them, send them again, throw them away.", no_args_is_help=True
 )
 
+_SHOWN = (
+    "message_id correlation_id reply_to content_type content_encoding type app_id user_id timestamp priority "
+    "expiration"
+)
+
 
 def _are_ids(ids: list[str] | None) -> list[str] | None:
     if ids and not all(ids):  # each id begins with an empty text
@@ -112,23 +117,7 @@ def show(
     if letter is None:
         raise typer.BadParameter(f"no dead letter has the id {letter_id}", param_hint="ID")
     message = letter.delivery.message
-    properties = {
-        name: value
-        for name in (
-            *(
-                "message_id",
-                "correlation_id",
-                "reply_to",
-                "content_type",
-                "content_encoding",
-                "type",
-                "app_id",
-                "user_id",
-            ),
-            *("timestamp", "priority", "expiration"),
-        )
-        if (value := getattr(message, name)) is not None
-    }
+    properties = {name: value for name in _SHOWN.split() if (value := getattr(message, name)) is not None}
     whole = {
         **_summary(letter),
         "properties": properties,

@@ -85,7 +85,7 @@ class HandOver:
             user = f"the user '{user_id}'" if user_id else "a user that it does not name"
             reason = f"No event of a worker: it is of {user}, and not of '{stay.login}' (WORKER_FLEET_USERS)"
             await self._dead_letter(stay, taken.message.body, 403, reason)
-            metrics.event_forged()
+            metrics.events("forged")
         return genuine
 
     async def _hand_over(self, stay: Stay, messages: list[Taken]) -> list[Taken]:
@@ -137,7 +137,7 @@ class HandOver:
                 taken = await self._in_halves(stay, part, failed, doubtful) or taken
         if len(events) == 1 and isinstance(error, EventsRefused):
             await self._dead_letter(stay, events[0], error.status, str(error))
-            metrics.event_refused()
+            metrics.events("refused")
         elif len(events) == 1:
             doubtful += events
         return taken
@@ -157,11 +157,11 @@ class HandOver:
             away = await self._fails(stay, event)
         except EventsRefused as refused:
             await self._dead_letter(stay, event, refused.status, str(refused))
-            metrics.event_refused()
+            metrics.events("refused")
         else:
             if away is not None:
                 await self._dead_letter(stay, event, away.status, f"{away} (and it takes others)")
-                metrics.event_refused()
+                metrics.events("refused")
         return True
 
     async def _fails(self, stay: Stay, event: bytes) -> APIAway | None:
@@ -199,7 +199,7 @@ class HandOver:
                     log.info("events_go_on")
                 self._backoff.reset()
                 metrics.events_held(None)
-                metrics.events_delivered(count)
+                metrics.events("delivered", count)
                 return
 
     async def _dead_letter(self, stay: Stay, event: bytes, status: int, error: str) -> None:

@@ -160,7 +160,7 @@ class Outbox:
                     log.error("event_not_made", flow_run_id=str(run.id), exc_info=error)
             if backoff.tries >= LOOK_UP_TRIES:
                 left_out = [error for _, error in failed if not isinstance(error, Fault)]
-                metrics.events_left_out(len(left_out))
+                metrics.events("left_out", len(left_out))
                 failed = [(run, error) for run, error in failed if isinstance(error, Fault)]
             if not failed:
                 return [each async for each in self._messages(events)]
@@ -186,7 +186,7 @@ class Outbox:
         for written in events:
             if len(written) > most - 2 and not await takes(len(written) + 2):
                 log.warning("event_left_out", bytes=len(written), reason="the broker does not take it")
-                metrics.events_left_out(1)
+                metrics.events("left_out")
                 continue
             if chunk and (len(chunk) == CHUNK_MAX or size + len(written) + len("[]") > most):
                 yield events_message(self._queue, chunk, self._login)
@@ -239,7 +239,7 @@ def _edge(run: FlowRun) -> Iterator[None]:
         yield
     except Exception:
         log.exception("event_not_made", flow_run_id=str(run.id))
-        metrics.events_left_out(1)
+        metrics.events("left_out")
 
 
 def _beginning(run: Beginning | FlowRun, first: Mapping[UUID, FlowRunState]) -> Beginning | None:
@@ -254,5 +254,5 @@ def _written(run: Beginning, rows: RelatedRows) -> bytes | None:
     if len(written) + RECEIVED_BYTES <= MAX_EVENT_BYTES:
         return written
     log.warning("event_left_out", flow_run_id=str(run.id), bytes=len(written))
-    metrics.events_left_out(1)
+    metrics.events("left_out")
     return None

@@ -6,7 +6,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 from prometheus_client import Counter, Gauge, Histogram, Info
 
@@ -51,9 +51,8 @@ _harmful_policies = Gauge(
     "they can't be read.",
 )
 events_total = Counter("flow_run_worker_events", "Events of new runs, by outcome.", ["outcome"])
-_delivered, _refused, _left_out, _forged = (
-    events_total.labels(outcome) for outcome in ("delivered", "refused", "left_out", "forged")
-)
+for _outcome in ("delivered", "refused", "left_out", "forged"):
+    events_total.labels(_outcome)  # start at 0
 outbox_age = Gauge(
     "flow_run_worker_events_outbox_age_seconds",
     "Age of the oldest event that waits for Prefect's API. 0 if none waits, and in workers that send none.",
@@ -224,24 +223,11 @@ def policies(harms: Sequence[str], unseen: str | None = None) -> None:
     _harmful_policies.set(len(harms))
 
 
-def events_delivered(count: int) -> None:
-    """Count events that Prefect's API accepted."""
-    _delivered.inc(count)
-
-
-def event_refused() -> None:
-    """Count an event that Prefect's API refused."""
-    _refused.inc()
-
-
-def event_forged() -> None:
-    """Count a message of the outbox that no worker wrote."""
-    _forged.inc()
-
-
-def events_left_out(count: int) -> None:
-    """Count events that could not be made, or that the API would drop."""
-    _left_out.inc(count)
+def events(outcome: Literal["delivered", "refused", "left_out", "forged"], count: int = 1) -> None:
+    """Count events. Refused ones and those left out reach no server: its API refuses the first,
+    and would drop the others or they could not be made. No worker wrote forged ones.
+    """
+    events_total.labels(outcome).inc(count)
 
 
 def events_held(reason: str | None) -> None:

@@ -3,7 +3,6 @@ refusals and ``deploy/postgresql`` follow this list. Knows no connection.
 """
 
 import re
-from collections.abc import Sequence
 
 from worker.contract.immutable import immutable
 
@@ -69,21 +68,6 @@ PREFECT = (
 )
 # Tables with Prefect's secrets: the encryption key, and the encrypted data.
 SECRET = ("configuration", "block_document")
-# For the role that deletes old runs. No worker needs these.
-PRUNE_STANDALONE = (
-    Right("SELECT", "flow_run_worker_version"),
-    Right("SELECT", "flow_run"),
-    Right("DELETE", "flow_run"),
-)
-PRUNE_PREFECT = (
-    Right("SELECT", "alembic_version"),
-    *(
-        Right(privilege, table)
-        for table in ("flow_run", "log", "artifact")
-        for privilege in ("SELECT", "DELETE")
-    ),
-    Right("SELECT", "artifact_collection"),
-)
 
 
 def mended(error: str) -> str:
@@ -91,12 +75,3 @@ def mended(error: str) -> str:
     words = set(re.findall(r"\w+", error))
     wanted = [right.grant("WORKER") for right in PREFECT if right.table in words]
     return " ".join(wanted) or "'flow-run-worker doctor' says more."
-
-
-def grants(rights: Sequence[Right], role: str) -> str:
-    """The statements that grant a role its rights, one for each privilege."""
-    tables: dict[str, list[str]] = {}
-    for right in rights:
-        kind = f"{right.privilege} ({right.column})" if right.column else right.privilege
-        tables.setdefault(kind, []).append(right.table)
-    return "".join(f"GRANT {kind} ON {', '.join(names)} TO {role};\n" for kind, names in tables.items())
