@@ -188,6 +188,9 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("1 MB of nested objects", filled(b"", b'{"a":', b""), 400),
     Hostile("490 levels", raw_request(b'"parameters": {"a": ' + b"[" * 490 + b"]" * 490 + b"}"), 201),
     Hostile("260 levels in a state's data", raw_request(b'"state": {"type": "FAILED", "data": ' + b"[" * 260 + b"]" * 260 + b"}"), 201),
+    # Overflowed orjson's buffer
+    Hostile("thirteen lists of 250 levels", raw_request(b'"context": {"a": ["' + b"x" * 60 + b'"' + 13 * (b", " + b"[" * 250 + b"]" * 250) + b"]}"), 201),
+    Hostile("thirteen lists of 250 levels in labels", raw_request(b'"labels": {"a": ["' + b"x" * 60 + b'"' + 13 * (b", " + b"[" * 250 + b"]" * 250) + b"]}"), 422),
     Hostile("600 levels", raw_request(b'"parameters": {"a": ' + b"[" * 600 + b"]" * 600 + b"}"), 400),
     # Unusable runs for Prefect, accepted in a database of our own
     Hostile("200 tags", request(tags=[f"{number}" for number in range(200)]), 201),
