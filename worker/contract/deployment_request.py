@@ -31,49 +31,52 @@ class CreateFlowRunFromDeployment(BaseModel):
     )
 
     state: StateCreate | None = Field(
-        None, description="The run's first state (default: SCHEDULED, to start now)."
+        default=None, description="The run's first state (default: SCHEDULED, to start now)."
     )
-    name: Name = Field("", description="The run's name. If it is missing or empty: two random words.")
+    name: Name = Field(default="", description="The run's name. If it is missing or empty: two random words.")
     parameters: Parameters = Field(
         default_factory=dict,
         description="Parameters that replace the deployment's of the same name: at most 512 KiB of JSON, "
         "unless the worker has another limit.",
     )
     enforce_parameter_schema: bool | None = Field(
-        None, description="Enforce the parameter schema (default: the deployment's setting)."
+        default=None, description="Enforce the parameter schema (default: the deployment's setting)."
     )
     context: dict[str, Any] = Field(
         default_factory=dict, description="Additional context, for the flow to read."
     )
     infrastructure_document_id: UUID | None = Field(
-        None, description="The infrastructure's block document (default: the deployment's)."
+        default=None, description="The infrastructure's block document (default: the deployment's)."
     )
     empirical_policy: FlowRunPolicy = Field(
         default_factory=lambda: NO_POLICY, description="How the run retries."
     )
     tags: list[str] = Field(default_factory=list, description="Tags, in addition to the deployment's.")
     idempotency_key: IdempotencyKey | None = Field(
-        None,
+        default=None,
         description="The run is created once per flow and key; later requests get the run that exists. "
         "At most 2,500 bytes.",
     )
     labels: Labels | None = Field(
-        None, description="Labels, in addition to the deployment's: strings, numbers and booleans by name."
+        default=None,
+        description="Labels, in addition to the deployment's: strings, numbers and booleans by name.",
     )
     parent_task_run_id: UUID | None = Field(
-        None, description="For a subflow: its task run in the parent flow."
+        default=None, description="For a subflow: its task run in the parent flow."
     )
     work_queue_name: str | None = Field(
-        None,
+        default=None,
         description="A queue of the deployment's work pool, created if it is missing "
         "(default: the deployment's queue).",
     )
     job_variables: dict[str, Any] | None = Field(
         default_factory=dict, description="Overrides for the infrastructure's template."
     )
-    deployment_id: UUID | None = Field(None, description="The deployment's id, unless its name is given.")
+    deployment_id: UUID | None = Field(
+        default=None, description="The deployment's id, unless its name is given."
+    )
     deployment_name: str | None = Field(
-        None,
+        default=None,
         pattern="^[^/]+/[^/]+$",
         description="The deployment's name, as FLOW NAME/DEPLOYMENT NAME.",
     )

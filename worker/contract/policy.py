@@ -15,20 +15,22 @@ class FlowRunPolicy(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    max_retries: int = Field(0, description="Deprecated; use ``retries``.", json_schema_extra=DEPRECATED)
+    max_retries: int = Field(
+        default=0, description="Deprecated; use ``retries``.", json_schema_extra=DEPRECATED
+    )
     # Prefect accepts NaN and infinities, stores null, and can't read that: see the labels.
     retry_delay_seconds: float = Field(
-        0,
+        default=0,
         allow_inf_nan=False,
         description="Deprecated; use ``retry_delay``.",
         json_schema_extra=DEPRECATED,
     )
-    retries: int | None = Field(None, description="Number of retries of a failed run.")
-    retry_delay: int | None = Field(None, description="Seconds between two retries.")
+    retries: int | None = Field(default=None, description="Number of retries of a failed run.")
+    retry_delay: int | None = Field(default=None, description="Seconds between two retries.")
     pause_keys: set[str] | None = Field(default_factory=set, description="Pauses that the run has passed.")
-    resuming: bool | None = Field(False, description="Whether the run is being resumed from a pause.")
+    resuming: bool | None = Field(default=False, description="Whether the run is being resumed from a pause.")
     retry_type: Literal["in_process", "reschedule"] | None = Field(
-        None, description="The kind of the current retry."
+        default=None, description="The kind of the current retry."
     )
 
     @model_validator(mode="before")
@@ -48,6 +50,8 @@ class FlowRunPolicy(BaseModel):
 class CreatedBy(BaseModel):
     """Who made a run."""
 
-    id: UUID | None = Field(None, description="The creator's id.")
-    type: str | None = Field(None, description="The kind of creator. The automation headers give AUTOMATION.")
-    display_value: str | None = Field(None, description="The creator's name.")
+    id: UUID | None = Field(default=None, description="The creator's id.")
+    type: str | None = Field(
+        default=None, description="The kind of creator. The automation headers give AUTOMATION."
+    )
+    display_value: str | None = Field(default=None, description="The creator's name.")

@@ -39,46 +39,54 @@ class FlowRunRecord(BaseModel):
     updated: datetime | None = None
     name: str = Field(description="The run's name.")
     flow_id: UUID = Field(description="The flow that is to be run.")
-    state_id: UUID | None = Field(None, description="The current state's id.")
-    deployment_id: UUID | None = Field(None, description="The deployment that the run belongs to.")
-    deployment_version: str | None = Field(None, description="The deployment's version.")
-    work_queue_id: UUID | None = Field(None, description="The work queue's id.")
-    work_queue_name: str | None = Field(None, description="The work queue's name.")
-    flow_version: str | None = Field(None, description="The flow's version.")
+    state_id: UUID | None = Field(default=None, description="The current state's id.")
+    deployment_id: UUID | None = Field(default=None, description="The deployment that the run belongs to.")
+    deployment_version: str | None = Field(default=None, description="The deployment's version.")
+    work_queue_id: UUID | None = Field(default=None, description="The work queue's id.")
+    work_queue_name: str | None = Field(default=None, description="The work queue's name.")
+    flow_version: str | None = Field(default=None, description="The flow's version.")
     parameters: dict[str, Any] = Field(default_factory=dict, description="The flow's parameters.")
-    idempotency_key: str | None = Field(None, description="The key under which the run was created once.")
+    idempotency_key: str | None = Field(
+        default=None, description="The key under which the run was created once."
+    )
     context: dict[str, Any] = Field(default_factory=dict, description="More about the run.")
     empirical_policy: FlowRunPolicy = Field(default_factory=FlowRunPolicy, description="How the run retries.")
     tags: list[str] = Field(default_factory=list, description="Tags.")
     labels: dict[str, bool | int | float | str] = Field(default_factory=dict, description="Labels.")
     parent_task_run_id: UUID | None = Field(
-        None, description="For a subflow: the task run that stands for it."
+        default=None, description="For a subflow: the task run that stands for it."
     )
-    state_type: StateType | None = Field(None, description="The current state's type.")
-    state_name: str | None = Field(None, description="The current state's name.")
-    run_count: int = Field(0, description="How often the run was started.")
+    state_type: StateType | None = Field(default=None, description="The current state's type.")
+    state_name: str | None = Field(default=None, description="The current state's name.")
+    run_count: int = Field(default=0, description="How often the run was started.")
     expected_start_time: datetime | None = Field(
-        None, description="When the run was or is expected to start."
+        default=None, description="When the run was or is expected to start."
     )
-    next_scheduled_start_time: datetime | None = Field(None, description="When a SCHEDULED run is to start.")
-    start_time: datetime | None = Field(None, description="When the run first started.")
-    end_time: datetime | None = Field(None, description="When the run ended.")
-    total_run_time: timedelta = Field(_ZERO, description="Time spent RUNNING, in seconds.")
-    estimated_run_time: timedelta = Field(_ZERO, description="The same with the time since, while RUNNING.")
+    next_scheduled_start_time: datetime | None = Field(
+        default=None, description="When a SCHEDULED run is to start."
+    )
+    start_time: datetime | None = Field(default=None, description="When the run first started.")
+    end_time: datetime | None = Field(default=None, description="When the run ended.")
+    total_run_time: timedelta = Field(default=_ZERO, description="Time spent RUNNING, in seconds.")
+    estimated_run_time: timedelta = Field(
+        default=_ZERO, description="The same with the time since, while RUNNING."
+    )
     estimated_start_time_delta: timedelta = Field(
-        _ZERO, description="How late the run started or is, in seconds."
+        default=_ZERO, description="How late the run started or is, in seconds."
     )
-    auto_scheduled: bool = Field(False, description="Whether a schedule made the run.")
+    auto_scheduled: bool = Field(default=False, description="Whether a schedule made the run.")
     infrastructure_document_id: UUID | None = Field(
-        None, description="The block document of its infrastructure."
+        default=None, description="The block document of its infrastructure."
     )
-    infrastructure_pid: str | None = Field(None, description="The infrastructure's own id of the run.")
-    created_by: CreatedBy | None = Field(None, description="Who made the run.")
-    work_pool_id: UUID | None = Field(None, description="The work pool's id.")
-    work_pool_name: str | None = Field(None, description="The work pool's name.")
-    state: State | None = Field(None, description="The current state.")
+    infrastructure_pid: str | None = Field(
+        default=None, description="The infrastructure's own id of the run."
+    )
+    created_by: CreatedBy | None = Field(default=None, description="Who made the run.")
+    work_pool_id: UUID | None = Field(default=None, description="The work pool's id.")
+    work_pool_name: str | None = Field(default=None, description="The work pool's name.")
+    state: State | None = Field(default=None, description="The current state.")
     job_variables: dict[str, Any] | None = Field(
-        None, description="Overrides for the infrastructure's template."
+        default=None, description="Overrides for the infrastructure's template."
     )
 
 

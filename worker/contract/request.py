@@ -106,10 +106,10 @@ class CreateFlowRun(BaseModel):
         },
     )
 
-    state: StateCreate | None = Field(None, description="The run's first state (default: PENDING).")
-    name: Name = Field("", description="The run's name. If it is missing or empty: two random words.")
+    state: StateCreate | None = Field(default=None, description="The run's first state (default: PENDING).")
+    name: Name = Field(default="", description="The run's name. If it is missing or empty: two random words.")
     flow_id: UUID = Field(description="The flow to run.")
-    flow_version: str | None = Field(None, description="The flow's version.")
+    flow_version: str | None = Field(default=None, description="The flow's version.")
     parameters: Parameters = Field(
         default_factory=dict,
         description="The flow's parameters: at most 512 KiB of JSON, unless the worker has another limit.",
@@ -118,9 +118,11 @@ class CreateFlowRun(BaseModel):
         default_factory=dict, description="Additional context, for the flow to read."
     )
     parent_task_run_id: UUID | None = Field(
-        None, description="For a subflow: its task run in the parent flow."
+        default=None, description="For a subflow: its task run in the parent flow."
     )
-    infrastructure_document_id: UUID | None = Field(None, description="The infrastructure's block document.")
+    infrastructure_document_id: UUID | None = Field(
+        default=None, description="The infrastructure's block document."
+    )
     empirical_policy: FlowRunPolicy = Field(
         default_factory=lambda: NO_POLICY, description="How the run retries."
     )
@@ -129,17 +131,17 @@ class CreateFlowRun(BaseModel):
         default_factory=dict, description="Labels: strings, numbers and booleans by name."
     )
     idempotency_key: IdempotencyKey | None = Field(
-        None,
+        default=None,
         description="The run is created once per flow and key; later requests get the run that exists. "
         "At most 2,500 bytes.",
     )
-    work_pool_name: str | None = Field(None, description="The work pool to run it in.")
+    work_pool_name: str | None = Field(default=None, description="The work pool to run it in.")
     work_queue_name: str | None = Field(
-        None, description="The queue in the work pool (default: the pool's default queue)."
+        default=None, description="The queue in the work pool (default: the pool's default queue)."
     )
     job_variables: dict[str, Any] | None = Field(
-        None, description="Overrides for the infrastructure's template."
+        default=None, description="Overrides for the infrastructure's template."
     )
     deployment_id: UUID | None = Field(
-        None, description="The deployment that the run belongs to.", json_schema_extra=DEPRECATED
+        default=None, description="The deployment that the run belongs to.", json_schema_extra=DEPRECATED
     )

@@ -70,10 +70,14 @@ class StateDetails(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    flow_run_id: UUID | None = Field(None, description="The run of this state. The worker sets it.")
-    task_run_id: UUID | None = Field(None, description="For a subflow run: its task run in the parent flow.")
-    child_flow_run_id: UUID | None = Field(None, description="For a subflow's task run: the subflow's run.")
-    scheduled_time: DateTime | None = Field(None, description="The start time of a SCHEDULED run.")
+    flow_run_id: UUID | None = Field(default=None, description="The run of this state. The worker sets it.")
+    task_run_id: UUID | None = Field(
+        default=None, description="For a subflow run: its task run in the parent flow."
+    )
+    child_flow_run_id: UUID | None = Field(
+        default=None, description="For a subflow's task run: the subflow's run."
+    )
+    scheduled_time: DateTime | None = Field(default=None, description="The start time of a SCHEDULED run.")
     cache_key: str | None = None
     cache_expiration: DateTime | None = None
     deferred: bool | None = False
@@ -86,7 +90,9 @@ class StateDetails(BaseModel):
     retriable: bool | None = None
     transition_id: UUID | None = None
     task_parameters_id: UUID | None = None
-    traceparent: str | None = Field(None, description="W3C trace context of the span that made this state.")
+    traceparent: str | None = Field(
+        default=None, description="W3C trace context of the span that made this state."
+    )
     deployment_concurrency_lease_id: UUID | None = None
 
 
@@ -96,7 +102,7 @@ class StateCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: StateType = Field(description="The state's type.")
-    name: str | None = Field(None, description="The state's name (default: the type's).")
-    message: str | None = Field(None, description="A message for people.")
-    data: Any | None = Field(None, description="Any JSON value.")
+    name: str | None = Field(default=None, description="The state's name (default: the type's).")
+    message: str | None = Field(default=None, description="A message for people.")
+    data: Any | None = Field(default=None, description="Any JSON value.")
     state_details: StateDetails = Field(default_factory=StateDetails, description="The state's details.")
