@@ -86,7 +86,7 @@ async def test_forked_processes_have_connections_of_their_own(shared_worker: Pro
     assert (done.returncode, done.stderr) == (0, "")
     *lines, end = done.stdout.splitlines()
     assert sorted(lines) == [
-        "The client is closed.",
+        "The client is closed. It was not sent.",
         "child 0",
         "child 1",
         "child 1 again",
@@ -105,5 +105,6 @@ async def test_fork_in_the_middle_of_many_ends_them_in_the_child_alone(
     done = await run(IN_THE_MIDDLE, amqp_url, shared_worker.queue)
     assert (done.returncode, done.stderr) == (0, "")
     in_the_child, in_the_parent = done.stdout.splitlines()
-    assert in_the_child == "The process was forked while the outcomes were being waited for."
+    told = "The process was forked while the outcomes were being waited for. It may have been sent"
+    assert in_the_child.startswith(told)
     assert in_the_parent == "49"

@@ -13,12 +13,15 @@ class InstallFailed(Exception):
     """The installation failed; the message is pip's."""
 
 
-def install_once(folder: Path, requirements: Path, *options: str, environment: bool = False) -> None:
+def install_once(
+    folder: Path, requirements: Path, *options: str, environment: bool = False, python: str = sys.executable
+) -> None:
     """Install a file's requirements into a folder: at the first call, and when the file has
     changed. Several processes may call it.
 
     Args:
         environment: whether the folder is a virtual environment, made anew.
+        python: makes the environment.
 
     Raises:
         InstallFailed: the installation fails.
@@ -31,7 +34,7 @@ def install_once(folder: Path, requirements: Path, *options: str, environment: b
         if installed.exists() and installed.read_text() == digest:
             return
         if environment:
-            make = [sys.executable, "-m", "venv", "--clear", str(folder)]
+            make = [python, "-m", "venv", "--clear", str(folder)]
             subprocess.run(make, check=True, timeout=120)
             install(requirements, *options, python=folder / "bin" / "python")
         else:

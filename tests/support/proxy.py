@@ -50,6 +50,10 @@ class Proxy:
             writer.transport.abort()
         self._writers.clear()
 
+    def close_door(self) -> None:
+        """Break each new connection from now on."""
+        self._targets.clear()
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._forward(reader, writer))
         self._tasks.add(task)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from worker.client import BrokerGone, ClientError, FlowRunClient, InvalidURL, NoReply
+from worker.client import BrokerGone, ClientError, FlowRunClient, InvalidURL
 from worker.client.sync import FlowRunClient as SyncClient
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
@@ -66,7 +66,7 @@ async def test_run_of_a_deployment_has_a_state_or_a_scheduled_time() -> None:
             await client.run_deployment("flow/deployment", scheduled_time=later, state="PENDING")
         # A state of None, as from a caller who passes an argument on, counts as no state.
         fields: Any = {"state": None}
-        with pytest.raises(NoReply):
+        with pytest.raises(BrokerGone):
             await client.run_deployment("flow/deployment", scheduled_time=later, **fields)
 
 

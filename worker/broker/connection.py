@@ -201,9 +201,13 @@ async def _connect(url: URL, name: str, connection_class: type[ConnectionType]) 
         raise BrokerUnavailable(f"No login at {where}: {error}") from error
     connection = connection_class(url.update_query(name=name), **_options(connection_class))
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            await connection.connect()
-            return connection
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await connection.connect()
+                return connection
+        except BaseException:
+            await connection.close()  # or aio-pika tries to when it is collected, in any thread
+            raise
     except (AuthenticationError, ProbableAuthenticationError) as error:
         raise BrokerRefused(
             f"The broker at {where} refuses the login: check the user and the password"
@@ -233,11 +237,13 @@ def _check_tls_files(url: URL) -> None:
 
 
 def _options(connection_class: type[aio_pika.Connection]) -> dict[str, Any]:
-    """Try several addresses of a host side by side. uvloop can't do that. A connection that opens
-    its own socket does it itself.
+    """Try several addresses of a host side by side. uvloop can't do that, nor can asyncio with
+    eager tasks before Python 3.12.9 and 3.13.2. A connection that opens its own socket does it
+    itself.
     """
     plain = connection_class in (aio_pika.Connection, WatchedConnection)
-    capable = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
+    loop = asyncio.get_running_loop()
+    capable = isinstance(loop, asyncio.BaseEventLoop) and loop.get_task_factory() is None
     return {"happy_eyeballs_delay": HAPPY_EYEBALLS_DELAY} if plain and capable else {}
 
 

@@ -84,7 +84,7 @@ def create(
 ) -> None:
     """Send one request and print the flow run record (JSON on standard output)."""
     from worker.client import FlowRunClient
-    from worker.client.client import named_deployment
+    from worker.client.fields import named_deployment
     from worker.contract.kinds import FROM_DEPLOYMENT
     from worker.settings import load_settings
 

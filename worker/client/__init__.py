@@ -3,9 +3,7 @@ database, and changes nothing in the program that uses it.
 """
 
 from .client import CreateOutcome as CreateOutcome
-from .client import DeploymentRunFields as DeploymentRunFields
 from .client import FlowRunClient as FlowRunClient
-from .client import FlowRunFields as FlowRunFields
 from .errors import AccessRefused as AccessRefused
 from .errors import BrokerGone as BrokerGone
 from .errors import ClientError as ClientError
@@ -21,3 +19,5 @@ from .errors import NotRoutable as NotRoutable
 from .errors import NotSerializable as NotSerializable
 from .errors import NotTaken as NotTaken
 from .errors import UnreadableReply as UnreadableReply
+from .fields import DeploymentRunFields as DeploymentRunFields
+from .fields import FlowRunFields as FlowRunFields

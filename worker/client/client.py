@@ -1,65 +1,37 @@
-"""The asynchronous client. Tasks share one connection. Replies come by direct reply-to."""
+"""The asynchronous client. The tasks of an event loop share one connection. Replies come by direct
+reply-to.
+"""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
+import os
+import sys
+import warnings
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from difflib import get_close_matches
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 from uuid import UUID
 
 import aio_pika
 
-from ..broker.connection import ChannelLost
+from ..broker.connection import CLOSE_TIMEOUT
 from ..contract.kinds import FROM_DEPLOYMENT
 from ..contract.message import DIRECT_REPLY_TO
 from ..contract.record import FlowRunRecord
-from ..tasks.backoff import Backoff
 from ..urls.broker import check_urls
 from . import errors
-from .connection import Reconnector, Sending
+from .fields import DeploymentRunFields, FlowRunFields, checked, named_deployment
 from .message import Headers, Request, build_message
+from .reconnector import CLOSED, Reached
 from .replies import Reply
+from .sender import Sender
 
 DEFAULT_QUEUE = "flow-runs.create"
 DEFAULT_TIMEOUT = 30.0
-# Tries to publish to a full queue, over some 2 seconds.
-PUBLISH_TRIES = 5
 
-CLOSED = "The client is closed."
-
-
-class _FieldsOfBoth(TypedDict, total=False):
-    name: str
-    state: Mapping[str, Any] | str
-    parameters: Mapping[str, Any]
-    context: Mapping[str, Any]
-    parent_task_run_id: UUID | str
-    infrastructure_document_id: UUID | str
-    empirical_policy: Mapping[str, Any]
-    tags: list[str]
-    labels: Mapping[str, bool | int | float | str]
-    idempotency_key: str
-    work_queue_name: str
-    job_variables: Mapping[str, Any]
-
-
-class FlowRunFields(_FieldsOfBoth, total=False):
-    """A request's optional fields, which :class:`worker.contract.request.CreateFlowRun` explains.
-    In all requests of the client a state may be just its type, such as ``"SCHEDULED"``.
-    """
-
-    flow_version: str
-    work_pool_name: str
-    deployment_id: UUID | str
-
-
-class DeploymentRunFields(_FieldsOfBoth, total=False):
-    """The same for a run of a deployment, which
-    :class:`worker.contract.deployment_request.CreateFlowRunFromDeployment` explains.
-    """
-
-    enforce_parameter_schema: bool
+# Closings in the background. The event loop keeps only weak references to its tasks.
+_closings: set[asyncio.Task[None]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +64,12 @@ class CreateOutcome:
 class FlowRunClient:
     """Creates flow runs through the request queue.
 
-    One client serves any number of tasks of one event loop. It connects at its first request, and
-    again after a lost connection. Then it publishes each unanswered message again, unchanged, with
-    its ``message_id``: that makes no second run. Each method takes ``headers``, AMQP headers such
-    as ``traceparent``, and ``timeout``, in seconds, which overrides the client's for this call.
+    One client serves any number of tasks. It connects at its first request, and again after a lost
+    connection. Then it publishes each unanswered message again, unchanged, with its
+    ``message_id``: that makes no second run. It has a connection for each event loop that uses it,
+    and for each process: such a connection ends with its loop. Each method takes ``headers``, AMQP
+    headers such as ``traceparent``, and ``timeout``, in seconds, which overrides the client's for
+    this call.
 
     Args:
         url: the broker's URL, ``amqp://`` or ``amqps://``. Several URLs are separated by commas:
@@ -105,6 +79,7 @@ class FlowRunClient:
 
     Raises:
         InvalidURL: the URL is wrong.
+        TypeError, ValueError: the timeout is no positive number.
     """
 
     def __init__(self, url: str, *, queue: str = DEFAULT_QUEUE, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -112,13 +87,13 @@ class FlowRunClient:
             check_urls(url)
         except ValueError as error:
             raise errors.InvalidURL(f"The broker's URL {error}") from None
+        self._url = url
         self._queue = queue
-        self._timeout = timeout
-        self._reconnector = Reconnector(url, Backoff())
-        # No pause: a loss of this connection only affects one request.
-        self._trial_reconnector = Reconnector(url, Backoff(first=0))
-        self._trial = asyncio.Lock()
-        self._calls: set[asyncio.Timeout] = set()
+        self._timeout = check_timeout(timeout)
+        self._reached = Reached()
+        # By process and loop. A forked process never touches what belongs to its parent's loops:
+        # they share sockets.
+        self._senders: dict[tuple[int, asyncio.AbstractEventLoop], Sender] = {}
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -127,16 +102,31 @@ class FlowRunClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True) or sys.is_finalizing():  # or its URL was refused
+            return
+        unclosed = [(loop, sender) for loop, sender in self._living() if sender.is_open]
+        if unclosed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        for loop, sender in unclosed:
+            with suppress(RuntimeError):  # the loop was closed just now
+                loop.call_soon_threadsafe(_close_later, sender)
+
     async def close(self) -> None:
-        """Close the connection for good, within seconds. Running and later calls end with
+        """Close the connections for good, within seconds. Running and later calls end with
         :class:`BrokerGone`. A request that the broker has is still served.
         """
         self._closed = True
-        for call in self._calls:
-            if not call.expired():
-                call.reschedule(0)
-        await self._reconnector.close()
-        await self._trial_reconnector.close()
+        running = asyncio.get_running_loop()
+        closing: list[asyncio.Future[None]] = []
+        for loop, sender in self._living():
+            if loop is running:
+                closing.append(asyncio.ensure_future(sender.close()))
+            elif loop.is_running():
+                there = asyncio.run_coroutine_threadsafe(sender.close(), loop)
+                closing.append(asyncio.wrap_future(there))
+        if closing:
+            await asyncio.wait(closing, timeout=2 * CLOSE_TIMEOUT)  # another loop may end meanwhile
 
     async def create_flow_run(
         self,
@@ -157,7 +147,7 @@ class FlowRunClient:
                 the broker it is :class:`NotConfirmed`, a NoReply.
             TypeError: a field is unknown.
         """
-        request = {"flow_id": flow_id, **_checked(fields, FlowRunFields)}
+        request = {"flow_id": flow_id, **checked(fields, FlowRunFields)}
         outcome = await self.request(request, headers=headers, timeout=timeout)
         assert outcome.record is not None
         return outcome.record
@@ -184,7 +174,7 @@ class FlowRunClient:
             NotFound: the deployment does not exist.
             Conflict: the parameters don't fit its schema. Others: see :meth:`create_flow_run`.
         """
-        request: dict[str, Any] = _checked(fields, DeploymentRunFields)
+        request: dict[str, Any] = checked(fields, DeploymentRunFields)
         request |= named_deployment(deployment)
         if scheduled_time is not None:
             if fields.get("state") is not None:
@@ -255,9 +245,11 @@ class FlowRunClient:
             timeout: seconds for each request.
 
         Raises:
-            ValueError: ``concurrency`` is below 1.
+            TypeError, ValueError: ``concurrency`` is below 1, or ``timeout`` is no positive number.
         """
         check_concurrency(concurrency)
+        if timeout is not None:
+            check_timeout(timeout)
         room = asyncio.Semaphore(concurrency)
         running: set[asyncio.Task[Any]] = set()
         ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
@@ -305,88 +297,59 @@ class FlowRunClient:
     async def _send(self, message: aio_pika.Message, timeout: float | None) -> Reply | None:
         if self._closed:
             raise errors.BrokerGone(CLOSED)
-        seconds = self._timeout if timeout is None else timeout
-        sending = Sending()
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        return await self._sender().send(message, seconds)
+
+    def _sender(self) -> Sender:
+        """The sender of the running event loop."""
         try:
-            async with asyncio.timeout(seconds) as call:
-                self._calls.add(call)
-                return await self._publish_until_taken(message, sending)
-        except TimeoutError:
-            if self._closed:
-                raise errors.BrokerGone(CLOSED) from None
-            raise _time_over(seconds, str(message.message_id), sending) from None
-        finally:
-            self._calls.discard(call)
+            here = os.getpid(), asyncio.get_running_loop()
+        except RuntimeError:
+            raise errors.ClientError(
+                "The client needs a running asyncio event loop. In other programs, such as with trio, "
+                "use the blocking client, in a thread."
+            ) from None
+        sender = self._senders.get(here)
+        if sender is None:
+            for key in list(self._senders):
+                if key[0] == here[0] and key[1].is_closed():
+                    self._senders.pop(key, None)
+            sender = self._senders[here] = Sender(self._url, self._queue, self._reached)
+        return sender
 
-    async def _publish_until_taken(self, message: aio_pika.Message, sending: Sending) -> Reply | None:
-        """Publish a message until the broker accepts it. Returns the reply, if one is wanted.
-
-        The broker closes a channel without naming the message it refuses. So each message that was
-        being published is tried again alone, on another connection. A message that closes that
-        channel as well is the refused one.
-        """
-        alone, refusals = False, Backoff()
-        while True:
-            try:
-                if alone:
-                    async with self._trial:
-                        reply = await self._trial_reconnector.publish(self._queue, message, sending)
-                else:
-                    reply = await self._reconnector.publish(self._queue, message, sending)
-                return await reply if reply else None
-            except ChannelLost:
-                alone = False
-            except errors.MessageRefused:
-                if alone:
-                    raise
-                alone = True
-            except errors.NotTaken:
-                if refusals.tries >= PUBLISH_TRIES:
-                    raise
-                await refusals.sleep()
+    def _living(self) -> list[tuple[asyncio.AbstractEventLoop, Sender]]:
+        """The event loops of this process that are not closed, with their senders."""
+        pid = os.getpid()
+        return [
+            (loop, sender)
+            for (process, loop), sender in list(self._senders.items())
+            if process == pid and not loop.is_closed()
+        ]
 
 
-def _time_over(seconds: float, message_id: str, sending: Sending) -> errors.NoReply:
-    """The error for a timeout of the connection, the broker's confirm or the reply."""
-    if sending.connection is None:
-        told = f"No connection to the broker within {seconds:g} seconds; the message was not sent."
-        return errors.NotConfirmed(told, message_id)
-    if sending.confirmed:
-        told = (
-            f"No reply within {seconds:g} seconds to the message {message_id}. It may be at the "
-            "broker and may still be served; is a worker running?"
-        )
-        return errors.NoReply(told, message_id)
-    told = f"No confirm of the broker within {seconds:g} seconds for the message {message_id}"
-    if sending.connection.blocked is not None:
-        told += (
-            f": it takes no publications for now, since it is {sending.connection.blocked} "
-            "(connection.blocked, an alarm)"
-        )
-    return errors.NotConfirmed(f"{told}. It may still take the message.", message_id)
+def check_timeout(timeout: float) -> float:
+    """A timeout in seconds.
+
+    Raises:
+        TypeError, ValueError: it is no positive number.
+    """
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout is {timeout!r}, and has to be a number of seconds")
+    if not timeout > 0:
+        raise ValueError(f"timeout is {timeout!r}, and has to be above 0")
+    return timeout
 
 
-def _checked(fields: Any, known: type[Any]) -> dict[str, Any]:
-    """The fields of a request. Raises TypeError for an unknown one."""
-    names = known.__annotations__
-    for name in fields.keys() - names.keys():
-        near = get_close_matches(name, names, n=1)
-        raise TypeError(f"A flow run has no field '{name}'" + "".join(f"; is it '{each}'?" for each in near))
-    return dict(fields)
+def _close_later(sender: Sender) -> None:
+    closing = asyncio.get_running_loop().create_task(sender.close())
+    _closings.add(closing)
+    closing.add_done_callback(_closings.discard)
 
 
 def check_concurrency(concurrency: int) -> None:
     """Raise ValueError unless at least one request may be under way."""
     if concurrency < 1:
         raise ValueError(f"concurrency is {concurrency}, and has to be at least 1")
-
-
-def named_deployment(deployment: UUID | str) -> dict[str, Any]:
-    """The field with a deployment's id or name."""
-    try:
-        return {"deployment_id": UUID(str(deployment))}
-    except ValueError:
-        return {"deployment_name": deployment}
 
 
 async def _one_by_one(requests: Iterable[Request]) -> AsyncIterator[Request]:

@@ -4,12 +4,30 @@ All can be pickled, as Celery and multiprocessing pickle errors.
 
 from typing import Any
 
+NOT_SENT = "It was not sent."
+MAYBE_SENT = "It may have been sent, and may still be served."
+
 
 class ClientError(Exception):
-    """Base of all errors of the client."""
+    """Base of all errors of the client.
+
+    Attributes:
+        maybe_sent: False if the broker certainly does not have the request: then it can safely be
+            sent again. True if it may have been served, or may still be. Then only a request with
+            an idempotency key can safely be sent again.
+    """
+
+    maybe_sent = False
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class _NotAnswered(ClientError):
+    """An error of sending. Its text says whether the request may have been sent."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} {MAYBE_SENT if self.maybe_sent else NOT_SENT}"
 
 
 class InvalidURL(ClientError, ValueError):
@@ -24,6 +42,8 @@ class FlowRunRefused(ClientError):
         body: the error body, with ``detail``, or for 422 a list of errors in ``exception_detail``.
         reason: the reason in one line, as in the dead letter. None from an older worker.
     """
+
+    maybe_sent = True
 
     def __init__(self, status: int, body: dict[str, Any], reason: str | None = None) -> None:
         super().__init__(status, body, reason)
@@ -62,6 +82,8 @@ class UnreadableReply(ClientError):
         body: its raw body.
     """
 
+    maybe_sent = True
+
     def __init__(self, message: str, status: int | None, body: bytes) -> None:
         super().__init__(message, status, body)
         self.status, self.body = status, body
@@ -75,6 +97,8 @@ class NoReply(ClientError):
         message_id: the request's ``message_id``, as in logs and dead letters.
     """
 
+    maybe_sent = True
+
     def __init__(self, message: str, message_id: str) -> None:
         super().__init__(message, message_id)
         self.message_id = message_id
@@ -86,26 +110,28 @@ class NotConfirmed(NoReply):
     """
 
 
-class NotRoutable(ClientError):
+class NotRoutable(_NotAnswered):
     """There is no request queue of that name: has a worker declared it?"""
 
 
-class NotTaken(ClientError):
+class NotTaken(_NotAnswered):
     """The broker kept refusing the message: the queue is full, or has no majority."""
 
 
-class BrokerGone(ClientError):
-    """The broker can't be reached or refuses the login, or the client was closed."""
+class BrokerGone(_NotAnswered):
+    """The broker can't be reached or refuses the login, or the client was closed. After a lost
+    connection the request may have been sent: see ``maybe_sent``.
+    """
 
 
-class AccessRefused(ClientError):
+class AccessRefused(_NotAnswered):
     """The user lacks a permission at the broker. The client needs a channel, and write permission
     on the default exchange (``amq.default``). Some brokers demand read permission on
     ``amq.rabbitmq.reply-to`` for replies. The text has the broker's words.
     """
 
 
-class MessageRefused(ClientError):
+class MessageRefused(_NotAnswered):
     """The broker refuses this request, mostly because its body or its headers are too large. The
     text has the broker's words.
     """

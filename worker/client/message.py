@@ -58,6 +58,9 @@ def build_message(
 def _json(request: Mapping[str, Any] | BaseModel) -> bytes:
     if isinstance(request, BaseModel):
         request = request.model_dump(exclude_unset=True)
+    if not isinstance(request, Mapping):
+        kind = request.__class__.__name__
+        raise TypeError(f"it has the type '{kind}', and has to be a mapping of fields, a model or bytes")
     fields = {name: value for name, value in request.items() if value is not None}
     if isinstance(state := fields.get("state"), str):
         fields["state"] = {"type": state.upper()}

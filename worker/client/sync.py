@@ -2,22 +2,31 @@
 
 import asyncio
 import os
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial, wraps
-from queue import SimpleQueue
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ..broker.connection import CLOSE_TIMEOUT
-from .client import CLOSED, DEFAULT_QUEUE, DEFAULT_TIMEOUT, CreateOutcome, check_concurrency
+from .client import DEFAULT_QUEUE, DEFAULT_TIMEOUT, CreateOutcome, check_concurrency, check_timeout
 from .client import FlowRunClient as AsyncClient
-from .errors import BrokerGone
+from .errors import BrokerGone, NoReply
+from .inbox import Inbox, make_inbox
+from .loop_thread import Call, LoopThread, ThreadFailed
 from .message import Headers, Request
+from .reconnector import CLOSED
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Method = Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]
+
+# Seconds that a caller waits beyond its timeout for the thread to say so. A thread that was ended,
+# as at the end of the interpreter, never does.
+GRACE = 0.8
+NO_ANSWER = "The client's thread does not answer. The request may have been sent, and may still be served."
 
 
 def _blocking(method: Method[P, T]) -> Callable[Concatenate["FlowRunClient", P], T]:
@@ -25,11 +34,8 @@ def _blocking(method: Method[P, T]) -> Callable[Concatenate["FlowRunClient", P],
 
     @wraps(method)
     def call(self: "FlowRunClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        future = self._here().start(method, *args, **kwargs)
-        try:
-            return future.result()
-        finally:
-            future.cancel()  # if this thread was interrupted; no effect on a call that is done
+        seconds, loop = self._limit(kwargs.get("timeout")), self._here()
+        return loop.call(partial(method, loop.client, *args, **kwargs), seconds)
 
     return call
 
@@ -38,23 +44,32 @@ class FlowRunClient:
     """Creates flow runs with blocking calls. :class:`worker.client.FlowRunClient` has the
     documentation of the methods and their errors.
 
-    Many threads may use it at once. A process that is forked after its use (Gunicorn's preload,
-    Celery's prefork) gets its own thread and connection. Close it, or use it in a ``with``
-    statement.
+    Many threads may use it at once, and greenlets of gevent. A process that is forked after its use
+    (Gunicorn's preload, Celery's prefork) gets its own thread and connection. Close it, or use it
+    in a ``with`` statement.
     """
 
     def __init__(self, url: str, *, queue: str = DEFAULT_QUEUE, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self._timeout = timeout
         self._make = partial(AsyncClient, url, queue=queue, timeout=timeout)
-        self._closed = False
         # Loops by process id. A forked process keeps its parent's loop here and never uses it: the
         # loop's thread is missing, and closing or collecting it would disturb the parent's sockets.
         self._loops = {os.getpid(): _ClientLoop(self._make())}
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True) or sys.is_finalizing():  # or its URL was refused
+            return
+        loop = self._loops.get(os.getpid())
+        if loop is not None and loop.is_running:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            loop.close(wait=False)
 
     def close(self) -> None:
         """Close the connection and end the thread of this process, like
@@ -83,29 +98,32 @@ class FlowRunClient:
         next request is taken.
         """
         check_concurrency(concurrency)
+        seconds = self._limit(timeout)
         loop, pid = self._here(), os.getpid()
-        running: set[Future[CreateOutcome]] = set()
-        ended: SimpleQueue[Future[CreateOutcome]] = SimpleQueue()
+        running: set[Call[CreateOutcome]] = set()
+        ended: Inbox[Call[CreateOutcome]] = make_inbox()
 
         def end() -> CreateOutcome:
             if pid != os.getpid():
-                raise BrokerGone("The process was forked while the outcomes were being waited for.")
-            future = ended.get()
-            running.discard(future)
-            return future.result()
+                forked = BrokerGone("The process was forked while the outcomes were being waited for.")
+                forked.maybe_sent = True  # by its parent
+                raise forked
+            call = loop.wait(ended, seconds)
+            running.discard(call)
+            return call.result()
 
         try:
             for index, request in enumerate(requests):
-                future = loop.start(AsyncClient.outcome, index, request, headers, timeout)
-                running.add(future)
-                future.add_done_callback(ended.put)
-                while len(running) >= concurrency or not ended.empty():
+                outcome = partial(loop.client.outcome, index, request, headers, timeout)
+                running.add(loop.start(outcome, ended.put))
+                while len(running) >= concurrency or not ended.is_empty():
                     yield end()
             while running:
                 yield end()
         finally:
-            for future in running:
-                future.cancel()
+            ended.close()
+            for call in running:
+                loop.cancel(call)
 
     def _here(self) -> "_ClientLoop":
         """This process's loop. Two threads that ask first at the same time may make one each, but
@@ -117,41 +135,90 @@ class FlowRunClient:
         loop = self._loops.get(pid)
         return loop or self._loops.setdefault(pid, _ClientLoop(self._make()))
 
+    def _limit(self, timeout: Any) -> float:
+        return (self._timeout if timeout is None else check_timeout(timeout)) + GRACE
+
 
 class _ClientLoop:
     """An asynchronous client, and the thread of its event loop, which starts at the first call."""
 
     def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.client = client
+        # Reentrant: a __del__ that makes a call may run at any place.
+        self._lock = threading.RLock()
+        self._thread: LoopThread | None = None
         self._closed = False
 
-    def start(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
-        with self._lock:
-            if self._closed:
-                raise BrokerGone(CLOSED)
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="flow-run-client", daemon=True
-                )
-                self._thread.start()
-            return asyncio.run_coroutine_threadsafe(method(self._client, *args, **kwargs), self._loop)
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None and not self._closed
 
-    def close(self) -> None:
+    def call(self, make: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
+        """Run a coroutine, and wait for its end."""
+        ended: Inbox[Call[T]] = make_inbox()
+        call = self.start(make, ended.put)
+        try:
+            return self.wait(ended, seconds).result()
+        except BaseException:
+            self.cancel(call)  # if this thread was interrupted; no effect on a call that is done
+            raise
+        finally:
+            ended.close()
+
+    def start(
+        self, make: Callable[[], Coroutine[Any, Any, T]], on_end: Callable[[Call[T]], object]
+    ) -> Call[T]:
+        """Start a coroutine on the loop's thread.
+
+        Raises:
+            BrokerGone: the client is closed, or has no thread.
+        """
+        if sys.is_finalizing():
+            raise BrokerGone("The interpreter is ending: its threads don't run any more.")
+        call = Call(make, on_end)
+        try:
+            with self._lock:
+                if self._closed:
+                    raise BrokerGone(CLOSED)
+                if self._thread is None:
+                    thread = LoopThread()
+                    if self._thread is None:
+                        self._thread = thread
+                    else:  # started by a __del__ meanwhile
+                        thread.stop()
+                if self._thread.is_current:
+                    raise BrokerGone("A call on the client's own thread, as in a __del__, would never end.")
+                self._thread.start(call)
+        except ThreadFailed as error:
+            raise BrokerGone(f"The client's thread can't be used: {error}.") from error
+        return call
+
+    def wait(self, ended: Inbox[Call[T]], seconds: float) -> Call[T]:
+        """Wait for the next call that ends."""
+        try:
+            return ended.get(seconds)
+        except TimeoutError:
+            raise NoReply(NO_ANSWER, "") from None
+
+    def cancel(self, call: Call[Any]) -> None:
+        """Cancel a call; no effect once it has ended."""
+        if self._thread is not None:
+            self._thread.cancel(call)
+
+    def close(self, *, wait: bool = True) -> None:
+        """Close the client, and end the thread."""
         with self._lock:
-            self._closed, closed_before = True, self._closed
-        if closed_before or self._loop is None:
+            thread, closed, self._closed = self._thread, self._closed, True
+        if thread is None or closed:
             return
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        with suppress(ThreadFailed):
+            thread.start(Call(self._end, lambda _: thread.stop()))
+        if wait and not sys.is_finalizing() and not thread.is_current:
+            thread.join()
 
     async def _end(self) -> None:
         """Close the client, and wait until its running calls have failed."""
-        await self._client.close()
+        await self.client.close()
         calls = asyncio.all_tasks() - {asyncio.current_task()}
         if calls:
             await asyncio.wait(calls, timeout=2 * CLOSE_TIMEOUT)  # a call may have to close a connection

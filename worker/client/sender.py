@@ -1,0 +1,134 @@
+"""Sends the messages of one event loop until they are answered, or until their time is over."""
+
+import asyncio
+
+import aio_pika
+
+from ..broker.connection import ChannelLost
+from ..tasks.backoff import Backoff
+from . import errors
+from .connection import Progress, Sending
+from .reconnector import CLOSED, LONGEST_PAUSE, Reached, Reconnector
+from .replies import Reply
+
+# Tries to publish to a full queue, over some 2 seconds.
+PUBLISH_TRIES = 5
+
+
+class Sender:
+    """Sends messages over connections of its own, which belong to one event loop.
+
+    Args:
+        urls: URLs for :func:`worker.broker.connection.connect`.
+        queue: the request queue.
+    """
+
+    def __init__(self, urls: str, queue: str, reached: Reached) -> None:
+        self._queue = queue
+        self._reconnector = Reconnector(urls, Backoff(longest=LONGEST_PAUSE), reached)
+        # No pause: a refusal ends this connection, and concerns one message, which is not tried
+        # again.
+        self._trial_reconnector = Reconnector(urls, Backoff(first=0), reached)
+        self._trial = asyncio.Lock()
+        self._calls: set[asyncio.Timeout] = set()
+        self._closed = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are connections to close."""
+        return self._reconnector.current is not None or self._trial_reconnector.current is not None
+
+    async def send(self, message: aio_pika.Message, seconds: float) -> Reply | None:
+        """Publish a message, again after each loss of the connection. Returns its reply, if it
+        wants one.
+
+        Raises:
+            ClientError: it is not confirmed, or not answered.
+        """
+        sending = Sending(message)
+        try:
+            async with asyncio.timeout(seconds) as call:
+                self._calls.add(call)
+                try:
+                    return await self._publish_until_taken(sending)
+                finally:
+                    self._calls.discard(call)
+        except TimeoutError:
+            error = errors.BrokerGone(CLOSED) if self._closed else self._time_over(seconds, sending)
+            error.maybe_sent = sending.progress > Progress.NOT_SENT
+            raise error from None
+        except errors.ClientError as error:
+            error.maybe_sent = sending.progress > Progress.NOT_SENT
+            raise
+
+    async def close(self) -> None:
+        """Close the connections for good, within seconds. Running and later calls end with
+        :class:`BrokerGone`.
+        """
+        self._closed = True
+        for call in self._calls:
+            if not call.expired():
+                call.reschedule(0)
+        await asyncio.gather(self._reconnector.close(), self._trial_reconnector.close())
+
+    async def _publish_until_taken(self, sending: Sending) -> Reply | None:
+        """Publish a message until the broker accepts it. Returns the reply, if one is wanted.
+
+        The broker closes a channel without naming the message it refuses. So each message that was
+        being published is tried again alone, on another connection. A message that closes that
+        channel as well is the refused one.
+        """
+        alone, before = False, Progress.NOT_SENT
+        refusals, losses = Backoff(), Backoff()
+        while True:
+            try:
+                if alone:
+                    async with self._trial:
+                        reply = await self._publish(self._trial_reconnector, sending)
+                else:
+                    before = sending.progress
+                    reply = await self._publish(self._reconnector, sending)
+                return await reply if reply else None
+            except ChannelLost:
+                alone, sending.connection = False, None
+                await losses.sleep()
+            except errors.MessageRefused:
+                sending.connection = None
+                if alone:
+                    sending.progress = before
+                    raise
+                alone = True
+            except errors.NotTaken:
+                if refusals.tries >= PUBLISH_TRIES:
+                    raise
+                await refusals.sleep()
+
+    async def _publish(self, reconnector: Reconnector, sending: Sending) -> "asyncio.Future[Reply] | None":
+        connection = await reconnector.connection()
+        try:
+            reply = await connection.publish(self._queue, sending)
+        except errors.ClientError:
+            reconnector.answered()
+            raise
+        reconnector.answered()
+        return reply
+
+    def _time_over(self, seconds: float, sending: Sending) -> errors.ClientError:
+        """The error for a timeout of the connection, the broker's confirm or the reply."""
+        connection, message_id = sending.connection, sending.message_id
+        if connection is None or connection.channel.is_closed:
+            trouble = self._reconnector.trouble or "it does not answer"
+            return errors.BrokerGone(f"No connection to the broker within {seconds:g} seconds: {trouble}.")
+        if sending.progress is Progress.CONFIRMED:
+            told = (
+                f"No reply within {seconds:g} seconds to the message {message_id}. The broker has it, "
+                "and it may still be served; is a worker running?"
+            )
+            return errors.NoReply(told, message_id)
+        told = f"No confirm of the broker within {seconds:g} seconds for the message {message_id}"
+        if connection.blocked is not None:
+            told += (
+                f": it takes no publications for now, since it is {connection.blocked} "
+                "(connection.blocked, an alarm)"
+            )
+        return errors.NotConfirmed(f"{told}. It may still take the message.", message_id)
