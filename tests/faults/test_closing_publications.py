@@ -77,6 +77,8 @@ async def test_each_costs_one_session_at_the_most_and_nobody_an_answer(
 ) -> None:
     url = str(URL(amqp_url).with_port(closing.port))
     worker = await asyncio.to_thread(start_worker, sqlite_url, amqp_url=url)
+    # Before its first answer, a worker takes ACCESS_REFUSED for a missing permission, and exits.
+    assert (await producer.request({"flow_id": FLOW_ID})).status == 201
     ids: list[str] = []
     for number, way in enumerate(WAYS, start=1):
         closing.way = way
