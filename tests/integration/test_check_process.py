@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from worker.checks import checks as module
-from worker.checks.checks import Checks, Pending
+from worker.checks.checks import Checks, Limits, Pending
 from worker.checks.jobs import Verdict
 
 ENDLESS = json.dumps({"properties": {"x": {"pattern": "^(a+)+$"}}})
@@ -22,12 +22,17 @@ NEARLY = {"x": "a" * 60 + "!"}
 DEPLOYMENT = UUID(int=1)
 
 
+@asynccontextmanager
+async def limited(**limits: Any) -> AsyncIterator[Checks]:
+    checks = Checks(Limits(seconds=1.0, **limits))
+    yield checks
+    await checks.close()
+
+
 @pytest.fixture
-async def checks(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Checks]:
-    monkeypatch.setattr(module, "CHECK_SECONDS", 1.0)
-    made = Checks()
-    yield made
-    await made.close()
+async def checks() -> AsyncIterator[Checks]:
+    async with limited() as checks:
+        yield checks
 
 
 async def final(ask: Callable[[], Verdict]) -> Verdict:
@@ -146,22 +151,19 @@ async def test_schemas_that_are_dropped_are_sent_again(checks: Checks) -> None:
             assert (await final(parameters(checks, value, schema))).outcome == "fits"
 
 
-async def test_without_room_a_check_waits_for_room(checks: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WAITING_SIZE_MAX", 100)
-    asked = (final(parameters(checks, {"x": "a" * number})) for number in range(1, 20))
-    assert {each.outcome for each in await asyncio.gather(*asked)} == {"fits"}
+async def test_without_room_a_check_waits_for_room() -> None:
+    async with limited(waiting_bytes=100) as checks:
+        asked = (final(parameters(checks, {"x": "a" * number})) for number in range(1, 20))
+        assert {each.outcome for each in await asyncio.gather(*asked)} == {"fits"}
 
 
-async def test_too_many_checks_and_too_long_a_wait_are_refused(
-    checks: Checks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "WAITING_MAX", 1)
-    monkeypatch.setattr(module, "WAIT_SECONDS", 0.0)
-    with pytest.raises(Pending) as pending:
-        parameters(checks, {"x": "a"})()
-    assert "wait" in parameters(checks, {"x": "aa"})().message
-    await pending.value.ready
-    assert "waited" in parameters(checks, {"x": "a"})().message
+async def test_too_many_checks_and_too_long_a_wait_are_refused() -> None:
+    async with limited(waiting=1, wait=0.0) as checks:
+        with pytest.raises(Pending) as pending:
+            parameters(checks, {"x": "a"})()
+        assert "wait" in parameters(checks, {"x": "aa"})().message
+        await pending.value.ready
+        assert "waited" in parameters(checks, {"x": "a"})().message
 
 
 async def test_the_ordinary_is_checked_at_once(checks: Checks) -> None:

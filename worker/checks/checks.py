@@ -22,6 +22,7 @@ from worker.checks.schemas import NotOrdinary
 from worker.checks.wire import Job
 from worker.observability import metrics
 from worker.tasks.backoff import Backoff
+from worker.tasks.budget import Budget
 
 log = structlog.get_logger(__name__)
 
@@ -40,21 +41,34 @@ VERDICTS_MAX = 8 * 1024 * 1024
 VERDICT_SECONDS = 600.0
 # Bytes that a cache entry takes besides its texts.
 ENTRY_SIZE = 500
-# CPU seconds of one check, plus CPU seconds for each byte of its value and schema. The library
-# takes some 10 us for each small value, and 500 for each property of a new schema. Prefect's
-# clients wait a minute.
-CHECK_SECONDS = 5.0
-CHECK_SECONDS_PER_BYTE = 20e-6
-# Limits on waiting checks: their number, their bytes in all, and the seconds that one waits. The
-# broker's consumer timeout is half an hour by default.
-WAITING_MAX = 10_000
-WAITING_SIZE_MAX = 64 * 1024 * 1024
-WAIT_SECONDS = 300.0
 # Longest rendered template, in characters. Prefect allows 512 KiB of parameters.
 TEXT_MAX = 1024 * 1024
 # Characters that an answer may have beyond its request's size (``ERROR_BODY_ROOM``). A longer
 # message is left out there.
 MESSAGE_ROOM = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of the checks in the process.
+
+    Attributes:
+        seconds, seconds_per_byte: CPU time of one check, and more for each byte of its value and
+            schema. The library takes some 10 us for each small value, and 500 for each property of
+            a new schema. Prefect's clients wait a minute.
+        waiting: the number of waiting checks.
+        waiting_bytes: their bytes in all.
+        wait: the seconds that one waits. The broker's consumer timeout is half an hour by default.
+    """
+
+    seconds: float = 5.0
+    seconds_per_byte: float = 20e-6
+    waiting: int = 10_000
+    waiting_bytes: int = 64 * 1024 * 1024
+    wait: float = 300.0
+
+
+LIMITS = Limits()
 
 
 class Pending(Exception):
@@ -116,14 +130,14 @@ class _Waiting:
 class Checks:
     """Makes the checks of one worker. Its methods are called from one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self._limits = limits
         self._ordinary: Bounded[tuple[Kind, str], Prepared] = Bounded(READY_MAX)
         self._blocks: Bounded[str, Mapping[str, UUID | str]] = Bounded(READY_MAX)
         self._alone: Bounded[tuple[str, str | None], Verdict] = Bounded(READY_MAX)
         self._verdicts: Bounded[bytes, tuple[float, Verdict]] = Bounded(VERDICTS_MAX)
         self._waiting: dict[bytes, _Waiting] = {}
-        self._waiting_size = 0
-        self._room: asyncio.Future[None] | None = None
+        self._held = Budget(limits.waiting_bytes)
         self._queue: FairQueue[UUID, _Waiting] = FairQueue()
         self._process = CheckProcess()
         self._running: asyncio.Task[None] | None = None
@@ -206,21 +220,19 @@ class Checks:
             return known[1]
         if key in self._waiting:
             raise Pending(self._waiting[key].ready)
-        if len(self._waiting) >= WAITING_MAX:
-            return Verdict("costly", f"{WAITING_MAX:,} checks wait for others before it")
+        limits = self._limits
+        if len(self._waiting) >= limits.waiting:
+            return Verdict("costly", f"{limits.waiting:,} checks wait for others before it")
         held = len(data) + len(text)
-        if self._waiting and self._waiting_size + held > WAITING_SIZE_MAX:
-            if monotonic() - next(iter(self._waiting.values())).since > WAIT_SECONDS / 2:
+        if not self._held.take(held):
+            if monotonic() - next(iter(self._waiting.values())).since > limits.wait / 2:
                 return Verdict("costly", "too many checks wait for others before it")
-            if self._room is None:
-                self._room = asyncio.get_running_loop().create_future()
-            raise Pending(self._room)
-        seconds = CHECK_SECONDS + held * CHECK_SECONDS_PER_BYTE
+            raise Pending(asyncio.ensure_future(self._held.room(held)))
+        seconds = limits.seconds + held * limits.seconds_per_byte
         room = TEXT_MAX if kind == "template" else 2 * size + MESSAGE_ROOM
         job = Job(kind, digest, text, value, seconds, room)
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting[key] = _Waiting(key, job, held, monotonic(), ready)
-        self._waiting_size += held
         metrics.checks_waiting.set(len(self._waiting))
         self._queue.put(deployment, waiting)
         if self._running is None or self._running.done():
@@ -233,7 +245,7 @@ class Checks:
         while (turn := self._queue.next()) is not None:
             waiting = turn.item
             waited = monotonic() - waiting.since
-            if waited > WAIT_SECONDS:
+            if waited > self._limits.wait:
                 self._settle(waiting, Verdict("costly", f"it waited {waited:.0f} seconds for others"))
                 continue
             while True:
@@ -263,10 +275,7 @@ class Checks:
         size = len(verdict.message) + ENTRY_SIZE
         self._verdicts.put(waiting.key, (monotonic(), verdict), size)
         del self._waiting[waiting.key]
-        self._waiting_size -= waiting.size
+        self._held.change(-waiting.size)
         metrics.checks_waiting.set(len(self._waiting))
         if not waiting.ready.done():
             waiting.ready.set_result(None)
-        if self._room is not None:
-            room, self._room = self._room, None
-            room.set_result(None)
