@@ -7,6 +7,7 @@ flow are SCHEDULED for the same pool, so its workers pick up both.
 """
 
 import argparse
+import json
 import resource
 import statistics
 import tempfile
@@ -16,7 +17,6 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
-import orjson
 import uvloop
 
 from tests.benchmarks.database import tidy
@@ -27,6 +27,7 @@ from tests.support.rabbitmq import RabbitMQ
 from worker.bench.fleet import Fleet
 from worker.bench.load import open_load
 from worker.broker.topology import Topology
+from worker.contract.encoding import dumps
 from worker.contract.kinds import FROM_DEPLOYMENT
 
 SCHEMA = {
@@ -97,7 +98,7 @@ async def compare(broker: str, database: str, made: tuple[str, str, str], rounds
     flow, deployment, pool = made
 
     def of_flow(number: int) -> bytes:
-        return orjson.dumps(
+        return dumps(
             {
                 "flow_id": flow,
                 "work_pool_name": pool,
@@ -109,7 +110,7 @@ async def compare(broker: str, database: str, made: tuple[str, str, str], rounds
         )
 
     def of_deployment(number: int) -> bytes:
-        return orjson.dumps(
+        return dumps(
             {
                 "deployment_name": deployment,
                 "parameters": {"number": number},
@@ -119,9 +120,7 @@ async def compare(broker: str, database: str, made: tuple[str, str, str], rounds
         )
 
     def with_job_variables(number: int) -> bytes:
-        return orjson.dumps(
-            orjson.loads(of_deployment(number)) | {"job_variables": {"env": {"N": str(number)}}}
-        )
+        return dumps(json.loads(of_deployment(number)) | {"job_variables": {"env": {"N": str(number)}}})
 
     kinds = {
         "of a flow": (of_flow, ""),

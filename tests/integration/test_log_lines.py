@@ -1,9 +1,9 @@
 """A worker's log lines about its requests."""
 
+import json
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-import orjson
 import pytest
 
 from tests.conftest import StartWorker
@@ -22,7 +22,7 @@ async def test_what_was_stored_each_refusal_and_only_at_debug_each_batch_and_req
     for body in (keyed, keyed, {"flow_id": 1}):
         await producer.request(body)
     assert worker.terminate() == 0
-    lines = [orjson.loads(line) for line in worker.output.splitlines()]
+    lines = [json.loads(line) for line in worker.output.splitlines()]
     stored = [
         (line["created"], line["existing"], line["refused"]) for line in lines if line["event"] == "stored"
     ]
@@ -44,7 +44,7 @@ async def test_under_load_what_was_stored_is_told_once_a_second(
     for number in range(REQUESTS):
         await producer.request({"flow_id": FLOW_ID, "idempotency_key": f"order-{number}"})
     assert worker.terminate() == 0
-    lines = [line for line in map(orjson.loads, worker.output.splitlines()) if line["event"] == "stored"]
+    lines = [line for line in map(json.loads, worker.output.splitlines()) if line["event"] == "stored"]
     assert sum(line["created"] for line in lines) == REQUESTS
     # One request at a time, so each is a batch.
     assert sum(line["batches"] for line in lines) == REQUESTS

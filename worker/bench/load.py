@@ -16,7 +16,6 @@ from math import ceil, floor
 from typing import Any, Literal
 from uuid import UUID
 
-import orjson
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
 from worker.amqp.properties import join, short_string
@@ -29,6 +28,7 @@ from worker.broker.messages import PERSISTENT
 from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.contract.delivery import Delivery
+from worker.contract.encoding import dumps
 from worker.tasks.mailbox import Mailbox
 
 Body = Literal["small", "typical", "large"]
@@ -87,7 +87,7 @@ class Requests:
         parameters: dict[str, Any] = {"number": number}
         if size:
             parameters["items"] = ["x" * 90] * (size // 93)
-        return orjson.dumps(
+        return dumps(
             {
                 "flow_id": self.flow_id,
                 "name": f"bench-{number}",

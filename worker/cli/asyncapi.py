@@ -35,6 +35,6 @@ def asyncapi(
 
 
 def _json(content: Any) -> str:
-    import orjson
+    from pydantic_core import to_json
 
-    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+    return to_json(content, indent=2).decode() + "\n"

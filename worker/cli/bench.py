@@ -66,7 +66,7 @@ def bench(
     The queue and the runs are created for the benchmark and removed afterwards. A database that you
     name must have its schema (db upgrade).
     """
-    import orjson
+    from pydantic_core import to_json
 
     from worker.bench import Measurement, Pace, draw, measure, require_drawable
     from worker.settings import load_settings
@@ -109,7 +109,7 @@ def bench(
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     measurements = run_async(measure_all())
     if json_output:
-        print(orjson.dumps(measurements, option=orjson.OPT_INDENT_2).decode())
+        print(to_json(measurements, indent=2).decode())
     else:
         out.print(_bench_table(measurements))
     if plot is not None:

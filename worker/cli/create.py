@@ -137,7 +137,7 @@ def _json(text: str | None, option: str) -> Any:
     if text is None:
         return None
     try:
-        return json.loads(text)  # orjson would round integers beyond 64 bits
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise typer.BadParameter(f"is not JSON: {error}", param_hint=option) from None
 

@@ -1,7 +1,9 @@
 """``dead-letters``: shows, replays and purges refused requests."""
 
 import base64
+import json
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,8 +60,7 @@ def list_letters(
     queue: Queue = None,
 ) -> None:
     """List the dead letters: id, time, status, size, idempotency key, error. Changes nothing."""
-    import orjson
-
+    from worker.contract.encoding import dumps_text
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
@@ -81,7 +82,7 @@ def list_letters(
     found = run_async(look())
     if json_output:
         for letter in found:
-            print(printable_json(orjson.dumps(_summary(letter)).decode()))
+            print(printable_json(dumps_text(_summary(letter))))
         return
     if not total:
         out.print("There are no dead letters.")
@@ -126,7 +127,7 @@ def show(
     }
     try:
         text = _json(whole)
-    except TypeError:  # nested too deep for orjson
+    except RecursionError:
         text = _json({**whole, "headers": str(message.headers), "body": _plain(message.body)})
     print_json(text)
 
@@ -290,18 +291,16 @@ def _summary(letter: "Letter") -> dict[str, Any]:
 
 
 def _body(body: bytes) -> Any:
-    import orjson
+    from pydantic_core import from_json
 
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError:
         return _plain(body)
 
 
 def _json(value: Any) -> str:
-    import orjson
-
-    return orjson.dumps(value, default=_plain, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
+    return json.dumps(value, default=_plain, indent=2, ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:
@@ -310,4 +309,6 @@ def _plain(value: Any) -> Any:
             return bytes(value).decode()
         except UnicodeDecodeError:
             return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, datetime):
+        return value.isoformat()
     return str(value)

@@ -30,7 +30,7 @@ def doctor(
     """Check settings, broker, queues, database and Prefect's API. Changes nothing. The exit code is
     1 if a worker could not serve or could not send events.
     """
-    import orjson
+    from pydantic_core import to_json
 
     from worker.operate.doctor import (
         Verdict,
@@ -62,7 +62,7 @@ def doctor(
 
     findings = run_async(examine())
     if json_output:
-        print_json(orjson.dumps(findings, option=orjson.OPT_INDENT_2).decode())
+        print_json(to_json(findings, indent=2).decode())
     if any(each.verdict is Verdict.problem for each in findings):
         raise typer.Exit(1)
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 import aiohttp
-import orjson
+from pydantic_core import from_json
 
 from worker.events.patience import PATIENCE
 from worker.observability.redaction import redact
@@ -175,8 +175,8 @@ _ADVICE = {
 
 def _json(answer: bytes) -> Any:
     try:
-        return orjson.loads(answer)
-    except orjson.JSONDecodeError:
+        return from_json(answer)
+    except ValueError:
         return None
 
 

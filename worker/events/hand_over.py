@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-import orjson
 import structlog
+from pydantic_core import from_json
 
 from worker.amqp.publication import Confirm
 from worker.broker.connection import ChannelLost
@@ -236,8 +236,8 @@ def _events(messages: Sequence[Taken]) -> list[bytes]:
     for taken in messages:
         body = taken.message.body
         try:
-            events = orjson.loads(body)
-        except orjson.JSONDecodeError:
+            events = from_json(body)
+        except ValueError:
             events = None
         found += [dumps(event) for event in events] if isinstance(events, list) else [body]
     return found

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
+from pydantic_core import from_json
 
 from worker.contract.delivery import Delivery
 from worker.contract.message import (
@@ -69,8 +69,8 @@ class Letter:
     def key(self) -> str | None:
         """The request's idempotency key, if its body can be read."""
         try:
-            body = orjson.loads(self.delivery.message.body)
-        except orjson.JSONDecodeError:
+            body = from_json(self.delivery.message.body)
+        except ValueError:
             return None
         key = body.get("idempotency_key") if isinstance(body, dict) else None
         return key if isinstance(key, str) else None
