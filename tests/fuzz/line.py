@@ -44,6 +44,7 @@ DEPLOYMENT = Deployment(
     parameters={"a": "b"},
     size=10,
     deep=False,
+    described=True,
     parameter_schema='{"type": "object", "properties": {"a": {"type": "string"}, "n": {"type": "integer"}}}',
     enforce_parameter_schema=True,
     job_variables='{"cpu": 1}',

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from worker.contract.decode import decode
+from worker.contract.decode import decode, may_describe
 from worker.contract.errors import Refusal, encode_error
 from worker.contract.message import Message
 from worker.contract.request import MAX_PARAMETER_SIZE, CreateFlowRun
@@ -269,3 +269,18 @@ def test_a_refusal_that_is_freed_holds_no_frame(body: bytes) -> None:
         decode(Message(body, {}), max_body_bytes=1_000_000)
     refusal = raised.value.freed()
     assert (refusal.__traceback__, refusal.__context__, refusal.__cause__) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "may"),
+    [
+        ('{"a": {"__prefect_kind": "none"}}', True),
+        (r'{"a": {"\u005f_prefect_kind": "none"}}', True),
+        (r'{"a": {"__prefect_k\u0069nd": "none"}}', True),
+        (r'{"a": {"__prefect_\u006Bind": "none"}}', True),
+        (r'{"a": "\u00e9\n"}', False),
+        ('{"a": {"_prefect_kind": "none"}}', False),
+    ],
+)
+def test_a_described_value_is_found_in_the_text(text: str, may: bool) -> None:
+    assert may_describe(text) is may_describe(text.encode()) is may

@@ -44,6 +44,12 @@ _uuid = TypeAdapter(UUID)
 # It may be escaped, or in plain bytes. A zero byte also marks UTF-16 and UTF-32, which the standard
 # library's parser reads.
 _SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\x00|\xed[\xa0-\xbf]")
+# The name in an object of parameters that describe their value (``__prefect_kind``).
+KIND = "__prefect_kind"
+_KIND_BYTES = KIND.encode()
+# Its characters may be escaped.
+_ESCAPED = re.compile(r"\\u00[5-7]")
+_ESCAPED_BYTES = re.compile(_ESCAPED.pattern.encode())
 # FastAPI answers 400 when its parser's stack ends, near 1,000 levels. Ours allows fewer, so that
 # the record can still be written, stored and sent back.
 MAX_DEPTH = 500
@@ -78,6 +84,7 @@ class FlowRunRequest(Generic[Body]):
         traceparent: the producer's W3C trace context; None if it is missing or invalid.
         deep: it may be nested too deeply for the quick parser: deeper than some 200 levels.
         max_parameter_size: as for :func:`decode`.
+        described: some value may be described by its kind (:data:`KIND`).
     """
 
     body: Body
@@ -89,6 +96,14 @@ class FlowRunRequest(Generic[Body]):
     traceparent: str | None = None
     deep: bool = False
     max_parameter_size: int = MAX_PARAMETER_SIZE
+    described: bool = True
+
+
+def may_describe(text: str | bytes) -> bool:
+    """False if no object in a JSON text has the name :data:`KIND`, not even with escapes."""
+    if isinstance(text, bytes):
+        return _KIND_BYTES in text or _ESCAPED_BYTES.search(text) is not None
+    return KIND in text or _ESCAPED.search(text) is not None
 
 
 def decode(
@@ -140,6 +155,8 @@ def decode(
         traceparent,
         deep,
         max_parameter_size,
+        # Only the standard library's parser reads UTF-16, so such a body counts as deep.
+        deep or may_describe(message.body),
     )
 
 

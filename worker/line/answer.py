@@ -23,11 +23,14 @@ from worker.runs.creation import UnresolvedRun
 from worker.store import Created, Decision, Existing
 from worker.tasks.budget import Budget
 from worker.tasks.mailbox import Mailbox
+from worker.tasks.pace import Pace
 
 log = structlog.get_logger(__name__)
 
 # In bytes. Larger bodies are freed once no dead letter can need them.
 LARGE_BODY = 16 * 1024
+# In bytes of memory. The answer to a larger decoded request takes milliseconds to write.
+LARGE = 512 * 1024
 # An error's body repeats the request, and the wrong value with each error. So it may be twice as
 # large as the request, plus this many bytes.
 ERROR_BODY_ROOM = 64 * 1024
@@ -43,18 +46,22 @@ class Answering:
         max_decided: limit of the requests that wait here or are being answered, in bytes of memory
             each.
         max_size: limit of the records of one batch, in bytes.
+        pace: gives turns for large steps.
 
     Attributes:
         outbox: records the runs' events; None without events.
         unanswered: the bytes of the requests that wait here.
     """
 
-    def __init__(self, session: Session, *, batch_max: int, max_decided: int, max_size: int) -> None:
+    def __init__(
+        self, session: Session, *, batch_max: int, max_decided: int, max_size: int, pace: Pace
+    ) -> None:
         self.outbox: Outbox | None = None
         self._session = session
         self._batch_max = batch_max
         self._max_decided = max_decided
         self._max_size = max_size
+        self._pace = pace
         self.unanswered = Budget(max_decided)
         self._done: Mailbox[Done] = Mailbox(lambda done: done.size)
         self._stored_log = StoredLog()
@@ -104,6 +111,8 @@ class Answering:
             answers: list[Answer] = []
             size = 0
             for each in done:
+                if each.size > LARGE:
+                    await self._pace.turn()
                 answers.append(self._answer(each, now))
                 size += len(answers[-1].body)
                 # Runs of one deployment share its parameters, and each record repeats them.

@@ -47,6 +47,7 @@ class Pipeline:
             batch_max=settings.batch_max,
             max_decided=max_decoded,
             max_size=int(settings.prefetch_size * SETTLED_SHARE),
+            pace=store.pace,
         )
         self._creating = Create(
             store,
@@ -57,7 +58,9 @@ class Pipeline:
             unanswered=self._answering.unanswered,
             patience=patience,
         )
-        self._understanding = Understand(session, settings, traces, self._creating, self._answering)
+        self._understanding = Understand(
+            session, settings, traces, self._creating, self._answering, store.pace
+        )
 
     async def run(self) -> None:
         """Consume and serve until the session's deliveries end and all that were taken are

@@ -11,13 +11,14 @@ from worker.contract.allowed import ReplyQueues
 from worker.contract.decode import decode, decoded_size
 from worker.contract.delivery import Delivery
 from worker.contract.errors import Refusal, ReplyToRefused, Unprocessable
-from worker.line.answer import Answering
+from worker.line.answer import LARGE_BODY, Answering
 from worker.line.create import Create
 from worker.line.values import Request
 from worker.observability import metrics
 from worker.observability.traces import Traces
 from worker.runs.creation import Requested, requested_run
 from worker.settings import Settings
+from worker.tasks.pace import Pace
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +34,7 @@ class Understand:
     Args:
         creating: gets the requests.
         answering: gets the refusals.
+        pace: gives turns for large steps.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class Understand:
         traces: Traces,
         creating: Create,
         answering: Answering,
+        pace: Pace,
     ) -> None:
         self._session = session
         self._settings = settings
         self._traces = traces
         self._creating = creating
         self._answering = answering
+        self._pace = pace
         self._allowed = settings.allowed
         self._reply_queues = ReplyQueues(settings.reply_to_pattern, session.topology.queue)
 
@@ -60,6 +64,8 @@ class Understand:
             started = monotonic()
             now = datetime.now(UTC)  # one for the batch: a database reads and writes it once
             for delivery in deliveries:
+                if delivery.size > LARGE_BODY:
+                    await self._pace.turn()
                 size = decoded_size(delivery.message.body)
                 try:
                     self._creating.take(Request(delivery, self._new_run(delivery, now), size))

@@ -15,13 +15,18 @@ from sqlalchemy import Select
 
 from worker.checks.checks import Checks, Pending
 from worker.contract.allowed import Allowed
-from worker.contract.decode import decoded_size
+from worker.contract.decode import decoded_size, may_describe
 from worker.contract.encoding import dumps
 from worker.contract.errors import DeploymentNotFound, Refusal, Unprocessable
 from worker.contract.state import StateType
 from worker.runs.creation import NewRun, UnresolvedRun
 from worker.runs.deployments.checking import renderer
-from worker.runs.deployments.creation import hydrated_limit, merged_parameters, run_of_deployment
+from worker.runs.deployments.creation import (
+    hydrated_limit,
+    is_described,
+    merged_parameters,
+    run_of_deployment,
+)
 from worker.runs.deployments.deployment import Deployment, WorkQueue
 from worker.runs.deployments.hydration import check_variables, variable_names
 from worker.store.outcome import Undecided
@@ -29,12 +34,15 @@ from worker.store.reading import Reader, Row, Unreadable
 from worker.store.room import NO_ROOM, in_turns
 from worker.store.tables import block_document, variable
 from worker.tasks.budget import Budget
+from worker.tasks.pace import Pace
 from worker.tasks.turns import Turns
 
 log = structlog.get_logger(__name__)
 
 # Requests hold the event loop for at most this many seconds at a time.
 HELD_SECONDS = 0.005
+# A request and its deployment with more bytes than this get a turn of their own.
+LARGE = 64 * 1024
 
 # Limits for the deployments of a batch: characters of their parameters, schemas, job variables and
 # templates, and bytes of their decoded parameters, as estimated by decoded_size. Larger batches are
@@ -52,6 +60,7 @@ async def resolve_deployments(
     unresolved: Sequence[UnresolvedRun],
     turns: Turns,
     allowed: Allowed,
+    pace: Pace,
 ) -> Sequence[NewRun | Refusal | Undecided]:
     """Turn requests for runs of deployments into runs or refusals. A request is undecided while its
     check is under way.
@@ -60,6 +69,7 @@ async def resolve_deployments(
         checks: makes the checks.
         turns: for requests whose deployments have no room yet; they are undecided.
         allowed: the names that producers may use.
+        pace: gives turns for large requests.
     """
     try:
         deployments = await _deployments(reader, unresolved, turns)
@@ -73,8 +83,8 @@ async def resolve_deployments(
         for deployment in (deployments.get(_which(each)),)
     ]
     there = [each for each in asked if isinstance(each, _Asked)]
-    pace = _Pace()
-    variables = await _variables(reader, there, pace)
+    rest = _Rest(pace)
+    variables = await _variables(reader, there, rest)
     templates = {each.deployment.job_template for each in there if each.deployment.job_template is not None}
     blocks = {
         block for each in templates for block in checks.blocks(each).values() if isinstance(block, UUID)
@@ -94,12 +104,12 @@ async def resolve_deployments(
             crowded = crowded or Undecided(NO_ROOM, turns.wait(first=True))
             runs.append(crowded)
         else:
+            await rest.before(each)
             new = each.resolved(variables, known)
             runs.append(new)
             # A few bytes of the request may name a variable whose JSON is large.
             if isinstance(new, NewRun) and new.added > each.deployment.size:
                 hydrated.change(decoded_size(dumps(new.run.parameters)))
-            await pace.rest()
     return runs
 
 
@@ -122,12 +132,14 @@ class _Asked:
 
     Attributes:
         deployment: the deployment.
+        size: of both, in bytes.
     """
 
     def __init__(
         self, unresolved: UnresolvedRun, deployment: Deployment, checks: Checks, allowed: Allowed
     ) -> None:
         self.deployment = deployment
+        self.size = unresolved.request.size + deployment.size
         self._allowed = allowed
         self._unresolved = unresolved
         self._checks = checks
@@ -136,6 +148,8 @@ class _Asked:
     def variable_names(self, known: dict[str, Any]) -> set[str]:
         """The variables that the request needs, as far as its templates are rendered."""
         self._pending = None
+        if not is_described(self._unresolved, self.deployment):
+            return set()
         try:
             return variable_names(
                 merged_parameters(self._unresolved, self.deployment),
@@ -173,7 +187,7 @@ class _Asked:
         # A template may be rendered by now, but its variables were not looked up.
         if self._pending is not None:
             raise self._pending
-        if allowed.variables.limited:
+        if allowed.variables.limited and is_described(self._unresolved, deployment):
             render = renderer(self._checks, self._unresolved, deployment)
             check_variables(self._unresolved.request.body.parameters, variables, allowed.variables, render)
         return run_of_deployment(
@@ -181,17 +195,22 @@ class _Asked:
         )
 
 
-class _Pace:
+class _Rest:
     """Gives the event loop a turn while many requests are looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
         self._since = monotonic()
 
-    async def rest(self) -> None:
-        """Give the loop a turn after :data:`HELD_SECONDS`."""
-        if monotonic() - self._since > HELD_SECONDS:
+    async def before(self, each: _Asked) -> None:
+        """Wait for a turn before a large request, and after :data:`HELD_SECONDS`."""
+        if each.size > LARGE:
+            await self._pace.turn()
+        elif monotonic() - self._since > HELD_SECONDS:
             await asyncio.sleep(0)
-            self._since = monotonic()
+        else:
+            return
+        self._since = monotonic()
 
 
 def _which(unresolved: UnresolvedRun) -> Hashable:
@@ -272,6 +291,7 @@ def _deployment(row: Row, template: str | None) -> Deployment | Refusal:
         parameters=parameters or {},
         size=len(row.parameters or ""),
         deep=deep,
+        described=may_describe(row.parameters or ""),
         parameter_schema=_text(row.parameter_openapi_schema),
         enforce_parameter_schema=row.enforce_parameter_schema,
         job_variables=_text(row.infra_overrides),
@@ -302,15 +322,15 @@ def _text(json_text: str | None) -> str | None:
     return None if json_text == "null" else json_text
 
 
-async def _variables(reader: Reader, requests: Sequence[_Asked], pace: _Pace) -> dict[str, Any]:
+async def _variables(reader: Reader, requests: Sequence[_Asked], rest: _Rest) -> dict[str, Any]:
     known: dict[str, Any] = {}
     asked: set[str] = set()
     # A variable's value may name other variables: that takes another round.
     while True:
         names: set[str] = set()
         for each in requests:
+            await rest.before(each)
             names |= each.variable_names(known)
-            await pace.rest()
         names -= asked
         if not names:
             return known

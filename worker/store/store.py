@@ -27,6 +27,7 @@ from worker.store.reading import Reader, Unreadable
 from worker.store.room import in_turns
 from worker.store.tables import flow_run
 from worker.tasks.isolate import Failed, isolate
+from worker.tasks.pace import Pace
 from worker.tasks.turns import Turns
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,7 @@ class Store(Reader):
     Attributes:
         kind: a database of our own, or a Prefect server's.
         description: the URL without its password.
+        pace: gives turns for large steps, to the line too.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Store(Reader):
         self._allowed = allowed
         self._warned: set[UUID] = set()
         self._turns = Turns()
+        self.pace = Pace()
         self._insertion = Insertion(self)
         self._checks = Checks()
         self.kind: Literal["standalone", "prefect"] = "prefect" if prefect else "standalone"
@@ -162,7 +165,9 @@ class Store(Reader):
         if self.kind == "standalone":
             no = "A database of the worker's own has no deployments."
             return [each if isinstance(each, NewRun) else DeploymentNotFound(no) for each in requested]
-        resolved = await resolve_deployments(self, self._checks, unresolved, self._turns, self._allowed)
+        resolved = await resolve_deployments(
+            self, self._checks, unresolved, self._turns, self._allowed, self.pace
+        )
         # A message without a key that made its run before is answered with it, even if its
         # deployment has changed since. A request with a key is refused then, as in Prefect.
         refused = {

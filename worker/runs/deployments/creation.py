@@ -21,6 +21,11 @@ def merged_parameters(unresolved: UnresolvedRun, deployment: Deployment) -> dict
     return {**deployment.parameters, **unresolved.request.body.parameters}
 
 
+def is_described(unresolved: UnresolvedRun, deployment: Deployment) -> bool:
+    """Whether some parameter may be described by its kind. If not, nothing needs to be hydrated."""
+    return unresolved.request.described or deployment.described
+
+
 def hydrated_limit(unresolved: UnresolvedRun, deployment: Deployment) -> int:
     """The maximum size of hydrated parameters, in bytes of JSON; or :data:`NO_LIMIT`. The
     deployment's own parameters don't count against the request's limit.
@@ -55,7 +60,9 @@ def run_of_deployment(
     size = request.size + deployment.size
     merged = merged_parameters(unresolved, deployment)
     limit = hydrated_limit(unresolved, deployment)
-    parameters = hydrate(merged, variables, renderer(checks, unresolved, deployment), limit)
+    parameters = merged
+    if is_described(unresolved, deployment):
+        parameters = hydrate(merged, variables, renderer(checks, unresolved, deployment), limit)
     enforced = body.enforce_parameter_schema
     if deployment.enforce_parameter_schema if enforced is None else enforced:
         check_parameters(checks, deployment, parameters, size)

@@ -24,6 +24,7 @@ class Deployment:
     Attributes:
         size: of the parameters as JSON, in characters.
         deep: the parameters are nested deeper than some 200 levels.
+        described: some parameter may be described by its kind.
         work_queue_name: the row's value; a row may have it without a queue.
         parameter_schema: JSON; None if the deployment has none.
         job_variables: JSON, for all its runs.
@@ -41,6 +42,7 @@ class Deployment:
     parameters: dict[str, Any]
     size: int
     deep: bool
+    described: bool
     parameter_schema: str | None
     enforce_parameter_schema: bool
     job_variables: str | None

@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 
 from worker.checks.jobs import Verdict
 from worker.contract.allowed import Names
-from worker.contract.decode import MAX_DEPTH, depth_exceeds
+from worker.contract.decode import KIND, MAX_DEPTH, depth_exceeds
 from worker.contract.encoding import dumps
 from worker.contract.errors import HydrationRefused, ParametersTooLarge
 from worker.contract.request import NO_LIMIT
 from worker.contract.validation import unstorable
-
-KIND = "__prefect_kind"
 
 # Marks of a jinja template or its comment. Text without any renders to itself.
 _TEMPLATE_MARKS = ("{{", "{%", "{#")
@@ -89,8 +87,9 @@ def variable_names(
         Exception: as ``render`` raises.
     """
     asked = _Asked(known)
-    with contextlib.suppress(HydrationRefused, ParametersTooLarge):
-        hydrate(parameters, asked, render, max_size)
+    bounded = asked if max_size == NO_LIMIT else _Bounded(asked, max_size)
+    with contextlib.suppress(HydrationRefused, ParametersTooLarge, RecursionError):
+        _hydrated(parameters, Given(bounded, render))
     return asked.names
 
 
