@@ -31,7 +31,7 @@ from .frames import (
     TAG,
     read_short_string,
 )
-from .watch import EndingConnection, Watch
+from .watch import Watch, WatchedConnection
 
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 # RabbitMQ's default in bytes, for a broker that sets no limit (0).
@@ -248,17 +248,14 @@ class Transport(Watch):
             self._pause = asyncio.get_running_loop().call_later(ALIVE_SECONDS, self._stay_alive)
 
 
-class Connection(EndingConnection):
-    """An aio-pika connection with such a transport.
+class Connection(WatchedConnection):
+    """A connection whose watch is a :class:`Transport`."""
 
-    Attributes:
-        frames: the transport.
-    """
+    frames: Transport
+    _watch = Transport
 
     def __init__(self, url: URL, **options: Any) -> None:
         super().__init__(url, **options)
-        self.frames = Transport()
-        self.kwargs["transport_factory"] = self.frames
         # When the connection ends, waits for the end of an alarm must end as well.
         self.close_callbacks.add(lambda *_: self.frames.unblocked.set())
 

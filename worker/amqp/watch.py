@@ -95,26 +95,24 @@ class Watch(aiormq.TransportFactory):
         return feed_data
 
 
-class EndingConnection(aio_pika.Connection):
-    """An aio-pika connection that counts as closed once the broker has ended it."""
-
-    @property
-    def is_closed(self) -> bool:
-        """True after any end. In aio-pika it is true only if we closed the connection."""
-        return super().is_closed or (self.transport is not None and self.transport.connection.is_closed)
-
-
-class WatchedConnection(EndingConnection):
-    """A connection with a watch, for users that read no messages in bulk.
+class WatchedConnection(aio_pika.Connection):
+    """An aio-pika connection with a watch. It counts as closed once the broker has ended it.
 
     Attributes:
         frames: the watch.
     """
 
+    _watch: type[Watch] = Watch
+
     def __init__(self, url: URL, **options: Any) -> None:
         super().__init__(url, **options)
-        self.frames = Watch()
+        self.frames = self._watch()
         self.kwargs["transport_factory"] = self.frames
+
+    @property
+    def is_closed(self) -> bool:
+        """True after any end. In aio-pika it is true only if we closed the connection."""
+        return super().is_closed or (self.transport is not None and self.transport.connection.is_closed)
 
 
 def watch_of(connection: object) -> Watch | None:
