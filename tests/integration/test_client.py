@@ -11,9 +11,11 @@ from typing import Any, Self
 import pytest
 from yarl import URL
 
+from tests.support.command import command
 from tests.support.producer import Producer
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
+from worker.broker.session import Session
 from worker.client import (
     AccessRefused,
     BrokerGone,
@@ -25,6 +27,7 @@ from worker.client import (
     NotRoutable,
     NotSerializable,
     NotTaken,
+    PublishOutcome,
 )
 from worker.client import client as client_module
 from worker.client import connection as connection_module
@@ -44,8 +47,9 @@ def connection_of(client: FlowRunClient) -> ClientConnection | None:
 async def test_refusal_is_raised_with_its_errors(shared_worker: Producer, amqp_url: str) -> None:
     async with FlowRunClient(amqp_url, queue=shared_worker.queue) as client:
         with pytest.raises(InvalidFlowRun) as refused:
-            await client.request({"flow_id": "none"})
+            await client.request({"flow_id": "none"}, check=False)
     assert refused.value.status == 422
+    assert refused.value.maybe_sent
     assert refused.value.errors[0]["loc"] == ["body", "flow_id"]
 
 
@@ -273,6 +277,48 @@ async def test_request_that_cannot_be_written_is_an_outcome(shared_worker: Produ
     assert [type(each.error) for each in (*outcomes.values(), headers_wrong)] == [NotSerializable] * 4
 
 
+async def test_many_are_published_and_each_is_confirmed(
+    producer: Producer, amqp_url: str, queue: str
+) -> None:
+    declared = await producer.channel.declare_queue(queue, auto_delete=True)
+    requests = [{"flow_id": FLOW_ID, "name": str(n)} for n in range(300)]
+    requests[7] = {"flow_id": "none"}
+    async with FlowRunClient(amqp_url, queue=queue) as client:
+        outcomes = [each async for each in client.publish_many(requests, concurrency=50)]
+
+    def blocking() -> list[PublishOutcome]:
+        with SyncClient(amqp_url, queue=queue) as client:
+            return list(client.publish_many(iter(requests), concurrency=50))
+
+    outcomes += await asyncio.to_thread(blocking)
+    wrong = [each for each in outcomes if each.error]
+    assert [(each.index, type(each.error), each.message_id) for each in wrong] == [
+        (7, InvalidFlowRun, None)
+    ] * 2
+    assert all(each.request is requests[each.index] for each in outcomes)
+    confirmed = [each.message_id for each in outcomes if each.message_id]
+    assert len(set(confirmed)) == 2 * 299
+    received = {(await declared.get(no_ack=True)).message_id for _ in confirmed}
+    assert received == set(confirmed)
+
+
+async def test_request_that_expires_becomes_a_dead_letter_with_the_reason(
+    amqp_url: str, queue: str, session: Session
+) -> None:
+    """The queues are a worker's, but there is none: this one has not begun to consume."""
+    async with FlowRunClient(amqp_url, queue=queue) as client:
+        with pytest.raises(NoReply, match="served until it expires, or if a worker has taken it"):
+            await client.create_flow_run(FLOW_ID, timeout=0.5, expires="timeout")
+        await client.publish({"flow_id": FLOW_ID}, expires=0.5)
+        await client.publish({"flow_id": FLOW_ID}, expires=3600)
+    async with Producer(amqp_url, queue) as producer, asyncio.timeout(60):
+        while await producer.depth(f"{queue}.dead") < 2:
+            await asyncio.sleep(0.05)
+        assert await producer.depth() == 1
+    listed = await command("dead-letters", "list", amqp_url=amqp_url, queue=queue)
+    assert listed.out.count("it expired before a worker took it") == 2, listed.out
+
+
 async def test_error_of_the_source_is_raised(shared_worker: Producer, amqp_url: str) -> None:
     async def requests() -> AsyncIterator[dict[str, str]]:
         yield {"flow_id": FLOW_ID}
@@ -310,12 +356,13 @@ async def test_headers_reach_the_worker(shared_worker: Producer, amqp_url: str) 
     headers = {"x-prefect-api-version": "no version"}
     async with FlowRunClient(amqp_url, queue=shared_worker.queue) as client:
         with pytest.raises(FlowRunRefused) as refused:
-            await client.create_flow_run(FLOW_ID, headers=headers, name="with headers")
-        (outcome,) = [each async for each in client.create_many([{"flow_id": FLOW_ID}], headers=headers)]
+            await client.create_flow_run(FLOW_ID, headers=headers, name="with headers", check=False)
+        many = client.create_many([{"flow_id": FLOW_ID}], headers=headers, check=False)
+        (outcome,) = [each async for each in many]
     with SyncClient(amqp_url, queue=shared_worker.queue) as blocking:
         with pytest.raises(FlowRunRefused):
-            blocking.create_flow_run(FLOW_ID, headers=headers)
-        (another,) = blocking.create_many([{"flow_id": FLOW_ID}], headers=headers)
+            blocking.create_flow_run(FLOW_ID, headers=headers, check=False)
+        (another,) = blocking.create_many([{"flow_id": FLOW_ID}], headers=headers, check=False)
     assert [refused.value.status, outcome.status, another.status] == [400, 400, 400]
 
 

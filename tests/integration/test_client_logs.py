@@ -20,7 +20,7 @@ if logging_is_set_up == "yes":
 async def attempt(urls, **headers):
     async with FlowRunClient(urls, queue=queue, timeout=20) as client:
         try:
-            await client.publish({"flow_id": "x"}, headers=headers)
+            await client.publish({"flow_id": "x"}, headers=headers, check=False)
         except ClientError as error:
             print(type(error).__name__)
 

@@ -121,7 +121,7 @@ async def one_by_one(url: str, queue: str, workers: Workers) -> None:
         )
 
         try:
-            await client.request({"flow_id": "not-a-uuid", "no_such_field": "red"})
+            await client.request({"flow_id": "not-a-uuid", "no_such_field": "red"}, check=False)
         except FlowRunRefused as refused:
             console.print(
                 f"[yellow]{refused.status}[/] a request that is refused: {refused.errors[0]['msg']}"

@@ -24,6 +24,7 @@ def test_message_has_what_it_was_asked_for_and_nothing_else() -> None:
         "content_type": "application/json",
         "headers": {"traceparent": "00"},
         "delivery_mode": 2,
+        "message_type": "create_flow_run",
         "reply_to": "here",
     } | {name: "" for name in properties if name == "cluster_id"}  # pamqp's, and never written
 

@@ -284,3 +284,12 @@ def test_a_refusal_that_is_freed_holds_no_frame(body: bytes) -> None:
 )
 def test_a_described_value_is_found_in_the_text(text: str, may: bool) -> None:
     assert may_describe(text) is may_describe(text.encode()) is may
+
+
+def test_a_run_of_a_deployment_without_its_type_is_told_so() -> None:
+    body = json.dumps({"deployment_name": "flow/deployment"}).encode()
+    with pytest.raises(Refusal, match=r"body\.flow_id: Field required") as refused:
+        decode(Message(body, {}), max_body_bytes=1_000_000)
+    assert refused.value.line.startswith(
+        "A request for a run of a deployment needs the type 'create_flow_run_from_deployment' (body."
+    )

@@ -3,11 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from worker.cli.options import AmqpUrl, Queue, err, print_json, run_async
+
+if TYPE_CHECKING:
+    from worker.client import FlowRunRefused
 
 
 def create(
@@ -78,20 +81,36 @@ def create(
         typer.Option("--type", help="With --json: the message's type.", show_default=False),
     ] = None,
     no_reply: Annotated[bool, typer.Option("--no-reply", help="Only publish; print the message id.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the reply.")] = 30.0,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Send the request even if it is found to be wrong.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the reply, above 0.")] = 30.0,
+    expires: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds after which the request leaves the queue unless a worker has taken it.",
+            show_default=False,
+        ),
+    ] = None,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
     """Send one request and print the flow run record (JSON on standard output)."""
-    from worker.client import FlowRunClient
+    from worker.client import FlowRunClient, FlowRunRefused
     from worker.client.fields import named_deployment
+    from worker.client.options import Options
     from worker.contract.kinds import FROM_DEPLOYMENT
     from worker.settings import load_settings
 
+    for seconds, option in ((timeout, "--timeout"), (expires, "--expires")):
+        if seconds is not None and not seconds > 0:
+            raise typer.BadParameter("has to be above 0", param_hint=option)
     settings = load_settings(amqp_url=amqp_url, queue=queue)
+    options: Options = {"check": not no_check, "expires": expires}
     request: bytes | dict[str, Any]
     if json_file is not None:
-        request = sys.stdin.buffer.read() if json_file == "-" else Path(json_file).read_bytes()
+        request = _read(json_file)
+        type_ = type_ or _type(request)
     else:
         request = {
             "name": name,
@@ -120,9 +139,9 @@ def create(
     async def send() -> None:
         async with FlowRunClient(settings.amqp_url, queue=settings.queue, timeout=timeout) as client:
             if no_reply:
-                print(await client.publish(request, type=type_))
+                print(await client.publish(request, type=type_, **options))
                 return
-            outcome = await client.request(request, type=type_)
+            outcome = await client.request(request, type=type_, **options)
             assert outcome.record is not None
             if outcome.created:
                 err.print(f"[green]{outcome.status} created[/]")
@@ -130,7 +149,66 @@ def create(
                 err.print("[yellow]200 existing[/]: a run with this key was there already")
             print_json(outcome.record.model_dump_json(indent=2))
 
-    run_async(send())
+    try:
+        run_async(send())
+    except FlowRunRefused as refused:
+        if refused.maybe_sent:
+            raise
+        raise _wrong_usage(refused, json_file, deployment) from None
+
+
+# The options of fields that have another name.
+_OPTIONS = {
+    "deployment_name": "--deployment",
+    "tags": "--tag",
+    "labels": "--label",
+    "scheduled_time": "--scheduled-time",
+}
+
+
+def _wrong_usage(
+    refused: "FlowRunRefused", json_file: str | None, deployment: str | None
+) -> typer.BadParameter:
+    """The error for a request that was found wrong before it was sent. It names the first wrong
+    option.
+    """
+    if not refused.errors or json_file is not None:
+        return typer.BadParameter(str(refused), param_hint=None if json_file is None else "--json")
+    first = refused.errors[0]
+    place = [str(each) for each in first["loc"][1:]]
+    if place == ["flow_id"] and first["type"] == "missing":
+        return typer.BadParameter("is needed, or --deployment", param_hint="--flow-id")
+    if place == ["deployment_name"]:
+        return typer.BadParameter(
+            f"'{deployment}' is neither FLOW NAME/DEPLOYMENT NAME nor an id", param_hint="--deployment"
+        )
+    field = next((each for each in place if each in _OPTIONS), place[0] if place else "")
+    option = _OPTIONS.get(field, f"--{field.replace('_', '-')}")
+    if first["type"] == "extra_forbidden" and len(place) == 1:
+        what = "a run of a deployment" if deployment is not None else "a run without --deployment"
+        return typer.BadParameter(f"is not for {what}", param_hint=option)
+    within = ".".join(place[1:])
+    told = f"{within + ': ' if within else ''}{first['msg']} ({first.get('input')!r})"
+    return typer.BadParameter(told, param_hint=option)
+
+
+def _read(json_file: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if json_file == "-" else Path(json_file).read_bytes()
+    except OSError as error:
+        told = f"can't be read: {error.strerror}: '{json_file}'"
+        raise typer.BadParameter(told, param_hint="--json") from None
+
+
+def _type(body: bytes) -> str | None:
+    """The type of a body that can only ask for a run of a deployment."""
+    from worker.contract.kinds import FROM_DEPLOYMENT, names_deployment
+
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        return None  # the check before sending explains it
+    return FROM_DEPLOYMENT.type if isinstance(fields, dict) and names_deployment(fields) else None
 
 
 def _json(text: str | None, option: str) -> Any:

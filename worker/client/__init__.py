@@ -2,7 +2,6 @@
 database, and changes nothing in the program that uses it.
 """
 
-from .client import CreateOutcome as CreateOutcome
 from .client import FlowRunClient as FlowRunClient
 from .errors import AccessRefused as AccessRefused
 from .errors import BrokerGone as BrokerGone
@@ -21,3 +20,5 @@ from .errors import NotTaken as NotTaken
 from .errors import UnreadableReply as UnreadableReply
 from .fields import DeploymentRunFields as DeploymentRunFields
 from .fields import FlowRunFields as FlowRunFields
+from .outcomes import CreateOutcome as CreateOutcome
+from .outcomes import PublishOutcome as PublishOutcome

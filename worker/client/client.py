@@ -6,10 +6,11 @@ import asyncio
 import os
 import sys
 import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Self, Unpack
 from uuid import UUID
 
@@ -21,8 +22,12 @@ from ..contract.message import DIRECT_REPLY_TO
 from ..contract.record import FlowRunRecord
 from ..urls.broker import check_urls
 from . import errors
+from .checking import check as check_message
 from .fields import DeploymentRunFields, FlowRunFields, checked, named_deployment
-from .message import Headers, Request, build_message
+from .many import check_concurrency, many
+from .message import Request, build_message
+from .options import Expires, Headers, Options, check_timeout, expiration
+from .outcomes import CreateOutcome, PublishOutcome
 from .reconnector import CLOSED, Reached
 from .replies import Reply
 from .sender import Sender
@@ -34,42 +39,14 @@ DEFAULT_TIMEOUT = 30.0
 _closings: set[asyncio.Task[None]] = set()
 
 
-@dataclass(frozen=True, slots=True)
-class CreateOutcome:
-    """The outcome of one request.
-
-    Attributes:
-        index: the request's place in the iterable, from 0.
-        status: 201 created, 200 existing, 4xx refused, 0 no answer.
-        record: the flow run, unless there is an error.
-        error: the reason why there is no record.
-    """
-
-    index: int
-    status: int
-    record: FlowRunRecord | None = None
-    error: errors.ClientError | None = None
-
-    @property
-    def created(self) -> bool:
-        """Whether this request made the run.
-
-        A request may reach a worker twice, for example after a lost connection. The second answer
-        is 200 with the run of the first one. Without an idempotency key no other request can have
-        made that run: this is True. With a key another request may have made it: this is False.
-        """
-        return self.status == 201 or (self.record is not None and not self.record.idempotency_key)
-
-
 class FlowRunClient:
     """Creates flow runs through the request queue.
 
     One client serves any number of tasks. It connects at its first request, and again after a lost
     connection. Then it publishes each unanswered message again, unchanged, with its
     ``message_id``: that makes no second run. It has a connection for each event loop that uses it,
-    and for each process: such a connection ends with its loop. Each method takes ``headers``, AMQP
-    headers such as ``traceparent``, and ``timeout``, in seconds, which overrides the client's for
-    this call.
+    and for each process: such a connection ends with its loop. Each method takes the options of
+    :class:`worker.client.options.Options`.
 
     Args:
         url: the broker's URL, ``amqp://`` or ``amqps://``. Several URLs are separated by commas:
@@ -134,13 +111,18 @@ class FlowRunClient:
         *,
         headers: Headers = None,
         timeout: float | None = None,
+        expires: Expires = None,
+        check: bool = True,
         **fields: Unpack[FlowRunFields],
     ) -> FlowRunRecord:
         """Create a run, or get the one that has this idempotency key.
 
+        Args:
+            headers, timeout, expires, check: see :class:`worker.client.options.Options`.
+
         Raises:
-            FlowRunRefused: the worker refuses the request (:class:`InvalidFlowRun` and others by
-                status).
+            FlowRunRefused: the worker refuses the request, or it was found wrong before it was sent
+                (:class:`InvalidFlowRun` and others by status).
             NotSerializable, MessageRefused, AccessRefused, NotRoutable, NotTaken: the request was
                 not sent or not accepted.
             NoReply, BrokerGone, UnreadableReply: there is no readable answer. Without a confirm of
@@ -148,7 +130,7 @@ class FlowRunClient:
             TypeError: a field is unknown.
         """
         request = {"flow_id": flow_id, **checked(fields, FlowRunFields)}
-        outcome = await self.request(request, headers=headers, timeout=timeout)
+        outcome = await self.request(request, headers=headers, timeout=timeout, expires=expires, check=check)
         assert outcome.record is not None
         return outcome.record
 
@@ -159,6 +141,8 @@ class FlowRunClient:
         scheduled_time: datetime | None = None,
         headers: Headers = None,
         timeout: float | None = None,
+        expires: Expires = None,
+        check: bool = True,
         **fields: Unpack[DeploymentRunFields],
     ) -> FlowRunRecord:
         """Create a run of a deployment, or get the one that has this idempotency key.
@@ -169,6 +153,9 @@ class FlowRunClient:
         Args:
             deployment: ``FLOW NAME/DEPLOYMENT NAME``, or its id.
             scheduled_time: the run's start (default: now). Without a zone it is UTC.
+            timeout: seconds for the reply. This never waits for the end of the run. 0, with which
+                Prefect's ``run_deployment`` does not wait either, is the client's timeout.
+            headers, expires, check: see :class:`worker.client.options.Options`.
 
         Raises:
             NotFound: the deployment does not exist.
@@ -181,39 +168,34 @@ class FlowRunClient:
                 raise TypeError("A run has a state or a scheduled time, not both")
             details = {"scheduled_time": scheduled_time}
             request["state"] = {"type": "SCHEDULED", "state_details": details}
-        outcome = await self.request(request, type=FROM_DEPLOYMENT.type, headers=headers, timeout=timeout)
+        outcome = await self.request(
+            request,
+            type=FROM_DEPLOYMENT.type,
+            headers=headers,
+            timeout=None if timeout == 0 else timeout,
+            expires=expires,
+            check=check,
+        )
         assert outcome.record is not None
         return outcome.record
 
     async def request(
-        self,
-        request: Request,
-        *,
-        type: str | None = None,
-        headers: Headers = None,
-        timeout: float | None = None,
+        self, request: Request, *, type: str | None = None, **options: Unpack[Options]
     ) -> CreateOutcome:
         """Send a request and wait for its reply. Returns the status with the record. Raises the
         errors of :meth:`create_flow_run`.
 
         Args:
             request: the body's fields, a model, or the raw JSON.
-            type: ``create_flow_run_from_deployment`` if the fields are for a run of a deployment. A
-                model needs no type.
+            type: the kind of request, such as ``create_flow_run_from_deployment``. A model needs no
+                type, nor do fields with a deployment and without a flow.
         """
-        message = build_message(request, headers, reply_to=DIRECT_REPLY_TO, type=type)
-        reply = await self._send(message, timeout)
+        message = build_message(request, options.get("headers"), reply_to=DIRECT_REPLY_TO, type=type)
+        reply = await self._send(message, options)
         assert reply is not None
-        return CreateOutcome(0, reply.status or 0, reply.record())
+        return CreateOutcome(0, reply.status or 0, reply.record(), request=request)
 
-    async def publish(
-        self,
-        request: Request,
-        *,
-        type: str | None = None,
-        headers: Headers = None,
-        timeout: float | None = None,
-    ) -> str:
+    async def publish(self, request: Request, *, type: str | None = None, **options: Unpack[Options]) -> str:
         """Publish a request that wants no reply. Returns its ``message_id`` once the broker has
         confirmed it. Raises the errors of :meth:`create_flow_run`, and :class:`NotConfirmed`
         without a confirm in time.
@@ -221,17 +203,17 @@ class FlowRunClient:
         Args:
             request, type: see :meth:`request`.
         """
-        message = build_message(request, headers, type=type)
-        await self._send(message, timeout)
+        message = build_message(request, options.get("headers"), type=type)
+        await self._send(message, options)
         return str(message.message_id)
 
-    async def create_many(
+    def create_many(
         self,
         requests: Iterable[Request] | AsyncIterable[Request],
         *,
         concurrency: int = 500,
-        headers: Headers = None,
-        timeout: float | None = None,
+        type: str | None = None,
+        **options: Unpack[Options],
     ) -> AsyncIterator[CreateOutcome]:
         """Send many requests, and yield their outcomes as they arrive, in any order.
 
@@ -242,63 +224,67 @@ class FlowRunClient:
         Args:
             concurrency: most requests under way at once. A request is under way until its outcome
                 is taken.
-            timeout: seconds for each request.
+            type: see :meth:`request`; it holds for all requests but models.
+            options: for each request; see :class:`worker.client.options.Options`.
 
         Raises:
             TypeError, ValueError: ``concurrency`` is below 1, or ``timeout`` is no positive number.
         """
-        check_concurrency(concurrency)
-        if timeout is not None:
-            check_timeout(timeout)
-        room = asyncio.Semaphore(concurrency)
-        running: set[asyncio.Task[Any]] = set()
-        ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
+        self._check_many(concurrency, options)
+        return many(requests, partial(self.create_outcome, type=type, **options), concurrency)
 
-        def start(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-            task = asyncio.create_task(work)
-            running.add(task)
-            task.add_done_callback(ended.put_nowait)
-            return task
+    def publish_many(
+        self,
+        requests: Iterable[Request] | AsyncIterable[Request],
+        *,
+        concurrency: int = 500,
+        type: str | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[PublishOutcome]:
+        """Publish many requests that want no reply, and yield their outcomes as the broker confirms
+        them, in any order. Otherwise like :meth:`create_many`.
+        """
+        self._check_many(concurrency, options)
+        return many(requests, partial(self.publish_outcome, type=type, **options), concurrency)
 
-        async def take() -> None:
-            source = requests if isinstance(requests, AsyncIterable) else _one_by_one(requests)
-            index = 0
-            await room.acquire()
-            async for request in source:
-                start(self.outcome(index, request, headers, timeout))
-                index += 1
-                await room.acquire()
-
-        taking = start(take())
-        try:
-            while running:
-                task = await ended.get()
-                running.discard(task)
-                result = task.result()
-                if task is not taking:
-                    room.release()
-                    yield result
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-
-    async def outcome(
-        self, index: int, request: Request, headers: Headers = None, timeout: float | None = None
+    async def create_outcome(
+        self, index: int, request: Request, *, type: str | None = None, **options: Unpack[Options]
     ) -> CreateOutcome:
         """Like :meth:`request`, but returns errors in the outcome."""
         try:
-            return replace(await self.request(request, headers=headers, timeout=timeout), index=index)
+            return replace(await self.request(request, type=type, **options), index=index)
         except (errors.FlowRunRefused, errors.UnreadableReply) as answer:
-            return CreateOutcome(index, answer.status or 0, error=answer)
+            return CreateOutcome(index, answer.status or 0, error=answer, request=request)
         except errors.ClientError as error:
-            return CreateOutcome(index, 0, error=error)
+            return CreateOutcome(index, 0, error=error, request=request)
 
-    async def _send(self, message: aio_pika.Message, timeout: float | None) -> Reply | None:
+    async def publish_outcome(
+        self, index: int, request: Request, *, type: str | None = None, **options: Unpack[Options]
+    ) -> PublishOutcome:
+        """Like :meth:`publish`, but returns errors in the outcome."""
+        try:
+            message_id = await self.publish(request, type=type, **options)
+            return PublishOutcome(index, message_id, request=request)
+        except errors.ClientError as error:
+            return PublishOutcome(index, error=error, request=request)
+
+    async def _send(self, message: aio_pika.Message, options: Options) -> Reply | None:
         if self._closed:
             raise errors.BrokerGone(CLOSED)
+        seconds, expires = self._seconds(options)
+        if options.get("check", True):
+            check_message(message)
+        return await self._sender().send(message, seconds, expires)
+
+    def _seconds(self, options: Options) -> tuple[float, float | None]:
+        """The seconds of the timeout and of the expiration."""
+        timeout = options.get("timeout")
         seconds = self._timeout if timeout is None else check_timeout(timeout)
-        return await self._sender().send(message, seconds)
+        return seconds, expiration(options.get("expires"), seconds)
+
+    def _check_many(self, concurrency: int, options: Options) -> None:
+        check_concurrency(concurrency)
+        self._seconds(options)
 
     def _sender(self) -> Sender:
         """The sender of the running event loop."""
@@ -327,31 +313,7 @@ class FlowRunClient:
         ]
 
 
-def check_timeout(timeout: float) -> float:
-    """A timeout in seconds.
-
-    Raises:
-        TypeError, ValueError: it is no positive number.
-    """
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout is {timeout!r}, and has to be a number of seconds")
-    if not timeout > 0:
-        raise ValueError(f"timeout is {timeout!r}, and has to be above 0")
-    return timeout
-
-
 def _close_later(sender: Sender) -> None:
     closing = asyncio.get_running_loop().create_task(sender.close())
     _closings.add(closing)
     closing.add_done_callback(_closings.discard)
-
-
-def check_concurrency(concurrency: int) -> None:
-    """Raise ValueError unless at least one request may be under way."""
-    if concurrency < 1:
-        raise ValueError(f"concurrency is {concurrency}, and has to be at least 1")
-
-
-async def _one_by_one(requests: Iterable[Request]) -> AsyncIterator[Request]:
-    for request in requests:
-        yield request

@@ -30,6 +30,9 @@ from .errors import AccessRefused, ClientError, MessageRefused, NotRoutable, Not
 from .library_logs import of_the_client
 from .replies import PendingReplies, Reply
 
+# In seconds. AMQP counts milliseconds, and the broker drops a message with 0 at once.
+SHORTEST_EXPIRATION = 0.001
+
 
 class Progress(IntEnum):
     """How far a message has come. It never goes back, unless the broker refuses the message."""
@@ -44,10 +47,12 @@ class Sending:
     """A message and its progress.
 
     Attributes:
+        expires: when the message expires, in the event loop's time, or None.
         connection: the connection that it was published on. None while there is none.
     """
 
     message: aio_pika.Message
+    expires: float | None = None
     progress: Progress = Progress.NOT_SENT
     connection: "ClientConnection | None" = None
 
@@ -123,6 +128,9 @@ class ClientConnection:
         if message.reply_to and self._no_replies:
             raise AccessRefused(self._no_replies)
         reply = self.replies.expect(message.message_id or "") if message.reply_to else None
+        if sending.expires is not None:
+            left = sending.expires - asyncio.get_running_loop().time()
+            message.expiration = max(left, SHORTEST_EXPIRATION)
         before = sending.progress
         sending.connection, sending.progress = self, max(before, Progress.MAYBE_SENT)
         try:

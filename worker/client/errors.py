@@ -35,7 +35,8 @@ class InvalidURL(ClientError, ValueError):
 
 
 class FlowRunRefused(ClientError):
-    """The worker refused the request. It is in the dead-letter queue with the reason.
+    """The worker refused the request. It is in the dead-letter queue with the reason. Or the client
+    found it wrong before it was sent: then ``maybe_sent`` is False, and there is no dead letter.
 
     Attributes:
         status: the HTTP status that Prefect answers (400 to 422).
@@ -51,7 +52,8 @@ class FlowRunRefused(ClientError):
 
     def __str__(self) -> str:
         lines = [f"{'.'.join(map(str, each.get('loc', ())))}: {each.get('msg')}" for each in self.errors]
-        return f"{self.status}: {self.reason or '; '.join(lines) or self.body.get('detail', self.body)}"
+        told = f"{self.status}: {self.reason or '; '.join(lines) or self.body.get('detail', self.body)}"
+        return told if self.maybe_sent else f"{told}. {NOT_SENT}"
 
     @property
     def errors(self) -> list[dict[str, Any]]:

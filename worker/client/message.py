@@ -10,14 +10,13 @@ import aio_pika
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from ..contract.kinds import CREATE, KINDS, Model
+from ..contract.kinds import CREATE, FROM_DEPLOYMENT, KINDS, Model, names_deployment
 from .errors import NotSerializable
+from .options import Headers
 
 Request = Mapping[str, Any] | Model | bytes
-Headers = Mapping[str, Any] | None
 
-# A create request needs no type.
-_TYPES = {kind.model: kind.type for kind in KINDS if kind is not CREATE}
+_TYPES = {kind.model: kind.type for kind in KINDS}
 
 
 def build_message(
@@ -29,13 +28,13 @@ def build_message(
         request: the body's fields, a model, or the raw JSON. Fields that are None are left out. A
             state may be just its type.
         reply_to: the reply queue. None: no reply is wanted.
-        type: the AMQP property with the kind of request. A model sets its own.
+        type: the AMQP property with the kind of request. A model sets its own. By default, fields
+            without a flow and with a deployment ask for a run of that deployment.
 
     Raises:
         NotSerializable: the fields can't be written as JSON, or the headers as AMQP.
     """
     message_id = uuid4().hex
-    type = next((own for model, own in _TYPES.items() if isinstance(request, model)), type)
     try:
         message = aio_pika.Message(
             request if isinstance(request, bytes) else _json(request),
@@ -45,7 +44,7 @@ def build_message(
             correlation_id=message_id if reply_to else None,
             reply_to=reply_to,
             message_id=message_id,
-            type=type,
+            type=_type(request, type),
         )
         message.priority = None  # aio-pika sets 0
         if headers:
@@ -53,6 +52,15 @@ def build_message(
     except Exception as error:  # a value of the caller's own type may raise anything
         raise NotSerializable(f"The request can't be written: {error}") from error
     return message
+
+
+def _type(request: Request, wanted: str | None) -> str:
+    for model, own in _TYPES.items():
+        if isinstance(request, model):
+            return own
+    if wanted is None and isinstance(request, Mapping) and names_deployment(request):
+        return FROM_DEPLOYMENT.type
+    return wanted or CREATE.type
 
 
 def _json(request: Mapping[str, Any] | BaseModel) -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from aiormq.abc import DeliveredMessage
 from pydantic import ValidationError
@@ -42,7 +43,7 @@ class Reply:
         except (ValueError, RecursionError) as wrong:
             told = f"The reply with the status {self.status} can't be read: {wrong}"
             raise UnreadableReply(told, self.status, self.body) from wrong
-        raise _REFUSALS.get(self.status, FlowRunRefused)(self.status, error, self.reason)
+        raise refused(self.status, error, self.reason)
 
 
 class PendingReplies:
@@ -79,6 +80,11 @@ class PendingReplies:
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # or asyncio warns of a future without a waiter
+
+
+def refused(status: int, body: dict[str, Any], reason: str | None) -> FlowRunRefused:
+    """The error for a refusal."""
+    return _REFUSALS.get(status, FlowRunRefused)(status, body, reason)
 
 
 def _record(body: bytes) -> FlowRunRecord:

@@ -38,14 +38,19 @@ class Sender:
         """Whether there are connections to close."""
         return self._reconnector.current is not None or self._trial_reconnector.current is not None
 
-    async def send(self, message: aio_pika.Message, seconds: float) -> Reply | None:
+    async def send(self, message: aio_pika.Message, seconds: float, expires: float | None) -> Reply | None:
         """Publish a message, again after each loss of the connection. Returns its reply, if it
         wants one.
+
+        Args:
+            seconds: the timeout.
+            expires: seconds until it expires in the queue, from now; None: never.
 
         Raises:
             ClientError: it is not confirmed, or not answered.
         """
-        sending = Sending(message)
+        now = asyncio.get_running_loop().time()
+        sending = Sending(message, None if expires is None else now + expires)
         try:
             async with asyncio.timeout(seconds) as call:
                 self._calls.add(call)
@@ -120,10 +125,11 @@ class Sender:
             trouble = self._reconnector.trouble or "it does not answer"
             return errors.BrokerGone(f"No connection to the broker within {seconds:g} seconds: {trouble}.")
         if sending.progress is Progress.CONFIRMED:
-            told = (
-                f"No reply within {seconds:g} seconds to the message {message_id}. The broker has it, "
-                "and it may still be served; is a worker running?"
-            )
+            told = f"No reply within {seconds:g} seconds to the message {message_id}. The broker has it, "
+            if sending.expires is None:
+                told += "and it may still be served; is a worker running?"
+            else:
+                told += "and it may still be served until it expires, or if a worker has taken it."
             return errors.NoReply(told, message_id)
         told = f"No confirm of the broker within {seconds:g} seconds for the message {message_id}"
         if connection.blocked is not None:

@@ -8,15 +8,18 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 from ..broker.connection import CLOSE_TIMEOUT
-from .client import DEFAULT_QUEUE, DEFAULT_TIMEOUT, CreateOutcome, check_concurrency, check_timeout
+from .client import DEFAULT_QUEUE, DEFAULT_TIMEOUT
 from .client import FlowRunClient as AsyncClient
 from .errors import BrokerGone, NoReply
 from .inbox import Inbox, make_inbox
 from .loop_thread import Call, LoopThread, ThreadFailed
-from .message import Headers, Request
+from .many import check_concurrency
+from .message import Request
+from .options import Options, check_timeout
+from .outcomes import CreateOutcome, PublishOutcome
 from .reconnector import CLOSED
 
 P = ParamSpec("P")
@@ -89,21 +92,47 @@ class FlowRunClient:
         requests: Iterable[Request],
         *,
         concurrency: int = 500,
-        headers: Headers = None,
-        timeout: float | None = None,
+        type: str | None = None,
+        **options: Unpack[Options],
     ) -> Iterator[CreateOutcome]:
         """Send many requests, and yield their outcomes as they arrive.
 
         The iterable runs in the caller's thread. Outcomes that have arrived are yielded before the
         next request is taken.
         """
-        check_concurrency(concurrency)
-        seconds = self._limit(timeout)
-        loop, pid = self._here(), os.getpid()
-        running: set[Call[CreateOutcome]] = set()
-        ended: Inbox[Call[CreateOutcome]] = make_inbox()
+        loop = self._here()
+        work = partial(loop.client.create_outcome, type=type, **options)
+        return self._many(loop, requests, work, concurrency, options)
 
-        def end() -> CreateOutcome:
+    def publish_many(
+        self,
+        requests: Iterable[Request],
+        *,
+        concurrency: int = 500,
+        type: str | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[PublishOutcome]:
+        """Publish many requests that want no reply, and yield their outcomes as the broker confirms
+        them. Otherwise like :meth:`create_many`.
+        """
+        loop = self._here()
+        work = partial(loop.client.publish_outcome, type=type, **options)
+        return self._many(loop, requests, work, concurrency, options)
+
+    def _many(
+        self,
+        loop: "_ClientLoop",
+        requests: Iterable[Request],
+        work: Callable[[int, Request], Coroutine[Any, Any, T]],
+        concurrency: int,
+        options: Options,
+    ) -> Iterator[T]:
+        check_concurrency(concurrency)
+        seconds, pid = self._limit(options.get("timeout")), os.getpid()
+        running: set[Call[T]] = set()
+        ended: Inbox[Call[T]] = make_inbox()
+
+        def end() -> T:
             if pid != os.getpid():
                 forked = BrokerGone("The process was forked while the outcomes were being waited for.")
                 forked.maybe_sent = True  # by its parent
@@ -114,8 +143,7 @@ class FlowRunClient:
 
         try:
             for index, request in enumerate(requests):
-                outcome = partial(loop.client.outcome, index, request, headers, timeout)
-                running.add(loop.start(outcome, ended.put))
+                running.add(loop.start(partial(work, index, request), ended.put))
                 while len(running) >= concurrency or not ended.is_empty():
                     yield end()
             while running:
@@ -136,7 +164,8 @@ class FlowRunClient:
         return loop or self._loops.setdefault(pid, _ClientLoop(self._make()))
 
     def _limit(self, timeout: Any) -> float:
-        return (self._timeout if timeout is None else check_timeout(timeout)) + GRACE
+        # 0 has a meaning of its own for a method. The others refuse it.
+        return (check_timeout(timeout) if timeout else self._timeout) + GRACE
 
 
 class _ClientLoop:

@@ -22,7 +22,7 @@ from .errors import (
     ValidationRefused,
 )
 from .immutable import immutable
-from .kinds import CREATE, KINDS, Kind, kind_of
+from .kinds import CREATE, FROM_DEPLOYMENT, KINDS, Kind, kind_of, names_deployment
 from .message import AMQP_1_0_BODY, Message, fingerprint
 from .policy import CreatedBy
 from .request import MAX_PARAMETER_SIZE, limit_to_check
@@ -60,6 +60,7 @@ SMALL_BODY = 16 * 1024
 MAX_HEADER_DEPTH = 100
 # Content encodings that Kombu, Spring AMQP and HTTP clients give plain JSON.
 _NO_ENCODING = frozenset(("", "utf-8", "utf8", "identity", "binary"))
+_NO_TYPE = f"A request for a run of a deployment needs the type '{FROM_DEPLOYMENT.type}'"
 _NO_DATA_SECTION = "The body is an AMQP 1.0 value or sequence: send the JSON as a data section (binary)"
 # The properties that the contract uses. A request is refused if one of these can't be read.
 _USED_PROPERTIES = frozenset(
@@ -142,7 +143,10 @@ def decode(
     if _SUSPICIOUS.search(message.body):
         errors.extend(unstorable(content))
     if body is None or errors:
-        raise ValidationRefused(errors, content)
+        refused = ValidationRefused(errors, content)
+        if kind is CREATE and isinstance(content, dict) and names_deployment(content):
+            refused.line = f"{_NO_TYPE} ({refused.line})"
+        raise refused
     run_id = fingerprint(message) if message.message_id and not body.idempotency_key else None
     traceparent = _traceparent(_header(message, "traceparent"))
     return FlowRunRequest(

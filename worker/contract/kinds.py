@@ -2,7 +2,9 @@
 here, and one in :data:`worker.runs.creation.RUNS` that makes its run.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -46,6 +48,12 @@ KINDS = (CREATE, FROM_DEPLOYMENT)
 _BY_TYPE: dict[str | None, Kind] = {kind.type: kind for kind in KINDS}
 # The bodies as a client may write them.
 Model = CreateFlowRun | CreateFlowRunFromDeployment
+
+
+def names_deployment(fields: Mapping[str, Any]) -> bool:
+    """Whether a body's fields can only mean a run of a deployment: there is no flow."""
+    deployment = fields.get("deployment_name") or fields.get("deployment_id")
+    return fields.get("flow_id") is None and deployment is not None
 
 
 def kind_of(type: str | None) -> Kind:
