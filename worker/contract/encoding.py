@@ -31,8 +31,10 @@ def _written(value: Any) -> bytes:
     try:
         return _encoder.encode(value)
     except (UnicodeEncodeError, RecursionError):
-        # Write, read and write again: only the reader can turn NaN and infinities into null.
-        text = json.dumps(value, default=_plain)
+        text = json.dumps(value, default=_plain, separators=(",", ":"))
+        if "NaN" not in text and "Infinity" not in text:
+            return text.encode()
+        # Read and write again: only the reader can turn NaN and infinities into null.
         return json.dumps(json.loads(text, parse_constant=lambda _: None), separators=(",", ":")).encode()
 
 
