@@ -154,7 +154,7 @@ class Settings(BaseSettings):
     )
     database_password_file: Annotated[str | None, AfterValidator(_file)] = Field(
         None,
-        description="The same for PostgreSQL.",
+        description="A file with PostgreSQL's password. It overrides the URL's. Read again at each connect.",
     )
     queue: Annotated[str, AfterValidator(_queue)] = Field(
         "flow-runs.create",

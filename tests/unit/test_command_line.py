@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from worker import __version__
 from worker.cli import CHANNEL_LOST, FAILURES, REFUSED, WRONG_USAGE, app
+from worker.cli.run import GROUPS
 from worker.settings import Settings
 
 
@@ -35,6 +36,25 @@ def test_help_of_run_has_each_setting_with_its_default() -> None:
     assert "--migrate / --no-migrate" in text
     assert "[WORKER_MIGRATE] [default: false]" in text
     assert "[WORKER_SHUTDOWN_TIMEOUT] [default: 30]" in text
+
+
+def test_each_setting_is_in_a_group_of_the_help_of_run() -> None:
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(Settings.model_fields)
+
+
+@pytest.mark.parametrize("command", [("create",), ("db", "prune"), ("dead-letters", "purge"), ("top",)])
+def test_flags_have_no_type_and_each_option_has_its_meaning(command: tuple[str, ...]) -> None:
+    lines = [line for line in shown(*command, "--help").splitlines() if "--" in line and "--help" not in line]
+    assert not [line for line in lines if "<bool>" in line]
+    assert not [line for line in lines if re.fullmatch(r"│ .*<[a-z\[\]]+> *│", line)]
+
+
+@pytest.mark.parametrize("url", ["nonsense", "worker:8080"])
+def test_top_names_a_url_that_is_none(url: str) -> None:
+    done = CliRunner().invoke(app, ["top", "--once", url], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert f"'{url}' is no URL such as http://" in done.output
 
 
 def test_help_fits_eighty_columns() -> None:

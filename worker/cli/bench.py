@@ -49,7 +49,9 @@ def bench(
         BenchBody, typer.Option(help="small, typical (2 KB of parameters) or large (200 KB).")
     ] = BenchBody.small,
     repeat: Annotated[int, typer.Option(min=1, help="How often to run each measurement.")] = 1,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print JSON instead of a table.")
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw throughput and latency over offered load (needs matplotlib).")
     ] = None,

@@ -25,7 +25,10 @@ def create(
     parameters: Annotated[
         str | None, typer.Option(help="The flow's parameters, a JSON object.", show_default=False)
     ] = None,
-    context: Annotated[str | None, typer.Option(help="A JSON object.", show_default=False)] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(help="Additional context, for the flow to read: a JSON object.", show_default=False),
+    ] = None,
     state: Annotated[
         str | None,
         typer.Option(help="A state type such as SCHEDULED, or a state as JSON.", show_default=False),
@@ -58,18 +61,35 @@ def create(
     enforce_parameter_schema: Annotated[
         bool | None,
         typer.Option(
+            metavar="",
             help="With --deployment: enforce its parameter schema (default: the deployment's setting).",
             show_default=False,
         ),
     ] = None,
-    flow_version: Annotated[str | None, typer.Option(show_default=False)] = None,
-    deployment_id: Annotated[str | None, typer.Option(show_default=False)] = None,
-    parent_task_run_id: Annotated[str | None, typer.Option(show_default=False)] = None,
-    infrastructure_document_id: Annotated[str | None, typer.Option(show_default=False)] = None,
-    empirical_policy: Annotated[str | None, typer.Option(help="A JSON object.", show_default=False)] = None,
-    work_pool_name: Annotated[str | None, typer.Option(show_default=False)] = None,
-    work_queue_name: Annotated[str | None, typer.Option(show_default=False)] = None,
-    job_variables: Annotated[str | None, typer.Option(help="A JSON object.", show_default=False)] = None,
+    flow_version: Annotated[str | None, typer.Option(help="The flow's version.", show_default=False)] = None,
+    deployment_id: Annotated[
+        str | None,
+        typer.Option(help="The deployment that a flow's run belongs to (a UUID).", show_default=False),
+    ] = None,
+    parent_task_run_id: Annotated[
+        str | None,
+        typer.Option(help="For a subflow: its task run in the parent flow (a UUID).", show_default=False),
+    ] = None,
+    infrastructure_document_id: Annotated[
+        str | None, typer.Option(help="The infrastructure's block document (a UUID).", show_default=False)
+    ] = None,
+    empirical_policy: Annotated[
+        str | None, typer.Option(help="How the run retries: a JSON object.", show_default=False)
+    ] = None,
+    work_pool_name: Annotated[
+        str | None, typer.Option(help="The work pool to run it in.", show_default=False)
+    ] = None,
+    work_queue_name: Annotated[
+        str | None, typer.Option(help="The queue in the work pool.", show_default=False)
+    ] = None,
+    job_variables: Annotated[
+        str | None, typer.Option(help="Overrides for the infrastructure: a JSON object.", show_default=False)
+    ] = None,
     json_file: Annotated[
         str | None,
         typer.Option(
@@ -80,9 +100,11 @@ def create(
         str | None,
         typer.Option("--type", help="With --json: the message's type.", show_default=False),
     ] = None,
-    no_reply: Annotated[bool, typer.Option("--no-reply", help="Only publish; print the message id.")] = False,
+    no_reply: Annotated[
+        bool, typer.Option("--no-reply", metavar="", help="Only publish; print the message id.")
+    ] = False,
     no_check: Annotated[
-        bool, typer.Option("--no-check", help="Send the request even if it is found to be wrong.")
+        bool, typer.Option("--no-check", metavar="", help="Send the request even if it is found to be wrong.")
     ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the reply, above 0.")] = 30.0,
     expires: Annotated[

@@ -37,7 +37,7 @@ def db_upgrade(database_url: DatabaseUrl = None) -> None:
 
     settings = load_settings(database_url=database_url)
     before, after = run_async(migrations.upgrade(settings.database_url, settings.database_kind))
-    change = f"already at {after}" if before == after else f"{before or 'empty'} -> {after}"
+    change = f"nothing to upgrade ({after})" if before == after else f"{before or 'empty'} -> {after}"
     out.print(f"{redact(settings.database_url)}: {change}", highlight=False, soft_wrap=True)
 
 
@@ -82,8 +82,10 @@ def db_prune(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, max=10_000, help="Most runs in one transaction.")] = BATCH,
     pause: Annotated[float, typer.Option(min=0, help="Seconds to wait after each transaction.")] = PAUSE,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask. It asks on a terminal only.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", metavar="", help="Only count them.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", metavar="", help="Don't ask. It asks on a terminal only.")
+    ] = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Delete old runs with their states; in a Prefect server's database also with their task runs,

@@ -47,7 +47,7 @@ Status = Annotated[
 Error = Annotated[
     str | None, typer.Option(help="Only letters with this text in their error.", show_default=False)
 ]
-All = Annotated[bool, typer.Option("--all", help="All letters.")]
+All = Annotated[bool, typer.Option("--all", metavar="", help="All letters.")]
 
 
 @dead_letters_app.command("list")
@@ -55,7 +55,9 @@ def list_letters(
     limit: Annotated[int, typer.Option(min=1, help="Most letters to list. The oldest come first.")] = 50,
     status: Status = None,
     error: Error = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON, one line a letter.")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print JSON, one line a letter.")
+    ] = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
@@ -140,7 +142,9 @@ def replay(
     error: Error = None,
     wait: Annotated[
         bool,
-        typer.Option("--wait", help="Wait, and count letters refused again: exit code 1 if there are any."),
+        typer.Option(
+            "--wait", metavar="", help="Wait, and count letters refused again: exit code 1 if there are any."
+        ),
     ] = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
@@ -187,9 +191,11 @@ def purge(
     error: Error = None,
     undeliverable: Annotated[
         bool,
-        typer.Option("--undeliverable", help="Letters that the broker can't deliver (see 'list')."),
+        typer.Option(
+            "--undeliverable", metavar="", help="Letters that the broker can't deliver (see 'list')."
+        ),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", metavar="", help="Don't ask.")] = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:

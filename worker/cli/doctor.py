@@ -21,7 +21,7 @@ _MARKS = {
 
 def doctor(
     json_output: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of lines for people.")
+        bool, typer.Option("--json", metavar="", help="Print JSON instead of lines for people.")
     ] = False,
     amqp_url: AmqpUrl = None,
     database_url: DatabaseUrl = None,

@@ -9,8 +9,29 @@ from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from worker.cli.options import run_async
+
+# The settings in groups, as the help shows them.
+GROUPS = {
+    "Broker": ("amqp_url", "amqp_password_file", "management_url", "queue", "fast_path"),
+    "Database": ("database_url", "database_password_file", "database_kind", "migrate"),
+    "Limits": (
+        *("prefetch", "prefetch_size", "batch_max"),
+        *("max_body_bytes", "max_parameter_size", "max_message_size", "shutdown_timeout"),
+    ),
+    "Rights of producers": (
+        *("reply_to_pattern", "flow_pattern", "deployment_pattern"),
+        *("variable_pattern", "job_variable_pattern"),
+    ),
+    "Prefect's events": (
+        *("prefect_api_url", "prefect_api_auth_string", "prefect_api_auth_string_file"),
+        *("prefect_api_cafile", "prefect_events_per_second", "fleet_users"),
+    ),
+    "Side port and logs": ("http_host", "http_port", "log_format", "log_level"),
+}
+OTHERS = "Other options"
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -36,8 +57,23 @@ def settings_app() -> typer.Typer:
     start.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
     start.__annotations__ = {each.name: each.annotation for each in parameters}
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(help=run.__doc__)(start)
+    app.command(help=run.__doc__, cls=_InGroups)(start)
     return app
+
+
+class _InGroups(TyperCommand):
+    """Shows the options in groups, as plain text: rich's panels would cut long defaults off."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        group_of = {name: group for group, names in GROUPS.items() for name in names}
+        found: dict[str, list[tuple[str, str]]] = {group: [] for group in (*GROUPS, OTHERS)}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                found[group_of.get(parameter.name or "", OTHERS)].append(record)
+        for group, records in found.items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records)
 
 
 def _option(name: str, field: "FieldInfo") -> Any:
@@ -49,12 +85,16 @@ def _option(name: str, field: "FieldInfo") -> Any:
         help_text += f" [default: {str(shown).lower() if kind is bool else shown}]"
     if kind is bool:
         flag = f"--{option}/--no-{option}"
-        return Annotated[bool | None, typer.Option(flag, help=help_text, show_default=False)]
+        return Annotated[
+            bool | None,
+            typer.Option(flag, help=help_text, show_default=False),
+        ]
     metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else "TEXT"
     if kind in (int, float):
         metavar = "NUMBER"
     return Annotated[
-        str | None, typer.Option(f"--{option}", help=help_text, metavar=metavar, show_default=False)
+        str | None,
+        typer.Option(f"--{option}", help=help_text, metavar=metavar, show_default=False),
     ]
 
 

@@ -31,7 +31,10 @@ def top(
     ] = None,
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two views.")] = 1.0,
     once: Annotated[
-        bool, typer.Option("--once", help="Print one view and exit. The exit code is 1 if no worker answers.")
+        bool,
+        typer.Option(
+            "--once", metavar="", help="Print one view and exit. The exit code is 1 if no worker answers."
+        ),
     ] = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
@@ -39,6 +42,9 @@ def top(
     """Watch workers and their queue: rates, outcomes, times, connections. Ctrl-C ends it."""
     from worker.settings import load_settings
 
+    for url in urls or []:
+        if not url.startswith(("http://", "https://")):
+            raise typer.BadParameter(f"'{url}' is no URL such as http://worker:8080", param_hint="URL")
     settings = load_settings(amqp_url=amqp_url, queue=queue)
     last = run_async(_watch(settings, urls or [f"http://127.0.0.1:{settings.http_port}"], interval, once))
     if all(worker.error is not None for worker in last.workers):

@@ -180,7 +180,10 @@ def _refusal(cause: BaseException | None, queue: str) -> ClientError | None:
     """The error for the broker's answer to a publication. None if the connection was lost."""
     match cause:
         case PublishError():
-            return NotRoutable(f"There is no queue '{queue}': has a worker declared it?")
+            return NotRoutable(
+                f"There is no queue '{queue}'. A worker declares it, and so does "
+                f"'flow-run-worker topology declare --queue {queue}'."
+            )
         case DeliveryError():
             return NotTaken(f"The broker does not take the message: the queue '{queue}' is full.")
         case ChannelAccessRefused():

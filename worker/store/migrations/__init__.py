@@ -133,7 +133,8 @@ def _inspect(connection: Connection, kind: Kind) -> Schema:
         # No Prefect server could start on this database, so waiting for one is useless.
         if VERSION_TABLE in tables or (ours and "alembic_version" not in tables):
             found = [
-                "WORKER_DATABASE_KIND demands a Prefect server's database, but the table "
+                "WORKER_DATABASE_KIND=prefect or WORKER_PREFECT_API_URL needs a Prefect server's database, "
+                "but the table "
                 "'flow_run' here is not Prefect's: its server can't start on it. It is left untouched. "
                 "Name the database of the server, or an empty one for it."
             ]
@@ -201,8 +202,8 @@ def _prefect_at(schema: Schema) -> str:
 
 def _awaited(what: str) -> Fault:
     return Fault(
-        f"{what} WORKER_DATABASE_KIND demands a Prefect server's database: start its server on it, or run "
-        "'prefect server database upgrade' there."
+        f"{what} WORKER_DATABASE_KIND=prefect or WORKER_PREFECT_API_URL needs a Prefect server's database: "
+        "start its server on it, or run 'prefect server database upgrade' there."
     )
 
 
