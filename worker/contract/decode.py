@@ -5,6 +5,7 @@ nothing else.
 import base64
 import json
 import re
+from itertools import chain
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -53,6 +54,12 @@ _ESCAPED_BYTES = re.compile(_ESCAPED.pattern.encode())
 # FastAPI answers 400 when its parser's stack ends, near 1,000 levels. Ours allows fewer, so that
 # the record can still be written, stored and sent back.
 MAX_DEPTH = 500
+# For :func:`json_depth`.
+_RUNS = re.compile(rb"\[++|\]++")
+_OPENING = ord("[")
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_TAKEN_OFF = 8
 # In bytes. A smaller body can't have enough errors to hold the event loop.
 SMALL_BODY = 16 * 1024
 # Levels of tables in the headers. The worker's own headers have none. Deeper ones could not be
@@ -276,21 +283,38 @@ def _parse(body: bytes) -> tuple[Any, bool]:
         raise ValidationRefused([invalid], error.doc) from None
     except (ValueError, RecursionError):
         raise BodyUnreadable from None
-    if depth_exceeds(content, MAX_DEPTH):
+    # The text of a body in UTF-16 or UTF-32 would have to be decoded first.
+    if depth_exceeds(content, MAX_DEPTH) if b"\0" in body else json_depth(body) > MAX_DEPTH:
         raise BodyUnreadable
     return content, True
+
+
+def json_depth(text: bytes) -> int:
+    """The levels of lists and objects in valid JSON in UTF-8, at most. For a megabyte of brackets
+    this takes a fifth of the time of :func:`depth_exceeds`.
+    """
+    # Without escaped backslashes and quotes, every second part between quotes is outside of texts.
+    outside = text.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
+    brackets = b"".join(outside).translate(_ONE_KIND, _NO_BRACKETS)
+    # Take off the innermost levels, so that few runs of brackets are left.
+    for taken_off in range(_TAKEN_OFF):
+        if not brackets:
+            return taken_off
+        brackets = brackets.replace(b"[]", b"")
+    depth = deepest = 0
+    for run in _RUNS.findall(brackets):
+        depth += len(run) if run[0] == _OPENING else -len(run)
+        deepest = max(deepest, depth)
+    return _TAKEN_OFF + deepest
 
 
 def depth_exceeds(content: Any, limit: int) -> bool:
     """True if a value is nested deeper than ``limit`` levels."""
     level = [content]
     for _ in range(limit):
-        level = [
-            child
-            for each in level
-            if isinstance(each, (dict, list))
-            for child in (each.values() if isinstance(each, dict) else each)
-        ]
+        lists = [each for each in level if isinstance(each, list)]
+        objects = [each.values() for each in level if isinstance(each, dict)]
+        level = [*chain.from_iterable(lists), *chain.from_iterable(objects)]
         if not level:
             return False
     return True
