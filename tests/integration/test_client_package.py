@@ -17,10 +17,13 @@ FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 PRODUCER = """
 import asyncio
 import sys
+from uuid import UUID
 
 import worker
 from flow_run_worker.client import FlowRunClient, InvalidFlowRun
 from flow_run_worker.client.sync import FlowRunClient as BlockingClient
+from flow_run_worker.contract.deployment_request import CreateFlowRunFromDeployment
+from flow_run_worker.contract.request import CreateFlowRun
 
 url, queue, flow_id = sys.argv[1:]
 
@@ -33,6 +36,10 @@ async def main() -> None:
 
 asyncio.run(main())
 with BlockingClient(url, queue=queue) as client:
+    outcomes = client.create_many(
+        [CreateFlowRun(flow_id=UUID(flow_id)), CreateFlowRunFromDeployment(deployment_name="a/b")]
+    )
+    print(sorted(outcome.status for outcome in outcomes))
     try:
         client.create_flow_run("none")
     except InvalidFlowRun as refused:
@@ -82,8 +89,9 @@ async def test_producer_with_a_worker_py_of_its_own_gets_a_record(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    created, refused = done.stdout.splitlines()
+    created, statuses, refused = done.stdout.splitlines()
     assert created == "of the producer SCHEDULED"
+    assert statuses == "[201, 404]"
     assert refused.startswith("body.flow_id: ")
 
 

@@ -48,6 +48,9 @@ def loops() -> int:
     with ThreadPoolExecutor(8) as threads:
         count += sum(threads.map(lambda _: asyncio.run(publish(client)), range(8)))
     count += left_open.run_until_complete(publish(client))
+    # As asyncio.run ends a loop; but this one goes on.
+    left_open.run_until_complete(left_open.shutdown_asyncgens())
+    count += left_open.run_until_complete(publish(client))
     left_open.run_until_complete(client.close())
     left_open.run_until_complete(left_open.shutdown_asyncgens())
     left_open.close()

@@ -78,15 +78,17 @@ async def test_type_that_this_client_does_not_know_is_not_checked() -> None:
 
 
 def test_kind_of_a_request_is_seen_by_its_fields() -> None:
+    def type_of(request: Any, type: str | None = None) -> str | None:
+        return build_message(request, None, type=type).properties.message_type
+
     of_a_deployment = "create_flow_run_from_deployment"
-    assert build_message({"deployment_name": "a/b"}, None).type == of_a_deployment
-    assert build_message({"deployment_id": FLOW_ID, "flow_id": None}, None).type == of_a_deployment
-    assert build_message({"deployment_id": FLOW_ID, "flow_id": FLOW_ID}, None).type == "create_flow_run"
-    assert build_message({}, None).type == "create_flow_run"
-    assert build_message({"deployment_name": "a/b"}, None, type="x").type == "x"
-    model = CreateFlowRunFromDeployment(deployment_name="a/b")
-    assert build_message(model, None, type="x").type == of_a_deployment
-    assert build_message(CreateFlowRun.model_validate({"flow_id": FLOW_ID}), None).type == "create_flow_run"
+    assert type_of({"deployment_name": "a/b"}) == of_a_deployment
+    assert type_of({"deployment_id": FLOW_ID, "flow_id": None}) == of_a_deployment
+    assert type_of({"deployment_id": FLOW_ID, "flow_id": FLOW_ID}) == "create_flow_run"
+    assert type_of({}) == "create_flow_run"
+    assert type_of({"deployment_name": "a/b"}, "x") == "x"
+    assert type_of(CreateFlowRunFromDeployment(deployment_name="a/b"), "x") == of_a_deployment
+    assert type_of(CreateFlowRun.model_validate({"flow_id": FLOW_ID})) == "create_flow_run"
 
 
 @pytest.mark.parametrize(("options", "error"), [({"timeout": "5"}, TypeError), ({"timeout": 0}, ValueError)])

@@ -14,8 +14,6 @@ from functools import partial
 from typing import Any, Self, Unpack
 from uuid import UUID
 
-import aio_pika
-
 from ..broker.connection import CLOSE_TIMEOUT
 from ..contract.kinds import FROM_DEPLOYMENT
 from ..contract.message import DIRECT_REPLY_TO
@@ -25,7 +23,7 @@ from . import errors
 from .checking import check as check_message
 from .fields import DeploymentRunFields, FlowRunFields, checked, named_deployment
 from .many import check_concurrency, many
-from .message import Request, build_message
+from .message import ClientMessage, Request, build_message
 from .options import Expires, Headers, Options, check_timeout, expiration
 from .outcomes import CreateOutcome, PublishOutcome
 from .reconnector import CLOSED, Reached
@@ -205,7 +203,7 @@ class FlowRunClient:
         """
         message = build_message(request, options.get("headers"), type=type)
         await self._send(message, options)
-        return str(message.message_id)
+        return str(message.properties.message_id)
 
     def create_many(
         self,
@@ -268,7 +266,7 @@ class FlowRunClient:
         except errors.ClientError as error:
             return PublishOutcome(index, error=error, request=request)
 
-    async def _send(self, message: aio_pika.Message, options: Options) -> Reply | None:
+    async def _send(self, message: ClientMessage, options: Options) -> Reply | None:
         if self._closed:
             raise errors.BrokerGone(CLOSED)
         seconds, expires = self._seconds(options)

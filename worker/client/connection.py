@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass
 from enum import IntEnum
 
-import aio_pika
 import aiormq
 from aio_pika.exceptions import AMQPChannelError, DeliveryError, PublishError
 from aiormq.exceptions import (
@@ -28,10 +27,8 @@ from ..broker.connection import (
 from ..contract.message import DIRECT_REPLY_TO
 from .errors import AccessRefused, ClientError, MessageRefused, NotRoutable, NotTaken
 from .library_logs import of_the_client
+from .message import ClientMessage
 from .replies import PendingReplies, Reply
-
-# In seconds. AMQP counts milliseconds, and the broker drops a message with 0 at once.
-SHORTEST_EXPIRATION = 0.001
 
 
 class Progress(IntEnum):
@@ -51,14 +48,14 @@ class Sending:
         connection: the connection that it was published on. None while there is none.
     """
 
-    message: aio_pika.Message
+    message: ClientMessage
     expires: float | None = None
     progress: Progress = Progress.NOT_SENT
     connection: "ClientConnection | None" = None
 
     @property
     def message_id(self) -> str:
-        return str(self.message.message_id)
+        return str(self.message.properties.message_id)
 
 
 class ClientConnection:
@@ -124,13 +121,13 @@ class ClientConnection:
                 that was published at the same time.
             ChannelLost: the connection ended for another reason.
         """
-        message = sending.message
-        if message.reply_to and self._no_replies:
+        message, properties = sending.message, sending.message.properties
+        if properties.reply_to and self._no_replies:
             raise AccessRefused(self._no_replies)
-        reply = self.replies.expect(message.message_id or "") if message.reply_to else None
+        reply = self.replies.expect(sending.message_id) if properties.reply_to else None
         if sending.expires is not None:
             left = sending.expires - asyncio.get_running_loop().time()
-            message.expiration = max(left, SHORTEST_EXPIRATION)
+            properties.expiration = str(max(round(left * 1000), 1))  # with 0 it is dropped at once
         before = sending.progress
         sending.connection, sending.progress = self, max(before, Progress.MAYBE_SENT)
         try:
@@ -140,7 +137,7 @@ class ClientConnection:
                 await channel.basic_publish(
                     message.body,
                     routing_key=queue,
-                    properties=message.properties,
+                    properties=properties,
                     mandatory=True,
                     wait=False,  # not for the socket; the confirm is awaited
                 )

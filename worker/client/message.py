@@ -3,10 +3,11 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-import aio_pika
+from aiormq import spec
 from pydantic import BaseModel
 from pydantic_core import to_json
 
@@ -16,12 +17,23 @@ from .options import Headers
 
 Request = Mapping[str, Any] | Model | bytes
 
+# The delivery mode of a message that outlives a restart of the broker.
+PERSISTENT = 2
+
 _TYPES = {kind.model: kind.type for kind in KINDS}
+
+
+@dataclass(frozen=True, slots=True)
+class ClientMessage:
+    """A body with its properties, as aiormq publishes them. aio-pika's message costs 20 us more."""
+
+    body: bytes
+    properties: spec.Basic.Properties
 
 
 def build_message(
     request: Request, headers: Headers, *, reply_to: str | None = None, type: str | None = None
-) -> aio_pika.Message:
+) -> ClientMessage:
     """The message of a request, with a ``message_id`` of its own.
 
     Args:
@@ -36,17 +48,18 @@ def build_message(
     """
     message_id = uuid4().hex
     try:
-        message = aio_pika.Message(
+        message = ClientMessage(
             request if isinstance(request, bytes) else _json(request),
-            headers=dict(headers) if headers else None,
-            content_type="application/json",
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            correlation_id=message_id if reply_to else None,
-            reply_to=reply_to,
-            message_id=message_id,
-            type=_type(request, type),
+            spec.Basic.Properties(
+                headers=dict(headers) if headers else None,
+                content_type="application/json",
+                delivery_mode=PERSISTENT,
+                correlation_id=message_id if reply_to else None,
+                reply_to=reply_to,
+                message_id=message_id,
+                message_type=_type(request, type),
+            ),
         )
-        message.priority = None  # aio-pika sets 0
         if headers:
             message.properties.marshal()
     except Exception as error:  # a value of the caller's own type may raise anything

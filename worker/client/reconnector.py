@@ -26,6 +26,14 @@ class Reached:
     ever: bool = False
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """An attempt to connect, and how many tasks wait for it. Without any it is cancelled."""
+
+    task: "asyncio.Task[ClientConnection]"
+    waiting: int = 0
+
+
 class Reconnector:
     """Holds one connection at a time, for any number of tasks of one event loop.
 
@@ -48,8 +56,7 @@ class Reconnector:
         self._reached = reached
         self._closed = False
         self._next_try = 0.0
-        self._opening: asyncio.Task[ClientConnection] | None = None
-        self._waiting = 0
+        self._attempt: _Attempt | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._loops_end: AsyncGenerator[None, None] | None = None
         self.current: ClientConnection | None = None
@@ -65,39 +72,33 @@ class Reconnector:
             return self.current
         if self._closed:
             raise BrokerGone(CLOSED)
-        if self._opening is None or self._opening.done():
-            self._opening = asyncio.create_task(self._open())
-        opening = self._opening
-        self._waiting += 1
+        attempt = self._attempt
+        if attempt is None or not attempt.waiting or attempt.task.done():
+            attempt = self._attempt = _Attempt(asyncio.create_task(self._open()))
+        attempt.waiting += 1
         try:
-            await asyncio.wait((opening,))
+            await asyncio.wait((attempt.task,))
         finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self._opening = None
-                opening.cancel()  # no effect if it is done
-        if opening.cancelled():
+            attempt.waiting -= 1
+            if not attempt.waiting:
+                attempt.task.cancel()  # no effect if it is done
+        if attempt.task.cancelled():
             raise BrokerGone(CLOSED)
-        error = opening.exception()
+        error = attempt.task.exception()
         if isinstance(error, ClientError):
             raise type(error)(*error.args) from error  # each call has an error of its own
         if error is not None:
             raise BrokerGone(f"{error}.") from error
-        return opening.result()
+        return attempt.task.result()
 
     def answered(self) -> None:
         """Note that the broker answered a publication, so that the connection works."""
         self._pauses.reset()
 
     async def close(self) -> None:
-        """Close the connection. Calls that use it get :class:`ChannelLost`."""
+        """Close the connection for good. Calls that use it get :class:`ChannelLost`."""
         self._closed = True
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait((self._opening,))
-        self._give_up()
-        if self._closing:
-            await asyncio.wait(self._closing)
+        await self._end()
 
     async def _open(self) -> ClientConnection:
         loop = asyncio.get_running_loop()
@@ -136,7 +137,16 @@ class Reconnector:
         try:
             yield
         finally:
-            await self.close()
+            self._loops_end = None
+            await self._end()
+
+    async def _end(self) -> None:
+        if self._attempt is not None:
+            self._attempt.task.cancel()
+            await asyncio.wait((self._attempt.task,))
+        self._give_up()
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     def _give_up(self) -> None:
         """Close the connection in the background: a dead one takes seconds."""

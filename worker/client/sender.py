@@ -2,12 +2,11 @@
 
 import asyncio
 
-import aio_pika
-
 from ..broker.connection import ChannelLost
 from ..tasks.backoff import Backoff
 from . import errors
 from .connection import Progress, Sending
+from .message import ClientMessage
 from .reconnector import CLOSED, LONGEST_PAUSE, Reached, Reconnector
 from .replies import Reply
 
@@ -38,7 +37,7 @@ class Sender:
         """Whether there are connections to close."""
         return self._reconnector.current is not None or self._trial_reconnector.current is not None
 
-    async def send(self, message: aio_pika.Message, seconds: float, expires: float | None) -> Reply | None:
+    async def send(self, message: ClientMessage, seconds: float, expires: float | None) -> Reply | None:
         """Publish a message, again after each loss of the connection. Returns its reply, if it
         wants one.
 
