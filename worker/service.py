@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Coroutine
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import structlog
 
@@ -16,7 +16,7 @@ from worker.broker.session import Session
 from worker.broker.suspects import Suspects
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.broker.topology_watch import TopologyWatch
-from worker.contract.errors import Fault
+from worker.contract.errors import DeploymentMissing, Fault
 from worker.events.emitter import Emitter
 from worker.line.create import DatabaseAway
 from worker.line.line import Pipeline
@@ -27,7 +27,7 @@ from worker.observability.redaction import redact
 from worker.observability.traces import open_traces
 from worker.settings import Settings
 from worker.store import Store
-from worker.tasks.backoff import Backoff
+from worker.tasks.backoff import Backoff, pause
 from worker.tasks.collector import relieve_collector
 
 T = TypeVar("T")
@@ -42,6 +42,8 @@ REOPEN_SECONDS = 0.2
 # queue's delivery limit.
 MAX_IN_VAIN = 30
 IN_VAIN_SECONDS = 10.0
+# Seconds between two looks for a missing deployment. A look takes a millisecond.
+DEPLOYMENT_SECONDS = 1.0
 # Longest wait for a cancelled pipeline at the stop, in seconds.
 LEAVE_SECONDS = 2.0
 
@@ -123,6 +125,7 @@ class Service:
     async def _ping(self) -> None:
         if self._store is not None:
             await self._store.ping()
+            await self._has_deployment(self._store)
 
     async def _open_store(self) -> Store | None:
         settings = self._settings
@@ -139,6 +142,7 @@ class Service:
         """Open one session after the other. Serve each until it is lost or the worker stops."""
         backoff = Backoff()
         while not self._stopping.is_set():
+            await self._wait_for_deployment(store, backoff)
             session = await self._open_session(backoff)
             if session is None:
                 continue
@@ -154,6 +158,9 @@ class Service:
             except* DatabaseAway as away:
                 reason = f"no session while the database is away: {away.exceptions[0]}"
                 log.warning("deliveries_handed_back", error=str(away.exceptions[0]))
+            except* DeploymentMissing as missing:
+                reason = f"no session while the deployment is missing: {missing.exceptions[0]}"
+                log.warning("deliveries_handed_back", error=str(missing.exceptions[0]))
             finally:
                 self._served = True
                 metrics.broker_away(reason)
@@ -169,8 +176,43 @@ class Service:
             # meanwhile would count as delivered.
             await self._from_database(store.writes)
 
-    async def _open_session(self, backoff: Backoff) -> Session | None:
-        """A session. None after a pause if it can't be opened, or if the worker stops."""
+    async def _has_deployment(self, store: Store) -> bool:
+        """Whether the deployment of plain messages is there, if there is to be one."""
+        name = self._settings.deployment
+        if name is None:
+            return True
+        there = await store.has_deployment(name)
+        metrics.deployment_missing(None if there else str(DeploymentMissing(name)))
+        return there
+
+    async def _wait_for_deployment(self, store: Store, backoff: Backoff) -> None:
+        """Wait until the deployment of plain messages is there, or the worker stops.
+
+        There is no consumer meanwhile: deliveries that are held and handed back would count against
+        their delivery limit. The queue is declared, so that nothing published is lost.
+        """
+        declared = told = False
+        while await self._from_database(lambda: self._has_deployment(store)) is False:
+            if not told:
+                log.warning("deployment_missing", error=metrics.readiness.deployment)
+                told = True
+            if not declared and (session := await self._open_session(backoff, consume=False)):
+                await session.close()
+                self._watch.start()
+                declared = True
+            await pause(DEPLOYMENT_SECONDS, self._stopping)
+        if told and not self._stopping.is_set():
+            log.info("deployment_there", deployment=self._settings.deployment)
+
+    async def _open_session(self, backoff: Backoff, *, consume: bool = True) -> Session | None:
+        """A session. None after a pause if it can't be opened, or if the worker stops.
+
+        Args:
+            consume: try to consume and to publish. Otherwise the topology is declared only.
+        """
+        try_out: Literal["publish first", "consume first"] | None = None
+        if consume:
+            try_out = "publish first" if self._served else "consume first"
         try:
             return await self._unless_stopping(
                 Session.open(
@@ -180,7 +222,7 @@ class Service:
                     fast_path=self._settings.fast_path,
                     prefetch_size=self._settings.prefetch_size,
                     max_message_size=self._settings.max_message_size,
-                    try_out="publish first" if self._served else "consume first",
+                    try_out=try_out,
                     careful=self._careful,
                     suspects=self._suspects,
                 )

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -15,22 +14,20 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
-from yarl import URL
 
+from worker import setting_values
 from worker.broker.in_flight import PREFETCH_SIZE
 from worker.contract.allowed import Allowed, Names
 from worker.contract.message import MAX_MESSAGE_SIZE
+from worker.contract.plain import PlainMessages
 from worker.contract.request import MAX_PARAMETER_SIZE
-from worker.contract.topology import EVENTS_SUFFIX, QueueNames
-from worker.urls.broker import ENCODE, check_urls, split_urls, with_password_file_in_each
-from worker.urls.database import read_database_url
+from worker.contract.topology import EVENTS_SUFFIX, QueueNames, read_bindings
+from worker.urls.broker import with_password_file_in_each
 from worker.urls.password_file import with_password_file
 
 PREFIX = "WORKER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
 DatabaseKind = Literal["any", "prefect", "standalone"]
-# Names of queues and exchanges that the client library accepts (pamqp's ``DOMAIN_REGEX``).
-_QUEUE_NAME = re.compile(r"[a-zA-Z0-9-_.:@#,/+ ]*")
 # Variables with our prefix that are no settings: those of the tests, and the addresses that
 # Kubernetes sets in each container of a namespace with a service named "worker".
 _OTHERS = re.compile(r"TEST_.*|SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP).*)?")
@@ -40,86 +37,6 @@ class SettingsError(Exception):
     """A setting is wrong. The message has its name."""
 
 
-def _visible(url: str) -> None:
-    # The libraries silently drop some of these characters, and then use another host or file.
-    if not url.isprintable():
-        raise ValueError("has a character that can't be seen, such as a line break")
-
-
-def _amqp_url(urls: str) -> str:
-    for url in split_urls(urls):
-        _visible(url)
-    return check_urls(urls)
-
-
-def _database_url(url: str) -> str:
-    _visible(url)
-    parsed = read_database_url(url)
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ValueError("must be sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name")
-    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise ValueError("must name a file: a database in memory ends with each connection")
-    return url
-
-
-def _queue(name: str) -> str:
-    if not name or len(f"{name}.dead".encode()) > 255:
-        raise ValueError("must have 1 to 250 bytes")
-    if name.startswith("amq."):
-        raise ValueError("must not begin with 'amq.', which the broker keeps for itself")
-    if not _QUEUE_NAME.fullmatch(name):
-        raise ValueError("may have letters of ASCII, digits, blanks and - _ . : @ # , / + alone")
-    return name
-
-
-def _api_url(url: str | None) -> str | None:
-    if url is None:
-        return None
-    _visible(url)
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError("must be http://HOST:PORT/api or https://HOST/api")
-    if parts.username or parts.password:
-        raise ValueError("must have no password: set WORKER_PREFECT_API_AUTH_STRING to user:password")
-    return url.rstrip("/")
-
-
-def _management_url(url: str | None) -> str | None:
-    if url is None:
-        return None
-    _visible(url)
-    try:
-        parsed = URL(url)
-        usable = parsed.scheme in ("http", "https") and bool(parsed.host) and parsed.port != 0
-    except ValueError:
-        usable = False
-    if not usable or "@" in url.rpartition("@")[2] or parsed.query:
-        raise ValueError(f"must be http://HOST:15672 or https://user:password@HOST {ENCODE}")
-    return url
-
-
-def _pattern(pattern: str | None) -> str | None:
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise ValueError(f"is no regular expression: {error}") from None
-    return pattern
-
-
-def _file(path: str | None) -> str | None:
-    if path is not None:
-        _visible(path)
-    return path
-
-
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
 class Settings(BaseSettings):
     """All settings. In the environment each has the prefix ``WORKER_``."""
 
@@ -127,13 +44,13 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore"
     )
 
-    amqp_url: Annotated[str, AfterValidator(_amqp_url)] = Field(
+    amqp_url: Annotated[str, AfterValidator(setting_values.amqp_url)] = Field(
         "amqp://guest:guest@localhost:5672/",
         repr=False,
         description="The broker's URL. amqps:// for TLS, with cafile, certfile and keyfile in the query. A "
         "cluster may have several URLs, separated by commas: the first that answers is used.",
     )
-    management_url: Annotated[str | None, AfterValidator(_management_url)] = Field(
+    management_url: Annotated[str | None, AfterValidator(setting_values.management_url)] = Field(
         None,
         repr=False,
         description="The broker's management API, such as http://rabbitmq:15672. It shows policies that "
@@ -141,24 +58,30 @@ class Settings(BaseSettings):
         "Without a user and password of its own, those of WORKER_AMQP_URL are used. The user needs the tag "
         "'management'.",
     )
-    database_url: Annotated[str, AfterValidator(_database_url)] = Field(
+    database_url: Annotated[str, AfterValidator(setting_values.database_url)] = Field(
         "sqlite+aiosqlite:///flow_runs.db",
         repr=False,
         validate_default=False,  # SQLAlchemy would be loaded for it, by commands without a database
         description="sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name.",
     )
-    amqp_password_file: Annotated[str | None, AfterValidator(_file)] = Field(
+    amqp_password_file: Annotated[str | None, AfterValidator(setting_values.file)] = Field(
         None,
         description="A file with the password or token for all URLs of the broker. It overrides theirs. Read "
         "again at each connect.",
     )
-    database_password_file: Annotated[str | None, AfterValidator(_file)] = Field(
+    database_password_file: Annotated[str | None, AfterValidator(setting_values.file)] = Field(
         None,
         description="A file with PostgreSQL's password. It overrides the URL's. Read again at each connect.",
     )
-    queue: Annotated[str, AfterValidator(_queue)] = Field(
+    queue: Annotated[str, AfterValidator(setting_values.queue)] = Field(
         "flow-runs.create",
         description="The request queue. Exchange, routing key and dead-letter queue are named after it.",
+    )
+    bindings: Annotated[str, AfterValidator(setting_values.bindings)] = Field(
+        "",
+        description="EXCHANGE:ROUTING KEY, separated by commas: bind the request queue to these exchanges of "
+        "others. The key may be empty. A missing exchange is waited for while requests are served. Nothing "
+        "is ever unbound.",
     )
     # Two batches and a half: one commits, the next is decoded, and replies are being confirmed.
     prefetch: int = Field(1250, ge=1, le=65535, description="Most deliveries held at once.")
@@ -170,28 +93,42 @@ class Settings(BaseSettings):
     )
     # Larger batches are no faster: see tests/benchmarks.
     batch_max: int = Field(500, ge=1, le=10_000, description="Most requests in one transaction.")
-    reply_to_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
+    reply_to_pattern: Annotated[str | None, AfterValidator(setting_values.pattern)] = Field(
         None,
         description="A regular expression for the whole name of a reply queue. none allows no queue. Direct "
         "reply-to is always allowed.",
     )
-    flow_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
+    flow_pattern: Annotated[str | None, AfterValidator(setting_values.pattern)] = Field(
         None,
         description="A regular expression for the whole name of a flow that producers may run. none allows "
         "no flow. A database of the worker's own has no names: there it is matched with the flow's id.",
     )
-    deployment_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
+    deployment_pattern: Annotated[str | None, AfterValidator(setting_values.pattern)] = Field(
         None,
         description="The same for deployments, as FLOW/DEPLOYMENT, also if a request has the id. In a "
         "database of the worker's own it is matched with the deployment_id.",
     )
-    variable_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
+    variable_pattern: Annotated[str | None, AfterValidator(setting_values.pattern)] = Field(
         None,
         description="The same for workspace variables that a request's parameters and job variables may use. "
         "A deployment's own parameters may use any.",
     )
-    job_variable_pattern: Annotated[str | None, AfterValidator(_pattern)] = Field(
+    job_variable_pattern: Annotated[str | None, AfterValidator(setting_values.pattern)] = Field(
         None, description="The same for job variables that a request may set."
+    )
+    deployment: Annotated[str | None, AfterValidator(setting_values.deployment)] = Field(
+        None,
+        description="FLOW NAME/DEPLOYMENT NAME: each message without the type of a request starts a run of "
+        "this deployment, with its body, a JSON object, as parameters. It demands "
+        "WORKER_DATABASE_KIND=prefect. If there is no such deployment, the worker waits for it.",
+    )
+    deployment_parameter: str | None = Field(
+        None, description="The body of such a message, any JSON, is the value of this one parameter."
+    )
+    deployment_replies: bool = Field(
+        False,
+        description="Answer such messages, too, if they have a reply_to. Otherwise it belongs to another "
+        "protocol, and is ignored.",
     )
     max_body_bytes: int = Field(
         1_048_576, ge=1, description="Largest body, in bytes. Larger ones are refused with 413."
@@ -209,13 +146,13 @@ class Settings(BaseSettings):
         description="Largest message that the broker accepts (its max_message_size), in bytes. A larger "
         "reply has only the reason.",
     )
-    database_kind: Annotated[DatabaseKind, BeforeValidator(_lower)] = Field(
+    database_kind: Annotated[DatabaseKind, BeforeValidator(setting_values.lower)] = Field(
         "any",
         description="prefect: a Prefect server's database. The worker waits for its tables. standalone: a "
         "database of the worker's own. any: a Prefect server's if its tables exist at the start, otherwise "
         "the worker's own.",
     )
-    prefect_api_url: Annotated[str | None, AfterValidator(_api_url)] = Field(
+    prefect_api_url: Annotated[str | None, AfterValidator(setting_values.api_url)] = Field(
         None,
         description="The API of the Prefect server that owns the database, such as http://prefect:4200/api. "
         "With it, each new run has the event that the server would emit. It demands "
@@ -224,7 +161,7 @@ class Settings(BaseSettings):
     prefect_api_auth_string: str | None = Field(
         None, repr=False, description="The server's PREFECT_SERVER_API_AUTH_STRING, if it has one."
     )
-    prefect_api_auth_string_file: Annotated[str | None, AfterValidator(_file)] = Field(
+    prefect_api_auth_string_file: Annotated[str | None, AfterValidator(setting_values.file)] = Field(
         None, description="A file with that string, which overrides it. Read again at each request."
     )
     prefect_api_cafile: str | None = Field(
@@ -261,7 +198,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         "console", description="console for people, json for collectors."
     )
-    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = Field(
+    log_level: Annotated[LogLevel, BeforeValidator(setting_values.lower)] = Field(
         "info", description="debug, info, warning or error."
     )
     shutdown_timeout: float = Field(
@@ -284,9 +221,18 @@ class Settings(BaseSettings):
         )
 
     @property
+    def plain_messages(self) -> PlainMessages | None:
+        """How messages without the type of a request are read. None: as create requests."""
+        if self.deployment is None:
+            return None
+        return PlainMessages(self.deployment, self.deployment_parameter, self.deployment_replies)
+
+    @property
     def queue_names(self) -> QueueNames:
         """The queues, the exchange and the binding at the broker."""
-        return QueueNames(self.queue, events=self.prefect_api_url is not None)
+        return QueueNames(
+            self.queue, events=self.prefect_api_url is not None, bindings=read_bindings(self.bindings)
+        )
 
     @model_validator(mode="after")
     def _urls_name_their_password_files(self) -> Self:
@@ -309,6 +255,25 @@ class Settings(BaseSettings):
             self.database_kind = "prefect"
             if len(f"{self.queue}{EVENTS_SUFFIX}".encode()) > 255:
                 raise ValueError("WORKER_QUEUE: must have 1 to 248 bytes with WORKER_PREFECT_API_URL")
+        return self
+
+    @model_validator(mode="after")
+    def _deployment_is_of_a_prefect_server(self) -> Self:
+        """Deployments exist in a Prefect server's database only."""
+        if self.deployment is None:
+            for name in ("deployment_parameter", "deployment_replies"):
+                if getattr(self, name):
+                    raise ValueError(f"{PREFIX}{name.upper()}: needs WORKER_DEPLOYMENT")
+            return self
+        if self.database_kind == "standalone":
+            raise ValueError(
+                "WORKER_DEPLOYMENT: needs a Prefect server's database, "
+                "and WORKER_DATABASE_KIND demands one of the worker's own"
+            )
+        self.database_kind = "prefect"
+        flow = self.deployment.partition("/")[0]
+        if flow not in self.allowed.flows or self.deployment not in self.allowed.deployments:
+            raise ValueError("WORKER_DEPLOYMENT: WORKER_FLOW_PATTERN or WORKER_DEPLOYMENT_PATTERN forbids it")
         return self
 
     @field_validator("*", mode="before")

@@ -51,9 +51,9 @@ def images(image: Image, programs: Any) -> StandIns:
 
 @pytest.fixture(scope="module")
 def project(images: StandIns) -> Iterator[Project]:
-    """All services: ``docker compose --profile monitoring --profile prefect up``."""
+    """All services: ``docker compose --profile '*' up``."""
     with Project(compose_file(), ROOT, images) as project:
-        project.up("monitoring", "prefect")
+        project.up("monitoring", "prefect", "plain")
         yield project
 
 
@@ -149,6 +149,15 @@ def test_passwords_of_env_reach_both_ends(images: StandIns) -> None:
             for url, accepted in ((interpolated(given, variables), True), (interpolated(given, {}), False)):
                 select = ["psql", url.replace("+asyncpg", ""), "--command", "SELECT 1"]
                 assert (project["postgres"].run(select).returncode == 0) is accepted, service
+
+
+def test_order_of_the_shop_starts_the_deployment(project: Project) -> None:
+    """The shop publishes to its own exchange, and knows nothing of Prefect."""
+    publish = ROOT / "deploy/examples/plain/publish.sh"
+    done = project.network.run("sh", str(publish), "4711")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"routed": True}
+    wait_until(lambda: "shipping order 4711, express: False" in project["ship"].output, "the flow's line")
 
 
 # -- mistakes

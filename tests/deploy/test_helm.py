@@ -11,6 +11,8 @@ import yaml
 import worker
 from tests.support import helm
 from tests.support.kubernetes import VERSIONS, Manifest, build, pods, the
+from tests.support.worker_process import ROOT
+from worker.contract.plain import PlainMessages
 from worker.settings import PREFIX, Settings
 
 EVERYTHING: dict[str, Any] = {
@@ -133,6 +135,15 @@ def test_each_value_arrives() -> None:
     assert settings.items() >= EVERYTHING["settings"].items()
     assert (settings["WORKER_SHUTDOWN_TIMEOUT"], settings["WORKER_DATABASE_KIND"]) == ("60", "standalone")
     assert {name.removeprefix(PREFIX).lower() for name in settings} <= Settings.model_fields.keys()
+
+
+def test_values_of_plain_messages_are_right_settings() -> None:
+    given = yaml.safe_load((ROOT / "deploy/helm/plain-messages.yaml").read_text())
+    settings = the("ConfigMap", render(given))["data"]
+    assert settings["WORKER_DATABASE_KIND"] == "prefect"
+    loaded = Settings(**{name.removeprefix(PREFIX).lower(): value for name, value in settings.items()})
+    assert loaded.plain_messages == PlainMessages("ship/production")
+    assert [str(each) for each in loaded.queue_names.bindings] == ["orders:order.created"]
 
 
 def test_selectors_of_two_releases_meet_their_own_workers_alone() -> None:

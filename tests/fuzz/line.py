@@ -22,7 +22,7 @@ from worker.contract.record import encode_record
 from worker.operate.dead_letters import sent_again
 from worker.runs.creation import NewRun, UnresolvedRun, requested_run
 from worker.runs.deployments.checking import renderer
-from worker.runs.deployments.creation import hydrated_limit, merged_parameters, run_of_deployment
+from worker.runs.deployments.creation import described_parameters, hydrated_limit, run_of_deployment
 from worker.runs.deployments.deployment import Deployment, WorkQueue
 from worker.runs.deployments.hydration import variable_names
 from worker.runs.unusable import unusable
@@ -76,7 +76,7 @@ def serve(message: Message) -> int:
         request = decode(message, max_body_bytes=MAX_BODY_BYTES)
         new = requested_run(request, NOW, traceparent=request.traceparent)
         if isinstance(new, UnresolvedRun):
-            merged, limit = merged_parameters(new, DEPLOYMENT), hydrated_limit(new, DEPLOYMENT)
+            merged, limit = described_parameters(new, DEPLOYMENT), hydrated_limit(new, DEPLOYMENT)
             variable_names(merged, {}, renderer(CHECKS, new, DEPLOYMENT), limit)
             new = run_of_deployment(new, DEPLOYMENT, variables=VARIABLES, blocks={}, checks=CHECKS)
         unusable(new, [DEPLOYMENT.tags])

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from worker.contract.decode import decode, may_describe
 from worker.contract.errors import Refusal, encode_error
 from worker.contract.message import Message
+from worker.contract.plain import PlainMessages
 from worker.contract.request import MAX_PARAMETER_SIZE, CreateFlowRun
 
 FLOW = "11111111-1111-4111-8111-111111111111"
@@ -49,11 +50,11 @@ def refusal(body: bytes, **properties: Any) -> Refusal:
     return raised.value
 
 
-def ends_well(message: Message) -> None:
+def ends_well(message: Message, plain: PlainMessages | None = None) -> None:
     """Any other exception fails the test, and so does a refusal that can't be encoded."""
     refused: Refusal | None = None
     try:
-        decode(message, max_body_bytes=100_000)
+        decode(message, max_body_bytes=100_000, plain=plain)
     except Refusal as refusal:
         refused = refusal
     assert refused is None or len(encode_error(refused, 10_000)) <= 10_000

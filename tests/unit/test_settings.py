@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from worker.contract.plain import PlainMessages
 from worker.observability.redaction import redact
 from worker.settings import Settings, SettingsError, load_settings, unknown_settings
 
@@ -227,3 +228,44 @@ def test_settings_show_no_password() -> None:
 )
 def test_redacted_url_has_no_password(url: str, shown: str) -> None:
     assert redact(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"deployment": "ship"}, "WORKER_DEPLOYMENT: must be FLOW NAME/DEPLOYMENT NAME"),
+        ({"deployment": "a/b/c"}, "WORKER_DEPLOYMENT: must be FLOW NAME/DEPLOYMENT NAME"),
+        ({"deployment": "a/b\0"}, "WORKER_DEPLOYMENT: must be FLOW NAME/DEPLOYMENT NAME"),
+        ({"deployment": "a/b", "database_kind": "standalone"}, "WORKER_DEPLOYMENT: needs a Prefect server's"),
+        ({"deployment": "a/b", "flow_pattern": "c"}, "WORKER_DEPLOYMENT: WORKER_FLOW_PATTERN or WORKER_"),
+        ({"deployment": "a/b", "deployment_pattern": "none"}, "_DEPLOYMENT_PATTERN forbids it"),
+        ({"deployment_parameter": "a"}, "WORKER_DEPLOYMENT_PARAMETER: needs WORKER_DEPLOYMENT"),
+        ({"deployment_replies": True}, "WORKER_DEPLOYMENT_REPLIES: needs WORKER_DEPLOYMENT"),
+        ({"bindings": "events"}, "WORKER_BINDINGS: 'events' must be EXCHANGE:ROUTING KEY"),
+        ({"bindings": "events:a, :b"}, "WORKER_BINDINGS: ':b' must be EXCHANGE:ROUTING KEY"),
+        ({"bindings": "ev€nts:a"}, "WORKER_BINDINGS: 'ev€nts' is no name of an exchange"),
+        ({"bindings": f"{'e' * 128}:a"}, "is no name of an exchange"),
+        ({"bindings": f"e:{'€' * 86}"}, "is no routing key"),
+    ],
+)
+def test_wrong_settings_of_plain_messages_are_told(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_settings(**wrong)
+    assert told in str(raised.value)
+
+
+def test_plain_messages_need_a_prefect_servers_database() -> None:
+    settings = load_settings(deployment="Ship It/production", deployment_parameter="order")
+    assert settings.database_kind == "prefect"
+    assert settings.plain_messages == PlainMessages("Ship It/production", "order")
+    assert load_settings().plain_messages is None
+
+
+def test_bindings_are_split_at_the_last_colon() -> None:
+    text = "orders:order.created, urn:of:events:#,amq.fanout:, orders:order.created,"
+    found = load_settings(bindings=text).queue_names.bindings
+    assert [(each.exchange, each.routing_key) for each in found] == [
+        ("orders", "order.created"),
+        ("urn:of:events", "#"),
+        ("amq.fanout", ""),
+    ]

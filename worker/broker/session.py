@@ -62,6 +62,7 @@ class Session:
         lost: done once the session has ended; its result is the reason.
         size_limit: the broker's limit on a message.
         suspects: messages whose answers may have ended a session.
+        unbound: why bindings to exchanges of others could not be made at the start.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Session:
         self.size_limit = SizeLimit(max_message_size, self.another_publisher, self.raise_if_lost)
         self.direct_replies = DirectReplies(urls, f"{name} direct reply")
         self.suspects = suspects
+        self.unbound: list[str] = []
         self.consumer: Consumer
         self.publisher: Publisher
         self._connections: list[Connection] = []
@@ -124,6 +126,7 @@ class Session:
                 for each in (name, f"{name} replies"):
                     session._connections.append(await connect(urls, name=each, connection_class=Connection))
                 await topology.ensure(session._connections[0])
+                session.unbound = await topology.bind(session._connections[0])
                 await session._open_channels(
                     fast_path=fast_path, prefetch_size=prefetch_size, careful=careful
                 )
@@ -278,6 +281,7 @@ class Session:
             async with asyncio.timeout(DECLARE_TIMEOUT), self._apart.connection() as connection:
                 with lost_with(connection):
                     await self.topology.ensure(connection)
+                    await self.topology.bind(connection)
         except (BrokerUnavailable, BrokerRefused, ChannelLost, TimeoutError) as error:
             log.warning("not_declared_again", error=str(error) or "the broker does not answer in time")
 

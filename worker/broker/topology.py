@@ -36,7 +36,7 @@ class Topology(QueueNames):
     @classmethod
     def of(cls, names: QueueNames, on_vanished: Callable[[str], None] = _to_nobody) -> Self:
         """The topology with these names."""
-        return cls(names.queue, names.events, on_vanished)
+        return cls(names.queue, names.events, names.bindings, on_vanished)
 
     @property
     def _parts(self) -> list[tuple[str, str]]:
@@ -122,6 +122,36 @@ class Topology(QueueNames):
                 exchange = await channel.declare_exchange(self.exchange, durable=True)
                 requests = await channel.get_queue(self.queue, ensure=False)
                 await requests.bind(exchange, self.routing_key)
+
+    async def bind(self, connection: aio_pika.Connection) -> list[str]:
+        """Bind the request queue to the exchanges of others. Nothing is ever unbound.
+
+        Returns:
+            A sentence for each binding that can't be made for now.
+
+        Raises:
+            BrokerUnavailable: the broker does not answer.
+        """
+        faults: list[str] = []
+        for binding in self.bindings:
+            what = f"binding of '{self.queue}' to the exchange '{binding.exchange}'"
+            channel = await connection.channel(publisher_confirms=False)
+            try:
+                with declaring(what):
+                    queue = await channel.get_queue(self.queue, ensure=False)
+                    await queue.bind(binding.exchange, binding.routing_key)
+                await channel.close()
+            except NothingThere as missing:
+                faults.append(f"The {what} waits: {missing}.")
+            except TopologyMismatch as refused:
+                faults.append(str(refused))
+            except ChannelAccessRefused as refused:
+                faults.append(
+                    f"This user may not make the {what} ({refused}). Grant it write on the queue and read on "
+                    "the exchange. Or run 'flow-run-worker topology declare' as a user who may, and give "
+                    "WORKER_BINDINGS to that command only."
+                )
+        return faults
 
     async def declare_queue(self, channel: AbstractChannel, name: str) -> AbstractQueue:
         """Declare one of the queues; raises as :meth:`declare` does."""

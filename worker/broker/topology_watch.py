@@ -29,6 +29,9 @@ log = structlog.get_logger(__name__)
 # Seconds between two looks. A missing queue must be seen within a minute, and a look takes some
 # seconds at a busy broker.
 LOOK_EVERY = 30.0
+# Seconds between two looks while a binding is missing: what is published meanwhile does not reach
+# the queue. Each look costs a line in the broker's log.
+LOOK_AGAIN = 5.0
 # Seconds for one look. A quorum queue without a majority never answers.
 LOOK_TIMEOUT = 20.0
 # Seconds for the current look to end when the worker stops.
@@ -57,6 +60,7 @@ class TopologyWatch:
         self._may_declare = True
         self._was_bound = False
         self._queue_was_missing = False
+        self._unbound: list[str] = []
         self._fault: str | None = None
         self._policies: list[str] = []
         self._unseen: str | None = None
@@ -104,7 +108,7 @@ class TopologyWatch:
                 except TopologyMismatch as error:
                     self._tell(str(error))
                 backoff.reset()
-                await pause(self._every, self._stopping)
+                await pause(min(self._every, LOOK_AGAIN) if self._unbound else self._every, self._stopping)
         finally:
             await close_quietly(connection)
 
@@ -128,6 +132,7 @@ class TopologyWatch:
             return None
         if self._may_declare or missing:
             self._may_declare = await self._topology.ensure(connection, consumed=not queue_is_missing)
+        self._unbound = await self._topology.bind(connection)
         binding = f"binding of the exchange '{self._topology.exchange}' to '{self._topology.queue}'"
         if bound is False and not self._may_declare:
             return (
@@ -138,7 +143,7 @@ class TopologyWatch:
             log.warning("vanished", what=binding, now="declared again")
             metrics.declared_again(binding)
         self._was_bound = True
-        return None
+        return " ".join(self._unbound) or None
 
     async def _ask_management(self) -> bool | None:
         """Note harmful policies of the queues. Returns true for a bound queue, None if unknown."""

@@ -35,6 +35,16 @@ Queue = Annotated[
     str | None, typer.Option("--queue", help="The request queue. [WORKER_QUEUE]", show_default=False)
 ]
 
+Bindings = Annotated[
+    str | None,
+    typer.Option(
+        "--bindings",
+        help="EXCHANGE:ROUTING KEY, separated by commas: exchanges of others to bind the queue to. "
+        "[WORKER_BINDINGS]",
+        show_default=False,
+    ),
+]
+
 
 def escape(text: str, keep: str = "") -> str:
     """Escape other people's text for rich's markup: it is shown as it is, and can't control the

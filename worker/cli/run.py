@@ -108,6 +108,7 @@ def _start(options: dict[str, Any]) -> None:
     from worker.service import serve
     from worker.settings import load_settings, unknown_settings
     from worker.store import StoreError
+    from worker.store.errors import WrongDatabase
 
     settings = load_settings(**options)
     configure_logging(settings.log_format, settings.log_level)
@@ -117,4 +118,4 @@ def _start(options: dict[str, Any]) -> None:
         run_async(serve(settings))
     except (StoreError, BrokerRefused, TopologyMismatch, PortTaken) as error:
         structlog.get_logger(__name__).error("cannot_start", error=str(error))
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, WrongDatabase) else 1)

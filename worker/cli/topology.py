@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from worker.cli.options import AmqpUrl, Queue, out, run_async
+from worker.cli.options import AmqpUrl, Bindings, Queue, err, escape, out, run_async
 
 if TYPE_CHECKING:
     from worker.contract.topology import QueueNames
@@ -14,31 +14,36 @@ topology_app = typer.Typer(help="The queues and the exchange at the broker.", no
 
 
 @topology_app.command("declare")
-def topology_declare(amqp_url: AmqpUrl = None, queue: Queue = None) -> None:
-    """Declare the queues, the exchange and the binding. Changes nothing that exists."""
+def topology_declare(amqp_url: AmqpUrl = None, queue: Queue = None, bindings: Bindings = None) -> None:
+    """Declare the queues, the exchange and the bindings. Changes nothing that exists."""
     from worker.broker.session import Session
     from worker.broker.topology import Topology
     from worker.observability.redaction import redact
     from worker.settings import load_settings
 
-    settings = load_settings(amqp_url=amqp_url, queue=queue)
+    settings = load_settings(amqp_url=amqp_url, queue=queue, bindings=bindings)
     topology = Topology.of(settings.queue_names)
 
-    async def declare() -> None:
+    async def declare() -> list[str]:
         session = await Session.open(settings.amqp_url, topology, name="flow-run-worker topology")
         await session.close()
+        return session.unbound
 
-    run_async(declare())
+    unbound = run_async(declare())
     out.print(f"Declared at {redact(settings.amqp_url)}:", highlight=False)
     _print_topology(topology)
+    for fault in unbound:
+        err.print(f"Not bound: {fault}", highlight=False, markup=False, soft_wrap=True)
+    if unbound:
+        raise typer.Exit(1)
 
 
 @topology_app.command("show")
-def topology_show(queue: Queue = None) -> None:
+def topology_show(queue: Queue = None, bindings: Bindings = None) -> None:
     """Show what the worker declares, without asking a broker."""
     from worker.settings import load_settings
 
-    _print_topology(load_settings(queue=queue).queue_names)
+    _print_topology(load_settings(queue=queue, bindings=bindings).queue_names)
 
 
 def _print_topology(names: "QueueNames") -> None:
@@ -50,6 +55,8 @@ def _print_topology(names: "QueueNames") -> None:
     if names.exchange is not None:
         table.add_row("exchange", names.exchange, "direct, durable")
         table.add_row("binding", names.routing_key, f"{names.exchange} -> {names.queue}")
+    for binding in names.bindings:
+        table.add_row("binding", escape(binding.routing_key), f"{escape(binding.exchange)} -> {names.queue}")
     out.print(table)
 
 

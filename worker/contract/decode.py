@@ -5,6 +5,7 @@ nothing else.
 import base64
 import json
 import re
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -25,6 +26,7 @@ from .errors import (
 from .immutable import immutable
 from .kinds import CREATE, FROM_DEPLOYMENT, KINDS, Kind, kind_of, names_deployment
 from .message import AMQP_1_0_BODY, Message, fingerprint
+from .plain import PlainMessages, event_identity
 from .policy import CreatedBy
 from .request import MAX_PARAMETER_SIZE, limit_to_check
 from .validation import first_errors, located, unstorable, without_most_errors
@@ -93,6 +95,7 @@ class FlowRunRequest(Generic[Body]):
         deep: it may be nested too deeply for the quick parser: deeper than some 200 levels.
         max_parameter_size: as for :func:`decode`.
         described: some value may be described by its kind (:data:`KIND`).
+        plain: of a plain message, so its parameters are data: nothing in them is hydrated.
     """
 
     body: Body
@@ -105,6 +108,7 @@ class FlowRunRequest(Generic[Body]):
     deep: bool = False
     max_parameter_size: int = MAX_PARAMETER_SIZE
     described: bool = True
+    plain: bool = False
 
 
 def may_describe(text: str | bytes) -> bool:
@@ -115,13 +119,18 @@ def may_describe(text: str | bytes) -> bool:
 
 
 def decode(
-    message: Message, *, max_body_bytes: int, max_parameter_size: int = MAX_PARAMETER_SIZE
+    message: Message,
+    *,
+    max_body_bytes: int,
+    max_parameter_size: int = MAX_PARAMETER_SIZE,
+    plain: PlainMessages | None = None,
 ) -> FlowRunRequest[Any]:
     """Decode a message.
 
     Args:
         max_body_bytes: a larger body is refused unread.
         max_parameter_size: limit for the parameters as JSON, in bytes; 0 for no limit.
+        plain: how to read this plain message. None: it is a request.
 
     Raises:
         Refusal: with Prefect's status and error body. The checks have the order of its server.
@@ -132,6 +141,8 @@ def decode(
     if message.headers and depth_exceeds(message.headers, MAX_HEADER_DEPTH):
         raise Unprocessable(f"The headers are nested deeper than {MAX_HEADER_DEPTH} levels.")
     _check_encoding(message)
+    if plain is not None:
+        plain.check(message)
     if len(message.body) > max_body_bytes:
         raise BodyTooLarge(len(message.body), max_body_bytes)
     api_version = _api_version(_header(message, "x-prefect-api-version"))
@@ -145,16 +156,22 @@ def decode(
     errors: list[dict[str, Any]] = []
     created_by = _created_by(message, errors)
     limit = limit_to_check(len(message.body), max_parameter_size)
-    kind = kind_of(message.type)
-    body = _validate(_adapters[kind], content, len(message.body), limit, errors)
+    if plain is None:
+        kind, requested = kind_of(message.type), content
+    else:
+        kind, requested = FROM_DEPLOYMENT, plain.request(content, empty=not message.body)
+    body = _validate(_adapters[kind], requested, len(message.body), limit, errors)
     if _SUSPICIOUS.search(message.body):
-        errors.extend(unstorable(content))
+        errors.extend(unstorable(requested))
     if body is None or errors:
         refused = ValidationRefused(errors, content)
-        if kind is CREATE and isinstance(content, dict) and names_deployment(content):
+        if plain is None and kind is CREATE and isinstance(content, dict) and names_deployment(content):
             refused.line = f"{_NO_TYPE} ({refused.line})"
         raise refused
-    run_id = fingerprint(message) if message.message_id and not body.idempotency_key else None
+    if plain is not None:
+        run_id = _plain_run_id(message, plain)
+    else:
+        run_id = fingerprint(message) if message.message_id and not body.idempotency_key else None
     traceparent = _traceparent(_header(message, "traceparent"))
     return FlowRunRequest(
         body,
@@ -167,7 +184,8 @@ def decode(
         deep,
         max_parameter_size,
         # Only the standard library's parser reads UTF-16, so such a body counts as deep.
-        deep or may_describe(message.body),
+        plain is None and (deep or may_describe(message.body)),
+        plain is not None,
     )
 
 
@@ -178,6 +196,16 @@ def decoded_size(body: bytes) -> int:
     an object with one entry 256 (CPython 3.11).
     """
     return 4 * len(body) + 72 * (body.count(b",") + body.count(b"[")) + 264 * body.count(b"{")
+
+
+def _plain_run_id(message: Message, plain: PlainMessages) -> UUID | None:
+    """The run's id. One event may go to several queues, each with a deployment of its own, so the
+    deployment is part of it.
+    """
+    # An event's source and id name it. Its sender may write a new message_id with each try.
+    if event_identity(message.headers):
+        return fingerprint(replace(message, message_id=None), plain.deployment)
+    return fingerprint(message, plain.deployment) if message.message_id else None
 
 
 def _check_encoding(message: Message) -> None:

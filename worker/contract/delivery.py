@@ -40,6 +40,12 @@ class Delivery:
         """Whether the broker has delivered the message before."""
         return self.message.redelivered
 
+    def without_reply(self) -> "Delivery":
+        """The same without its ``reply_to``: no reply is sent. A dead letter still has it."""
+        if self.message.reply_to is None:
+            return self
+        return Delivery(self.tag, replace(self.message, reply_to=None))
+
     def without_body(self) -> "Delivery":
         """The same without its body, to free the bytes."""
         return Delivery(self.tag, replace(self.message, body=b""))

@@ -12,6 +12,9 @@ from .policy import FlowRunPolicy
 from .request import NO_POLICY, IdempotencyKey, Labels, Name, Parameters
 from .state import StateCreate
 
+# FLOW NAME/DEPLOYMENT NAME, as a regular expression. Prefect allows no slash in either name.
+DEPLOYMENT_NAME = "^[^/]+/[^/]+$"
+
 
 class CreateFlowRunFromDeployment(BaseModel):
     """A request of the type ``create_flow_run_from_deployment``. Unknown fields are refused."""
@@ -77,7 +80,7 @@ class CreateFlowRunFromDeployment(BaseModel):
     )
     deployment_name: str | None = Field(
         default=None,
-        pattern="^[^/]+/[^/]+$",
+        pattern=DEPLOYMENT_NAME,
         description="The deployment's name, as FLOW NAME/DEPLOYMENT NAME.",
     )
 

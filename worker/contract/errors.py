@@ -22,6 +22,15 @@ class Fault(Exception):
     ended = False
 
 
+class DeploymentMissing(Fault):
+    """The deployment of plain messages is not there. They wait for it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"There is no deployment '{name}' (WORKER_DEPLOYMENT) yet: messages wait in the queue for it"
+        )
+
+
 class Refusal(Exception):
     """A request that gets a 4xx and goes to the dead letters.
 

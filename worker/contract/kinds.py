@@ -56,6 +56,11 @@ def names_deployment(fields: Mapping[str, Any]) -> bool:
     return fields.get("flow_id") is None and deployment is not None
 
 
+def is_kind(type: str | None) -> bool:
+    """Whether a message's type names a kind of requests."""
+    return type in _BY_TYPE
+
+
 def kind_of(type: str | None) -> Kind:
     """The kind of a message's type. A missing or unknown type is a create request."""
     return _BY_TYPE.get(type, CREATE)

@@ -78,6 +78,9 @@ _WRITTEN_ANEW = frozenset(
         *("sw8", "sw8-correlation", "sw8-x", "newrelic", "newrelicid", "newrelictransaction"),
         *("x-dynatrace", "dtdtracetaginfo", "singularityheader", "x-trace", "x-trace-options"),
         *("x-trace-id", "x-span-id"),
+        # CloudEvents (extension Distributed Tracing), in both forms of their headers.
+        *("cloudevents:traceparent", "cloudevents:tracestate"),
+        *("cloudevents_traceparent", "cloudevents_tracestate"),
         # RabbitMQ: interceptors, federation, shovels to AMQP 1.0, streams.
         *(_ENTERED_AT, "x-routed-by", "x-received-from"),
         *("shovelled-by", "shovel-type", "shovel-name", "shovel-vhost", "x-stream-offset"),
@@ -119,9 +122,12 @@ class Message:
     unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
-def fingerprint(message: Message) -> UUID:
+def fingerprint(message: Message, *more: str | None) -> UUID:
     """A hash of a message with a ``message_id``: of its body and all properties that its producer
     set.
+
+    Args:
+        more: what the run depends on besides the message.
 
     A redelivery and a producer's retry have the same fingerprint, even through a shovel, a
     federation link or an instrumented client. Different messages that share a ``message_id`` have
@@ -153,6 +159,7 @@ def fingerprint(message: Message) -> UUID:
         message.priority,
         timestamp,
         own,
+        *more,
     )
     parts: list[bytes] = []
     for value in values:

@@ -1,13 +1,55 @@
 """The queues, the exchange and the binding of the wire contract, all named after one queue."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+# Names of queues and exchanges that the client library accepts (pamqp's ``DOMAIN_REGEX`` and
+# ``Queue.Bind.validate``), and AMQP's limit for a routing key in bytes.
+NAME = re.compile(r"[a-zA-Z0-9-_.:@#,/+ ]*")
+MAX_EXCHANGE = 127
+MAX_ROUTING_KEY = 255
 EVENTS_SUFFIX = ".events"
 # RabbitMQ 4's default limit is 20, and -1 means no limit. RabbitMQ 3.10 takes -1 as a limit that
 # the first return exceeds, and drops the message. So set a number that no message reaches.
 NO_DELIVERY_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A binding of the request queue to an exchange that others own.
+
+    Attributes:
+        exchange: the exchange's name.
+        routing_key: may be empty, and for a topic exchange a pattern.
+    """
+
+    exchange: str
+    routing_key: str
+
+    def __str__(self) -> str:
+        return f"{self.exchange}:{self.routing_key}"
+
+
+def read_bindings(text: str) -> tuple[Binding, ...]:
+    """Bindings from ``EXCHANGE:ROUTING KEY``, separated by commas. An exchange's name may have
+    colons, a routing key may not.
+
+    Raises:
+        ValueError: the text is wrong.
+    """
+    bindings: list[Binding] = []
+    for each in filter(None, (each.strip() for each in text.split(","))):
+        exchange, colon, routing_key = each.rpartition(":")
+        if not colon or not exchange:
+            raise ValueError(f"'{each}' must be EXCHANGE:ROUTING KEY; the key may be empty, not the exchange")
+        if not NAME.fullmatch(exchange) or len(exchange) > MAX_EXCHANGE:
+            raise ValueError(f"'{exchange}' is no name of an exchange")
+        if len(routing_key.encode()) > MAX_ROUTING_KEY or not routing_key.isprintable():
+            raise ValueError(f"'{routing_key}' is no routing key")
+        bindings.append(Binding(exchange, routing_key))
+    return tuple(dict.fromkeys(bindings))
 
 
 @dataclass(frozen=True)
@@ -17,10 +59,12 @@ class QueueNames:
     Attributes:
         queue: the request queue. All other names follow from it.
         events: whether there is an outbox for events as well.
+        bindings: of the request queue to exchanges of others.
     """
 
     queue: str
     events: bool = False
+    bindings: tuple[Binding, ...] = ()
 
     @cached_property
     def dead_letter_queue(self) -> str:

@@ -12,7 +12,7 @@ from time import monotonic
 
 import structlog
 
-from worker.contract.errors import Fault, Unprocessable
+from worker.contract.errors import DeploymentMissing, Fault, Unprocessable
 from worker.line.patience import Patience
 from worker.line.values import Decided, Request
 from worker.observability import metrics
@@ -96,6 +96,7 @@ class Create:
 
         Raises:
             DatabaseAway: it took nothing for ``patience.database`` seconds.
+            DeploymentMissing: that of plain messages. Deliveries are not held for it.
         """
         while requests := await self._requests.take(self._limit, max_size=self._max_size):
             self._busy = True
@@ -121,6 +122,8 @@ class Create:
         """Create runs. An unforeseen error blames single runs, which are found by halves."""
         try:
             return await self._store.create(runs)
+        except DeploymentMissing:
+            raise
         except Fault as fault:
             return [Undecided(str(fault), ended=fault.ended)] * len(runs)
         except Exception:  # the edge

@@ -68,7 +68,7 @@ class Pipeline:
 
         Raises:
             ExceptionGroup: of :class:`ChannelLost` (the session ended, and the broker delivers
-                again) or :class:`DatabaseAway`.
+                again), :class:`DatabaseAway` or :class:`DeploymentMissing`.
         """
         try:
             async with asyncio.TaskGroup() as tasks:

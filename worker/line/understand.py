@@ -11,6 +11,7 @@ from worker.contract.allowed import ReplyQueues
 from worker.contract.decode import decode, decoded_size
 from worker.contract.delivery import Delivery
 from worker.contract.errors import Refusal, ReplyToRefused, Unprocessable
+from worker.contract.plain import PlainMessages
 from worker.line.answer import LARGE_BODY, Answering
 from worker.line.create import Create
 from worker.line.values import Request
@@ -53,6 +54,7 @@ class Understand:
         self._answering = answering
         self._pace = pace
         self._allowed = settings.allowed
+        self._plain = settings.plain_messages
         self._reply_queues = ReplyQueues(settings.reply_to_pattern, session.topology.queue)
 
     async def run(self) -> None:
@@ -67,8 +69,11 @@ class Understand:
                 if delivery.size > LARGE_BODY:
                     await self._pace.turn()
                 size = decoded_size(delivery.message.body)
+                plain = self._plain if self._plain and self._plain.have(delivery.message) else None
+                if plain is not None and not plain.replies:
+                    delivery = delivery.without_reply()
                 try:
-                    self._creating.take(Request(delivery, self._new_run(delivery, now), size))
+                    self._creating.take(Request(delivery, self._new_run(delivery, now, plain), size))
                 except Refusal as refusal:
                     self._answering.refuse(delivery, refusal, size)
                 except Exception:  # the edge: a message that breaks us harms no other
@@ -79,7 +84,7 @@ class Understand:
                 await asyncio.sleep(0)
         self._creating.close()
 
-    def _new_run(self, delivery: Delivery, now: datetime) -> Requested:
+    def _new_run(self, delivery: Delivery, now: datetime, plain: PlainMessages | None) -> Requested:
         message = delivery.message
         traceparent = self._traces.taken(delivery)
         if message.reply_to and message.reply_to not in self._reply_queues:
@@ -88,6 +93,7 @@ class Understand:
             message,
             max_body_bytes=self._settings.max_body_bytes,
             max_parameter_size=self._settings.max_parameter_size,
+            plain=plain,
         )
         self._allowed.check_job_variables(request.body.job_variables)
         return requested_run(request, now, traceparent=traceparent or request.traceparent)

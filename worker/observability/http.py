@@ -296,14 +296,18 @@ class _Database:
 
 
 async def _state(database: _Database) -> dict[str, Any]:
-    """Whether requests are served, and for broker and database ``ok`` or the reason why not."""
+    """Whether requests are served, and for broker and database ``ok`` or the reason why not. A
+    missing deployment of plain messages is a reason, too.
+    """
     away = readiness.database or await database.away()
-    broker = readiness.broker
+    broker, deployment = readiness.broker, readiness.deployment
     state = {
-        "ready": broker is None and away is None,
+        "ready": broker is None and away is None and deployment is None,
         "broker": broker or "ok",
         "database": away or "ok",
     }
+    if deployment is not None:
+        state["deployment"] = deployment
     # None of these makes a worker unready: good requests are served.
     if readiness.dead_letters is not None:
         state["dead_letters"] = readiness.dead_letters

@@ -106,6 +106,7 @@ class Readiness:
     def __init__(self) -> None:
         self.broker: str | None = "not connected yet"
         self.database: str | None = "not connected yet"
+        self.deployment: str | None = None
         self.dead_letters: str | None = None
         self.events: str | None = None
         self.topology: str | None = None
@@ -165,6 +166,12 @@ def database_here() -> None:
     """Note that the database answers."""
     readiness.database = None
     dependency_up.labels("database").set(1)
+
+
+def deployment_missing(reason: str | None) -> None:
+    """Note that the deployment of plain messages is missing. None: it is there."""
+    readiness.deployment = reason
+    dependency_up.labels("deployment").set(reason is None)
 
 
 def broker_away(reason: str) -> None:

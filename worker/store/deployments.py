@@ -22,9 +22,9 @@ from worker.contract.state import StateType
 from worker.runs.creation import NewRun, UnresolvedRun
 from worker.runs.deployments.checking import renderer
 from worker.runs.deployments.creation import (
+    described_parameters,
     hydrated_limit,
     is_described,
-    merged_parameters,
     run_of_deployment,
 )
 from worker.runs.deployments.deployment import Deployment, WorkQueue
@@ -74,6 +74,8 @@ async def resolve_deployments(
     try:
         deployments = await _deployments(reader, unresolved, turns)
     except Unreadable as unreadable:
+        if any(each.request.plain for each in unresolved):
+            raise  # all plain messages need it
         return [unreadable.refusal] * len(unresolved)
     asked = [
         _Asked(each, deployment, checks, allowed)
@@ -152,7 +154,7 @@ class _Asked:
             return set()
         try:
             return variable_names(
-                merged_parameters(self._unresolved, self.deployment),
+                described_parameters(self._unresolved, self.deployment),
                 known,
                 renderer(self._checks, self._unresolved, self.deployment),
                 hydrated_limit(self._unresolved, self.deployment),
@@ -187,7 +189,7 @@ class _Asked:
         # A template may be rendered by now, but its variables were not looked up.
         if self._pending is not None:
             raise self._pending
-        if allowed.variables.limited and is_described(self._unresolved, deployment):
+        if allowed.variables.limited and self._unresolved.request.described:
             render = renderer(self._checks, self._unresolved, deployment)
             check_variables(self._unresolved.request.body.parameters, variables, allowed.variables, render)
         return run_of_deployment(

@@ -24,6 +24,10 @@ class StoreError(Exception):
     """
 
 
+class WrongDatabase(StoreError):
+    """The settings need a Prefect server's database, and this is another."""
+
+
 class Swallowed(Exception):
     """The database accepted a row without an error, but does not have it."""
 

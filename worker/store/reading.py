@@ -76,6 +76,12 @@ class Reader:
         """The rows in which ``key`` has one of these values, with ``key`` and the other columns."""
         return await self.query(self.statements.lookup(key, *columns), [(value,) for value in values])
 
+    async def has_deployment(self, name: str) -> bool:
+        """Whether there is a deployment of this name, ``FLOW NAME/DEPLOYMENT NAME``. Works in a
+        Prefect server's database only.
+        """
+        return bool(await self.query(self.statements.deployment_sizes_by_name, [name.split("/")]))
+
     async def ping(self) -> None:
         """Return if the database answers."""
         await self._expect("SELECT 1 FROM flow_run LIMIT 1")

@@ -12,7 +12,7 @@ import structlog
 
 from worker.checks.checks import Checks
 from worker.contract.allowed import Allowed
-from worker.contract.errors import DeploymentNotFound, Fault, Refusal, Unprocessable
+from worker.contract.errors import DeploymentMissing, DeploymentNotFound, Fault, Refusal, Unprocessable
 from worker.contract.flow_run import FlowRun, odd_columns
 from worker.observability.redaction import redact
 from worker.runs.creation import NewRun, Requested, UnresolvedRun
@@ -133,6 +133,7 @@ class Store(Reader):
         Raises:
             Fault: the database is away or busy. Give the same runs again: those that were stored
                 are found then.
+            DeploymentMissing: that of plain messages.
         """
         try:
             return await self._create(requested)
@@ -178,7 +179,11 @@ class Store(Reader):
         made_before: Mapping[UUID, Outcome] = {}
         with suppress(Unreadable):
             made_before = await self._made_before(refused)
-        theirs = (made_before.get(each.run_id, run) for each, run in zip(unresolved, resolved, strict=True))
+        outcomes = [made_before.get(each.run_id, run) for each, run in zip(unresolved, resolved, strict=True)]
+        for each, outcome in zip(unresolved, outcomes, strict=True):
+            if each.request.plain and isinstance(outcome, DeploymentNotFound):
+                raise DeploymentMissing(each.request.body.deployment_name or "")
+        theirs = iter(outcomes)
         return [each if isinstance(each, NewRun) else next(theirs) for each in requested]
 
     async def _made_before(self, run_ids: Collection[UUID]) -> Mapping[UUID, Outcome]:

@@ -44,6 +44,11 @@ _MISSING = (
     "user who may.",
 )
 
+_NOT_OURS = (
+    "does not stand yet",
+    "WORKER_BINDINGS names it: others declare it. A worker binds its queue to it as soon as it stands.",
+)
+
 
 async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
     """Examine the broker. Declares nothing, and takes no message."""
@@ -80,6 +85,8 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
                 yield finding
         if topology.exchange is not None:
             yield await _exchange(connection, topology.exchange)
+        for each in topology.bindings:
+            yield await _exchange(connection, each.exchange, _NOT_OURS)
         if waiting is not None:
             yield await _read_permission(connection, topology.queue, waiting)
         if topology.events and outbox_stands:
@@ -152,13 +159,15 @@ async def _others_events(connection: aio_pika.Connection, topology: Topology) ->
     yield Finding("events", Verdict.warning, detail, advice)
 
 
-async def _exchange(connection: aio_pika.Connection, exchange: str) -> Finding:
+async def _exchange(
+    connection: aio_pika.Connection, exchange: str, missing: tuple[str, str] = _MISSING
+) -> Finding:
     channel = await connection.channel()
     try:
         with declaring(f"exchange '{exchange}'"):
             await channel.get_exchange(exchange)
     except NothingThere:
-        return Finding(f"exchange {exchange}", Verdict.warning, *_MISSING)
+        return Finding(f"exchange {exchange}", Verdict.warning, *missing)
     await channel.close()
     return Finding(f"exchange {exchange}", Verdict.ok, "stands")
 

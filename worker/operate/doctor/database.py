@@ -4,6 +4,7 @@ commits durable, do the clocks agree.
 
 import asyncio
 import os
+import shlex
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from worker.contract.errors import Fault
+from worker.contract.errors import DeploymentMissing, Fault
 from worker.observability.redaction import redact
 from worker.operate.doctor.finding import Finding, Verdict
 from worker.operate.doctor.prefect_versions import Dialect, version_at, versions
 from worker.settings import Settings
 from worker.store import StoreError, migrations
 from worker.store.engine import Database, open_database, parse_url
+from worker.store.reading import Reader
 from worker.store.rights import PREFECT, SECRET, STANDALONE
 
 # Beyond this difference of the clocks, in seconds, the times of a record look out of order.
@@ -53,6 +55,8 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
         if database.pooler:
             yield _pooler(database)
         yield _schema(schema, settings, "postgresql" if postgresql else "sqlite")
+        if settings.deployment is not None and schema.prefect:
+            yield await _deployment(database, schema, settings.deployment)
         if postgresql:
             for finding in await migrations.with_connection(
                 database, lambda connection: _postgresql(connection, prefect=schema.prefect)
@@ -62,6 +66,15 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("database", Verdict.problem, str(error))
     finally:
         await database.close()
+
+
+async def _deployment(database: Database, schema: migrations.Schema, name: str) -> Finding:
+    """Whether the deployment of plain messages is there."""
+    reader = Reader(database, prefect=True, lacks=schema.lacks)
+    if await reader.has_deployment(name):
+        return Finding("deployment", Verdict.ok, f"'{name}' is there; each plain message starts a run of it")
+    advice = f"Deploy it, or correct WORKER_DEPLOYMENT: 'prefect deployment inspect {shlex.quote(name)}'."
+    return Finding("deployment", Verdict.problem, str(DeploymentMissing(name)), advice)
 
 
 def _pooler(database: Database) -> Finding:

@@ -16,9 +16,14 @@ from worker.runs.deployments.hydration import Variables, hydrate
 _SCHEDULED = StateCreate(type=StateType.SCHEDULED)
 
 
-def merged_parameters(unresolved: UnresolvedRun, deployment: Deployment) -> dict[str, Any]:
-    """The deployment's parameters. The request's parameters override those of the same name."""
-    return {**deployment.parameters, **unresolved.request.body.parameters}
+def described_parameters(unresolved: UnresolvedRun, deployment: Deployment) -> dict[str, Any]:
+    """The parameters that may describe their values. The request's parameters override the
+    deployment's of the same name. Those of a plain message are values themselves, and left out.
+    """
+    own = unresolved.request.body.parameters
+    if not unresolved.request.plain:
+        return {**deployment.parameters, **own}
+    return {name: value for name, value in deployment.parameters.items() if name not in own}
 
 
 def is_described(unresolved: UnresolvedRun, deployment: Deployment) -> bool:
@@ -58,11 +63,12 @@ def run_of_deployment(
     request = unresolved.request
     body = request.body
     size = request.size + deployment.size
-    merged = merged_parameters(unresolved, deployment)
+    described = described_parameters(unresolved, deployment)
     limit = hydrated_limit(unresolved, deployment)
-    parameters = merged
+    hydrated = described
     if is_described(unresolved, deployment):
-        parameters = hydrate(merged, variables, renderer(checks, unresolved, deployment), limit)
+        hydrated = hydrate(described, variables, renderer(checks, unresolved, deployment), limit)
+    parameters = {**hydrated, **body.parameters} if request.plain else hydrated
     enforced = body.enforce_parameter_schema
     if deployment.enforce_parameter_schema if enforced is None else enforced:
         check_parameters(checks, deployment, parameters, size)
@@ -94,7 +100,7 @@ def run_of_deployment(
     )
     # A few bytes of the request may name a variable of some kilobytes, many times.
     added, deep = deployment.size, request.deep or deployment.deep
-    if parameters is not merged:
+    if hydrated is not described:
         added, deep = len(dumps(parameters)), True
         if limit != NO_LIMIT and added > limit:
             raise ParametersTooLarge(limit)

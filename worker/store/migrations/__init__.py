@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL, Connection
 
 from worker.contract.errors import Fault
 from worker.store.engine import Database, open_database, parse_url
-from worker.store.errors import StoreError, opening
+from worker.store.errors import StoreError, WrongDatabase, opening
 from worker.store.guard import lacks_unique_index
 from worker.store.prefect import MARKS, newer_columns, problems
 from worker.store.tables import metadata
@@ -180,7 +180,7 @@ def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Schema:
             raise StoreError(f"{lacks} Use a Prefect version that deploy/docs/prefect.md names.")
         return found
     if found.problems:
-        raise StoreError(found.problems[0])
+        raise (WrongDatabase if kind == "prefect" else StoreError)(found.problems[0])
     if kind == "prefect":
         raise _awaited("Prefect has not made its tables in this database yet.")
     if found.revision == found.head:
