@@ -139,7 +139,7 @@ class FlowRunClient:
                 raise forked
             call = loop.wait(ended, seconds)
             running.discard(call)
-            return call.result()
+            return _result(call)
 
         try:
             for index, request in enumerate(requests):
@@ -187,7 +187,7 @@ class _ClientLoop:
         ended: Inbox[Call[T]] = make_inbox()
         call = self.start(make, ended.put)
         try:
-            return self.wait(ended, seconds).result()
+            return _result(self.wait(ended, seconds))
         except BaseException:
             self.cancel(call)  # if this thread was interrupted; no effect on a call that is done
             raise
@@ -251,3 +251,12 @@ class _ClientLoop:
         calls = asyncio.all_tasks() - {asyncio.current_task()}
         if calls:
             await asyncio.wait(calls, timeout=2 * CLOSE_TIMEOUT)  # a call may have to close a connection
+
+
+def _result(call: Call[T]) -> T:
+    try:
+        return call.result()
+    except ThreadFailed:  # closing gave it up
+        closed = BrokerGone(CLOSED)
+        closed.maybe_sent = True
+        raise closed from None
