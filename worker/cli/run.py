@@ -25,6 +25,7 @@ GROUPS = {
         *("reply_to_pattern", "flow_pattern", "deployment_pattern"),
         *("variable_pattern", "job_variable_pattern"),
     ),
+    "Plain messages": ("bindings", "deployment", "deployment_parameter", "deployment_replies"),
     "Prefect's events": (
         *("prefect_api_url", "prefect_api_auth_string", "prefect_api_auth_string_file"),
         *("prefect_api_cafile", "prefect_events_per_second", "fleet_users"),
