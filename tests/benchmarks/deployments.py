@@ -28,7 +28,7 @@ from worker.bench.fleet import Fleet
 from worker.bench.load import open_load
 from worker.broker.topology import Topology
 from worker.contract.encoding import dumps
-from worker.contract.kinds import FROM_DEPLOYMENT
+from worker.contract.kinds import CREATE, FROM_DEPLOYMENT
 
 SCHEMA = {
     "title": "Parameters",
@@ -123,7 +123,7 @@ async def compare(broker: str, database: str, made: tuple[str, str, str], rounds
         return dumps(json.loads(of_deployment(number)) | {"job_variables": {"env": {"N": str(number)}}})
 
     kinds = {
-        "of a flow": (of_flow, ""),
+        "of a flow": (of_flow, CREATE.type),
         "of a deployment": (of_deployment, FROM_DEPLOYMENT.type),
         "of a deployment, with job variables": (with_job_variables, FROM_DEPLOYMENT.type),
     }

@@ -151,7 +151,7 @@ async def test_plain_messages_need_a_prefect_servers_database(
     await (await Store.open(database_url, migrate=True, kind="standalone")).close()
     worker = start_worker(database_url, wait=False, deployment="ship/production", database_kind=kind)
     assert worker.process.wait(180) == 2
-    assert "demands a Prefect server's database" in worker.output
+    assert "needs a Prefect server's database" in worker.output
 
 
 def test_plain_messages_in_a_database_of_our_own_are_wrong_settings(

@@ -29,6 +29,7 @@ from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.contract.delivery import Delivery
 from worker.contract.encoding import dumps
+from worker.contract.kinds import CREATE
 from worker.tasks.mailbox import Mailbox
 
 Body = Literal["small", "typical", "large"]
@@ -114,7 +115,7 @@ class Load:
         reply_to: str,
         requests: AbstractQueue,
         body: Callable[[int], bytes],
-        type_: str = "",
+        type_: str = CREATE.type,
     ) -> None:
         # A request whose reply is awaited needs no confirm. Others do.
         self._unconfirmed, self._confirmed = publishers[False], publishers[True]
@@ -123,7 +124,7 @@ class Load:
         self._reply_to = short_string(reply_to)
         self._requests = requests
         self._body = body
-        self._type = {"type": short_string(type_)} if type_ else {}
+        self._type = short_string(type_)
         self.statuses = True
         self.progress: Progress = lambda count: None
         self.answered = 0
@@ -250,7 +251,7 @@ class Load:
                 "delivery_mode": PERSISTENT,
                 "correlation_id": short_string(str(number)),
                 "reply_to": self._reply_to,
-                **self._type,
+                "type": self._type,
             }
         )
         return Publication(self._requests.name, properties, self._body(number))
@@ -265,14 +266,14 @@ def _number(reply: Delivery) -> int:
 
 @asynccontextmanager
 async def open_load(
-    amqp_url: str, topology: Topology, body: Callable[[int], bytes], type_: str = ""
+    amqp_url: str, topology: Topology, body: Callable[[int], bytes], type_: str = CREATE.type
 ) -> AsyncIterator[Load]:
     """A load on a request queue of its own, which is removed afterwards with its exchange and dead
     letters.
 
     Args:
         body: returns the body of a request by its number.
-        type_: the messages' type. Empty: no type.
+        type_: the messages' type.
     """
     connection = await connect(amqp_url, name="flow-run-worker bench", connection_class=Connection)
     try:

@@ -165,7 +165,7 @@ def decode(
         errors.extend(unstorable(requested))
     if body is None or errors:
         refused = ValidationRefused(errors, content)
-        if plain is None and kind is CREATE and isinstance(content, dict) and names_deployment(content):
+        if kind is CREATE and isinstance(content, dict) and names_deployment(content):
             refused.line = f"{_NO_TYPE} ({refused.line})"
         raise refused
     if plain is not None:

@@ -26,6 +26,8 @@ VERSION_TABLE = "flow_run_worker_version"
 # ASCII.
 ADVISORY_LOCK = 0x666C6F772D72756E
 
+# The settings that need a Prefect server's database, as errors name them.
+_DEMANDED_BY = "WORKER_DATABASE_KIND=prefect, WORKER_PREFECT_API_URL or WORKER_DEPLOYMENT"
 # The demanded kind of database, as in the setting WORKER_DATABASE_KIND.
 Kind = Literal["any", "prefect", "standalone"]
 
@@ -133,7 +135,7 @@ def _inspect(connection: Connection, kind: Kind) -> Schema:
         # No Prefect server could start on this database, so waiting for one is useless.
         if VERSION_TABLE in tables or (ours and "alembic_version" not in tables):
             found = [
-                "WORKER_DATABASE_KIND=prefect or WORKER_PREFECT_API_URL needs a Prefect server's database, "
+                f"{_DEMANDED_BY} needs a Prefect server's database, "
                 "but the table "
                 "'flow_run' here is not Prefect's: its server can't start on it. It is left untouched. "
                 "Name the database of the server, or an empty one for it."
@@ -202,7 +204,7 @@ def _prefect_at(schema: Schema) -> str:
 
 def _awaited(what: str) -> Fault:
     return Fault(
-        f"{what} WORKER_DATABASE_KIND=prefect or WORKER_PREFECT_API_URL needs a Prefect server's database: "
+        f"{what} {_DEMANDED_BY} needs a Prefect server's database: "
         "start its server on it, or run 'prefect server database upgrade' there."
     )
 
