@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +20,7 @@ from pamqp.commands import Basic
 from tests.conformance.prefect_server import VERSION, install
 from tests.conformance.shared import Both, Shared, as_worker
 from tests.conftest import StartWorker
+from tests.support.command import command
 from tests.support.processes import ServerProcess, wait_until
 from tests.support.worker_process import ROOT, WorkerProcess
 
@@ -41,6 +43,7 @@ class Place:
     """A deployment to be, an exchange of others, and workers of this test's queue."""
 
     both: Both
+    url: str
     exchange: AbstractExchange
     flow: str
     start: Callable[..., WorkerProcess]
@@ -111,7 +114,7 @@ async def place(shared: Shared, amqp_url: str, queue: str, start_worker: StartWo
                 },
             )
 
-        yield Place(both, exchange, flow, start)
+        yield Place(both, url, exchange, flow, start)
         await exchange.delete()
 
 
@@ -183,7 +186,7 @@ async def test_any_json_is_the_value_of_one_parameter(place: Place) -> None:
     assert "The message has no body" in reply.headers["x-error"]
 
 
-async def test_a_deployment_is_waited_for_and_nothing_is_refused(place: Place) -> None:
+async def test_a_deployment_is_waited_for_and_nothing_is_refused(place: Place, amqp_url: str) -> None:
     producer = place.both.producer
     workers = [place.start(wait=False), place.start(wait=False)]
     for worker in workers:
@@ -195,6 +198,8 @@ async def test_a_deployment_is_waited_for_and_nothing_is_refused(place: Place) -
         assert f"There is no deployment '{place.deployment}'" in state["deployment"]
         assert worker.metric("flow_run_worker_dependency_up", dependency="deployment") == 0
     assert await producer.depth() == 1, "no delivery is taken, so none is counted"
+    taken = await (await producer.channel.get_queue(producer.queue)).get()
+    await taken.nack()  # as a worker that ends: the broker delivers it again
 
     async def are_ready() -> bool:
         return all(worker.readiness()[0] == 200 for worker in workers)
@@ -205,11 +210,22 @@ async def test_a_deployment_is_waited_for_and_nothing_is_refused(place: Place) -
     async def waits() -> bool:
         return await producer.depth() == 1
 
+    async def found_existing(times: int) -> bool:
+        found = (worker.metric("flow_run_worker_requests_total", outcome="existing") for worker in workers)
+        return sum(filter(None, found)) == times
+
+    settings = {"amqp_url": amqp_url, "database_url": place.url, "deployment": place.deployment}
+    examined = await command("doctor", queue=producer.queue, **settings)
+    assert examined.code == 1
+    assert f"problem deployment: There is no deployment '{place.deployment}'" in examined.out
     for order in (1, 2, 3):
         deployment = await place.deploy()
         # With the deployment, Prefect has deleted its scheduled runs.
         assert [each["order"] for each in await place.parameters(1)] == [order]
         await until(are_ready)
+        assert await place.send({"order": order}, message_id=str(order))
+        await until(partial(found_existing, order))
+        assert len(await place.runs()) == 1
         await place.both.prefect("DELETE", f"/deployments/{deployment}")
         # An idle worker sees it when its readiness is asked for, the others with a message.
         await until(lambda: is_unready(workers[0]))

@@ -77,14 +77,14 @@ async def test_a_missing_exchange_is_waited_for_while_requests_are_served(
 
 
 async def test_an_exchange_that_is_made_anew_is_bound_again_and_nothing_is_unbound(
-    amqp_url: str, queue: str, channel: AbstractChannel, shop: str
+    amqp_url: str, queue: str, channel: AbstractChannel, shop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topology = Topology.of(QueueNames(queue, bindings=read_bindings(f"{shop}:order.*")))
     watch = TopologyWatch(amqp_url, None, topology, every=0.1)
     declared = await channel.declare_queue(queue, durable=True, arguments=topology.queues[queue])
     by_hand = await channel.declare_exchange(f"{shop}-by-hand", "fanout", auto_delete=True)
     await declared.bind(by_hand)
-    metrics.readiness.broker = None
+    monkeypatch.setattr(metrics.readiness, "broker", None)
     watch.start()
     try:
         for _ in range(3):
