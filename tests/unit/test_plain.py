@@ -100,6 +100,12 @@ def test_events_in_the_body_are_refused(content_type: str) -> None:
     assert "binary mode" in refused.line
 
 
+def test_a_reply_to_that_cannot_be_read_belongs_to_another_protocol() -> None:
+    unreadable = {"reply_to": "it is no UTF-8"}
+    assert read(b"{}", unreadable=unreadable).plain
+    assert refusal(b"{}", PlainMessages("ship/production", replies=True), unreadable=unreadable).status == 422
+
+
 def test_message_id_makes_the_run_once() -> None:
     assert run_id() is None
     first = run_id(message_id="1")

@@ -26,7 +26,7 @@ from .errors import (
 from .immutable import immutable
 from .kinds import CREATE, FROM_DEPLOYMENT, KINDS, Kind, kind_of, names_deployment
 from .message import AMQP_1_0_BODY, Message, fingerprint
-from .plain import PlainMessages, event_identity
+from .plain import PlainMessages, is_event
 from .policy import CreatedBy
 from .request import MAX_PARAMETER_SIZE, limit_to_check
 from .validation import first_errors, located, unstorable, without_most_errors
@@ -135,7 +135,7 @@ def decode(
     Raises:
         Refusal: with Prefect's status and error body. The checks have the order of its server.
     """
-    if message.unreadable and (unreadable := _USED_PROPERTIES & message.unreadable.keys()):
+    if message.unreadable and (unreadable := _used_properties(plain) & message.unreadable.keys()):
         reasons = "; ".join(f"{name}: {message.unreadable[name]}" for name in sorted(unreadable))
         raise Unprocessable(f"The message's properties cannot be read: {reasons}")
     if message.headers and depth_exceeds(message.headers, MAX_HEADER_DEPTH):
@@ -198,12 +198,16 @@ def decoded_size(body: bytes) -> int:
     return 4 * len(body) + 72 * (body.count(b",") + body.count(b"[")) + 264 * body.count(b"{")
 
 
+def _used_properties(plain: PlainMessages | None) -> frozenset[str]:
+    return _USED_PROPERTIES if plain is None or plain.replies else _USED_PROPERTIES - {"reply_to"}
+
+
 def _plain_run_id(message: Message, plain: PlainMessages) -> UUID | None:
     """The run's id. One event may go to several queues, each with a deployment of its own, so the
     deployment is part of it.
     """
     # An event's source and id name it. Its sender may write a new message_id with each try.
-    if event_identity(message.headers):
+    if is_event(message.headers):
         return fingerprint(replace(message, message_id=None), plain.deployment)
     return fingerprint(message, plain.deployment) if message.message_id else None
 

@@ -68,13 +68,9 @@ class PlainMessages:
         return {"deployment_name": self.deployment, "parameters": content}
 
 
-def event_identity(headers: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The source and the id of a CloudEvent in binary mode. None for another message."""
-    for prefix in _EVENT_PREFIXES:
-        source, event_id = headers.get(f"{prefix}source"), headers.get(f"{prefix}id")
-        if source and event_id:
-            return str(source), str(event_id)
-    return None
+def is_event(headers: Mapping[str, Any]) -> bool:
+    """Whether these are headers of a CloudEvent in binary mode, with its source and its id."""
+    return any(headers.get(f"{each}source") and headers.get(f"{each}id") for each in _EVENT_PREFIXES)
 
 
 def _refused(kind: str, reason: str, content: Any) -> ValidationRefused:
