@@ -47,9 +47,8 @@ test: $(VENV)/installed-test servers lint   ## Run all tests, against a real Rab
 test-rabbitmq4: $(VENV)/installed-test servers   ## Run the tests of the worker and its users against RabbitMQ 4 (Debian, as root, with mmdebstrap)
 	server=$$(tests/support/rabbitmq4.sh .cache/rabbitmq-4) && RABBITMQ_SERVER=$$server $(PYTEST) tests/integration tests/deploy/test_compose.py
 
-image: $(VENV)/installed-test servers   ## Build deploy/Dockerfile without an engine, say what takes the space, run the image (Debian, as root)
-	@$(BIN)/python -m tests.support.image
-	$(BIN)/python -m pytest --verbose tests/deploy/test_image.py
+image: $(VENV)/installed-test   ## Build deploy/Dockerfile by a Docker engine of its own, and run the image (Debian, as root)
+	$(BIN)/python -m pytest --verbose tests/deploy/engine/test_image.py
 
 $(VENV)/installed-fuzz: $(VENV)/installed-test
 	$(call install,atheris==3.0.0)
@@ -88,6 +87,4 @@ among-good: $(VENV)/installed-test servers   ## Each bad kind among 2,000 good r
 	@$(BIN)/python -m tests.faults.among_good
 
 clean:                ## Remove what the targets made
-	@# An interrupted test leaves the image mounted.
-	@umount .cache/image/store/overlay/*/merged 2>/dev/null || true
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ from tests.support.worker_process import WorkerProcess
 # Memory limit of the container in MiB.
 MANIFESTS_LIMIT = 512
 # Folders and files of tests, the slowest first.
-LONGEST = ("conformance", "test_faults.py", "test_among_good.py", "faults", "deploy")
+LONGEST = ("engine", "conformance", "test_faults.py", "test_among_good.py", "faults", "deploy")
 # Files whose tests take minutes, on servers of their own.
 SPLIT_BY_DATABASE = ("tests/faults/test_faults.py", "tests/faults/test_among_good.py")
 DATABASE = re.compile(r"[\[ -](sqlite|postgresql|prefect)( \d of \d)?(?=[\]-])")
@@ -36,13 +36,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def together(nodeid: str) -> str:
     """The group of a test. A group goes to one process: it is a file because of its servers, or the
-    tests that share a Prefect server.
+    tests that share a Prefect server or the container engine.
     """
     file = nodeid.partition("::")[0]
     folder, _, name = file.rpartition("/")
     found = DATABASE.search(nodeid)
     if file in SPLIT_BY_DATABASE:
         return f"{file} {found[0][1:] if found else 'any'}"
+    if folder == "tests/deploy/engine":
+        return folder
     if folder != "tests/conformance" or name in ("test_checks.py", "test_older_prefect.py"):
         return file
     if name in ("test_conformance.py", "test_labels.py"):

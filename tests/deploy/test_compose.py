@@ -1,5 +1,5 @@
 """docker-compose.yml and the files that it mounts: the broker's definitions and the database's
-roles, on real servers. ``test_compose_up.py`` starts its services as a whole.
+roles, on real servers. ``tests/deploy/engine`` starts its services as a whole.
 """
 
 import asyncio
@@ -23,7 +23,6 @@ import yaml
 from aiormq.exceptions import ChannelAccessRefused
 
 from tests.support.command import command
-from tests.support.compose import interpolated
 from tests.support.postgresql import PostgreSQL, executables
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import ROOT, WorkerProcess
@@ -36,14 +35,17 @@ from worker.store.rights import PREFECT
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 DEFINITIONS = ROOT / "deploy/rabbitmq/definitions.json"
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+# With the defaults of its variables.
+COMPOSE: dict[str, Any] = yaml.safe_load(
+    re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (ROOT / "docker-compose.yml").read_text())
+)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 WORKERS = ("worker", "prefect-worker", "plain-worker")
 
 
 def setting(service: str, name: str) -> str:
-    """A service's environment variable, with the defaults that compose puts in."""
-    return str(interpolated(SERVICES[service]["environment"][name], {}))
+    """A service's environment variable."""
+    return str(SERVICES[service]["environment"][name])
 
 
 def definitions() -> dict[str, Any]:
@@ -354,36 +356,6 @@ def test_compose_file_keeps_to_its_schema(tmp_path: Path) -> None:
     assert [f"{error.json_path}: {error.message[:200]}" for error in errors] == []
 
 
-def compose_program() -> list[str]:
-    """Compose itself, which needs no engine to read a file."""
-    for program in (["docker", "compose"], ["docker-compose"]):
-        if shutil.which(program[0]):
-            asked = subprocess.run(
-                [*program, "version", "--short"], capture_output=True, text=True, timeout=60
-            )
-            # Compose 1, in Python, printed another format.
-            if asked.returncode == 0 and asked.stdout.lstrip("v")[:1] > "1":
-                return program
-    pytest.skip("no Docker Compose 2 here")
-
-
-def test_compose_itself_reads_the_file_as_the_tests_do() -> None:
-    command = [*compose_program(), "--profile", "*", "config", "--format", "json"]
-    read = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert read.returncode == 0, read.stderr
-    theirs = json.loads(read.stdout)["services"]
-    ours = interpolated(SERVICES, {})
-    assert ours.keys() == theirs.keys()
-    words = ("image", "command", "entrypoint", "user", "hostname", "read_only", "tmpfs", "stop_signal")
-    for name, service in ours.items():
-        for word in (*words, "cap_drop", "security_opt", "restart", "profiles"):
-            assert service.get(word) == theirs[name].get(word), (name, word)
-        environment = {key: str(value) for key, value in service.get("environment", {}).items()}
-        assert environment == theirs[name].get("environment", {}), name
-        assert service.get("healthcheck", {}).get("test") == theirs[name].get("healthcheck", {}).get("test")
-        assert service.get("depends_on", {}).keys() == theirs[name].get("depends_on", {}).keys(), name
-
-
 def test_ports_are_published_on_loopback_only() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert published
@@ -420,3 +392,22 @@ def test_mounted_files_are_there() -> None:
         if each.startswith("./")
     }
     assert {path for path in mounted if not (ROOT / path).exists()} == set()
+
+
+# -- the Dockerfile
+
+
+def test_build_sees_no_more_than_it_copies() -> None:
+    """A file that .dockerignore excludes can't be copied. One that it admits and nothing copies
+    only slows the build.
+    """
+    copied = {
+        name
+        for line in (ROOT / "deploy/Dockerfile").read_text().splitlines()
+        if line.startswith("COPY") and "--from" not in line
+        for name in line.split()[1:-1]
+    }
+    admitted = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    assert {next(path for path in admitted if Path(name).is_relative_to(path)) for name in copied} == admitted

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,24 @@ from tests.support.worker_process import ROOT
 
 MONITORING = ROOT / "deploy/monitoring"
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of prometheus and promtool: from the search path, or from Debian's package,
+    unpacked but not installed.
+    """
+    if found := shutil.which("promtool"):
+        return Path(found).parent
+    if not shutil.which("apt-get"):
+        pytest.skip("no promtool here, and no Debian to fetch it from")
+    folder = tmp_path_factory.mktemp("prometheus")
+    subprocess.run(
+        ["apt-get", "download", "-qq", "prometheus"], cwd=folder, check=True, timeout=120, capture_output=True
+    )
+    (package,) = folder.glob("*.deb")
+    subprocess.run(["dpkg", "-x", package, folder], check=True, timeout=60)
+    return folder / "usr/bin"
 
 
 def promtool(programs: Path, *arguments: str) -> None:

@@ -73,13 +73,15 @@ def answers(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
-    """Wait for a condition; raises ServerFailed if it does not hold in time."""
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 180.0, every: float = 0.05) -> None:
+    """Wait for a condition, tested after each pause of ``every`` seconds; raises ServerFailed if it
+    does not hold in time.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise ServerFailed(f"{what}: not within {seconds:g} seconds")
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 class ServerProcess:

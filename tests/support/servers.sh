@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs missing programs: RabbitMQ, PostgreSQL, PgBouncer and others. It starts none.
-# Usage: servers.sh [rabbitmq] [postgresql] [pgbouncer] [buildah] [mmdebstrap] [dnsmasq] [socat] [wget]
+# Usage: servers.sh [rabbitmq] [postgresql] [pgbouncer] [docker] [slirp4netns] [mmdebstrap]
 set -eu
 
 have_rabbitmq() {
@@ -12,11 +12,9 @@ have_postgresql() {
 have_pgbouncer() {
     [ -x /usr/sbin/pgbouncer ] || command -v pgbouncer >/dev/null 2>&1
 }
-have_buildah() { command -v buildah >/dev/null 2>&1; }
+have_docker() { command -v dockerd >/dev/null 2>&1 || [ -x /usr/sbin/dockerd ]; }
+have_slirp4netns() { command -v slirp4netns >/dev/null 2>&1; }
 have_mmdebstrap() { command -v mmdebstrap >/dev/null 2>&1; }
-have_dnsmasq() { command -v dnsmasq >/dev/null 2>&1 || [ -x /usr/sbin/dnsmasq ]; }
-have_socat() { command -v socat >/dev/null 2>&1; }
-have_wget() { command -v wget >/dev/null 2>&1; }
 
 missing=
 for server in "$@"; do
@@ -29,7 +27,7 @@ for server in $missing; do
     case $server in
         rabbitmq) packages="$packages rabbitmq-server" ;;
         postgresql) packages="$packages postgresql" ;;
-        dnsmasq) packages="$packages dnsmasq-base" ;;
+        docker) packages="$packages docker.io" ;;
         *) packages="$packages $server" ;;
     esac
 done
