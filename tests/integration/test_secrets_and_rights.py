@@ -105,9 +105,14 @@ async def test_a_reply_and_a_refusal_steer_no_terminal(
     created = await command(*arguments, amqp_url=amqp_url, queue=producer.queue)
     assert json.loads(created.out)["name"] == STEERING
     body = json.dumps({"flow_id": FLOW_ID, STEERING: 1}).encode()
-    refused = await command("create", "--json", "-", stdin=body, amqp_url=amqp_url, queue=producer.queue)
-    assert refused.code == 1
-    for done in (created, refused):
+    found, refused = [
+        await command(
+            *("create", "--json", "-", *unchecked), stdin=body, amqp_url=amqp_url, queue=producer.queue
+        )
+        for unchecked in ((), ("--no-check",))
+    ]
+    assert (found.code, refused.code) == (2, 1)
+    for done in (created, found, refused):
         assert not set(STEERING) - {"2", "J"} & set(done.out + done.err)
 
 
