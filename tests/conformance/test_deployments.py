@@ -553,8 +553,8 @@ async def test_the_clients_and_the_command_line_start_a_deployment(
     both_kinds = await command(
         "create", "--deployment", ours.name, "--flow-id", ours.flow_id, amqp_url=amqp_url, queue=queue
     )
-    assert both_kinds.code == 1
-    assert "flow_id" in both_kinds.err
+    assert both_kinds.code == 2
+    assert "--flow-id" in both_kinds.err
 
 
 @pytest.mark.parametrize("shared", ["postgresql"], indirect=True, scope="package")
