@@ -25,8 +25,7 @@ GOOD = 100
 CONNECTION_ERRORS = {501: "FRAME_ERROR", 502: "SYNTAX_ERROR", 503: "COMMAND_INVALID", 541: "INTERNAL_ERROR"}
 CHANNEL_ERRORS = {403: "ACCESS_REFUSED", 406: "PRECONDITION_FAILED"}
 WAYS: list[int | None] = [*CHANNEL_ERRORS, *CONNECTION_ERRORS, 530, None]
-# The worker's channel on a publishing connection. The proxy swallows its close-ok, since the broker
-# did not close it.
+# The worker's channel on a publishing connection.
 CHANNEL = 1
 CLOSE_OK = pamqp.frame.marshal(spec.Channel.CloseOk(), CHANNEL)
 
@@ -41,11 +40,11 @@ class Closing(Proxy):
 
     def from_client(self, data: bytes, client: asyncio.StreamWriter) -> bytes:
         if client in self._closed:
-            # A broker ignores what comes after its close, until a channel's close-ok. If it were
-            # confirmed, it would count as the publication that this proxy swallowed.
-            _, found, data = data.partition(CLOSE_OK)
-            if found:
-                self._closed.discard(client)
+            # A broker takes nothing after its close. The worker may have written publications
+            # behind its close-ok: their confirms would count for those swallowed here.
+            if CLOSE_OK in data:
+                client.transport.abort()
+            return b""
         if MARK not in data:
             return data
         self._closed.add(client)
