@@ -280,7 +280,7 @@ class Session:
         try:
             async with asyncio.timeout(DECLARE_TIMEOUT), self._apart.connection() as connection:
                 with lost_with(connection):
-                    await self.topology.ensure(connection)
+                    await self.topology.ensure(connection, consumed=True)
                     await self.topology.bind(connection)
         except (BrokerUnavailable, BrokerRefused, ChannelLost, TimeoutError) as error:
             log.warning("not_declared_again", error=str(error) or "the broker does not answer in time")

@@ -1,6 +1,6 @@
 """Declares the contract's queues and exchange at the broker. Knows no messages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -44,7 +44,13 @@ class Topology(QueueNames):
         exchange = [] if self.exchange is None else [("exchange", self.exchange)]
         return [*(("queue", name) for name in self.queues), *exchange]
 
-    async def ensure(self, connection: aio_pika.Connection, *, consumed: bool = False) -> bool:
+    async def ensure(
+        self,
+        connection: aio_pika.Connection,
+        *,
+        consumed: bool = False,
+        missing: Sequence[str] | None = None,
+    ) -> bool:
         """Declare everything. If this user may not, check that it exists; that shows neither its
         properties nor the queue's binding.
 
@@ -52,6 +58,7 @@ class Topology(QueueNames):
             consumed: the request queue exists and has consumers, so do not declare it. RabbitMQ
                 3.10 forgets the consumers of a quorum queue that is declared again in the moment
                 of its deletion: it neither cancels nor serves them.
+            missing: as :meth:`missing` has just found it (default: look first).
 
         Returns:
             True if this user may declare it.
@@ -61,7 +68,8 @@ class Topology(QueueNames):
             BrokerUnavailable: a part can't be declared or seen for the moment.
         """
         stood = frozenset(self._stood)
-        missing = await self.missing(connection)
+        if missing is None:
+            missing = await self.missing(connection)
         channel = await connection.channel(publisher_confirms=False)
         may_declare = True
         try:

@@ -29,8 +29,8 @@ log = structlog.get_logger(__name__)
 # Seconds between two looks. A missing queue must be seen within a minute, and a look takes some
 # seconds at a busy broker.
 LOOK_EVERY = 30.0
-# Seconds between two looks while a binding is missing: what is published meanwhile does not reach
-# the queue. Each look costs a line in the broker's log.
+# Seconds between two looks while a binding is missing. Messages that are published meanwhile don't
+# reach the queue. Each look costs a line in the broker's log.
 LOOK_AGAIN = 5.0
 # Seconds for one look. A quorum queue without a majority never answers.
 LOOK_TIMEOUT = 20.0
@@ -131,7 +131,9 @@ class TopologyWatch:
         if queue_is_missing and not waited:
             return None
         if self._may_declare or missing:
-            self._may_declare = await self._topology.ensure(connection, consumed=not queue_is_missing)
+            self._may_declare = await self._topology.ensure(
+                connection, consumed=not queue_is_missing, missing=missing
+            )
         self._unbound = await self._topology.bind(connection)
         binding = f"binding of the exchange '{self._topology.exchange}' to '{self._topology.queue}'"
         if bound is False and not self._may_declare:
