@@ -191,6 +191,8 @@ class Service:
         There is no consumer meanwhile: deliveries that are held and handed back would count against
         their delivery limit. The queue is declared, so that nothing published is lost.
         """
+        if self._settings.deployment is None:
+            return
         declared = told = False
         while await self._from_database(lambda: self._has_deployment(store)) is False:
             if not told:

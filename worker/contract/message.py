@@ -126,13 +126,13 @@ def fingerprint(message: Message, *more: str | None) -> UUID:
     """A hash of a message with a ``message_id``: of its body and all properties that its producer
     set.
 
-    Args:
-        more: what the run depends on besides the message.
-
     A redelivery and a producer's retry have the same fingerprint, even through a shovel, a
     federation link or an instrumented client. Different messages that share a ``message_id`` have
     different ones. The broker rewrites a direct reply-to for each connection, so only its fixed
     part counts.
+
+    Args:
+        more: what the run depends on besides the message.
 
     Returns:
         A UUID of version 8 (RFC 9562), made from 122 bits of a BLAKE2b hash.

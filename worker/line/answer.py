@@ -43,8 +43,7 @@ class Answering:
         session: has the broker's limit on message sizes, and the acknowledger, which this stage
             closes at the end.
         batch_max: answers in one batch at most.
-        max_decided: limit of the requests that wait here or are being answered, in bytes of memory
-            each.
+        max_decided: limit of the requests that wait here, in bytes of memory.
         max_size: limit of the records of one batch, in bytes.
         pace: gives turns for large steps.
 
@@ -59,7 +58,6 @@ class Answering:
         self.outbox: Outbox | None = None
         self._session = session
         self._batch_max = batch_max
-        self._max_decided = max_decided
         self._max_size = max_size
         self._pace = pace
         self.unanswered = Budget(max_decided)
@@ -158,7 +156,8 @@ class Answering:
         if not isinstance(outcome, Refusal):
             try:
                 created = isinstance(outcome, Created)
-                # A record that nobody asked for takes 5 us. One that can't be shown is refused.
+                # Writing a record takes 5 us, so a new run without a reply gets none. An existing
+                # run may be one that can't be shown. Then it is refused.
                 unread = created and not done.delivery.message.reply_to
                 return Answer(
                     done.delivery,

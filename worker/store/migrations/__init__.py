@@ -26,8 +26,10 @@ VERSION_TABLE = "flow_run_worker_version"
 # ASCII.
 ADVISORY_LOCK = 0x666C6F772D72756E
 
-# The settings that need a Prefect server's database, as errors name them.
-_DEMANDED_BY = "WORKER_DATABASE_KIND=prefect, WORKER_PREFECT_API_URL or WORKER_DEPLOYMENT"
+_DEMANDED = (
+    "WORKER_DATABASE_KIND=prefect, WORKER_PREFECT_API_URL or WORKER_DEPLOYMENT needs a Prefect server's "
+    "database"
+)
 # The demanded kind of database, as in the setting WORKER_DATABASE_KIND.
 Kind = Literal["any", "prefect", "standalone"]
 
@@ -135,10 +137,8 @@ def _inspect(connection: Connection, kind: Kind) -> Schema:
         # No Prefect server could start on this database, so waiting for one is useless.
         if VERSION_TABLE in tables or (ours and "alembic_version" not in tables):
             found = [
-                f"{_DEMANDED_BY} needs a Prefect server's database, "
-                "but the table "
-                "'flow_run' here is not Prefect's: its server can't start on it. It is left untouched. "
-                "Name the database of the server, or an empty one for it."
+                f"{_DEMANDED}, but the table 'flow_run' here is not Prefect's: its server can't start on it. "
+                "It is left untouched. Name the database of the server, or an empty one for it."
             ]
     elif revision is None:
         if ours:
@@ -204,8 +204,7 @@ def _prefect_at(schema: Schema) -> str:
 
 def _awaited(what: str) -> Fault:
     return Fault(
-        f"{what} {_DEMANDED_BY} needs a Prefect server's database: "
-        "start its server on it, or run 'prefect server database upgrade' there."
+        f"{what} {_DEMANDED}: start its server on it, or run 'prefect server database upgrade' there."
     )
 
 
