@@ -20,7 +20,7 @@ option goes before the environment, and the environment before `.env`.
 
 - An empty variable counts as not set. Blanks and line breaks at the ends are removed.
 - A wrong value ends the command with exit code 2 and a line that names the setting.
-- A variable that begins with WORKER_ and is no setting is told in the log, and by `doctor`.
+- The log and `doctor` name variables that begin with WORKER_ and are no settings.
 
 | variable | default | values | meaning |
 | --- | --- | --- | --- |
@@ -34,7 +34,7 @@ security](rights-and-security.md) has the rest.
 **Queue names.** From `WORKER_QUEUE` follow the dead-letter queue (NAME`.dead`) and, if the name has
 a dot, the exchange (what stands before the last dot) and the routing key (what stands after it).
 
-**Memory.** [Sizing](sizing.md) says how large a worker becomes, and by which settings.
+**Memory.** [Sizing](sizing.md) has the size of a worker, and the settings that change it.
 """
 
 UNITS = {"MiB": 1024 * 1024, "KiB": 1024}

@@ -18,7 +18,8 @@ _SCHEDULED = StateCreate(type=StateType.SCHEDULED)
 
 def described_parameters(unresolved: UnresolvedRun, deployment: Deployment) -> dict[str, Any]:
     """The parameters that may describe their values. The request's parameters override the
-    deployment's of the same name. Those of a plain message are values themselves, and left out.
+    deployment's of the same name. A plain message's parameters are left out, since they are values
+    themselves.
     """
     own = unresolved.request.body.parameters
     if not unresolved.request.plain:
