@@ -21,7 +21,8 @@ from worker.contract.allowed import Allowed, Names
 from worker.contract.message import MAX_MESSAGE_SIZE
 from worker.contract.plain import PlainMessages
 from worker.contract.request import MAX_PARAMETER_SIZE
-from worker.contract.topology import EVENTS_SUFFIX, QueueNames, read_bindings
+from worker.contract.states import States
+from worker.contract.topology import EVENTS_SUFFIX, MAX_EXCHANGE, STATES_SUFFIX, QueueNames, read_bindings
 from worker.urls.broker import with_password_file_in_each
 from worker.urls.password_file import with_password_file
 
@@ -181,6 +182,20 @@ class Settings(BaseSettings):
         description="The broker logins of this queue's other workers, and of people who replay refused "
         "events, separated by commas. Events of any other user except the worker's own become dead letters.",
     )
+    states: Annotated[States, BeforeValidator(setting_values.lower)] = Field(
+        "off",
+        description="final: publish each COMPLETED, FAILED, CANCELLED or CRASHED state of any run in the "
+        "database to the exchange QUEUE.states. all: publish every state. Set it to the same for all workers "
+        "of a queue.",
+    )
+    # People notice no shorter delay. A look is one query that reads an index.
+    states_interval: float = Field(
+        0.2,
+        gt=0,
+        le=60,
+        allow_inf_nan=False,
+        description="Seconds between two looks for new states in the database.",
+    )
     migrate: bool = Field(
         False, description="Migrate a PostgreSQL schema at the start. SQLite's is always migrated."
     )
@@ -231,7 +246,10 @@ class Settings(BaseSettings):
     def queue_names(self) -> QueueNames:
         """The queues, the exchange and the binding at the broker."""
         return QueueNames(
-            self.queue, events=self.prefect_api_url is not None, bindings=read_bindings(self.bindings)
+            self.queue,
+            events=self.prefect_api_url is not None,
+            states=self.states != "off",
+            bindings=read_bindings(self.bindings),
         )
 
     @model_validator(mode="after")
@@ -255,6 +273,14 @@ class Settings(BaseSettings):
             self.database_kind = "prefect"
             if len(f"{self.queue}{EVENTS_SUFFIX}".encode()) > 255:
                 raise ValueError("WORKER_QUEUE: must have 1 to 248 bytes with WORKER_PREFECT_API_URL")
+        return self
+
+    @model_validator(mode="after")
+    def _states_have_a_name(self) -> Self:
+        """An exchange's name is shorter than a queue's."""
+        longest = MAX_EXCHANGE - len(STATES_SUFFIX)
+        if self.states != "off" and len(self.queue) > longest:
+            raise ValueError(f"WORKER_QUEUE: must have 1 to {longest} bytes with WORKER_STATES")
         return self
 
     @model_validator(mode="after")

@@ -173,6 +173,17 @@ def test_events_need_a_prefect_servers_database() -> None:
         load_settings(prefect_api_url=api, queue="q" * 249)
 
 
+def test_states_are_told_where_the_setting_says_so() -> None:
+    assert load_settings().states == "off"
+    assert not load_settings().queue_names.states
+    assert load_settings(states="Final").queue_names.states
+    with pytest.raises(SettingsError, match=r"^WORKER_STATES: .*'off', 'final' or 'all'"):
+        load_settings(states="some")
+    with pytest.raises(SettingsError, match=r"^WORKER_QUEUE: .*120 bytes"):
+        load_settings(states="all", queue="q" * 121)
+    load_settings(queue="q" * 121)
+
+
 def test_every_wrong_setting_has_its_line() -> None:
     with pytest.raises(SettingsError) as raised:
         load_settings(prefetch=0, batch_max=0)

@@ -3,6 +3,7 @@
 import pytest
 
 from worker.broker.topology import Topology
+from worker.contract.topology import Binding, QueueNames
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,22 @@ def test_the_outbox_stands_only_where_there_are_events() -> None:
         "x-single-active-consumer": True,
         "x-overflow": "reject-publish",
     }
+
+
+def test_states_have_an_exchange_and_a_queue_for_their_cursor() -> None:
+    assert Topology("q.create").exchanges == {"q": "direct"}
+    topology = Topology("q.create", states=True)
+    assert topology.exchanges == {"q": "direct", "q.create.states": "topic"}
+    assert topology.queues["q.create.states.cursor"] == {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 2**31 - 1,
+        "x-single-active-consumer": True,
+        "x-overflow": "reject-publish",
+    }
+
+
+def test_a_topology_has_all_that_its_names_have() -> None:
+    names = QueueNames("q", events=True, states=True, bindings=(Binding("others", "key"),))
+    assert Topology.of(names).queues == names.queues
+    assert Topology.of(names).exchanges == names.exchanges
+    assert Topology.of(names).bindings == names.bindings

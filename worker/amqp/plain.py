@@ -58,6 +58,7 @@ class Writer:
             channel = await self._channel.get_underlay_channel()
             await channel.basic_publish(
                 publication.body,
+                exchange=publication.exchange,
                 routing_key=publication.queue,
                 properties=WrittenProperties(publication.properties),
                 mandatory=publication.mandatory,

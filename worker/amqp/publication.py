@@ -11,26 +11,28 @@ from .frames import BODY, CONTENT, CONTENT_CLASS, END, HEAD, HEADER, METHOD, PUB
 from .properties import short_string
 
 _END = bytes((END,))
-# Method, two reserved octets, and the default exchange, whose name is empty.
-_PUBLISH = struct.pack(">IHB", PUBLISH, 0, 0)
+# Method, and two reserved octets.
+_PUBLISH = struct.pack(">IH", PUBLISH, 0)
 # Bytes of a frame besides its payload.
 _FRAME_OVERHEAD = HEAD.size + len(_END)
 
 
 class Publication(NamedTuple):
-    """One message to publish to a queue by its name.
+    """One message to publish, to a queue by its name or to an exchange.
 
     Attributes:
-        queue: the routing key on the default exchange.
+        queue: the routing key, on the default exchange a queue's name.
         properties: flags and properties, as in a content header.
         body: the payload.
         mandatory: the broker returns it if no queue takes it.
+        exchange: its name (default: the default exchange).
     """
 
     queue: str
     properties: bytes
     body: bytes
     mandatory: bool = True
+    exchange: str = ""
 
     @property
     def size(self) -> int:
@@ -41,13 +43,14 @@ class Publication(NamedTuple):
         """The frames of a ``basic.publish`` as bytes. Each item has one or more whole frames.
 
         Raises:
-            ValueError: the queue's name is too long, or the properties are larger than a frame.
+            ValueError: a name is too long, or the properties are larger than a frame.
         """
         self.check(frame_max)
-        routing_key = short_string(self.queue)
+        exchange, routing_key = short_string(self.exchange), short_string(self.queue)
         head = (
-            HEAD.pack(METHOD, channel, len(_PUBLISH) + len(routing_key) + 1),
+            HEAD.pack(METHOD, channel, len(_PUBLISH) + len(exchange) + len(routing_key) + 1),
             _PUBLISH,
+            exchange,
             routing_key,
             b"\x01" if self.mandatory else b"\x00",
             _END,

@@ -1,5 +1,5 @@
-"""Makes the publications: replies, dead-letter copies and events. Each goes to a queue by its name.
-Knows no sockets.
+"""Makes the publications: replies, dead-letter copies and events, which go to a queue by its name,
+and states, which go to an exchange. Knows no sockets.
 """
 
 import struct
@@ -16,6 +16,7 @@ from pamqp.encode import encode_table_value
 from worker.amqp import properties as props
 from worker.amqp.publication import Publication
 from worker.contract.errors import MAX_LINE
+from worker.contract.flow_run import FlowRun, FlowRunState
 from worker.contract.message import (
     DIRECT_REPLY_TO,
     ERROR_HEADER,
@@ -26,6 +27,7 @@ from worker.contract.message import (
     ROUTING_HEADERS,
     Message,
 )
+from worker.contract.states import STATE_MESSAGE, routing_key
 
 APP_ID = "flow-run-worker"
 PERSISTENT = b"\2"  # the property's byte
@@ -42,7 +44,7 @@ _INTEGER = struct.Struct(">ci")
 _NO_HEADERS = bytes(4)
 _JSON = props.short_string("application/json")
 _APP_ID = props.short_string(APP_ID)
-_TYPES = {kind: props.short_string(kind) for kind in ("flow_run", "error")}
+_TYPES = {kind: props.short_string(kind) for kind in ("flow_run", "error", STATE_MESSAGE)}
 # The type of a dead letter that is an event. It goes back to the outbox when it is replayed.
 EVENT_TYPE = "prefect_event"
 # The number of events in a message of the outbox.
@@ -182,6 +184,40 @@ def events_message(queue: str, events: Sequence[bytes], login: str | None) -> Pu
         "app_id": _APP_ID,
     }
     return Publication(queue, props.join(values), b"[%b]" % b",".join(events))
+
+
+def state_message(exchange: str, run: FlowRun, state: FlowRunState, body: bytes) -> Publication:
+    """The message that tells a state of a run.
+
+    Args:
+        body: the record, as :func:`worker.contract.record.encode_state` writes it.
+    """
+    values = {
+        "content_type": _JSON,
+        "delivery_mode": PERSISTENT,
+        "message_id": props.short_string(str(state.id)),
+        "timestamp": _SECONDS.pack(int(state.timestamp.timestamp())),
+        "type": _TYPES[STATE_MESSAGE],
+        "app_id": _APP_ID,
+    }
+    key = routing_key(state.type, run.flow_id, run.deployment_id, run.id)
+    return Publication(key, props.join(values), body, mandatory=False, exchange=exchange)
+
+
+def cursor_message(queue: str, cursor: bytes, login: str | None) -> Publication:
+    """The message that says how far states were told.
+
+    Args:
+        login: as for :func:`events_message`.
+    """
+    values = {
+        "content_type": _JSON,
+        "delivery_mode": PERSISTENT,
+        "timestamp": _SECONDS.pack(int(time.time())),
+        **_user_id(login),
+        "app_id": _APP_ID,
+    }
+    return Publication(queue, props.join(values), cursor)
 
 
 def _user_id(login: str | None) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Declares the contract's queues and exchange at the broker. Knows no messages."""
+"""Declares the contract's queues and exchanges at the broker. Knows no messages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ def _to_nobody(what: str) -> None:
 
 @dataclass(frozen=True)
 class Topology(QueueNames):
-    """The queues and the exchange that must exist before a request can be served.
+    """The queues and the exchanges that must exist before a request can be served.
 
     Attributes:
         on_vanished: called with each part that had vanished and was declared again, such as
@@ -36,13 +36,15 @@ class Topology(QueueNames):
     @classmethod
     def of(cls, names: QueueNames, on_vanished: Callable[[str], None] = _to_nobody) -> Self:
         """The topology with these names."""
-        return cls(names.queue, names.events, names.bindings, on_vanished)
+        return cls(names.queue, names.events, names.states, names.bindings, on_vanished)
 
     @property
     def _parts(self) -> list[tuple[str, str]]:
-        """The kind and the name of each queue, and of the exchange."""
-        exchange = [] if self.exchange is None else [("exchange", self.exchange)]
-        return [*(("queue", name) for name in self.queues), *exchange]
+        """The kind and the name of each queue and exchange."""
+        return [
+            *(("queue", name) for name in self.queues),
+            *(("exchange", name) for name in self.exchanges),
+        ]
 
     async def ensure(
         self,
@@ -90,7 +92,7 @@ class Topology(QueueNames):
         return may_declare
 
     async def missing(self, connection: aio_pika.Connection) -> list[str]:
-        """List the missing queues and exchange. Changes nothing.
+        """List the missing queues and exchanges. Changes nothing.
 
         Raises:
             TopologyMismatch: another connection has a queue for itself.
@@ -125,11 +127,12 @@ class Topology(QueueNames):
         for name in reversed(self.queues):
             if not (consumed and name == self.queue):
                 await self.declare_queue(channel, name)
-        if self.exchange is not None:
-            with declaring(f"exchange '{self.exchange}'"):
-                exchange = await channel.declare_exchange(self.exchange, durable=True)
-                requests = await channel.get_queue(self.queue, ensure=False)
-                await requests.bind(exchange, self.routing_key)
+        for name, kind in self.exchanges.items():
+            with declaring(f"exchange '{name}'"):
+                exchange = await channel.declare_exchange(name, kind, durable=True)
+                if name == self.exchange:
+                    requests = await channel.get_queue(self.queue, ensure=False)
+                    await requests.bind(exchange, self.routing_key)
 
     async def bind(self, connection: aio_pika.Connection) -> list[str]:
         """Bind the request queue to the exchanges of others. Nothing is ever unbound.

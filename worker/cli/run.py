@@ -30,6 +30,7 @@ GROUPS = {
         *("prefect_api_url", "prefect_api_auth_string", "prefect_api_auth_string_file"),
         *("prefect_api_cafile", "prefect_events_per_second", "fleet_users"),
     ),
+    "States": ("states", "states_interval"),
     "Side port and logs": ("http_host", "http_port", "log_format", "log_level"),
 }
 OTHERS = "Other options"

@@ -52,8 +52,9 @@ def _print_topology(names: "QueueNames") -> None:
     table = Table("what", "name", "properties")
     for name, arguments in names.queues.items():
         table.add_row("queue", name, _properties(arguments))
+    for name, kind in names.exchanges.items():
+        table.add_row("exchange", name, f"{kind}, durable")
     if names.exchange is not None:
-        table.add_row("exchange", names.exchange, "direct, durable")
         table.add_row("binding", names.routing_key, f"{names.exchange} -> {names.queue}")
     for binding in names.bindings:
         table.add_row("binding", escape(binding.routing_key), f"{escape(binding.exchange)} -> {names.queue}")

@@ -11,6 +11,7 @@ from .. import __version__
 from .kinds import CREATE, KINDS, Kind
 from .message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER
 from .record import FlowRunRecord
+from .states import STATE_MESSAGE
 from .topology import QueueNames
 
 ASYNCAPI = "3.0.0"
@@ -88,6 +89,19 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
                 "messages": {"deadLetter": {"$ref": "#/components/messages/deadLetter"}},
                 "bindings": {"amqp": _queue(names.dead_letter_queue)},
             },
+            "states": {
+                "address": "{stateType}.{flowId}.{deploymentId}.{runId}",
+                "title": "States of runs, where WORKER_STATES is final or all",
+                "description": "Bind a queue with a pattern, such as *.*.*.RUN_ID or FAILED.#.",
+                "parameters": {
+                    "stateType": {"description": "The state's type."},
+                    "flowId": {"description": "The flow's id."},
+                    "deploymentId": {"description": "The deployment's id. Without a deployment: -"},
+                    "runId": {"description": "The run's id."},
+                },
+                "messages": {"flowRunState": {"$ref": "#/components/messages/flowRunState"}},
+                "bindings": {"amqp": _exchange(names.states_exchange, "topic")},
+            },
         },
         "operations": {
             **{kind.message: _operation(kind) for kind in KINDS},
@@ -96,6 +110,13 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
                 "title": "Keep a refused request with the reason in its headers",
                 "channel": {"$ref": "#/channels/deadLetters"},
                 "messages": [{"$ref": "#/channels/deadLetters/messages/deadLetter"}],
+            },
+            "tellState": {
+                "action": "send",
+                "title": "Tell a state of any run in the database, at least once",
+                "channel": {"$ref": "#/channels/states"},
+                "messages": [{"$ref": "#/channels/states/messages/flowRunState"}],
+                "bindings": {"amqp": {"deliveryMode": 2, "mandatory": False, "bindingVersion": "0.3.0"}},
             },
         },
         "components": {
@@ -115,6 +136,15 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
                     ),
                     "payload": {"description": "The request's body, unchanged."},
                 },
+                "flowRunState": {
+                    "contentType": "application/json",
+                    "title": "A state of a run",
+                    "description": "The run's record as it is when it is told, with this state in state, "
+                    "state_id, state_type and state_name. message_id is the state's id: drop doubles by it. "
+                    "timestamp is the state's.",
+                    "payload": record,
+                    "bindings": {"amqp": {"messageType": STATE_MESSAGE, "bindingVersion": "0.3.0"}},
+                },
             },
             "schemas": definitions["$defs"],
         },
@@ -125,19 +155,7 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
             "address": names.routing_key,
             "title": "The exchange, for producers that publish by name and routing key",
             "messages": requests,
-            "bindings": {
-                "amqp": {
-                    "is": "routingKey",
-                    "exchange": {
-                        "name": exchange,
-                        "type": "direct",
-                        "durable": True,
-                        "autoDelete": False,
-                        "vhost": "/",
-                    },
-                    "bindingVersion": "0.3.0",
-                }
-            },
+            "bindings": {"amqp": _exchange(exchange, "direct")},
         }
     return document
 
@@ -153,6 +171,14 @@ def _queue(name: str) -> dict[str, Any]:
     return {
         "is": "queue",
         "queue": {"name": name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"},
+        "bindingVersion": "0.3.0",
+    }
+
+
+def _exchange(name: str, type_: str) -> dict[str, Any]:
+    return {
+        "is": "routingKey",
+        "exchange": {"name": name, "type": type_, "durable": True, "autoDelete": False, "vhost": "/"},
         "bindingVersion": "0.3.0",
     }
 

@@ -96,46 +96,54 @@ def encode_record(run: FlowRun, now: datetime) -> bytes:
     Args:
         now: the time at which running times and lateness are estimated.
     """
-    return dumps(
-        {
-            "id": run.id,
-            "created": run.created,
-            "updated": run.updated,
-            "name": run.name,
-            "flow_id": run.flow_id,
-            "state_id": run.state_id,
-            "deployment_id": run.deployment_id,
-            "deployment_version": run.deployment_version,
-            "work_queue_id": run.work_queue_id,
-            "work_queue_name": run.pool_queue_name or run.work_queue_name,
-            "flow_version": run.flow_version,
-            "parameters": run.parameters,
-            "idempotency_key": run.idempotency_key,
-            "context": run.context,
-            "empirical_policy": run.empirical_policy,
-            "tags": run.tags,
-            "labels": run.labels or {},
-            "parent_task_run_id": run.parent_task_run_id,
-            "state_type": run.state_type,
-            "state_name": run.state_name,
-            "run_count": run.run_count,
-            "expected_start_time": run.expected_start_time,
-            "next_scheduled_start_time": run.next_scheduled_start_time,
-            "start_time": run.start_time,
-            "end_time": run.end_time,
-            "total_run_time": run.total_run_time.total_seconds(),
-            "estimated_run_time": _estimated_run_time(run, now).total_seconds(),
-            "estimated_start_time_delta": _estimated_start_time_delta(run, now).total_seconds(),
-            "auto_scheduled": run.auto_scheduled,
-            "infrastructure_document_id": run.infrastructure_document_id,
-            "infrastructure_pid": run.infrastructure_pid,
-            "created_by": run.created_by,
-            "work_pool_id": run.work_pool_id,
-            "work_pool_name": run.work_pool_name,
-            "state": None if run.state is None else _state(run.state),
-            "job_variables": run.job_variables,
-        }
-    )
+    return dumps(_record(run, now))
+
+
+def encode_state(run: FlowRun, state: FlowRunState, now: datetime) -> bytes:
+    """The record of a run as it is now, but with one of its states in place of the current one."""
+    told = {"state_id": state.id, "state_type": state.type, "state_name": state.name, "state": _state(state)}
+    return dumps(_record(run, now) | told)
+
+
+def _record(run: FlowRun, now: datetime) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "created": run.created,
+        "updated": run.updated,
+        "name": run.name,
+        "flow_id": run.flow_id,
+        "state_id": run.state_id,
+        "deployment_id": run.deployment_id,
+        "deployment_version": run.deployment_version,
+        "work_queue_id": run.work_queue_id,
+        "work_queue_name": run.pool_queue_name or run.work_queue_name,
+        "flow_version": run.flow_version,
+        "parameters": run.parameters,
+        "idempotency_key": run.idempotency_key,
+        "context": run.context,
+        "empirical_policy": run.empirical_policy,
+        "tags": run.tags,
+        "labels": run.labels or {},
+        "parent_task_run_id": run.parent_task_run_id,
+        "state_type": run.state_type,
+        "state_name": run.state_name,
+        "run_count": run.run_count,
+        "expected_start_time": run.expected_start_time,
+        "next_scheduled_start_time": run.next_scheduled_start_time,
+        "start_time": run.start_time,
+        "end_time": run.end_time,
+        "total_run_time": run.total_run_time.total_seconds(),
+        "estimated_run_time": _estimated_run_time(run, now).total_seconds(),
+        "estimated_start_time_delta": _estimated_start_time_delta(run, now).total_seconds(),
+        "auto_scheduled": run.auto_scheduled,
+        "infrastructure_document_id": run.infrastructure_document_id,
+        "infrastructure_pid": run.infrastructure_pid,
+        "created_by": run.created_by,
+        "work_pool_id": run.work_pool_id,
+        "work_pool_name": run.work_pool_name,
+        "state": None if run.state is None else _state(run.state),
+        "job_variables": run.job_variables,
+    }
 
 
 def _state(state: FlowRunState) -> dict[str, Any]:

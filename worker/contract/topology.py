@@ -1,4 +1,4 @@
-"""The queues, the exchange and the binding of the wire contract, all named after one queue."""
+"""The queues, the exchanges and the binding of the wire contract, all named after one queue."""
 
 import re
 from dataclasses import dataclass
@@ -11,9 +11,18 @@ NAME = re.compile(r"[a-zA-Z0-9-_.:@#,/+ ]*")
 MAX_EXCHANGE = 127
 MAX_ROUTING_KEY = 255
 EVENTS_SUFFIX = ".events"
+STATES_SUFFIX = ".states"
 # RabbitMQ 4's default limit is 20, and -1 means no limit. RabbitMQ 3.10 takes -1 as a limit that
 # the first return exceeds, and drops the message. So set a number that no message reaches.
 NO_DELIVERY_LIMIT = 2**31 - 1
+# One consumer at a time, and a message may wait without limit: an event for Prefect's API, a cursor
+# for its successor.
+_ONE_CONSUMER: dict[str, Any] = {
+    "x-queue-type": "quorum",
+    "x-delivery-limit": NO_DELIVERY_LIMIT,
+    "x-single-active-consumer": True,
+    "x-overflow": "reject-publish",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +63,18 @@ def read_bindings(text: str) -> tuple[Binding, ...]:
 
 @dataclass(frozen=True)
 class QueueNames:
-    """The names and the arguments of the queues, the exchange and the binding.
+    """The names and the arguments of the queues, the exchanges and the binding.
 
     Attributes:
         queue: the request queue. All other names follow from it.
         events: whether there is an outbox for events as well.
+        states: whether the states of runs are told as well.
         bindings: of the request queue to exchanges of others.
     """
 
     queue: str
     events: bool = False
+    states: bool = False
     bindings: tuple[Binding, ...] = ()
 
     @cached_property
@@ -75,6 +86,16 @@ class QueueNames:
     def events_queue(self) -> str:
         """The name of the outbox, even if there is none."""
         return self.queue + EVENTS_SUFFIX
+
+    @cached_property
+    def states_exchange(self) -> str:
+        """The name of the topic exchange of states, even if there is none."""
+        return self.queue + STATES_SUFFIX
+
+    @cached_property
+    def cursor_queue(self) -> str:
+        """The name of the queue that holds how far states were told, even if there is none."""
+        return self.states_exchange + ".cursor"
 
     @property
     def exchange(self) -> str | None:
@@ -105,11 +126,17 @@ class QueueNames:
             self.dead_letter_queue: {"x-queue-type": "quorum"},
         }
         if self.events:
-            # One consumer at a time, and an event may wait for Prefect's API without limit.
-            queues[self.events_queue] = {
-                "x-queue-type": "quorum",
-                "x-delivery-limit": NO_DELIVERY_LIMIT,
-                "x-single-active-consumer": True,
-                "x-overflow": "reject-publish",
-            }
+            queues[self.events_queue] = dict(_ONE_CONSUMER)
+        if self.states:
+            queues[self.cursor_queue] = dict(_ONE_CONSUMER)
         return queues
+
+    @property
+    def exchanges(self) -> dict[str, str]:
+        """The type of each exchange by its name; all are durable."""
+        exchanges: dict[str, str] = {}
+        if self.exchange is not None:
+            exchanges[self.exchange] = "direct"
+        if self.states:
+            exchanges[self.states_exchange] = "topic"
+        return exchanges
