@@ -55,6 +55,7 @@ def worker_queue(
         "WORKER_QUEUE": queue,
         "WORKER_MIGRATE": "true",
         "WORKER_HTTP_PORT": "0",
+        "WORKER_STATES": "final",
     }
     worker = WorkerProcess(folder / "worker.log", environment)
     try:

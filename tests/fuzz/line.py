@@ -16,11 +16,11 @@ from worker.amqp.properties import _SIZES, split, split_table
 from worker.broker.incoming import read_message
 from worker.broker.messages import dead_letter_copy, reply
 from worker.contract.decode import decode
-from worker.contract.errors import Refusal, encode_error
+from worker.contract.errors import FlowRunNotFound, Refusal, encode_error
 from worker.contract.message import MAX_MESSAGE_SIZE, Message, fingerprint
 from worker.contract.record import encode_record
 from worker.operate.dead_letters import sent_again
-from worker.runs.creation import NewRun, UnresolvedRun, requested_run
+from worker.runs.creation import NewRun, ReadRun, UnresolvedRun, requested_run
 from worker.runs.deployments.checking import renderer
 from worker.runs.deployments.creation import described_parameters, hydrated_limit, run_of_deployment
 from worker.runs.deployments.deployment import Deployment, WorkQueue
@@ -30,7 +30,7 @@ from worker.store.statements import Statements
 
 FRAME_MAX = 131_072
 MAX_BODY_BYTES = 1_048_576
-STATUSES = {201, 400, 409, 413, 415, 422}
+STATUSES = {201, 400, 404, 409, 413, 415, 422}
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 # Placeholder for any deployment that a request names.
 DEPLOYMENT = Deployment(
@@ -75,6 +75,8 @@ def serve(message: Message) -> int:
     try:
         request = decode(message, max_body_bytes=MAX_BODY_BYTES)
         new = requested_run(request, NOW, traceparent=request.traceparent)
+        if isinstance(new, ReadRun):
+            raise FlowRunNotFound(new.run_id)
         if isinstance(new, UnresolvedRun):
             merged, limit = described_parameters(new, DEPLOYMENT), hydrated_limit(new, DEPLOYMENT)
             variable_names(merged, {}, renderer(CHECKS, new, DEPLOYMENT), limit)

@@ -62,8 +62,8 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
         "info": {
             "title": "flow-run-worker",
             "version": __version__,
-            "description": "Prefect's POST /api/flow_runs/ and POST /api/deployments/{id}/create_flow_run "
-            "over a queue: publish a request, get the flow run record as a reply.",
+            "description": "Prefect's POST /api/flow_runs/, POST /api/deployments/{id}/create_flow_run and "
+            "GET /api/flow_runs/{id} over a queue: publish a request, get the flow run record as a reply.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
@@ -123,7 +123,10 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
             "messages": {
                 **{kind.message: _request(kind, body) for kind, body in zip(KINDS, bodies, strict=True)},
                 "flowRun": _reply(
-                    "flow_run", record, [200, 201], "201: created. 200: the existing run with this key."
+                    "flow_run",
+                    record,
+                    [200, 201],
+                    "201: created. 200: the existing run with this key, or the run that is read.",
                 ),
                 "error": _reply("error", error, [400, 404, 409, 413, 415, 422], "As Prefect's API answers."),
                 "deadLetter": {

@@ -171,7 +171,8 @@ def decode(
     if plain is not None:
         run_id = _plain_run_id(message, plain)
     else:
-        run_id = fingerprint(message) if message.message_id and not body.idempotency_key else None
+        needs_id = kind.creates and message.message_id and not body.idempotency_key
+        run_id = fingerprint(message) if needs_id else None
     traceparent = _traceparent(_header(message, "traceparent"))
     return FlowRunRequest(
         body,

@@ -105,6 +105,24 @@ class DeploymentNotFound(Refusal):
         super().__init__(what, {"detail": "Deployment not found"})
 
 
+class FlowRunNotFound(Refusal):
+    """No such run."""
+
+    status = 404
+
+    def __init__(self, run_id: Any) -> None:
+        super().__init__(f"There is no flow run '{run_id}'.", {"detail": "Flow run not found"})
+
+
+class StatesNotTold(Refusal):
+    """The worker tells no states, and reads no runs for those who wait for them."""
+
+    status = 400
+
+    def __init__(self) -> None:
+        super().__init__("states are not told here")
+
+
 class BlockNotFound(Refusal):
     """A default of a work pool's base job template refers to a block document that is missing."""
 

@@ -1,5 +1,5 @@
 """The kinds of requests, by the type of their message. A new kind needs an entry with its model
-here, and one in :data:`worker.runs.creation.RUNS` that makes its run.
+here, and one in :data:`worker.runs.creation.RUNS` that says what it asks for.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from .deployment_request import CreateFlowRunFromDeployment
+from .read_request import ReadFlowRun
 from .request import CreateFlowRun
 
 
@@ -20,11 +21,13 @@ class Kind:
         model: of its body.
         type: the message's AMQP property ``type``.
         title: a line for the documents.
+        creates: its requests make runs, and become dead letters if they are refused.
     """
 
     model: type[BaseModel]
     type: str
     title: str
+    creates: bool = True
 
     @property
     def file(self) -> str:
@@ -44,10 +47,11 @@ FROM_DEPLOYMENT = Kind(
     "create_flow_run_from_deployment",
     "Create a run of a deployment, once per flow and idempotency key",
 )
-KINDS = (CREATE, FROM_DEPLOYMENT)
+READ = Kind(ReadFlowRun, "read_flow_run", "Read a flow run as it is now", creates=False)
+KINDS = (CREATE, FROM_DEPLOYMENT, READ)
 _BY_TYPE: dict[str | None, Kind] = {kind.type: kind for kind in KINDS}
 # The bodies as a client may write them.
-Model = CreateFlowRun | CreateFlowRunFromDeployment
+Model = CreateFlowRun | CreateFlowRunFromDeployment | ReadFlowRun
 
 
 def names_deployment(fields: Mapping[str, Any]) -> bool:

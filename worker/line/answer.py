@@ -13,6 +13,7 @@ from worker.contract.delivery import Delivery
 from worker.contract.encoding import dumps
 from worker.contract.errors import Refusal, ReplyToRefused, Unprocessable, encode_error
 from worker.contract.flow_run import FlowRun
+from worker.contract.kinds import kind_of
 from worker.contract.record import encode_record
 from worker.events.outbox import Found, Outbox
 from worker.line.settle import Settlement
@@ -20,7 +21,7 @@ from worker.line.values import Answer, Decided, Done, Request
 from worker.observability import metrics
 from worker.observability.stored import StoredLog
 from worker.runs.creation import UnresolvedRun
-from worker.store import Created, Decision, Existing
+from worker.store import Created, Decision, Existing, Read
 from worker.tasks.budget import Budget
 from worker.tasks.mailbox import Mailbox
 from worker.tasks.pace import Pace
@@ -143,7 +144,7 @@ class Answering:
         if delivery.size > LARGE_BODY and isinstance(outcome, Created):
             delivery = delivery.without_body()
         size = request.size
-        if isinstance(outcome, Existing) or isinstance(request.new, UnresolvedRun):
+        if isinstance(outcome, (Existing, Read)) or isinstance(request.new, UnresolvedRun):
             size += _added_size(outcome.run, counted)
         self._put(Done(delivery, outcome, size, recorded))
 
@@ -155,15 +156,16 @@ class Answering:
         outcome = done.outcome
         if not isinstance(outcome, Refusal):
             try:
-                created = isinstance(outcome, Created)
-                # Writing a record takes 5 us, so a new run without a reply gets none. An existing
-                # run may be one that can't be shown. Then it is refused.
-                unread = created and not done.delivery.message.reply_to
+                created, read = isinstance(outcome, Created), isinstance(outcome, Read)
+                # Writing a record takes 5 us, so a run without a reply gets none. An existing run
+                # may be one that can't be shown. Then it is refused.
+                unread = (created or read) and not done.delivery.message.reply_to
                 return Answer(
                     done.delivery,
                     201 if created else 200,
                     b"" if unread else encode_record(outcome.run, now),
                     run_id=outcome.run.id,
+                    read=read,
                     recorded=done.recorded,
                 )
             except Exception as error:  # the edge: a run that can't be shown harms no other
@@ -176,13 +178,15 @@ class Answering:
             encode_error(outcome, limit),
             refused=outcome.line,
             replied=not isinstance(outcome, ReplyToRefused),
+            read=not kind_of(done.delivery.message.type).creates,
         )
 
     def _log(self, decided: Sequence[Decided], seconds: float) -> None:
-        created, existing, refused = (
-            sum(isinstance(outcome, kind) for _, outcome in decided) for kind in (Created, Existing, Refusal)
+        created, existing, read, refused = (
+            sum(isinstance(outcome, kind) for _, outcome in decided)
+            for kind in (Created, Existing, Read, Refusal)
         )
-        self._stored_log.add(created=created, existing=existing, refused=refused, seconds=seconds)
+        self._stored_log.add(seconds, created=created, existing=existing, read=read, refused=refused)
         # Checked once a batch, since the check takes as long as making a log record.
         if not log.is_enabled_for(logging.DEBUG):
             return
@@ -195,7 +199,14 @@ class Answering:
                     idempotency_key=outcome.run.idempotency_key,
                     message_id=request.delivery.message.message_id,
                 )
-        log.debug("batch", created=created, existing=existing, refused=refused, ms=round(seconds * 1000, 1))
+        log.debug(
+            "batch",
+            created=created,
+            existing=existing,
+            read=read,
+            refused=refused,
+            ms=round(seconds * 1000, 1),
+        )
 
 
 def _added_size(run: FlowRun, counted: set[int]) -> int:

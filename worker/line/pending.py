@@ -26,7 +26,7 @@ class Pending:
     """A delivery whose answer the broker has not confirmed yet. It is settled once nothing is left.
 
     Attributes:
-        status, run_id, refused, reply_to, recorded: as in the answer.
+        status, run_id, refused, read, reply_to, recorded: as in the answer.
         since: the time of its first publication.
         left: its publications that the broker has not taken, without those that were given up.
         rejected: the broker makes the dead letter, since it does not take ours.
@@ -36,6 +36,7 @@ class Pending:
     status: int
     run_id: UUID | None
     refused: str | None
+    read: bool
     reply_to: str | None
     recorded: "asyncio.Future[None] | None"
     since: float
@@ -67,6 +68,7 @@ def pending_of(session: Session, answer: Answer) -> Pending:
         answer.status,
         answer.run_id,
         answer.refused,
+        answer.read,
         answer.reply_to,
         answer.recorded,
         since=monotonic(),
@@ -76,7 +78,7 @@ def pending_of(session: Session, answer: Answer) -> Pending:
             delivery.message, status=answer.status, body=answer.body, now=now, error=answer.refused
         )
         pending.left.append(Sent(pending, publication))
-    if answer.refused is not None:
+    if answer.refused is not None and not answer.read:
         copy = dead_letter_copy(
             delivery.message,
             queue=session.topology.dead_letter_queue,

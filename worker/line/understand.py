@@ -10,7 +10,7 @@ from worker.broker.session import Session
 from worker.contract.allowed import ReplyQueues
 from worker.contract.decode import decode, decoded_size
 from worker.contract.delivery import Delivery
-from worker.contract.errors import Refusal, ReplyToRefused, Unprocessable
+from worker.contract.errors import Refusal, ReplyToRefused, StatesNotTold, Unprocessable
 from worker.contract.plain import PlainMessages
 from worker.line.answer import LARGE_BODY, Answering
 from worker.line.create import Create
@@ -95,5 +95,8 @@ class Understand:
             max_parameter_size=self._settings.max_parameter_size,
             plain=plain,
         )
-        self._allowed.check_job_variables(request.body.job_variables)
+        if request.kind.creates:
+            self._allowed.check_job_variables(request.body.job_variables)
+        elif self._settings.states == "off":
+            raise StatesNotTold
         return requested_run(request, now, traceparent=traceparent or request.traceparent)

@@ -54,8 +54,9 @@ class Answer:
         body: the JSON of the record or of the error.
         run_id: the run that the record shows; None for a refusal.
         refused: the reason for a refusal, in one line. The whole message then also becomes a dead
-            letter. None if the request is not refused.
+            letter, unless it reads. None if the request is not refused.
         replied: a reply may be published to the request's reply queue.
+        read: the request reads a run. If it is refused, there is no dead letter.
         recorded: done once the run's event is in the outbox; None if there is no event.
     """
 
@@ -65,6 +66,7 @@ class Answer:
     run_id: UUID | None = None
     refused: str | None = None
     replied: bool = True
+    read: bool = False
     recorded: "asyncio.Future[None] | None" = None
 
     @property

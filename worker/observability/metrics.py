@@ -98,6 +98,8 @@ class _Delivery(Protocol):
 class _Answer(Protocol):
     @property
     def status(self) -> int: ...
+    @property
+    def read(self) -> bool: ...
 
 
 class Readiness:
@@ -144,15 +146,15 @@ def confirmed(seconds: float) -> None:
 
 def settled(answers: Iterable[_Answer]) -> None:
     """Count the answers of acknowledged deliveries."""
-    tally = Tally(answer.status for answer in answers)
-    for status, count in tally.items():
-        _answered(status).inc(count)
+    tally = Tally((answer.status, answer.read) for answer in answers)
+    for (status, read), count in tally.items():
+        _answered(status, read).inc(count)
     in_flight.dec(tally.total())
 
 
 @cache
-def _answered(status: int) -> Counter:
-    return requests.labels(_OUTCOMES.get(status, "refused"), str(status))
+def _answered(status: int, read: bool) -> Counter:
+    return requests.labels("read" if read else _OUTCOMES.get(status, "refused"), str(status))
 
 
 def database_away(reason: str) -> None:

@@ -20,9 +20,9 @@ class StoredLog:
         self._counts: Counter[str] = Counter()
         self._slowest = 0.0
 
-    def add(self, *, created: int, existing: int, refused: int, seconds: float) -> None:
-        """Add one batch: its counts, and its seconds in the database."""
-        self._counts.update(created=created, existing=existing, refused=refused, batches=1)
+    def add(self, seconds: float, **counts: int) -> None:
+        """Add one batch: its seconds in the database, and its counts."""
+        self._counts.update(**counts, batches=1)
         self._slowest = max(self._slowest, seconds)
         if self._timer is None:
             self._tell()

@@ -78,6 +78,7 @@ class WorkerView:
     database: bool = False
     created: float = 0.0
     existing: float = 0.0
+    read: float = 0.0
     refused: float = 0.0
     redelivered: float = 0.0
     in_flight: int = 0
@@ -93,7 +94,7 @@ class WorkerView:
     @property
     def served(self) -> float:
         """Requests answered a second."""
-        return self.created + self.existing + self.refused
+        return self.created + self.existing + self.read + self.refused
 
     @classmethod
     def between(cls, url: str, before: Page, now: Page) -> Self:
@@ -116,6 +117,7 @@ class WorkerView:
             database=now.total("flow_run_worker_dependency_up", dependency="database") == 1,
             created=grown("flow_run_worker_requests_total", outcome="created") / seconds,
             existing=grown("flow_run_worker_requests_total", outcome="existing") / seconds,
+            read=grown("flow_run_worker_requests_total", outcome="read") / seconds,
             refused=grown("flow_run_worker_requests_total", outcome="refused") / seconds,
             redelivered=grown("flow_run_worker_redelivered_total") / seconds,
             in_flight=int(now.total("flow_run_worker_in_flight")),

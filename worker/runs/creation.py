@@ -16,8 +16,9 @@ from worker.contract.decode import FlowRunRequest
 from worker.contract.deployment_request import CreateFlowRunFromDeployment
 from worker.contract.flow_run import FlowRun, FlowRunState
 from worker.contract.immutable import immutable
-from worker.contract.kinds import CREATE, FROM_DEPLOYMENT, Kind
+from worker.contract.kinds import CREATE, FROM_DEPLOYMENT, READ, Kind
 from worker.contract.policy import FlowRunPolicy
+from worker.contract.read_request import ReadFlowRun
 from worker.contract.request import CreateFlowRun
 from worker.contract.state import TERMINAL_STATES, StateCreate, StateDetails, StateType
 
@@ -77,7 +78,18 @@ class UnresolvedRun:
     traceparent: str | None = None
 
 
-Requested = NewRun | UnresolvedRun
+@immutable
+class ReadRun:
+    """A run that is to be read.
+
+    Attributes:
+        run_id: the run's id.
+    """
+
+    run_id: UUID
+
+
+Requested = NewRun | UnresolvedRun | ReadRun
 
 
 def requested_run(
@@ -125,10 +137,15 @@ def _run_of_deployment(
     return UnresolvedRun(request, request.run_id or uuid7(now), now, traceparent)
 
 
-# How each kind of request becomes a run, given the time and the producer's trace context.
+def _read_run(request: FlowRunRequest[ReadFlowRun], now: datetime, traceparent: str | None) -> ReadRun:
+    return ReadRun(request.body.id)
+
+
+# What each kind of request asks for, given the time and the producer's trace context.
 RUNS: Mapping[Kind, Callable[[FlowRunRequest[Any], datetime, str | None], Requested]] = {
     CREATE: new_run,
     FROM_DEPLOYMENT: _run_of_deployment,
+    READ: _read_run,
 }
 
 

@@ -22,6 +22,13 @@ class Existing:
 
 
 @immutable
+class Read:
+    """The run that a request reads."""
+
+    run: FlowRun
+
+
+@immutable
 class Undecided:
     """The request is undecided, and must be given again.
 
@@ -47,5 +54,5 @@ class Undecided:
         return self.ready is None and not self.blamed
 
 
-Decision = Created | Existing | Refusal
+Decision = Created | Existing | Read | Refusal
 Outcome = Decision | Undecided

@@ -12,16 +12,23 @@ import structlog
 
 from worker.checks.checks import Checks
 from worker.contract.allowed import Allowed
-from worker.contract.errors import DeploymentMissing, DeploymentNotFound, Fault, Refusal, Unprocessable
+from worker.contract.errors import (
+    DeploymentMissing,
+    DeploymentNotFound,
+    Fault,
+    FlowRunNotFound,
+    Refusal,
+    Unprocessable,
+)
 from worker.contract.flow_run import FlowRun, odd_columns
 from worker.observability.redaction import redact
-from worker.runs.creation import NewRun, Requested, UnresolvedRun
+from worker.runs.creation import NewRun, ReadRun, Requested, UnresolvedRun
 from worker.store import migrations
 from worker.store.deployments import resolve_deployments, warn_of_unserved
 from worker.store.engine import Database, open_database, parse_url, prepare_to_write
 from worker.store.errors import Blame, blame, first_line, is_fault
 from worker.store.insertion import Insertion, undecided
-from worker.store.outcome import Existing, Outcome, Undecided
+from worker.store.outcome import Existing, Outcome, Read, Undecided
 from worker.store.prefect import Refusals, check_standalone, complete_runs
 from worker.store.reading import Reader, Unreadable
 from worker.store.room import in_turns
@@ -35,6 +42,9 @@ log = structlog.get_logger(__name__)
 # An existing run may be deleted after a new run's conflict with it, before it is read. So the new
 # run is tried this often at most. Then the database is asked for the obstacle.
 MAX_ROUNDS = 3
+# A run's flow and idempotency key, or its id alone.
+Identity = tuple[Any, ...]
+
 # Characters of existing runs that are read at a time. A request of 100 bytes may be answered with a
 # run of a megabyte, which takes up to 25 times as much memory when decoded.
 READ_MAX = 2 * 1024 * 1024
@@ -123,7 +133,7 @@ class Store(Reader):
             return undecided(fault, wrote=False)
 
     async def create(self, requested: Sequence[Requested]) -> list[Outcome]:
-        """Create runs that don't exist yet.
+        """Create runs that don't exist yet, and then read those that are asked for.
 
         If several runs have one key, the first is created. If it is refused, the next one is tried.
 
@@ -135,8 +145,14 @@ class Store(Reader):
                 are found then.
             DeploymentMissing: that of plain messages.
         """
+        reads = [each for each in requested if isinstance(each, ReadRun)]
         try:
-            return await self._create(requested)
+            if not reads:
+                return await self._create(requested)
+            others = [each for each in requested if not isinstance(each, ReadRun)]
+            outcomes = iter(await self._create(others))
+            found = await self._read_all(reads)
+            return [found[each.run_id] if isinstance(each, ReadRun) else next(outcomes) for each in requested]
         finally:
             # Waiting requests are given again, so there always is another call.
             self._turns.next()
@@ -197,7 +213,7 @@ class Store(Reader):
             else:
                 made[row.id] = waiting
         for run in map(self.statements.run_of, await self.query(self.statements.read_by_id, here)):
-            made[run.id] = _existing(run)
+            made[run.id] = _shown(run)
         return made
 
     async def _complete(self, runs: Sequence[NewRun]) -> Refusals:
@@ -219,70 +235,86 @@ class Store(Reader):
             return outcomes
         conflicting = [new.run for new in runs if new.run.id not in outcomes]
         refused = {run.id: missing[run.id] for run in conflicting if run.id in missing}
-        try:
-            conflicting, crowded = await self._with_room(conflicting)
-            found = await isolate(conflicting, self._read, stop=Fault)
-        except Unreadable as unreadable:
-            return {**dict.fromkeys((run.id for run in conflicting), unreadable.refusal), **outcomes}
-        outcomes |= crowded
-        for run, existing in zip(conflicting, found, strict=True):
-            if isinstance(existing, Failed):
-                outcomes[run.id] = await self._unreadable(run, existing.error)
-            elif existing is not None:
-                outcomes[run.id] = _existing(existing)
+        in_order = sorted(conflicting, key=lambda run: run.created)
+        found = await self._existing([_identity(run) for run in in_order])
+        existing = {run.id: found[_identity(run)] for run in conflicting if _identity(run) in found}
         # The worker that made them may not have waited for the standby.
         await self.wait_for_standby()
-        return {**refused, **outcomes}
+        return {**refused, **existing, **outcomes}
 
-    async def _with_room(self, runs: list[FlowRun]) -> tuple[list[FlowRun], dict[UUID, Undecided]]:
-        """Split conflicting runs into those whose existing runs can be read now and, by id, those
-        that wait for their turns.
+    async def _read_all(self, reads: Sequence[ReadRun]) -> dict[UUID, Outcome]:
+        """The outcomes of reads, by their runs' ids."""
+        run_ids = dict.fromkeys(each.run_id for each in reads)
+        outcomes: dict[UUID, Outcome] = {}
+        try:
+            existing = await self._existing([(each,) for each in run_ids])
+        except Fault as fault:  # other requests of the batch are decided
+            return dict.fromkeys(run_ids, Undecided(str(fault), ended=fault.ended))
+        for run_id in run_ids:
+            found = existing.get((run_id,), FlowRunNotFound(run_id))
+            outcomes[run_id] = Read(found.run) if isinstance(found, Existing) else found
+        return outcomes
+
+    async def _existing(self, wanted: Sequence[Identity]) -> dict[Identity, Outcome]:
+        """Read existing runs, as outcomes. There is none for a run that does not exist.
+
+        Args:
+            wanted: those for which there is no room wait for their turns, the first ones never.
         """
-        if len(runs) == 1:
-            return runs, {}
-        keys = [_identity(run) for run in runs if run.idempotency_key is not None]
-        ids = [(run.id,) for run in runs if run.idempotency_key is None]
-        sizes: dict[tuple[Any, ...], int] = {}
+        try:
+            here, outcomes = await self._with_room(wanted)
+            found = await isolate(here, self._read, stop=Fault)
+        except Unreadable as unreadable:
+            return dict.fromkeys(wanted, unreadable.refusal)
+        for identity, existing in zip(here, found, strict=True):
+            if isinstance(existing, Failed):
+                outcomes[identity] = await self._unreadable(identity, existing.error)
+            elif existing is not None:
+                outcomes[identity] = _shown(existing)
+        return outcomes
+
+    async def _with_room(self, wanted: Sequence[Identity]) -> tuple[list[Identity], dict[Identity, Outcome]]:
+        """Split existing runs into those that can be read now, and those that wait for their
+        turns.
+        """
+        if len(wanted) == 1:
+            return [*wanted], {}
+        keys, ids = _by_kind(wanted)
+        sizes: dict[Identity, int] = {}
         for row in await self.query(self.statements.sizes_by_key, keys):
             sizes[row.flow_id, row.idempotency_key] = row.size
         for row in await self.query(self.statements.sizes_by_id, ids):
             sizes[(row.id,)] = row.size
-        here: list[FlowRun] = []
-        crowded: dict[UUID, Undecided] = {}
-        in_order = sorted(runs, key=lambda run: run.created)
-        sized = ((run, sizes.get(_identity(run), 0)) for run in in_order)
-        for run, waiting in in_turns(sized, READ_MAX, self._turns):
+        here: list[Identity] = []
+        crowded: dict[Identity, Outcome] = {}
+        sized = ((each, sizes.get(each, 0)) for each in wanted)
+        for identity, waiting in in_turns(sized, READ_MAX, self._turns):
             if waiting is None:
-                here.append(run)
+                here.append(identity)
             else:
-                crowded[run.id] = waiting
+                crowded[identity] = waiting
         return here, crowded
 
-    async def _read(self, runs: Sequence[FlowRun]) -> list[FlowRun | None]:
-        """Read the existing run for each conflicting one; None if there is none."""
-        keys = [_identity(run) for run in runs if run.idempotency_key is not None]
-        ids = [(run.id,) for run in runs if run.idempotency_key is None]
+    async def _read(self, wanted: Sequence[Identity]) -> list[FlowRun | None]:
+        """Read existing runs; None for one that does not exist."""
+        keys, ids = _by_kind(wanted)
         run_of = self.statements.run_of
         by_key = map(run_of, await self.query(self.statements.read_by_key, keys))
         by_id = map(run_of, await self.query(self.statements.read_by_id, ids))
-        found: dict[tuple[Any, ...], FlowRun] = {_identity(run): run for run in by_key}
+        found: dict[Identity, FlowRun] = {_identity(run): run for run in by_key}
         found |= {(run.id,): run for run in by_id}
-        return [found.get(_identity(run)) for run in runs]
+        return [found.get(each) for each in wanted]
 
-    async def _unreadable(self, run: FlowRun, error: Exception) -> Outcome:
-        """The outcome of a run whose existing one can't be read."""
+    async def _unreadable(self, identity: Identity, error: Exception) -> Outcome:
+        """The outcome of a request whose run exists and can't be read."""
         if isinstance(error, Unreadable):
             return error.refusal
         if is_fault(error):
             return undecided(error, wrote=False)
-        key = (
-            [flow_run.c.id]
-            if run.idempotency_key is None
-            else [flow_run.c.flow_id, flow_run.c.idempotency_key]
-        )
+        key = [flow_run.c.id] if len(identity) == 1 else [flow_run.c.flow_id, flow_run.c.idempotency_key]
 
         async def read(columns: Sequence[sa.Column[Any]]) -> Sequence[sa.Column[Any]]:
-            await self.query(self.statements.read_columns(key, columns), [_identity(run)])
+            await self.query(self.statements.read_columns(key, columns), [identity])
             return columns
 
         columns = self.statements.columns
@@ -295,7 +327,7 @@ class Store(Reader):
         return _not_shown("; ".join(wrong) or first_line(error))
 
 
-def _existing(run: FlowRun) -> Existing | Refusal:
+def _shown(run: FlowRun) -> Existing | Refusal:
     """The outcome for an existing run; a refusal if the run can't be shown."""
     odd = odd_columns(run)
     return _not_shown(f"no valid value in {', '.join(odd)}") if odd else Existing(run)
@@ -351,7 +383,12 @@ class _Batch:
         return [self._outcomes[index] for index in range(len(self._outcomes))]
 
 
-def _identity(run: FlowRun) -> tuple[Any, ...]:
+def _by_kind(wanted: Sequence[Identity]) -> tuple[list[Identity], list[Identity]]:
+    """Those with flow and key, and those with the id."""
+    return [each for each in wanted if len(each) == 2], [each for each in wanted if len(each) == 1]
+
+
+def _identity(run: FlowRun) -> Identity:
     """Equal for requests for the same run: flow and key, or the id (a message's fingerprint) if
     there is no key.
     """
