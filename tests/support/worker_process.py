@@ -11,23 +11,34 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.forks import ROOT, Fork, Forks
 from tests.support.processes import wait_until
 
-ROOT = Path(__file__).parents[2]
 # One client for all: making one takes 30 ms of CPU, a request 1 ms.
 HTTP = httpx.Client(verify=False, timeout=60)
 
 
 class WorkerProcess:
-    """A worker as a user runs it: ``python -m worker run`` with settings in its environment."""
+    """A worker as a user runs it: ``python -m worker run`` with settings in its environment.
+
+    Args:
+        environment: its settings, or any other variables.
+        command: starts another program. It is a new process then, as it is with variables that are
+            no settings, which may be read when Python starts.
+    """
 
     def __init__(self, log: Path, environment: dict[str, str], command: Sequence[str] | None = None) -> None:
         self.log = log
+        self.process: subprocess.Popen[bytes] | Fork
+        whole = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
         with log.open("wb") as output:
+            if command is None and all(name.startswith("WORKER_") for name in environment):
+                self.process = Forks.shared().start(log.parent, whole, output)
+                return
             self.process = subprocess.Popen(
                 command or [sys.executable, "-m", "worker", "run"],
                 cwd=log.parent,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                env=whole,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
