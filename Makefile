@@ -18,7 +18,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfil
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help check test test-engine test-rabbitmq4 image fuzz soak among-good lint demo run bench reference servers clean
+.PHONY: help check test test-long test-engine test-rabbitmq4 image fuzz soak among-good lint demo run bench reference servers clean
 
 help:                 ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -41,8 +41,11 @@ servers:              ## Install the servers that the tests start for themselves
 check: $(VENV)/installed-test lint   ## Check style and types, and run the quick tests, which need no servers (below two minutes)
 	$(BIN)/python -m pytest --quiet tests/unit
 
-test: $(VENV)/installed-test servers lint   ## Run all tests but those of test-engine, against a real RabbitMQ, PostgreSQL and SQLite
-	$(PYTEST) --ignore=tests/deploy/engine
+test: $(VENV)/installed-test servers lint   ## Run the tests against a real RabbitMQ, PostgreSQL and SQLite (about ten minutes)
+	$(PYTEST) -m "not long" --ignore=tests/deploy/engine
+
+test-long: $(VENV)/installed-test servers   ## Run the tests that `make test` leaves out: longer ones, and more combinations
+	$(PYTEST) -m long --ignore=tests/deploy/engine
 
 test-engine: $(VENV)/installed-test   ## Run the image and docker-compose.yml by a Docker engine of its own (Debian, as root)
 	$(BIN)/python -m pytest --verbose tests/deploy/engine

@@ -192,7 +192,25 @@ async def handling(shared: Shared, amqp_url: str, tmp_path: Path) -> AsyncIterat
         yield handling
 
 
-@pytest.mark.parametrize("kind", ODD)
+# Of each kind, the combination with the database that may treat it differently, or else the quicker
+# one. The others are long.
+QUICK = (
+    ("sqlite", "deep"),
+    ("sqlite", "tagged"),
+    ("postgresql", "long"),
+    ("sqlite", "results"),
+    ("postgresql", "numbers and times"),
+    ("sqlite", "texts"),
+    ("sqlite", "others"),
+)
+COMBINATIONS = [
+    pytest.param(database, kind, marks=[] if (database, kind) in QUICK else [pytest.mark.long])
+    for database in ("postgresql", "sqlite")
+    for kind in ODD
+]
+
+
+@pytest.mark.parametrize(("shared", "kind"), COMBINATIONS, indirect=["shared"], scope="package")
 async def test_what_is_made_can_be_handled_and_nothing_else_is_made(handling: Handling, kind: str) -> None:
     wrong: list[str] = []
     for odd in ODD[kind]:
