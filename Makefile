@@ -5,6 +5,8 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 300
 # Tests mostly wait, for servers and for faults to pass.
 TEST_PROCESSES ?= 6
+# Where the project is published; a clone does not know it.
+PROJECT_URL ?= https://example.org/flow-run-worker
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -18,7 +20,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfil
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help check test test-long test-engine test-rabbitmq4 image fuzz soak among-good lint demo run bench reference servers clean
+.PHONY: help check test test-long test-engine test-rabbitmq4 image fuzz soak among-good lint dist demo run bench reference servers clean
 
 help:                 ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -38,7 +40,7 @@ $(VENV)/installed-test: $(VENV)/installed deploy/requirements/test.txt
 servers:              ## Install the servers that the tests start for themselves (Debian, as root), or say what to do
 	@tests/support/servers.sh rabbitmq postgresql pgbouncer
 
-check: $(VENV)/installed-test lint   ## Check style and types, and run the quick tests, which need no servers (below two minutes)
+check: $(VENV)/installed-test lint dist   ## Check style and types, and run the quick tests, which need no servers (below two minutes)
 	$(BIN)/python -m pytest --quiet tests/unit
 
 test: $(VENV)/installed-test servers lint   ## Run the tests against a real RabbitMQ, PostgreSQL and SQLite (about ten minutes)
@@ -73,6 +75,20 @@ lint: $(VENV)/installed-test   ## Check style, types, and who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+.cache/release/installed: deploy/requirements/release.txt $(VENV)/installed
+	$(PYTHON) -m venv .cache/release
+	$(BIN)/uv pip install --quiet --python .cache/release/bin/python --require-hashes -r $< || .cache/release/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+dist: .cache/release/installed   ## Build both distributions into .cache/dist, with the links of PROJECT_URL, and check them
+	@rm -rf .cache/dist
+	.cache/release/bin/python deploy/release/build.py $(PROJECT_URL) .cache/dist
+	.cache/release/bin/twine check --strict .cache/dist/*
+	@# W004: the files of migrations begin with numbers.
+	.cache/release/bin/check-wheel-contents --ignore=W004 .cache/dist
+	@# It misses an address of mail, which the project does not have.
+	for file in .cache/dist/*.gz; do .cache/release/bin/pyroma --min=8 $$file || exit; done
 
 demo: $(VENV)/installed   ## Show the main job on a broker, a worker and SQLite; leaves nothing running
 	@$(BIN)/python -m tests.support.demo
