@@ -6,12 +6,13 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from tests.conftest import StartWorker
-from tests.support import amqp10
+from tests.support.amqp10 import AMQP10Producer
 from tests.support.database import fetch_runs
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
@@ -22,20 +23,19 @@ GOOD = 60
 
 @pytest.fixture(scope="module")
 def rabbitmq() -> Iterator[RabbitMQ]:
-    settings = {"amqp1_0.default_user": "guest"}
-    with RabbitMQ(plugins=["rabbitmq_amqp1_0"], settings=settings) as node:
+    with RabbitMQ(plugins=["rabbitmq_amqp1_0"]) as node:
         yield node
 
 
 async def test_it_goes_to_the_dead_letters_soon_and_takes_nobody_with_it(
-    start_worker: StartWorker, producer: Producer, rabbitmq: RabbitMQ, sqlite_url: str
+    start_worker: StartWorker, producer: Producer, rabbitmq: RabbitMQ, sqlite_url: str, tmp_path: Path
 ) -> None:
     worker = await asyncio.to_thread(start_worker, sqlite_url)
     assert (await producer.request({"flow_id": FLOW_ID})).status == 201
-    number = amqp10.properties(correlation_id=amqp10.ulong(5))
-    data = amqp10.described(amqp10.DATA, amqp10.binary(json.dumps({"flow_id": FLOW_ID}).encode()))
+    sender = await asyncio.to_thread(AMQP10Producer, tmp_path, rabbitmq.port)
+    number = {"ulong": 5, "text": json.dumps({"flow_id": FLOW_ID})}
     good = [await producer.publish({"flow_id": FLOW_ID}) for _ in range(GOOD)]
-    await amqp10.send(rabbitmq.port, producer.queue, [number + data])
+    await sender.send(producer.queue, [number])
     started = time.monotonic()
     good += [await producer.publish({"flow_id": FLOW_ID}) for _ in range(GOOD)]
     replies = await producer.replies_to(good)

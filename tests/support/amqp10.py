@@ -1,83 +1,55 @@
-"""An AMQP 1.0 sender with the subset that RabbitMQ's plugin needs: messages with arbitrary
-properties and sections.
-"""
+"""A producer that speaks AMQP 1.0, by rhea for Node.js."""
 
 import asyncio
-import struct
+import json
+import shutil
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-NULL = b"\x40"
-_ZERO = b"\x43"  # uint
-_WINDOW = b"\x52\x7f"
-# Sections and performatives by their descriptors (AMQP 1.0, sections 2.7 and 3.2).
-OPEN, BEGIN, ATTACH, FLOW, TRANSFER, DISPOSITION, DETACH, END, CLOSE = range(0x10, 0x19)
-TARGET, SOURCE = 0x29, 0x28
-PROPERTIES, DATA, SEQUENCE, VALUE = 0x73, 0x75, 0x76, 0x77
+from tests.support.worker_process import ROOT
 
 
-def described(descriptor: int, value: bytes) -> bytes:
-    return b"\x00\x53" + bytes((descriptor,)) + value
+class AMQP10Producer:
+    """Sends to one broker.
 
+    Args:
+        folder: for the program and its packages.
+        port: the broker's.
+    """
 
-def listed(*values: bytes) -> bytes:
-    content = b"".join(values)
-    return b"\xd0" + struct.pack(">II", len(content) + 4, len(values)) + content
+    def __init__(self, folder: Path, port: int) -> None:
+        self._folder = folder / "rhea"
+        self._port = port
+        shutil.copytree(ROOT / "tests/support/rhea", self._folder)
+        install = ["npm", "install", "--no-audit", "--no-fund", "--silent"]
+        subprocess.run(install, cwd=self._folder, check=True, timeout=120)
 
+    async def send(
+        self, to: str, messages: Sequence[dict[str, Any]], *, source: str | None = None, replies: int = 0
+    ) -> list[dict[str, Any]]:
+        """Send messages, each with the outcome ``accepted``, and receive replies.
 
-def text(value: str) -> bytes:
-    encoded = value.encode()
-    return b"\xb1" + struct.pack(">I", len(encoded)) + encoded
+        Args:
+            to: the queue.
+            messages: as ``send.mjs`` describes them.
+            source: the queue of the replies.
+            replies: how many to wait for.
 
-
-def binary(value: bytes) -> bytes:
-    return b"\xb0" + struct.pack(">I", len(value)) + value
-
-
-def ulong(value: int) -> bytes:
-    return b"\x80" + struct.pack(">Q", value)
-
-
-def properties(*, reply_to: str | None = None, correlation_id: bytes = NULL) -> bytes:
-    """The section of properties; a correlation id may be of any AMQP type, such as a number."""
-    to = NULL if reply_to is None else text(reply_to)
-    return described(PROPERTIES, listed(NULL, NULL, NULL, NULL, to, correlation_id))
-
-
-async def send(port: int, queue: str, messages: Sequence[bytes]) -> None:
-    """Send messages, each as its encoded sections, to a queue; returns once the broker has them."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-
-    def write(performative: bytes, payload: bytes = b"") -> None:
-        writer.write(struct.pack(">IBBH", 8 + len(performative) + len(payload), 2, 0, 0))
-        writer.write(performative + payload)
-
-    async def read_until(descriptor: int) -> bytes:
-        while True:
-            (size,) = struct.unpack(">I", await reader.readexactly(4))
-            frame = await reader.readexactly(size - 4)
-            if frame[4:7] == b"\x00\x53" + bytes((descriptor,)):
-                return frame
-
-    async with asyncio.timeout(60):
-        writer.write(b"AMQP\x00\x01\x00\x00")
-        assert await reader.readexactly(8) == b"AMQP\x00\x01\x00\x00"
-        write(described(OPEN, listed(text("test"))))
-        write(described(BEGIN, listed(NULL, _ZERO, _WINDOW, _WINDOW)))
-        source = described(SOURCE, listed(text("test")))
-        target = described(TARGET, listed(text(f"/amq/queue/{queue}")))
-        sender = b"\x42"
-        write(
-            described(
-                ATTACH, listed(text("test"), _ZERO, sender, NULL, NULL, source, target, NULL, NULL, _ZERO)
-            )
+        Returns:
+            The replies: ``headers`` (application properties), ``correlation_id``,
+            ``content_type``, ``subject`` and ``text``.
+        """
+        asked = json.dumps({"to": to, "messages": messages, "from": source, "replies": replies})
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ["node", "send.mjs", str(self._port)],
+            cwd=self._folder,
+            input=asked,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
-        await read_until(FLOW)
-        for number, message in enumerate(messages):
-            delivery = b"\x70" + struct.pack(">I", number)
-            write(
-                described(TRANSFER, listed(_ZERO, delivery, binary(b"%d" % number), _ZERO, b"\x42")), message
-            )
-            await read_until(DISPOSITION)
-        write(described(CLOSE, listed()))
-        await read_until(CLOSE)
-    writer.close()
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
