@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from worker.checks.fairness import FairQueue
-from worker.checks.jobs import PREPARE, Kind, Prepared, Verdict, block_references
+from worker.checks.jobs import PREPARE, TEXT_MAX, Kind, Prepared, Verdict, block_references
 from worker.checks.process import CantStart, CheckProcess
 from worker.checks.schemas import NotOrdinary
 from worker.checks.wire import Job
@@ -41,8 +41,6 @@ VERDICTS_MAX = 8 * 1024 * 1024
 VERDICT_SECONDS = 600.0
 # Bytes that a cache entry takes besides its texts.
 ENTRY_SIZE = 500
-# Longest rendered template, in characters. Prefect allows 512 KiB of parameters.
-TEXT_MAX = 1024 * 1024
 # Characters that an answer may have beyond its request's size (``ERROR_BODY_ROOM``). A longer
 # message is left out there.
 MESSAGE_ROOM = 64 * 1024

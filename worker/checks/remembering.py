@@ -8,7 +8,7 @@ from typing import Any
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
-from worker.checks.unique import unique_items
+from .unique import unique_items
 
 # Keywords that make a subschema's meaning depend on its referrer or on another dialect.
 _SCOPED = {"$anchor", "$dynamicAnchor", "$dynamicRef", "$id", "$recursiveRef", "$schema"}

@@ -13,9 +13,9 @@ from jsonschema.validators import extend
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from worker.checks.ordinary import cost_of
-from worker.checks.remembering import Remembering, can_be_remembered
-from worker.checks.unique import unique_items
+from .ordinary import cost_of
+from .remembering import Remembering, can_be_remembered
+from .unique import unique_items
 
 
 class Invalid(Exception):

@@ -28,7 +28,7 @@ from .options import Expires, Headers, Options, check_timeout, expiration
 from .outcomes import CreateOutcome, PublishOutcome
 from .reconnector import CLOSED, Reached
 from .replies import Reply
-from .sender import Sender
+from .sender import Sender, Transport
 
 DEFAULT_QUEUE = "flow-runs.create"
 DEFAULT_TIMEOUT = 30.0
@@ -284,15 +284,18 @@ class FlowRunClient:
         check_concurrency(concurrency)
         self._seconds(options)
 
-    def _sender(self) -> Sender:
-        """The sender of the running event loop."""
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
         try:
-            here = os.getpid(), asyncio.get_running_loop()
+            return asyncio.get_running_loop()
         except RuntimeError:
             raise errors.ClientError(
                 "The client needs a running asyncio event loop. In other programs, such as with trio, "
                 "use the blocking client, in a thread."
             ) from None
+
+    def _sender(self) -> Transport:
+        """The sender of the running event loop. Tests replace this method."""
+        here = os.getpid(), self._running_loop()
         sender = self._senders.get(here)
         if sender is None:
             for key in list(self._senders):

@@ -17,7 +17,7 @@ from worker.checks.checks import Checks, Pending
 from worker.contract.allowed import Allowed
 from worker.contract.decode import decoded_size, may_describe
 from worker.contract.encoding import dumps
-from worker.contract.errors import DeploymentNotFound, Refusal, Unprocessable
+from worker.contract.errors import Refusal, Unprocessable
 from worker.contract.state import StateType
 from worker.runs.creation import NewRun, UnresolvedRun
 from worker.runs.deployments.checking import renderer
@@ -25,6 +25,7 @@ from worker.runs.deployments.creation import (
     described_parameters,
     hydrated_limit,
     is_described,
+    no_deployment,
     run_of_deployment,
 )
 from worker.runs.deployments.deployment import Deployment, WorkQueue
@@ -125,8 +126,7 @@ def _unasked(
     if body.deployment_name is not None and body.deployment_name not in allowed.deployments:
         # The same answer as for an existing one: a producer must not learn that it is missing.
         return allowed.deployments.refusal("deployment", body.deployment_name)
-    name = body.deployment_id if body.deployment_name is None else f"'{body.deployment_name}'"
-    return DeploymentNotFound(f"There is no deployment {name}.")
+    return no_deployment(body)
 
 
 class _Asked:
