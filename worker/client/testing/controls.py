@@ -1,5 +1,5 @@
-"""What a test does with a fake: it adds deployments, moves runs on, makes calls fail, and looks at
-the requests.
+"""The controls of a fake: a test adds deployments, moves runs on, makes calls fail, and looks at the
+requests.
 """
 
 import json
@@ -204,8 +204,7 @@ class Controls:
         Args:
             error: an error, or its class, such as :class:`worker.client.NoReply`.
             times: how many calls fail so.
-            served: the request is served all the same, and only its reply is lost. Then
-                ``maybe_sent`` is true.
+            served: serve the request, and lose only its reply. Then ``maybe_sent`` is true.
         """
         if error in _STATUS:
             self.refuse_next(_STATUS[error], ON_DEMAND, times)

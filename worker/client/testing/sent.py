@@ -56,7 +56,7 @@ class SentRequest:
 
     @property
     def deployment(self) -> str | None:
-        """The deployment's name in the request, or else its id."""
+        """The deployment's name in the request, or its id."""
         return self.fields.get("deployment_name") or self.fields.get("deployment_id")
 
     @property
@@ -71,7 +71,7 @@ class SentRequest:
 
 
 def sent_request(message: ClientMessage, timeout: float, expires: float | None) -> SentRequest:
-    """What a test sees of a message."""
+    """The record of a message for the test."""
     properties = message.properties
     return SentRequest(
         message.body,

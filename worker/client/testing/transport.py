@@ -38,7 +38,7 @@ class Fault:
     """How a call fails: by an error, which may be a class, or by a refusal.
 
     Attributes:
-        served: the request is served all the same.
+        served: only the reply is lost.
     """
 
     error: ClientError | type[ClientError] | Refusal
