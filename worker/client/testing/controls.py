@@ -1,5 +1,5 @@
-"""The controls of a fake: a test adds deployments, moves runs on, makes calls fail, and looks at the
-requests.
+"""The controls of a fake: a test adds deployments, moves runs on, makes calls fail, and looks at
+the requests.
 """
 
 import json
