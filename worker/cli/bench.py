@@ -56,8 +56,7 @@ def bench(
         Path | None, typer.Option(help="Draw throughput and latency over offered load (needs matplotlib).")
     ] = None,
     flow_id: Annotated[
-        UUID | None,
-        typer.Option(help="An existing flow. Needed in a Prefect server's database.", show_default=False),
+        UUID | None, typer.Option(help="An existing flow. Needed in a Prefect server's database.")
     ] = None,
     amqp_url: AmqpUrl = None,
     database_url: DatabaseUrl = None,

@@ -37,16 +37,11 @@ Ids = Annotated[
     list[str] | None,
     typer.Argument(
         help="Ids as 'list' shows them. Their first digits are enough. If an id is unknown, nothing is done.",
-        show_default=False,
         callback=_are_ids,
     ),
 ]
-Status = Annotated[
-    int | None, typer.Option(help="Only letters with this status, such as 422.", show_default=False)
-]
-Error = Annotated[
-    str | None, typer.Option(help="Only letters with this text in their error.", show_default=False)
-]
+Status = Annotated[int | None, typer.Option(help="Only letters with this status, such as 422.")]
+Error = Annotated[str | None, typer.Option(help="Only letters with this text in their error.")]
 All = Annotated[bool, typer.Option("--all", metavar="", help="All letters.")]
 
 

@@ -21,19 +21,15 @@ err = Console(stderr=True)
 
 AmqpUrl = Annotated[
     str | None,
-    typer.Option("--amqp-url", help="The broker, amqp:// or amqps://. [WORKER_AMQP_URL]", show_default=False),
+    typer.Option("--amqp-url", help="The broker, amqp:// or amqps://. [WORKER_AMQP_URL]"),
 ]
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(
-        "--database-url",
-        help="sqlite+aiosqlite:///FILE or postgresql+asyncpg://… [WORKER_DATABASE_URL]",
-        show_default=False,
+        "--database-url", help="sqlite+aiosqlite:///FILE or postgresql+asyncpg://… [WORKER_DATABASE_URL]"
     ),
 ]
-Queue = Annotated[
-    str | None, typer.Option("--queue", help="The request queue. [WORKER_QUEUE]", show_default=False)
-]
+Queue = Annotated[str | None, typer.Option("--queue", help="The request queue. [WORKER_QUEUE]")]
 
 Bindings = Annotated[
     str | None,
@@ -41,7 +37,6 @@ Bindings = Annotated[
         "--bindings",
         help="EXCHANGE:ROUTING KEY, separated by commas: exchanges of others to bind the queue to. "
         "[WORKER_BINDINGS]",
-        show_default=False,
     ),
 ]
 
