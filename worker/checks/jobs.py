@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
-from .ordinary import Cost, takes_less
-from .schemas import CIRCULAR, Invalid, NotOrdinary, Schema, Unusable
+from .ordinary import Cost, NotOrdinary, takes_less
+from .schemas import CIRCULAR, Invalid, Schema, Unusable
 
 Kind = Literal["parameters", "job variables", "template"]
 
