@@ -4,14 +4,13 @@ per batch, and warns of runs that no work pool's worker sees.
 
 import asyncio
 import json
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any
 from uuid import UUID
 
 import structlog
 from pydantic_core import from_json
-from sqlalchemy import Select
 
 from worker.checks.checks import Checks, Pending
 from worker.contract.allowed import Allowed
@@ -215,36 +214,35 @@ class _Rest:
         self._since = monotonic()
 
 
-def _which(unresolved: UnresolvedRun) -> Hashable:
+def _which(unresolved: UnresolvedRun) -> tuple[Any, ...]:
     """The deployment's id, or the names of its flow and itself."""
     body = unresolved.request.body
-    return body.deployment_id if body.deployment_name is None else tuple(body.deployment_name.split("/"))
+    return (body.deployment_id,) if body.deployment_name is None else tuple(body.deployment_name.split("/"))
 
 
 async def _deployments(
     reader: Reader, unresolved: Sequence[UnresolvedRun], turns: Turns
-) -> dict[Hashable, Deployment | Undecided | Refusal]:
+) -> dict[tuple[Any, ...], Deployment | Undecided | Refusal]:
     """The requested deployments by id and by names, each read once. An unusable one is a refusal, a
     waiting one is undecided until its turn. The first one never waits.
     """
     asked = dict.fromkeys(_which(each) for each in sorted(unresolved, key=lambda each: each.now))
-    found: dict[Hashable, Deployment | Undecided | Refusal] = {}
+    found: dict[tuple[Any, ...], Deployment | Undecided | Refusal] = {}
     statements = reader.statements
     if len(asked) == 1:
-        rows = await _asked(reader, asked, statements.deployments_by_id, statements.deployments_by_name)
+        rows = await reader.find(statements.deployments, asked)
     else:
-        sizes: dict[Hashable, Row] = {}
-        by_id, by_name = statements.deployment_sizes_by_id, statements.deployment_sizes_by_name
-        for row in await _asked(reader, asked, by_id, by_name):
-            sizes[row.id] = sizes[row.flow_name, row.name] = row
+        sizes: dict[tuple[Any, ...], Row] = {}
+        for row in await reader.find(statements.deployment_sizes, asked):
+            sizes[row.id,] = sizes[row.flow_name, row.name] = row
         first: dict[UUID, int] = {}
         in_order = {sizes[each].id: sizes[each] for each in asked if each in sizes}.values()
         for row, waiting in in_turns(((row, row.size) for row in in_order), TEXTS_MAX, turns):
             if waiting is None:
                 first[row.id] = len(first)
             else:
-                found[row.id] = found[row.flow_name, row.name] = waiting
-        rows = list(await reader.query(statements.deployments_by_id, [(each,) for each in first]))
+                found[row.id,] = found[row.flow_name, row.name] = waiting
+        rows = await reader.find(statements.deployments, [(each,) for each in first])
         rows.sort(key=lambda row: first[row.id])
     templates = {row.pool_id: row.base_job_template for row in rows if row.base_job_template is not None}
     values = Budget(VALUES_MAX)
@@ -257,16 +255,8 @@ async def _deployments(
             each = _deployment(row, templates.get(row.pool_id))
         else:
             each = crowded = crowded or Undecided(NO_ROOM, turns.wait(first=True))
-        found[row.id] = found[row.flow_name, row.name] = each
+        found[row.id,] = found[row.flow_name, row.name] = each
     return found
-
-
-async def _asked(
-    reader: Reader, asked: Iterable[Hashable], by_id: Select[Any], by_name: Select[Any]
-) -> list[Row]:
-    ids = [(each,) for each in asked if isinstance(each, UUID)]
-    names = [each for each in asked if isinstance(each, tuple)]
-    return [*await reader.query(by_id, ids), *await reader.query(by_name, names)]
 
 
 def _deployment(row: Row, template: str | None) -> Deployment | Refusal:

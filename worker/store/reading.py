@@ -70,6 +70,15 @@ class Reader:
                 raise fault(error) from error
             raise  # the line finds the request that is to blame
 
+    async def find(self, by_key: Sequence[sa.Select[Any]], keys: Collection[tuple[Any, ...]]) -> list[Row]:
+        """The rows with these keys, some of which are an id, and others two values.
+
+        Args:
+            by_key: the query for ids, and that for two values.
+        """
+        one, two = ([key for key in keys if len(key) == length] for length in (1, 2))
+        return [*await self.query(by_key[0], one), *await self.query(by_key[1], two)]
+
     async def rows(
         self, key: sa.Column[Any], values: Iterable[Any], *columns: sa.ColumnElement[Any]
     ) -> Sequence[Row]:
@@ -80,7 +89,7 @@ class Reader:
         """Whether there is a deployment of this name, ``FLOW NAME/DEPLOYMENT NAME``. Works in a
         Prefect server's database only.
         """
-        return bool(await self.query(self.statements.deployment_sizes_by_name, [name.split("/")]))
+        return bool(await self.query(self.statements.deployment_sizes[1], [name.split("/")]))
 
     async def ping(self) -> None:
         """Return if the database answers."""
