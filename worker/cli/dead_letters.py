@@ -10,7 +10,7 @@ import typer
 from rich.padding import Padding
 
 from worker.cli.options import AmqpUrl, Queue, err, escape, out, print_json, progress_bar, run_async
-from worker.observability.printable import printable_json
+from worker.contract.printable import printable_json
 
 if TYPE_CHECKING:
     from worker.operate.dead_letters import DeadLetters, Match

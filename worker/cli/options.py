@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape as _escape_markup
 
-from worker.observability.printable import printable, printable_json
+from worker.contract.printable import printable, printable_json
 from worker.tasks.collector import resume_collector
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def escape(text: str, keep: str = "") -> str:
     terminal.
 
     Args:
-        keep: see :func:`worker.observability.printable.printable`.
+        keep: see :func:`worker.contract.printable.printable`.
     """
     return _escape_markup(printable(text, keep))
 
