@@ -30,8 +30,7 @@ from worker.runs.deployments.creation import (
 from worker.runs.deployments.deployment import Deployment, WorkQueue
 from worker.runs.deployments.hydration import check_variables, variable_names
 from worker.store.outcome import Undecided
-from worker.store.reading import Reader, Row, Unreadable
-from worker.store.room import NO_ROOM, in_turns
+from worker.store.reading import NO_ROOM, Reader, Row, Unreadable, in_turns
 from worker.store.tables import block_document, variable
 from worker.tasks.budget import Budget
 from worker.tasks.pace import Pace

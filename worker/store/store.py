@@ -30,8 +30,7 @@ from worker.store.errors import Blame, blame, first_line, is_fault
 from worker.store.insertion import Insertion, undecided
 from worker.store.outcome import Existing, Outcome, Read, Undecided
 from worker.store.prefect import Refusals, check_standalone, complete_runs
-from worker.store.reading import Reader, Unreadable
-from worker.store.room import in_turns
+from worker.store.reading import Reader, Unreadable, in_turns
 from worker.tasks.isolate import Failed, isolate
 from worker.tasks.pace import Pace
 from worker.tasks.turns import Turns
@@ -110,14 +109,7 @@ class Store(Reader):
         await self.database.close()
 
     async def writes(self) -> bool:
-        """Try to write an ordinary row of our own, and roll it back.
-
-        Returns:
-            True if the database took it; false if it refused, perhaps over the row's contents.
-
-        Raises:
-            Fault: it is away or busy, or writes nothing.
-        """
+        """Try to write a row of our own, as :meth:`Insertion.writes`."""
         return await self._insertion.writes()
 
     async def undecided(self, error: Exception) -> Outcome:
