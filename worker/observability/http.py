@@ -192,9 +192,6 @@ class _Connections:
         else:
             _abort(next(each for each in open_ if each not in self._asking))
 
-    def _age(self, connection: web.RequestHandler) -> float:
-        return monotonic() - self._since.get(connection, monotonic())
-
     async def end_old_ones(self) -> None:
         """End connections that are open for too long."""
         while True:
@@ -202,7 +199,7 @@ class _Connections:
             open_ = self._server.connections
             self._since = {each: self._since[each] for each in open_ if each in self._since}
             for each in open_:
-                if self._age(each) > self._limits.connection:
+                if monotonic() - self._since.get(each, monotonic()) > self._limits.connection:
                     _abort(each)
 
 

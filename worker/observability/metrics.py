@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from prometheus_client import Counter, Gauge, Histogram, Info
 
 from worker import __version__
+from worker.contract.delivery import Delivery
 
 # From half a millisecond (a commit on a fast disk) to half a minute (a database that was down).
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -90,11 +91,6 @@ dependency_up = Gauge("flow_run_worker_dependency_up", "1 if it answers, 0 if it
 _OUTCOMES = {201: "created", 200: "existing"}
 
 
-class _Delivery(Protocol):
-    @property
-    def redelivered(self) -> bool: ...
-
-
 class _Answer(Protocol):
     @property
     def status(self) -> int: ...
@@ -119,7 +115,7 @@ class Readiness:
 readiness = Readiness()
 
 
-def delivered(deliveries: Sequence[_Delivery], seconds: float) -> None:
+def delivered(deliveries: Sequence[Delivery], seconds: float) -> None:
     """Count received deliveries, and the time to decode them."""
     in_flight.inc(len(deliveries))
     _decode.observe(seconds)
