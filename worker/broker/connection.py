@@ -5,8 +5,8 @@ serves nothing and declares nothing.
 import asyncio
 import os
 import re
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import aio_pika
@@ -180,6 +180,18 @@ async def connect(urls: str, *, name: str, connection_class: type[ConnectionType
     if all(isinstance(failure, BrokerRefused) for failure in failures):
         raise BrokerRefused(reasons) from failures[-1]
     raise BrokerUnavailable(reasons) from failures[-1]
+
+
+@asynccontextmanager
+async def connected(
+    urls: str, *, name: str, connection_class: type[ConnectionType]
+) -> AsyncIterator[ConnectionType]:
+    """A connection that is closed at the end. Arguments and errors are those of :func:`connect`."""
+    connection = await connect(urls, name=name, connection_class=connection_class)
+    try:
+        yield connection
+    finally:
+        await close_quietly(connection)
 
 
 async def close_quietly(resource: aio_pika.Connection | AbstractChannel) -> None:

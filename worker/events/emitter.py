@@ -10,14 +10,7 @@ import structlog
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from worker.amqp.transport import Connection
-from worker.broker.connection import (
-    BrokerRefused,
-    BrokerUnavailable,
-    ChannelLost,
-    close_quietly,
-    connect,
-    lost_with,
-)
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost, connected, lost_with
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.events.api import PrefectAPI
 from worker.events.hand_over import HandedBack, HandOver
@@ -81,10 +74,8 @@ class Emitter:
 
     async def _stay(self, hand_over: HandOver, backoff: Backoff) -> None:
         """Consume the outbox and send its events, until the connection ends or the worker stops."""
-        connection = await connect(
-            self._settings.amqp_url, name="flow-run-worker events", connection_class=Connection
-        )
-        try:
+        name = "flow-run-worker events"
+        async with connected(self._settings.amqp_url, name=name, connection_class=Connection) as connection:
             with lost_with(connection):
                 await self._topology.ensure(connection)
                 stay = await Stay.begin(connection, self._topology.events_queue)
@@ -104,8 +95,6 @@ class Emitter:
                     backoff.reset()
                 metrics.outbox_age.set_function(lambda: 0.0)
                 metrics.outbox_messages.set_function(lambda: 0.0)
-        finally:
-            await close_quietly(connection)
 
     async def _close_when_stopping(self, stay: Stay) -> None:
         await self._stopping.wait()
