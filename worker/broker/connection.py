@@ -17,12 +17,7 @@ from aio_pika.exceptions import (
     AuthenticationError,
     ProbableAuthenticationError,
 )
-from aiormq.exceptions import (
-    ChannelAccessRefused,
-    ChannelClosed,
-    ConnectionClosed,
-    InvalidFrameError,
-)
+from aiormq.exceptions import ChannelAccessRefused, ChannelClosed, ConnectionClosed, InvalidFrameError
 from yarl import URL
 
 from ..amqp.watch import Watch, WatchedConnection, watch_of

@@ -168,14 +168,7 @@ class Session:
         cancelled = "the broker cancelled the consumer: its queue was deleted or moved"
         underlay.on_consumer_cancel_callbacks.add(lambda _: self._end(cancelled))
         self.consumer = Consumer(
-            consuming,
-            channel,
-            queue,
-            underlay,
-            self.lost,
-            prefetch_size,
-            bulk=fast_path,
-            careful=careful,
+            consuming, channel, queue, underlay, self.lost, prefetch_size, bulk=fast_path, careful=careful
         )
         confirming = await publishing.channel(publisher_confirms=True)
         self.publisher = Publisher(publishing, confirming, bulk=fast_path)

@@ -104,8 +104,7 @@ def _loop_depths(root: nodes.Node) -> Iterator[int]:
 
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=ChainableUndefined,
-    extensions=["jinja2_humanize_extension.HumanizeExtension"],
+    undefined=ChainableUndefined, extensions=["jinja2_humanize_extension.HumanizeExtension"]
 )
 _ENVIRONMENT.globals["range"] = _range
 _ENVIRONMENT.filters["tojson"] = _tojson

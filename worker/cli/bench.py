@@ -37,8 +37,7 @@ def bench(
     rate: Annotated[
         list[float] | None,
         typer.Option(
-            min=0.1,
-            help="Requests a second. Without it, as fast as possible. May be given several times.",
+            min=0.1, help="Requests a second. Without it, as fast as possible. May be given several times."
         ),
     ] = None,
     concurrency: Annotated[

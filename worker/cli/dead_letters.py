@@ -232,12 +232,7 @@ def _open(settings: "Settings") -> AbstractAsyncContextManager["DeadLetters"]:
 
 
 def _match(
-    ids: list[str] | None,
-    every: bool,
-    status: int | None,
-    error: str | None,
-    *,
-    undeliverable: bool = False,
+    ids: list[str] | None, every: bool, status: int | None, error: str | None, *, undeliverable: bool = False
 ) -> "Match":
     if not (ids or every or status is not None or error is not None):
         if undeliverable:

@@ -20,8 +20,7 @@ out = Console()
 err = Console(stderr=True)
 
 AmqpUrl = Annotated[
-    str | None,
-    typer.Option("--amqp-url", help="The broker, amqp:// or amqps://. [WORKER_AMQP_URL]"),
+    str | None, typer.Option("--amqp-url", help="The broker, amqp:// or amqps://. [WORKER_AMQP_URL]")
 ]
 DatabaseUrl = Annotated[
     str | None,

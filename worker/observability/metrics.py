@@ -27,12 +27,10 @@ database_retries = Counter(
     "flow_run_worker_database_retries", "Failed database operations that were retried."
 )
 dead_letters_held = Gauge(
-    "flow_run_worker_dead_letters_held",
-    "Dead letters that are held because their queue refuses them.",
+    "flow_run_worker_dead_letters_held", "Dead letters that are held because their queue refuses them."
 )
 broker_blocked = Gauge(
-    "flow_run_worker_broker_blocked",
-    "1 while an alarm at the broker blocks publishing, otherwise 0.",
+    "flow_run_worker_broker_blocked", "1 while an alarm at the broker blocks publishing, otherwise 0."
 )
 _declared_again = Counter(
     "flow_run_worker_topology_declared_again",

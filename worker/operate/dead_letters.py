@@ -28,12 +28,7 @@ from worker.broker.messages import (
     events_message,
 )
 from worker.broker.publisher import Confirmation, Publisher
-from worker.contract.message import (
-    DELIVERY_COUNT_HEADER,
-    HEADERS_DROPPED_HEADER,
-    Message,
-    is_own_header,
-)
+from worker.contract.message import DELIVERY_COUNT_HEADER, HEADERS_DROPPED_HEADER, Message, is_own_header
 from worker.contract.topology import QueueNames
 from worker.operate.letter import Letter
 from worker.operate.letter_reader import NAME, LetterReader, Undeliverable
