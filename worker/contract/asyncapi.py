@@ -143,7 +143,7 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
                     "state_id, state_type and state_name. message_id is the state's id: drop doubles by it. "
                     "timestamp is the state's.",
                     "payload": record,
-                    "bindings": {"amqp": {"messageType": STATE_MESSAGE, "bindingVersion": "0.3.0"}},
+                    "bindings": _amqp({"messageType": STATE_MESSAGE}),
                 },
             },
             "schemas": definitions["$defs"],
