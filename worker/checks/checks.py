@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import structlog
@@ -74,19 +74,6 @@ class Pending(Exception):
         self.ready = ready
 
 
-class _NotReady:
-    """A schema that is not ordinary."""
-
-    def takes_less(self, value: Any, microseconds: float) -> bool:
-        return False
-
-    def verdict(self, value: Any) -> Verdict:
-        raise NotImplementedError
-
-
-_NOT_READY = _NotReady()
-
-
 @dataclass(slots=True)
 class _Waiting:
     """A check that waits for its turn or is running."""
@@ -103,7 +90,7 @@ class Checks:
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self._limits = limits
-        self._ordinary: Cache[tuple[Kind, str], Prepared] = Cache(READY_MAX)
+        self._ordinary: Cache[tuple[Kind, str], Prepared | Literal[False]] = Cache(READY_MAX)
         self._blocks: Cache[str, Mapping[str, UUID | str]] = Cache(READY_MAX)
         self._alone: Cache[tuple[str, str | None], Verdict] = Cache(READY_MAX)
         self._verdicts: Cache[bytes, tuple[float, Verdict]] = Cache(VERDICTS_MAX)
@@ -167,17 +154,18 @@ class Checks:
     def _check(self, kind: Kind, text: str, value: Any, deployment: UUID, size: int) -> Verdict:
         if len(text) <= ORDINARY_MAX:
             ready = self._ready(kind, text)
-            if ready.takes_less(value, AT_ONCE):
+            if ready and ready.takes_less(value, AT_ONCE):
                 return ready.verdict(value)
         return self._elsewhere(kind, text, value, deployment, size)
 
-    def _ready(self, kind: Kind, text: str) -> Prepared:
+    def _ready(self, kind: Kind, text: str) -> Prepared | Literal[False]:
+        """The prepared schema; False if it is not ordinary."""
         ready = self._ordinary.get((kind, text))
         if ready is None:
             try:
                 ready = PREPARE[kind](text, at_once=AT_ONCE)
             except NotOrdinary:
-                ready = _NOT_READY
+                ready = False
             self._ordinary.put((kind, text), ready, len(text) + ENTRY_SIZE)
         return ready
 
