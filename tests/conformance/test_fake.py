@@ -456,7 +456,7 @@ async def fakes(fake: FakeFlowRunClient, body: bytes, headers: dict[str, str], t
     properties = spec.Basic.Properties(
         headers=headers or None, content_type="application/json", message_type=type, reply_to="replies"
     )
-    reply = await fake._transport.send(ClientMessage(body, properties), 30, None)
+    reply = fake._world.serve(ClientMessage(body, properties), 30, None)
     assert reply is not None
     return Answer(reply.status or 0, reply.reason, json.loads(reply.body))
 

@@ -28,7 +28,7 @@ from .options import Expires, Headers, Options, check_timeout, expiration
 from .outcomes import CreateOutcome, PublishOutcome
 from .reconnector import CLOSED, Reached
 from .replies import Reply
-from .sender import Sender, Transport
+from .sender import Sender
 
 DEFAULT_QUEUE = "flow-runs.create"
 DEFAULT_TIMEOUT = 30.0
@@ -284,25 +284,26 @@ class FlowRunClient:
         check_concurrency(concurrency)
         self._seconds(options)
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
+    def _sender(self) -> Sender:
+        """The sender of the running event loop."""
         try:
-            return asyncio.get_running_loop()
+            here = os.getpid(), asyncio.get_running_loop()
         except RuntimeError:
             raise errors.ClientError(
                 "The client needs a running asyncio event loop. In other programs, such as with trio, "
                 "use the blocking client, in a thread."
             ) from None
-
-    def _sender(self) -> Transport:
-        """The sender of the running event loop. Tests replace this method."""
-        here = os.getpid(), self._running_loop()
         sender = self._senders.get(here)
         if sender is None:
             for key in list(self._senders):
                 if key[0] == here[0] and key[1].is_closed():
                     self._senders.pop(key, None)
-            sender = self._senders[here] = Sender(self._url, self._queue, self._reached)
+            sender = self._senders[here] = self._new_sender()
         return sender
+
+    def _new_sender(self) -> Sender:
+        """Make a sender. The fake in :mod:`worker.client.testing` makes others."""
+        return Sender(self._url, self._queue, self._reached)
 
     def _living(self) -> list[tuple[asyncio.AbstractEventLoop, Sender]]:
         """The event loops of this process that are not closed, with their senders."""

@@ -1,7 +1,6 @@
 """Sends the messages of one event loop until they are answered, or until their time is over."""
 
 import asyncio
-from typing import Protocol
 
 from ..broker.connection import ChannelLost
 from ..tasks.backoff import Backoff
@@ -13,13 +12,6 @@ from .replies import Reply
 
 # Tries to publish to a full queue, over some 2 seconds.
 PUBLISH_TRIES = 5
-
-
-class Transport(Protocol):
-    """Takes messages to a worker: a :class:`Sender`, or the fake in its place."""
-
-    async def send(self, message: ClientMessage, seconds: float, expires: float | None) -> Reply | None:
-        """See :meth:`Sender.send`."""
 
 
 class Sender:

@@ -1,8 +1,10 @@
-"""The asynchronous fake: the real client on a fake transport."""
+"""The asynchronous fake: the real client with the sender of a fake."""
 
 from ..client import DEFAULT_QUEUE, DEFAULT_TIMEOUT, FlowRunClient
-from ..sender import Transport
+from ..sender import Sender
 from .controls import Controls
+from .sender import FakeSender
+from .world import World
 
 URL = "amqp://fake/"
 
@@ -24,18 +26,16 @@ class FakeFlowRunClient(Controls, FlowRunClient):
         Controls.__init__(self)
         FlowRunClient.__init__(self, url, queue=queue, timeout=timeout)
 
-    def _sender(self) -> Transport:
-        self._running_loop()
-        return self._transport
+    def _new_sender(self) -> Sender:
+        return FakeSender(self._world, self._queue)
 
 
 class ServedClient(FlowRunClient):
-    """A client whose requests go to the fake of another client."""
+    """A client whose requests go to the world of another client."""
 
-    def __init__(self, transport: Transport, url: str, *, queue: str, timeout: float) -> None:
+    def __init__(self, world: World, url: str, *, queue: str, timeout: float) -> None:
         super().__init__(url, queue=queue, timeout=timeout)
-        self._transport = transport
+        self._world = world
 
-    def _sender(self) -> Transport:
-        self._running_loop()
-        return self._transport
+    def _new_sender(self) -> Sender:
+        return FakeSender(self._world, self._queue)

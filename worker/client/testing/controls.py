@@ -16,11 +16,11 @@ from ...contract.record import FlowRunRecord
 from ...contract.state import TERMINAL_STATES, StateType
 from ...runs.completion import Referred
 from ...runs.deployments.deployment import Deployment
-from ..client import FlowRunClient
 from ..errors import ClientError, Conflict, FlowRunRefused, InvalidFlowRun, NotFound
+from .interception import intercepted
 from .rows import DEFAULT_QUEUE, as_text
 from .sent import SentRequest
-from .transport import ON_DEMAND, FakeTransport, Fault, record_of
+from .world import ON_DEMAND, Fault, World, record_of
 
 State = StateType | str
 Run = FlowRunRecord | UUID | str
@@ -33,8 +33,8 @@ class Controls:
     """The controls of a fake. Its methods may be called from any thread."""
 
     def __init__(self) -> None:
-        self._transport = FakeTransport()
-        self._rows = self._transport.rows
+        self._world = World()
+        self._rows = self._world.rows
 
     # What there is.
 
@@ -158,7 +158,7 @@ class Controls:
         """The requests that were sent, in their order. A request that was found wrong before it was
         sent is not among them. Clear the list to start anew.
         """
-        return self._transport.requests
+        return self._world.requests
 
     @property
     def runs(self) -> list[FlowRunRecord]:
@@ -196,7 +196,7 @@ class Controls:
     ) -> FlowRunRecord:
         """Move a run to any state. Otherwise like :meth:`finish`."""
         run_id = run.id if isinstance(run, FlowRunRecord) else UUID(str(run))
-        return self._transport.set_state(run_id, _state(state), name=name, message=message, data=data)
+        return self._world.set_state(run_id, _state(state), name=name, message=message, data=data)
 
     def fail_next(self, error: Error, times: int = 1, *, served: bool = False) -> None:
         """Let the next call fail that sends a request.
@@ -209,7 +209,7 @@ class Controls:
         if error in _STATUS:
             self.refuse_next(_STATUS[error], ON_DEMAND, times)
         else:
-            self._transport.faults.extend([Fault(error, served)] * times)
+            self._world.faults.extend([Fault(error, served)] * times)
 
     def refuse_next(self, status: int, reason: str, times: int = 1) -> None:
         """Let the next request be refused.
@@ -221,24 +221,15 @@ class Controls:
         """
         if not 400 <= status < 500:
             raise ValueError(f"The status {status} is no refusal: it has to be from 400 to 499")
-        self._transport.faults.extend([Fault.refusal(status, reason)] * times)
+        self._world.faults.extend([Fault.refusal(status, reason)] * times)
 
     @contextmanager
     def intercept(self) -> Iterator[Self]:
         """Answer all real clients of this process, blocking ones too, until the end of the block.
         So a program is tested that makes its own client.
         """
-        before, transport = FlowRunClient.__dict__["_sender"], self._transport
-
-        def sender(client: FlowRunClient) -> FakeTransport:
-            client._running_loop()
-            return transport
-
-        FlowRunClient._sender = sender  # type: ignore[method-assign, assignment]  # for the block
-        try:
+        with intercepted(self._world):
             yield self
-        finally:
-            FlowRunClient._sender = before  # type: ignore[method-assign]
 
 
 def _state(state: State, *, terminal: bool = False) -> StateType:

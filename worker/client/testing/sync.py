@@ -17,5 +17,5 @@ class FakeFlowRunClient(Controls, FlowRunClient):
         self, url: str = URL, *, queue: str = DEFAULT_QUEUE, timeout: float = DEFAULT_TIMEOUT
     ) -> None:
         Controls.__init__(self)
-        self._client = partial(ServedClient, self._transport)
+        self._client = partial(ServedClient, self._world)
         FlowRunClient.__init__(self, url, queue=queue, timeout=timeout)

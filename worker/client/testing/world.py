@@ -1,6 +1,7 @@
-"""In place of the queue: gives requests to the fake, records them, and fails on demand."""
+"""In place of the broker, the worker and the database: records requests, answers them, and fails on
+demand. No I/O.
+"""
 
-import asyncio
 import threading
 from collections import deque
 from copy import copy
@@ -50,7 +51,7 @@ class Fault:
         return cls(_Refused(status, reason))
 
 
-class FakeTransport:
+class World:
     """Serves the requests of one fake, in any thread.
 
     Attributes:
@@ -65,9 +66,15 @@ class FakeTransport:
         self.faults: deque[Fault] = deque()
         self._lock = threading.RLock()
 
-    async def send(self, message: ClientMessage, seconds: float, expires: float | None) -> Reply | None:
-        """See :class:`worker.client.sender.Transport`."""
-        await asyncio.sleep(0)  # other tasks run meanwhile, as while a message is sent
+    def serve(self, message: ClientMessage, seconds: float, expires: float | None) -> Reply | None:
+        """The reply to a message, if it wants one.
+
+        Args:
+            seconds, expires: as of the call.
+
+        Raises:
+            ClientError: the test wants it.
+        """
         sent = sent_request(message, seconds, expires)
         with self._lock:
             self.requests.append(sent)
