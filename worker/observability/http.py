@@ -310,6 +310,8 @@ async def _state(database: _Database) -> dict[str, Any]:
         state["dead_letters"] = readiness.dead_letters
     if readiness.events is not None:
         state["events"] = readiness.events
+    if readiness.states is not None:
+        state["states"] = readiness.states
     if topology := "; ".join(filter(None, (readiness.topology, *readiness.vanished.values()))):
         state["topology"] = topology
     if readiness.policies is not None:

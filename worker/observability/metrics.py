@@ -60,6 +60,37 @@ outbox_messages = Gauge(
     "flow_run_worker_events_outbox_messages",
     "Messages in the outbox, each with 1 to 200 events. 0 in workers that send none.",
 )
+_states_told = Counter("flow_run_worker_states_told", "States of runs that were told.", ["type"])
+_states_passed_over = Counter(
+    "flow_run_worker_states_passed_over",
+    "States that were not told: their run was deleted or can't be shown, or they are too large, or a bound "
+    "queue refused them.",
+    ["reason"],
+)
+for _reason in ("deleted", "unreadable", "too_large", "refused"):
+    _states_passed_over.labels(_reason)  # start at 0
+states_begun = Counter(
+    "flow_run_worker_states_begun",
+    "Times at which telling began without a cursor: earlier states are not told.",
+)
+cursors_set_aside = Counter(
+    "flow_run_worker_states_cursors_set_aside",
+    "Messages of the cursor's queue that no worker of the fleet wrote, or that can't be read.",
+)
+_tells_states = Gauge(
+    "flow_run_worker_states_teller",
+    "1 in the worker that tells states, 0 in those that wait until it leaves. Without states there is none.",
+    ["states"],
+)
+_states_lag = Gauge(
+    "flow_run_worker_states_lag_seconds",
+    "Seconds since which visible states may wait to be told. 0 in workers that tell none.",
+)
+_states_open = Gauge(
+    "flow_run_worker_states_open_transaction_seconds",
+    "Age of the oldest transaction that is open for so long that states no longer wait for it. 0 if there is "
+    "none.",
+)
 in_flight = Gauge("flow_run_worker_in_flight", "Deliveries taken and not yet acknowledged.")
 in_flight_bytes = Gauge(
     "flow_run_worker_in_flight_bytes", "Size of the deliveries taken and not yet acknowledged."
@@ -105,6 +136,7 @@ class Readiness:
         self.deployment: str | None = None
         self.dead_letters: str | None = None
         self.events: str | None = None
+        self.states: str | None = None
         self.topology: str | None = None
         self.vanished: dict[str, str] = {}
         self.policies: str | None = None
@@ -236,3 +268,36 @@ def events(outcome: Literal["delivered", "refused", "left_out", "forged"], count
 def events_held(reason: str | None) -> None:
     """Note why events wait. None: they don't."""
     readiness.events = reason
+
+
+def states_told(types: Iterable[str]) -> None:
+    """Count states that were told, by their types."""
+    for type_, count in Tally(types).items():
+        _states_told.labels(type_).inc(count)
+
+
+def states_passed_over(reason: str, count: int = 1) -> None:
+    """Count states that were not told."""
+    _states_passed_over.labels(reason).inc(count)
+
+
+def states_held(reason: str | None) -> None:
+    """Note why states wait. None: they don't."""
+    readiness.states = reason
+
+
+def tells_states(states: str, behind: Callable[[], float] | None) -> None:
+    """Note that this worker tells states. None: it waits until another one leaves.
+
+    Args:
+        states: which ones, as in the setting.
+        behind: returns the seconds since which visible states may wait.
+    """
+    _tells_states.labels(states).set(behind is not None)
+    _states_lag.set_function(behind or (lambda: 0.0))
+
+
+def states_wait_for_transactions(began: Iterable[datetime]) -> None:
+    """Note since when transactions are open for whose end states do not wait any longer."""
+    oldest = min(began, default=None)
+    _states_open.set((datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0)

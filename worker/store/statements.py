@@ -58,6 +58,9 @@ class Statements:
         create_states: SQLite's: inserts the states of the runs whose ids are its second parameter.
         runs: runs by id, and by flow and idempotency key.
         run_sizes: the sizes of the runs that :attr:`runs` would read.
+        runs_of_states: runs by the id of one of their states, which takes the place of the current
+            state.
+        run_sizes_of_states: the sizes of these runs, with the ids of the states.
         deployments: deployments by id, and by the names of flow and deployment.
         deployment_sizes: their sizes.
         lookup: makes a statement that reads columns, from the rows in which the first column has
@@ -111,6 +114,8 @@ class Statements:
         self.complete = sa.select(flow_run.c.id).select_from(complete)
         self.runs = [self._read(key) for key in _RUN_KEYS]
         self.run_sizes = [self._sizes(key) for key in _RUN_KEYS]
+        self.runs_of_states = self._read((flow_run_state.c.id,))
+        self.run_sizes_of_states = self._sizes((flow_run_state.c.id,))
         self.deployments = [self._deployments(key) for key in _DEPLOYMENT_KEYS]
         self.deployment_sizes = [self._deployment_sizes(key) for key in _DEPLOYMENT_KEYS]
         self.lookup = cache(self._lookup)
@@ -136,7 +141,7 @@ class Statements:
         return (f"[{','.join(rows)}]",) if self.sqlite else (rows, list(instants))
 
     def run_of(self, row: Sequence[Any]) -> FlowRun:
-        """A run from a row of :attr:`runs`."""
+        """A run from a row of :attr:`runs` or :attr:`runs_of_states`."""
         values = map(_aware, row)
         run, state, pool = (
             dict(zip(names, values, strict=False)) for names in (self._names, self._state_names, _OF_POOL)
@@ -171,10 +176,16 @@ class Statements:
         )
 
     def _runs(self, key: Sequence[sa.Column[Any]]) -> sa.Join:
-        """The runs with the given keys, with their states and the artifacts of these."""
+        """The runs with the given keys, with their states and the artifacts of these. A state's key
+        gives that state of the run, not the current one.
+        """
         rows, theirs = self._given(*key)
-        runs = rows.join(flow_run, theirs)
-        runs = runs.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
+        if key[0].table is flow_run_state:
+            runs = rows.join(flow_run_state, theirs)
+            runs = runs.join(flow_run, flow_run.c.id == flow_run_state.c.flow_run_id)
+        else:
+            runs = rows.join(flow_run, theirs)
+            runs = runs.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
         if not self.prefect:
             return runs
         result: Any = sa.literal_column("flow_run_state.result_artifact_id", Uuid)
@@ -200,7 +211,8 @@ class Statements:
             large.append(artifact.c.data)
         size = _characters(sa.cast(each, sa.Text) for each in large)
         identity = flow_run.c.id, flow_run.c.flow_id, flow_run.c.idempotency_key
-        return sa.select(*identity, size).select_from(self._runs(key))
+        state_id = flow_run_state.c.id.label("state_id")
+        return sa.select(*identity, state_id, size).select_from(self._runs(key))
 
     def run_columns(self, columns: Sequence[sa.Column[Any]]) -> list[sa.Select[Any]]:
         """Statements as :attr:`runs`, for these columns of runs and their states only."""
