@@ -4,7 +4,7 @@ per batch, and warns of runs that no work pool's worker sees.
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -29,6 +29,7 @@ from worker.runs.deployments.creation import (
 )
 from worker.runs.deployments.deployment import Deployment, WorkQueue
 from worker.runs.deployments.hydration import check_variables, variable_names
+from worker.store.near import near_names
 from worker.store.outcome import Undecided
 from worker.store.reading import NO_ROOM, Reader, Row, Unreadable, in_turns
 from worker.store.tables import block_document, variable
@@ -76,10 +77,12 @@ async def resolve_deployments(
         if any(each.request.plain for each in unresolved):
             raise  # all plain messages need it
         return [unreadable.refusal] * len(unresolved)
+    missing = {which: None for each in unresolved if (which := _which(each)) not in deployments}
+    near = await near_names(reader, missing, allowed)
     asked = [
         _Asked(each, deployment, checks, allowed)
         if isinstance(deployment, Deployment)
-        else _unasked(each, deployment, allowed)
+        else _unasked(each, deployment, allowed, near)
         for each in unresolved
         for deployment in (deployments.get(_which(each)),)
     ]
@@ -115,7 +118,10 @@ async def resolve_deployments(
 
 
 def _unasked(
-    unresolved: UnresolvedRun, unusable: Undecided | Refusal | None, allowed: Allowed
+    unresolved: UnresolvedRun,
+    unusable: Undecided | Refusal | None,
+    allowed: Allowed,
+    near: Mapping[tuple[Any, ...], str],
 ) -> Refusal | Undecided:
     """The outcome of a request whose deployment is missing, unusable, or waits for its turn."""
     if unusable is not None:
@@ -124,7 +130,7 @@ def _unasked(
     if body.deployment_name is not None and body.deployment_name not in allowed.deployments:
         # The same answer as for an existing one: a producer must not learn that it is missing.
         return allowed.deployments.refusal("deployment", body.deployment_name)
-    return no_deployment(body)
+    return no_deployment(body, near.get(_which(unresolved), ""))
 
 
 class _Asked:

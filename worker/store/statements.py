@@ -36,6 +36,8 @@ _RUN_KEYS = (flow_run.c.id,), (flow_run.c.flow_id, flow_run.c.idempotency_key)
 _DEPLOYMENT_KEYS = (deployment.c.id,), (flow.c.name, deployment.c.name)
 # No conflict target, since the primary key counts too: a run's id may be its message's fingerprint.
 _UNLESS_THERE = "ON CONFLICT DO NOTHING"
+# Deployments whose names are compared with a wrong one.
+NAMES_MAX = 100
 
 
 class Statements:
@@ -63,6 +65,7 @@ class Statements:
         run_sizes_of_states: the sizes of these runs, with the ids of the states.
         deployments: deployments by id, and by the names of flow and deployment.
         deployment_sizes: their sizes.
+        deployment_names: the names of at most :data:`NAMES_MAX` deployments, by the flows' names.
         lookup: makes a statement that reads columns, from the rows in which the first column has
             one of the given values.
     """
@@ -118,6 +121,7 @@ class Statements:
         self.run_sizes_of_states = self._sizes((flow_run_state.c.id,))
         self.deployments = [self._deployments(key) for key in _DEPLOYMENT_KEYS]
         self.deployment_sizes = [self._deployment_sizes(key) for key in _DEPLOYMENT_KEYS]
+        self.deployment_names = self._deployment_names()
         self.lookup = cache(self._lookup)
 
     def new_rows(self, runs: Iterable[FlowRun]) -> tuple[Any, ...]:
@@ -243,6 +247,13 @@ class Statements:
         """The ids and names of deployments, and the number of characters of their texts."""
         names = deployment.c.id, deployment.c.name, flow.c.name.label("flow_name")
         return self._of_deployments(key, *names, _characters(_texts_of_deployment()))
+
+    def _deployment_names(self) -> sa.Select[Any]:
+        """The names of some deployments of flows, by the flows' names."""
+        rows, theirs = self._given(flow.c.name)
+        found = rows.join(flow, theirs).join(deployment, deployment.c.flow_id == flow.c.id)
+        names = sa.select(deployment.c.name, flow.c.name.label("flow_name"))
+        return names.select_from(found).limit(NAMES_MAX)
 
     def _of_deployments(self, key: Sequence[sa.Column[Any]], *shown: Any) -> sa.Select[Any]:
         rows, theirs = self._given(*key)

@@ -17,10 +17,15 @@ from .hydration import Variables, hydrate
 _SCHEDULED = StateCreate(type=StateType.SCHEDULED)
 
 
-def no_deployment(body: CreateFlowRunFromDeployment) -> DeploymentNotFound:
-    """The refusal of a request whose deployment does not exist."""
+def no_deployment(body: CreateFlowRunFromDeployment, meant: str = "") -> DeploymentNotFound:
+    """The refusal of a request whose deployment does not exist.
+
+    Args:
+        meant: the name that was probably meant.
+    """
     name = body.deployment_id if body.deployment_name is None else f"'{body.deployment_name}'"
-    return DeploymentNotFound(f"There is no deployment {name}.")
+    question = f": did you mean '{meant}'?" if meant else "."
+    return DeploymentNotFound(f"There is no deployment {name}{question}")
 
 
 def described_parameters(unresolved: UnresolvedRun, deployment: Deployment) -> dict[str, Any]:
