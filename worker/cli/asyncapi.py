@@ -10,7 +10,8 @@ from worker.cli.options import Queue, err
 
 def asyncapi(
     folder: Annotated[
-        Path | None, typer.Option(help="Write asyncapi.json and the JSON Schemas to this folder.")
+        Path | None,
+        typer.Option(help="Write asyncapi.json and the JSON Schemas to this folder.", show_default=False),
     ] = None,
     queue: Queue = None,
 ) -> None:

@@ -17,7 +17,9 @@ from .errors import NotFound as NotFound
 from .errors import NotRoutable as NotRoutable
 from .errors import NotSerializable as NotSerializable
 from .errors import NotTaken as NotTaken
+from .errors import StatesNotTold as StatesNotTold
 from .errors import UnreadableReply as UnreadableReply
+from .errors import WaitTimedOut as WaitTimedOut
 from .fields import DeploymentRunFields as DeploymentRunFields
 from .fields import FlowRunFields as FlowRunFields
 from .outcomes import CreateOutcome as CreateOutcome

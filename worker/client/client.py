@@ -6,8 +6,8 @@ import asyncio
 import os
 import sys
 import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -18,17 +18,19 @@ from ..broker.connection import CLOSE_TIMEOUT
 from ..contract.kinds import FROM_DEPLOYMENT
 from ..contract.message import DIRECT_REPLY_TO
 from ..contract.record import FlowRunRecord
+from ..contract.topology import MAX_ROUTING_KEY
 from ..urls.broker import check_urls
 from . import errors
 from .checking import check as check_message
 from .fields import DeploymentRunFields, FlowRunFields, checked, named_deployment
 from .many import check_concurrency, many
 from .message import ClientMessage, Request, build_message
-from .options import Expires, Headers, Options, check_timeout, expiration
+from .options import Expires, Headers, Options, Wait, check_timeout, check_wait, expiration
 from .outcomes import CreateOutcome, PublishOutcome
 from .reconnector import CLOSED, Reached
 from .replies import Reply
 from .sender import Sender
+from .waits import Waiting, has_ended
 
 DEFAULT_QUEUE = "flow-runs.create"
 DEFAULT_TIMEOUT = 30.0
@@ -111,11 +113,15 @@ class FlowRunClient:
         timeout: float | None = None,
         expires: Expires = None,
         check: bool = True,
+        wait: Wait = False,
         **fields: Unpack[FlowRunFields],
     ) -> FlowRunRecord:
         """Create a run, or get the one that has this idempotency key.
 
         Args:
+            wait: whether to wait for the end of the run, as :meth:`wait_for_flow_run` does; a
+                number is the limit in seconds, from the reply on. The record is then that of the
+                final state.
             headers, timeout, expires, check: see :class:`worker.client.options.Options`.
 
         Raises:
@@ -125,12 +131,13 @@ class FlowRunClient:
                 not sent or not accepted.
             NoReply, BrokerGone, UnreadableReply: there is no readable answer. Without a confirm of
                 the broker it is :class:`NotConfirmed`, a NoReply.
+            StatesNotTold, WaitTimedOut: as of :meth:`wait_for_flow_run`. An error after the run was
+                made has its record.
             TypeError: a field is unknown.
         """
         request = {"flow_id": flow_id, **checked(fields, FlowRunFields)}
-        outcome = await self.request(request, headers=headers, timeout=timeout, expires=expires, check=check)
-        assert outcome.record is not None
-        return outcome.record
+        options: Options = {"headers": headers, "timeout": timeout, "expires": expires, "check": check}
+        return await self._create(request, None, wait, options)
 
     async def run_deployment(
         self,
@@ -141,6 +148,7 @@ class FlowRunClient:
         timeout: float | None = None,
         expires: Expires = None,
         check: bool = True,
+        wait: Wait = False,
         **fields: Unpack[DeploymentRunFields],
     ) -> FlowRunRecord:
         """Create a run of a deployment, or get the one that has this idempotency key.
@@ -151,8 +159,9 @@ class FlowRunClient:
         Args:
             deployment: ``FLOW NAME/DEPLOYMENT NAME``, or its id.
             scheduled_time: the run's start (default: now). Without a zone it is UTC.
-            timeout: seconds for the reply. This never waits for the end of the run. 0, with which
-                Prefect's ``run_deployment`` does not wait either, is the client's timeout.
+            timeout: seconds for the reply, not for the end of the run. 0, with which Prefect's
+                ``run_deployment`` does not wait, is the client's timeout.
+            wait: see :meth:`create_flow_run`. Prefect's ``run_deployment`` waits by default.
             headers, expires, check: see :class:`worker.client.options.Options`.
 
         Raises:
@@ -166,16 +175,55 @@ class FlowRunClient:
                 raise TypeError("A run has a state or a scheduled time, not both")
             details = {"scheduled_time": scheduled_time}
             request["state"] = {"type": "SCHEDULED", "state_details": details}
-        outcome = await self.request(
-            request,
-            type=FROM_DEPLOYMENT.type,
-            headers=headers,
-            timeout=None if timeout == 0 else timeout,
-            expires=expires,
-            check=check,
-        )
-        assert outcome.record is not None
-        return outcome.record
+        options: Options = {"headers": headers, "expires": expires, "check": check}
+        if timeout != 0:
+            options["timeout"] = timeout
+        return await self._create(request, FROM_DEPLOYMENT.type, wait, options)
+
+    async def wait_for_flow_run(self, run_id: UUID | str, *, timeout: float | None = None) -> FlowRunRecord:
+        """Wait until a run has ended: COMPLETED, FAILED, CANCELLED or CRASHED. Whoever made the
+        run, workers with ``WORKER_STATES`` must run on its database.
+
+        Returns the record with the first final state that is seen. If the run has ended already,
+        that is at once. A run that failed may be run again later.
+
+        Thousands of waits at once take one queue at the broker, and no polling.
+
+        Args:
+            timeout: most seconds to wait (default: without limit).
+
+        Raises:
+            WaitTimedOut: the run has not ended in time. ``record`` has it as it was last.
+            StatesNotTold: nobody tells states of runs.
+            NotFound: there is no such run.
+            AccessRefused: the user lacks a permission: to read NAME.states, and to configure, write
+                and read queues that the broker names (``amq.gen-…``).
+            BrokerGone, NotRoutable, UnreadableReply: as of :meth:`create_flow_run`.
+            ValueError: ``run_id`` is no UUID.
+        """
+        return await self._wait(Waiting(UUID(str(run_id))), timeout)
+
+    async def states(self, binding: str = "#") -> AsyncGenerator[FlowRunRecord, None]:
+        """Yield the record of each state that is told from now on, once, until the caller stops.
+
+        What is told while the connection is lost is missed. To miss nothing, bind a queue of your
+        own.
+
+        Args:
+            binding: a pattern of routing keys ``STATE_TYPE.FLOW_ID.DEPLOYMENT_ID.RUN_ID``, such as
+                ``FAILED.#``, or ``*.*.*.RUN_ID`` for one run.
+
+        Raises:
+            StatesNotTold: nobody tells states of runs.
+            AccessRefused, BrokerGone: as of :meth:`wait_for_flow_run`.
+            ValueError: the binding is longer than 255 bytes.
+        """
+        if len(binding.encode()) > MAX_ROUTING_KEY:
+            raise ValueError(f"A binding has at most {MAX_ROUTING_KEY} bytes")
+        states = self._open_sender().states(binding)
+        async with aclosing(states):
+            async for record in states:
+                yield record
 
     async def request(
         self, request: Request, *, type: str | None = None, **options: Unpack[Options]
@@ -266,13 +314,34 @@ class FlowRunClient:
         except errors.ClientError as error:
             return PublishOutcome(index, error=error, request=request)
 
+    async def _create(
+        self, request: Request, type: str | None, wait: Wait, options: Options
+    ) -> FlowRunRecord:
+        """Create a run, and wait for its end if that is wanted. No run is made if nobody tells
+        states.
+        """
+        if wait is False:
+            return (await self.request(request, type=type, **options)).run
+        limit, (seconds, _) = check_wait(wait), self._seconds(options)
+        await self._open_sender().ready_to_wait(seconds)
+        record = (await self.request(request, type=type, **options)).run
+        if has_ended(record):
+            return record
+        try:
+            return await self._open_sender().wait(Waiting(record.id, last=record), limit)
+        except errors.ClientError as error:
+            error.maybe_sent = True
+            raise
+
+    async def _wait(self, waiting: Waiting, timeout: float | None) -> FlowRunRecord:
+        return await self._open_sender().wait(waiting, None if timeout is None else check_timeout(timeout))
+
     async def _send(self, message: ClientMessage, options: Options) -> Reply | None:
-        if self._closed:
-            raise errors.BrokerGone(CLOSED)
         seconds, expires = self._seconds(options)
+        sender = self._open_sender()
         if options.get("check", True):
             check_message(message)
-        return await self._sender().send(message, seconds, expires)
+        return await sender.send(message, seconds, expires)
 
     def _seconds(self, options: Options) -> tuple[float, float | None]:
         """The seconds of the timeout and of the expiration."""
@@ -284,8 +353,10 @@ class FlowRunClient:
         check_concurrency(concurrency)
         self._seconds(options)
 
-    def _sender(self) -> Sender:
-        """The sender of the running event loop."""
+    def _open_sender(self) -> Sender:
+        """The sender of the running event loop. Raises BrokerGone if the client is closed."""
+        if self._closed:
+            raise errors.BrokerGone(CLOSED)
         try:
             here = os.getpid(), asyncio.get_running_loop()
         except RuntimeError:
@@ -298,12 +369,8 @@ class FlowRunClient:
             for key in list(self._senders):
                 if key[0] == here[0] and key[1].is_closed():
                     self._senders.pop(key, None)
-            sender = self._senders[here] = self._new_sender()
+            sender = self._senders[here] = Sender(self._url, self._queue, self._reached)
         return sender
-
-    def _new_sender(self) -> Sender:
-        """Make a sender. The fake in :mod:`worker.client.testing` makes others."""
-        return Sender(self._url, self._queue, self._reached)
 
     def _living(self) -> list[tuple[asyncio.AbstractEventLoop, Sender]]:
         """The event loops of this process that are not closed, with their senders."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import aiormq
+from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPChannelError, DeliveryError, PublishError
 from aiormq.exceptions import (
     ChannelAccessRefused,
@@ -155,6 +156,15 @@ class ClientConnection:
         self._confirmed_any = True
         sending.progress = Progress.CONFIRMED
         return reply
+
+    async def another_channel(self) -> AbstractChannel:
+        """A further channel of this connection.
+
+        Raises:
+            ChannelLost: the connection ended, or the broker allows no more channels.
+        """
+        with of_the_client(), lost_with(self._connection):
+            return await self._connection.channel(publisher_confirms=False)
 
     @property
     def blocked(self) -> str | None:

@@ -4,6 +4,8 @@ All can be pickled, as Celery and multiprocessing pickle errors.
 
 from typing import Any
 
+from ..contract.record import FlowRunRecord
+
 NOT_SENT = "It was not sent."
 MAYBE_SENT = "It may have been sent, and may still be served."
 
@@ -15,9 +17,11 @@ class ClientError(Exception):
         maybe_sent: False if the broker certainly does not have the request: then it can safely be
             sent again. True if it may have been served, or may still be. Then only a request with
             an idempotency key can safely be sent again.
+        record: the run that was made, or that was waited for, as it was known last. Otherwise None.
     """
 
     maybe_sent = False
+    record: FlowRunRecord | None = None
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
@@ -110,6 +114,14 @@ class NotConfirmed(NoReply):
     """The broker has not confirmed the message in time: it may have it or not. Sending it again is
     as safe as after :class:`NoReply`. The text has the progress, and any alarm of the broker.
     """
+
+
+class WaitTimedOut(ClientError):
+    """The run has not ended in time. It goes on. Its last known record is in :attr:`record`."""
+
+
+class StatesNotTold(ClientError):
+    """Nobody tells states of runs here, so no end can be waited for: ``WORKER_STATES`` is off."""
 
 
 class NotRoutable(_NotAnswered):

@@ -92,7 +92,7 @@ class _GreenletInbox(Generic[T]):
                 self._watcher.send()
 
     def get(self, seconds: float) -> T:
-        until = time.monotonic() + seconds
+        until = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)
         while not self._values:
             self._arrived.clear()
             if not self._arrived.wait(max(0.0, until - time.monotonic())) and not self._values:

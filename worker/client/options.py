@@ -5,6 +5,8 @@ from typing import Any, Literal, TypedDict
 
 Headers = Mapping[str, Any] | None
 Expires = float | Literal["timeout"] | None
+# Whether to wait for the end of the run: not, without limit, or for so many seconds at most.
+Wait = bool | float
 
 
 class Options(TypedDict, total=False):
@@ -32,6 +34,15 @@ def check_timeout(timeout: float) -> float:
         TypeError, ValueError: it is no positive number.
     """
     return _positive("timeout", timeout)
+
+
+def check_wait(wait: Wait) -> float | None:
+    """The seconds of ``wait``; None for ``True``.
+
+    Raises:
+        TypeError, ValueError: it is neither a boolean nor a positive number.
+    """
+    return None if wait is True else _positive("wait", wait)
 
 
 def expiration(expires: Expires, timeout: float) -> float | None:

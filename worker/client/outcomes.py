@@ -26,6 +26,12 @@ class CreateOutcome:
     request: Request | None = None
 
     @property
+    def run(self) -> FlowRunRecord:
+        """The record of an outcome without an error."""
+        assert self.record is not None
+        return self.record
+
+    @property
     def created(self) -> bool:
         """Whether this request made the run.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..broker.connection import BrokerRefused, BrokerUnavailable
 from ..tasks.backoff import Backoff
+from .attempt import SharedAttempt
 from .connection import ClientConnection
 from .errors import BrokerGone, ClientError
 
@@ -24,14 +25,6 @@ class Reached:
     """Whether the broker was ever reached by this client, in any event loop or process."""
 
     ever: bool = False
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """An attempt to connect, and how many tasks wait for it. Without any it is cancelled."""
-
-    task: "asyncio.Task[ClientConnection]"
-    waiting: int = 0
 
 
 class Reconnector:
@@ -56,7 +49,7 @@ class Reconnector:
         self._reached = reached
         self._closed = False
         self._next_try = 0.0
-        self._attempt: _Attempt | None = None
+        self._attempt = SharedAttempt(self._open)
         self._closing: set[asyncio.Task[None]] = set()
         self._loops_end: AsyncGenerator[None, None] | None = None
         self.current: ClientConnection | None = None
@@ -72,24 +65,15 @@ class Reconnector:
             return self.current
         if self._closed:
             raise BrokerGone(CLOSED)
-        attempt = self._attempt
-        if attempt is None or not attempt.waiting or attempt.task.done():
-            attempt = self._attempt = _Attempt(asyncio.create_task(self._open()))
-        attempt.waiting += 1
-        try:
-            await asyncio.wait((attempt.task,))
-        finally:
-            attempt.waiting -= 1
-            if not attempt.waiting:
-                attempt.task.cancel()  # no effect if it is done
-        if attempt.task.cancelled():
+        task = await self._attempt.ended()
+        if task.cancelled():
             raise BrokerGone(CLOSED)
-        error = attempt.task.exception()
+        error = task.exception()
         if isinstance(error, ClientError):
             raise type(error)(*error.args) from error  # each call has an error of its own
         if error is not None:
             raise BrokerGone(f"{error}.") from error
-        return attempt.task.result()
+        return task.result()
 
     def answered(self) -> None:
         """Note that the broker answered a publication, so that the connection works."""
@@ -141,9 +125,7 @@ class Reconnector:
             await self._end()
 
     async def _end(self) -> None:
-        if self._attempt is not None:
-            self._attempt.task.cancel()
-            await asyncio.wait((self._attempt.task,))
+        await self._attempt.cancel()
         self._give_up()
         if self._closing:
             await asyncio.wait(self._closing)

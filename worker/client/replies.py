@@ -36,7 +36,7 @@ class Reply:
             if self.status is None:
                 raise ValueError("it has no status")
             if self.status < 400:
-                return _record(self.body)
+                return record_of(self.body)
             error = json.loads(self.body)
             if not isinstance(error, dict):
                 raise ValueError("its body is no object")
@@ -87,7 +87,8 @@ def refused(status: int, body: dict[str, Any], reason: str | None) -> FlowRunRef
     return _REFUSALS.get(status, FlowRunRefused)(status, body, reason)
 
 
-def _record(body: bytes) -> FlowRunRecord:
+def record_of(body: bytes) -> FlowRunRecord:
+    """The record in a message. Raises ValueError or RecursionError if it can't be read."""
     try:
         return FlowRunRecord.model_validate_json(body)
     except ValidationError:  # pydantic's parser allows 200 levels, the worker 500

@@ -1,16 +1,18 @@
 """The blocking client, for scripts and notebooks: runs the asynchronous one on a thread."""
 
 import asyncio
+import math
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 from ..broker.connection import CLOSE_TIMEOUT
+from ..contract.record import FlowRunRecord
 from .client import DEFAULT_QUEUE, DEFAULT_TIMEOUT
 from .client import FlowRunClient as AsyncClient
 from .errors import BrokerGone, NoReply
@@ -18,7 +20,7 @@ from .inbox import Inbox, make_inbox
 from .loop_thread import Call, LoopThread, ThreadFailed
 from .many import check_concurrency
 from .message import Request
-from .options import Options, check_timeout
+from .options import Options, check_timeout, check_wait
 from .outcomes import CreateOutcome, PublishOutcome
 from .reconnector import CLOSED
 
@@ -29,15 +31,24 @@ Method = Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]
 # Seconds that a caller waits beyond its timeout for the thread to say so. A thread that was ended,
 # as at the end of the interpreter, never does.
 GRACE = 0.8
+FORKED = "The process was forked while the outcomes were being waited for."
 NO_ANSWER = "The client's thread does not answer. The request may have been sent, and may still be served."
 
 
-def _blocking(method: Method[P, T]) -> Callable[Concatenate["FlowRunClient", P], T]:
-    """The blocking form of a method of the asynchronous client, with the same signature."""
+def _blocking(
+    method: Method[P, T], limit: "Callable[[FlowRunClient, dict[str, Any]], float] | None" = None
+) -> Callable[Concatenate["FlowRunClient", P], T]:
+    """The blocking form of a method of the asynchronous client, with the same signature.
+
+    Args:
+        limit: the seconds after which the thread must have answered, from the call's options
+            (default: those for a reply).
+    """
 
     @wraps(method)
     def call(self: "FlowRunClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        seconds, loop = self._limit(kwargs.get("timeout")), self._here()
+        seconds = (limit or FlowRunClient._limit)(self, kwargs)
+        loop = self._here()
         return loop.call(partial(method, loop.client, *args, **kwargs), seconds)
 
     return call
@@ -52,12 +63,9 @@ class FlowRunClient:
     in a ``with`` statement.
     """
 
-    # Makes the client that it runs.
-    _client: Callable[..., AsyncClient] = AsyncClient
-
     def __init__(self, url: str, *, queue: str = DEFAULT_QUEUE, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._timeout = timeout
-        self._make = partial(self._client, url, queue=queue, timeout=timeout)
+        self._make = partial(AsyncClient, url, queue=queue, timeout=timeout)
         # Loops by process id. A forked process keeps its parent's loop here and never uses it: the
         # loop's thread is missing, and closing or collecting it would disturb the parent's sockets.
         self._loops = {os.getpid(): _ClientLoop(self._make())}
@@ -85,10 +93,43 @@ class FlowRunClient:
         if (loop := self._loops.get(os.getpid())) is not None:
             loop.close()
 
-    create_flow_run = _blocking(AsyncClient.create_flow_run)
-    run_deployment = _blocking(AsyncClient.run_deployment)
+    def _limit(self, options: Mapping[str, Any]) -> float:
+        # 0 has a meaning of its own for a method. The others refuse it.
+        timeout = options.get("timeout")
+        return (check_timeout(timeout) if timeout else self._timeout) + GRACE
+
+    def _limit_of_create(self, options: Mapping[str, Any]) -> float:
+        # Waiting may take as long as connecting and the request, and then the wait itself.
+        wait = options.get("wait", False)
+        if wait is False:
+            return self._limit(options)
+        seconds = check_wait(wait)
+        return math.inf if seconds is None else 2 * self._limit(options) + seconds
+
+    def _limit_of_wait(self, options: Mapping[str, Any]) -> float:
+        timeout = options.get("timeout")
+        return math.inf if timeout is None else check_timeout(timeout) + GRACE
+
+    create_flow_run = _blocking(AsyncClient.create_flow_run, _limit_of_create)
+    run_deployment = _blocking(AsyncClient.run_deployment, _limit_of_create)
+    wait_for_flow_run = _blocking(AsyncClient.wait_for_flow_run, _limit_of_wait)
     request = _blocking(AsyncClient.request)
     publish = _blocking(AsyncClient.publish)
+
+    def states(self, binding: str = "#") -> Iterator[FlowRunRecord]:
+        """Yield the record of each state that is told from now on, once, until the caller stops.
+        Close the iterator, or break, to end it.
+        """
+        loop, pid = self._here(), os.getpid()
+        states = loop.client.states(binding)
+        try:
+            while pid == os.getpid():
+                yield loop.call(partial(_next, states), math.inf)
+            raise BrokerGone(FORKED)
+        finally:
+            if pid == os.getpid():
+                with suppress(BrokerGone, NoReply):
+                    loop.call(partial(_end, states), CLOSE_TIMEOUT + GRACE)
 
     def create_many(
         self,
@@ -131,13 +172,13 @@ class FlowRunClient:
         options: Options,
     ) -> Iterator[T]:
         check_concurrency(concurrency)
-        seconds, pid = self._limit(options.get("timeout")), os.getpid()
+        seconds, pid = self._limit(options), os.getpid()
         running: set[Call[T]] = set()
         ended: Inbox[Call[T]] = make_inbox()
 
         def end() -> T:
             if pid != os.getpid():
-                forked = BrokerGone("The process was forked while the outcomes were being waited for.")
+                forked = BrokerGone(FORKED)
                 forked.maybe_sent = True  # by its parent
                 raise forked
             call = loop.wait(ended, seconds)
@@ -165,10 +206,6 @@ class FlowRunClient:
         pid = os.getpid()
         loop = self._loops.get(pid)
         return loop or self._loops.setdefault(pid, _ClientLoop(self._make()))
-
-    def _limit(self, timeout: Any) -> float:
-        # 0 has a meaning of its own for a method. The others refuse it.
-        return (check_timeout(timeout) if timeout else self._timeout) + GRACE
 
 
 class _ClientLoop:
@@ -254,6 +291,14 @@ class _ClientLoop:
         calls = asyncio.all_tasks() - {asyncio.current_task()}
         if calls:
             await asyncio.wait(calls, timeout=2 * CLOSE_TIMEOUT)  # a call may have to close a connection
+
+
+async def _next(values: AsyncGenerator[T, None]) -> T:
+    return await anext(values)
+
+
+async def _end(values: AsyncGenerator[Any, None]) -> None:
+    await values.aclose()
 
 
 def _result(call: Call[T]) -> T:

@@ -56,7 +56,7 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
     ]
     references, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
     *bodies, record, error = (references[model] for model in models)
-    requests = {kind.message: _ref(f"components/messages/{kind.message}") for kind in KINDS}
+    requests = {kind.message: {"$ref": f"#/components/messages/{kind.message}"} for kind in KINDS}
     document: dict[str, Any] = {
         "asyncapi": ASYNCAPI,
         "info": {
@@ -73,18 +73,21 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
                 "address": names.queue,
                 "title": "The request queue",
                 "messages": requests,
-                "bindings": _queue(names.queue),
+                "bindings": {"amqp": _queue(names.queue)},
             },
             "replies": {
                 "address": None,
                 "title": "The queue that the request names in reply_to; amq.rabbitmq.reply-to works",
-                "messages": {name: _ref(f"components/messages/{name}") for name in ("flowRun", "error")},
+                "messages": {
+                    "flowRun": {"$ref": "#/components/messages/flowRun"},
+                    "error": {"$ref": "#/components/messages/error"},
+                },
             },
             "deadLetters": {
                 "address": names.dead_letter_queue,
                 "title": "Refused requests, whole",
-                "messages": {"deadLetter": _ref("components/messages/deadLetter")},
-                "bindings": _queue(names.dead_letter_queue),
+                "messages": {"deadLetter": {"$ref": "#/components/messages/deadLetter"}},
+                "bindings": {"amqp": _queue(names.dead_letter_queue)},
             },
             "states": {
                 "address": "{stateType}.{flowId}.{deploymentId}.{runId}",
@@ -96,8 +99,8 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
                     "deploymentId": {"description": "The deployment's id. Without a deployment: -"},
                     "runId": {"description": "The run's id."},
                 },
-                "messages": {"flowRunState": _ref("components/messages/flowRunState")},
-                "bindings": _exchange(names.states_exchange, "topic"),
+                "messages": {"flowRunState": {"$ref": "#/components/messages/flowRunState"}},
+                "bindings": {"amqp": _exchange(names.states_exchange, "topic")},
             },
         },
         "operations": {
@@ -105,15 +108,15 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
             "keepDeadLetter": {
                 "action": "send",
                 "title": "Keep a refused request with the reason in its headers",
-                "channel": _ref("channels/deadLetters"),
-                "messages": [_ref("channels/deadLetters/messages/deadLetter")],
+                "channel": {"$ref": "#/channels/deadLetters"},
+                "messages": [{"$ref": "#/channels/deadLetters/messages/deadLetter"}],
             },
             "tellState": {
                 "action": "send",
                 "title": "Tell a state of any run in the database, at least once",
-                "channel": _ref("channels/states"),
-                "messages": [_ref("channels/states/messages/flowRunState")],
-                "bindings": _amqp({"deliveryMode": 2, "mandatory": False}),
+                "channel": {"$ref": "#/channels/states"},
+                "messages": [{"$ref": "#/channels/states/messages/flowRunState"}],
+                "bindings": {"amqp": {"deliveryMode": 2, "mandatory": False, "bindingVersion": "0.3.0"}},
             },
         },
         "components": {
@@ -143,7 +146,7 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
                     "state_id, state_type and state_name. message_id is the state's id: drop doubles by it. "
                     "timestamp is the state's.",
                     "payload": record,
-                    "bindings": _amqp({"messageType": STATE_MESSAGE}),
+                    "bindings": {"amqp": {"messageType": STATE_MESSAGE, "bindingVersion": "0.3.0"}},
                 },
             },
             "schemas": definitions["$defs"],
@@ -155,7 +158,7 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
             "address": names.routing_key,
             "title": "The exchange, for producers that publish by name and routing key",
             "messages": requests,
-            "bindings": _exchange(exchange, "direct"),
+            "bindings": {"amqp": _exchange(exchange, "direct")},
         }
     return document
 
@@ -168,21 +171,19 @@ def _standalone(model: type[BaseModel], mode: JsonSchemaMode) -> dict[str, Any]:
 
 
 def _queue(name: str) -> dict[str, Any]:
-    queue = {"name": name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"}
-    return _amqp({"is": "queue", "queue": queue})
-
-
-def _amqp(binding: dict[str, Any]) -> dict[str, Any]:
-    return {"amqp": {**binding, "bindingVersion": "0.3.0"}}
-
-
-def _ref(place: str) -> dict[str, str]:
-    return {"$ref": f"#/{place}"}
+    return {
+        "is": "queue",
+        "queue": {"name": name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"},
+        "bindingVersion": "0.3.0",
+    }
 
 
 def _exchange(name: str, type_: str) -> dict[str, Any]:
-    exchange = {"name": name, "type": type_, "durable": True, "autoDelete": False, "vhost": "/"}
-    return _amqp({"is": "routingKey", "exchange": exchange})
+    return {
+        "is": "routingKey",
+        "exchange": {"name": name, "type": type_, "durable": True, "autoDelete": False, "vhost": "/"},
+        "bindingVersion": "0.3.0",
+    }
 
 
 def _headers(**described: str) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def _reply(type_: str, payload: Any, statuses: list[int], description: str) -> d
         },
         "payload": payload,
         "correlationId": {"description": "The request's.", "location": "$message.header#/correlation_id"},
-        "bindings": _amqp({"messageType": type_}),
+        "bindings": {"amqp": {"messageType": type_, "bindingVersion": "0.3.0"}},
     }
 
 
@@ -213,16 +214,19 @@ def _operation(kind: Kind) -> dict[str, Any]:
     return {
         "action": "receive",
         "title": kind.title,
-        "channel": _ref("channels/requests"),
-        "messages": [_ref(f"channels/requests/messages/{kind.message}")],
-        "bindings": _amqp({"ack": True}),
+        "channel": {"$ref": "#/channels/requests"},
+        "messages": [{"$ref": f"#/channels/requests/messages/{kind.message}"}],
+        "bindings": {"amqp": {"ack": True, "bindingVersion": "0.3.0"}},
         "reply": {
             "address": {
                 "description": "The request's property reply_to.",
                 "location": "$message.header#/reply_to",
             },
-            "channel": _ref("channels/replies"),
-            "messages": [_ref(f"channels/replies/messages/{name}") for name in ("flowRun", "error")],
+            "channel": {"$ref": "#/channels/replies"},
+            "messages": [
+                {"$ref": "#/channels/replies/messages/flowRun"},
+                {"$ref": "#/channels/replies/messages/error"},
+            ],
         },
     }
 
@@ -244,7 +248,7 @@ def _request(kind: Kind, payload: Any) -> dict[str, Any]:
         "examples": [{"payload": example} for example in _examples(kind.model)],
     }
     if kind is not CREATE:  # which any other type stands for
-        request["bindings"] = _amqp({"messageType": kind.type})
+        request["bindings"] = {"amqp": {"messageType": kind.type, "bindingVersion": "0.3.0"}}
     return request
 
 

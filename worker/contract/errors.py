@@ -3,13 +3,16 @@
 from typing import Any, Self
 
 from .encoding import dumps
-from .printable import printable
 
 # Errors in one answer. Each shows its place and the wrong value, so more could make the answer many
 # times as large as the request.
 MAX_ERRORS = 100
 # Longest reason, in characters: people read it in a header and in the log.
 MAX_LINE = 500
+
+
+# The reason for refusing to read a run, where no states are told.
+STATES_NOT_TOLD = "states are not told here"
 
 
 class Fault(Exception):
@@ -121,7 +124,7 @@ class StatesNotTold(Refusal):
     status = 400
 
     def __init__(self) -> None:
-        super().__init__("states are not told here")
+        super().__init__(STATES_NOT_TOLD)
 
 
 class BlockNotFound(Refusal):
@@ -226,7 +229,14 @@ class ValidationRefused(Refusal):
         first = errors[0]
         where = ".".join(str(part) for part in first["loc"])
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        super().__init__(f"{where}: {first['msg']}{more}", _invalid(errors, request_body))
+        super().__init__(
+            f"{where}: {first['msg']}{more}",
+            {
+                "exception_message": "Invalid request received.",
+                "exception_detail": errors,
+                "request_body": request_body,
+            },
+        )
 
 
 class Unprocessable(Refusal):
@@ -236,7 +246,12 @@ class Unprocessable(Refusal):
 
     def __init__(self, line: str = "This request cannot be processed.", *place: str) -> None:
         error = {"type": "value_error", "loc": ["body", *place], "msg": line, "input": None}
-        super().__init__(line, _invalid([error], None))
+        body = {
+            "exception_message": "Invalid request received.",
+            "exception_detail": [error],
+            "request_body": None,
+        }
+        super().__init__(line, body)
 
 
 class UnusableInPrefect(Unprocessable):
@@ -281,15 +296,13 @@ def encode_error(refusal: Refusal, max_bytes: int) -> bytes:
     return dumps(Unprocessable(reason).body)
 
 
-def _invalid(errors: list[dict[str, Any]], request_body: Any) -> dict[str, Any]:
-    return {
-        "exception_message": "Invalid request received.",
-        "exception_detail": errors,
-        "request_body": request_body,
-    }
-
-
 def _one_line(text: str) -> str:
-    """The text as one printable line of at most :data:`MAX_LINE` characters."""
-    line = printable(" ".join(text[: 2 * MAX_LINE].split()))
+    """The text as one line of at most :data:`MAX_LINE` characters. Control characters and half
+    surrogate pairs are escaped.
+    """
+    line = " ".join(text[: 2 * MAX_LINE].split())
+    if not line.isprintable():
+        line = "".join(
+            each if each.isprintable() else each.encode("unicode_escape").decode() for each in line
+        )
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 1]}…"

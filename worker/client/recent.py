@@ -1,0 +1,29 @@
+"""Remembers what was seen last, within a bounded number."""
+
+from collections import deque
+
+# A state is told twice within moments mostly: a worker crashed before it noted how far it was.
+REMEMBERED = 10_000
+
+
+class Recent:
+    """The last ids that were added.
+
+    Args:
+        most: how many are remembered.
+    """
+
+    def __init__(self, most: int = REMEMBERED) -> None:
+        self._most = most
+        self._ids: set[str] = set()
+        self._order: deque[str] = deque()
+
+    def add(self, id_: str) -> bool:
+        """Add an id. Returns False if it was there."""
+        if id_ in self._ids:
+            return False
+        self._ids.add(id_)
+        self._order.append(id_)
+        if len(self._order) > self._most:
+            self._ids.discard(self._order.popleft())
+        return True
