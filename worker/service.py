@@ -26,6 +26,7 @@ from worker.observability.http import side_port
 from worker.observability.redaction import redact
 from worker.observability.traces import open_traces
 from worker.settings import Settings
+from worker.states.teller import Teller
 from worker.store import Store
 from worker.tasks.backoff import Backoff, pause
 from worker.tasks.collector import relieve_collector
@@ -104,12 +105,15 @@ class Service:
             if self._store is None:
                 return
             emitting = self._emit_events()
+            telling = self._tell_states(self._store)
             try:
                 await self._stay_at_broker(self._store)
             finally:
                 await self._watch.stop()
                 if emitting is not None:
                     await emitting.stop()
+                if telling is not None:
+                    await telling.stop()
                 await self._store.close()
                 await asyncio.to_thread(self._traces.close)
                 log.info("stopped")
@@ -121,6 +125,14 @@ class Service:
         emitter = Emitter(self._settings, self._topology)
         emitter.start()
         return emitter
+
+    def _tell_states(self, store: Store) -> Teller | None:
+        """Start to tell states, in a task of its own. None without states."""
+        if self._settings.states == "off":
+            return None
+        teller = Teller(self._settings, self._topology, store)
+        teller.start()
+        return teller
 
     async def _ping(self) -> None:
         if self._store is not None:

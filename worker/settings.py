@@ -20,7 +20,7 @@ from worker.broker.in_flight import PREFETCH_SIZE
 from worker.contract.allowed import Allowed, Names
 from worker.contract.message import MAX_MESSAGE_SIZE
 from worker.contract.plain import PlainMessages
-from worker.contract.request import MAX_PARAMETER_SIZE
+from worker.contract.request import MAX_BODY_BYTES, MAX_PARAMETER_SIZE
 from worker.contract.states import States
 from worker.contract.topology import EVENTS_SUFFIX, MAX_EXCHANGE, STATES_SUFFIX, QueueNames, read_bindings
 from worker.urls.broker import with_password_file_in_each
@@ -132,7 +132,7 @@ class Settings(BaseSettings):
         "protocol, and is ignored.",
     )
     max_body_bytes: int = Field(
-        1_048_576, ge=1, description="Largest body, in bytes. Larger ones are refused with 413."
+        MAX_BODY_BYTES, ge=1, description="Largest body, in bytes. Larger ones are refused with 413."
     )
     max_parameter_size: int = Field(
         MAX_PARAMETER_SIZE,

@@ -549,7 +549,12 @@ async def test_the_clients_and_the_command_line_start_a_deployment(
     assert shown["next_scheduled_start_time"] == "2031-01-02T03:04:05Z"
     wrong = await command("create", "--deployment", "no/such", amqp_url=amqp_url, queue=queue)
     assert wrong.code == 1
-    assert "There is no deployment 'no/such'" in wrong.err
+    assert "There is no deployment 'no/such'." in wrong.err
+    flow_name, name = ours.name.split("/")
+    for near in (f"{flow_name}/{name[:-1]}", f"{flow_name.replace('-', '_')}/{name}"):
+        wrong = await command("create", "--deployment", near, amqp_url=amqp_url, queue=queue)
+        assert wrong.code == 1
+        assert f"There is no deployment '{near}': did you mean '{ours.name}'?" in wrong.err
     both_kinds = await command(
         "create", "--deployment", ours.name, "--flow-id", ours.flow_id, amqp_url=amqp_url, queue=queue
     )

@@ -26,7 +26,7 @@ from tests.support.command import command
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
-from worker.events.stay import PREFETCH
+from worker.events.hand_over import PREFETCH
 
 # The body that an automation sends when it creates a run.
 AUTOMATION = {

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.parametrize("shared", ["postgresql"], indirect=True)
 
 PATTERNS = {
     "FLOW_PATTERN": "allowed-.*",
-    "DEPLOYMENT_PATTERN": "allowed-.*/allowed",
+    "DEPLOYMENT_PATTERN": "allowed-.*/(allowed|hushe)",
     "VARIABLE_PATTERN": "public_.*",
     "JOB_VARIABLE_PATTERN": "env",
     "REPLY_TO_PATTERN": r"amq\.gen-.*",
@@ -86,6 +86,7 @@ class Scene:
             fields = {"name": kind, "flow_id": flow["id"], "work_pool_name": pool["name"]}
             deployments[kind] = (await both.post("/deployments/", fields))["id"]
             names[kind] = f"{kind}-{mark}/{kind}"
+        await both.post("/deployments/", {"name": "hushed", "flow_id": flows["allowed"]})
         for kind, value in (("public", "seen"), ("secret", "hidden")):
             variables[kind] = f"{kind}_{mark}"
             await both.post("/variables/", {"name": variables[kind], "value": value})
@@ -182,6 +183,25 @@ async def test_each_attack_works_without_its_switch_and_fails_with_it(
             reply = await send(at_careful, of_deployment, body)
             assert reply.status == 201, reply.body
         assert reply.body["parameters"] == {}
+
+
+async def test_a_wrong_name_shows_only_names_that_the_switch_allows(
+    shared: Shared, amqp_url: str, careful: str, attacker: str
+) -> None:
+    async with (
+        Both.at(shared, amqp_url) as both,
+        Producer(attacker, shared.queue) as at_open,
+        Producer(attacker, careful) as at_careful,
+    ):
+        scene = await Scene.at(both)
+        near = scene.names["allowed"].replace("/allowed", "/hushe")
+        reasons = []
+        for producer in (at_open, at_careful):
+            reply = await send(producer, True, {"deployment_name": near})
+            assert (reply.status, reply.body) == (404, {"detail": "Deployment not found"})
+            reasons.append(reply.headers["x-error"])
+        assert f"'{near}d'" in reasons[0]
+        assert f"'{near}d'" not in reasons[1]
 
 
 async def test_no_queue_of_workers_gets_a_reply(

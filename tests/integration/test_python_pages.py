@@ -39,6 +39,15 @@ async def test_it_runs(page: str, block: str, shared_worker: Producer, amqp_url:
     assert {line.split()[1] for line in many} == {"201"}
 
 
+def test_the_pages_tests_pass(tmp_path: Path) -> None:
+    (block,) = (block for _, block in BLOCKS if "fake_flow_runs" in block)
+    (tmp_path / "test_page.py").write_text(block)
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["worker.pytest_plugin"]\n')
+    tests = [sys.executable, "-m", "pytest", "-q", "-o", "asyncio_mode=auto", str(tmp_path)]
+    done = subprocess.run(tests, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert "2 passed" in done.stdout, done.stdout
+
+
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[page for page, _ in BLOCKS])
 def test_types_are_right(page: str, block: str, tmp_path: Path) -> None:
     (tmp_path / "page.py").write_text(block)

@@ -137,10 +137,10 @@ async def test_a_read_sees_what_its_own_batch_committed(
     assert [type(each) for each in outcomes] == [Read, Created, Read, Created, FlowRunNotFound, Created, Read]
     read = [each.run for each in outcomes if isinstance(each, Read)]
     assert read == [first.run, keyed.run, first.run]
-    assert asked == [store.statements.sizes_by_id, store.statements.read_by_id]
+    assert asked == [store.statements.run_sizes[0], store.statements.runs[0]]
     asked.clear()
     assert isinstance((await store.create([ReadRun(first.run.id)]))[0], Read)
-    assert asked == [store.statements.read_by_id]
+    assert asked == [store.statements.runs[0]]
 
 
 async def test_a_run_that_cannot_be_shown_harms_no_other_read(store: Store) -> None:

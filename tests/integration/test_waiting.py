@@ -14,8 +14,8 @@ from yarl import URL
 
 from tests.support.producer import Producer
 from tests.support.proxy import Proxy
+from tests.support.published_states import Teller
 from tests.support.rabbitmq import RabbitMQ
-from tests.support.states import Teller
 from worker.client import (
     AccessRefused,
     BrokerGone,

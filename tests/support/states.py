@@ -1,102 +1,176 @@
-"""States as a worker tells them, published by a test."""
+"""Writes states into a database as a Prefect server does, and collects what is told of them."""
 
-import json
-from contextlib import suppress
-from datetime import UTC, datetime
-from types import TracebackType
+import asyncio
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 from uuid import UUID, uuid4
 
 import aio_pika
-from aiormq.exceptions import AMQPError
+import asyncpg
+from aio_pika.abc import AbstractIncomingMessage
 
-from tests.support.requests import request
-from worker.contract.record import encode_record, encode_state
-from worker.contract.states import STATE_MESSAGE, routing_key
-from worker.contract.topology import QueueNames
-from worker.runs.creation import uuid7
+from worker.broker.topology import Topology
+from worker.settings import Settings
+from worker.states.patience import Patience
+from worker.states.teller import Teller
+from worker.store import Store
+
+RUN = """INSERT INTO flow_run (id, name, flow_id, run_count, total_run_time, auto_scheduled, parameters)
+    VALUES ({}, 'a run', {}, 0, {}, {}, '{{}}')"""
+STATE = """INSERT INTO flow_run_state (
+        id, created, updated, flow_run_id, type, timestamp, name, state_details
+    )
+    VALUES ({}, {}, {}, {}, {}, {}, {}, '{{}}')"""
 
 
-def new_run(state: str = "PENDING", **fields: Any) -> Any:
-    """A run as a worker stores it."""
-    return request(state={"type": state}, **fields).run
-
-
-class Teller:
-    """Tells states at a broker, and answers reads from what it told, like a worker.
+class Writer:
+    """Writes runs and their states, each in a transaction of its own.
 
     Attributes:
-        runs: the runs that are there, by id.
-        reads: the number of reads that were answered.
-        refuse: if set, the status, the reason and the body that answer each read.
+        written: the ids of all committed states.
     """
 
-    def __init__(self, url: str, queue: str) -> None:
-        self._url, self._names = url, QueueNames(queue, states=True)
-        self.runs: dict[UUID, Any] = {}
-        self.reads = 0
-        self.refuse: tuple[int, str, dict[str, Any]] | None = None
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.written: list[UUID] = []
+
+    @property
+    def sqlite(self) -> bool:
+        return self._url.startswith("sqlite")
 
     async def __aenter__(self) -> Self:
-        self._connection = await aio_pika.connect(self._url)
-        channel = await self._connection.channel()
-        self._exchange = await channel.declare_exchange(
-            self._names.states_exchange, aio_pika.ExchangeType.TOPIC, durable=True
-        )
-        queue = await channel.declare_queue(
-            self._names.queue, durable=True, arguments=self._names.queues[self._names.queue]
-        )
-        self._channel = channel
-        await queue.consume(self._answer)
+        if self.sqlite:
+            self._file = sqlite3.connect(
+                self._url.partition(":///")[2], timeout=60, isolation_level=None, check_same_thread=False
+            )
+        else:
+            self._connection = await self.another()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with suppress(AMQPError):
+    async def __aexit__(self, *_: object) -> None:
+        if self.sqlite:
+            self._file.close()
+        else:
             await self._connection.close()
 
-    def add(self, state: str = "PENDING", **fields: Any) -> UUID:
-        """Make a run. Nobody is told."""
-        run = new_run(state, **fields)
-        self.runs[run.id] = run
-        return run.id  # type: ignore[no-any-return]  # it is a UUID
+    async def another(self) -> "asyncpg.Connection[Any]":
+        """Another connection to PostgreSQL."""
+        return await asyncpg.connect(self._url.replace("+asyncpg", ""))
 
-    async def tell(self, run_id: UUID, state: str, *, times: int = 1, id_: UUID | None = None) -> UUID:
-        """Move a run to a state, and tell it. Returns the state's id."""
-        run = self.runs[run_id]
-        made = new_run(state).state
-        made.id, made.flow_run_id, made.timestamp = id_ or uuid7(datetime.now(UTC)), run_id, datetime.now(UTC)
-        run.state, run.state_id, run.state_type, run.state_name = made, made.id, state, made.name
-        message = aio_pika.Message(
-            encode_state(run, made, datetime.now(UTC)),
-            type=STATE_MESSAGE,
-            message_id=str(made.id),
-            timestamp=made.timestamp,
-            content_type="application/json",
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        )
-        for _ in range(times):
-            key = routing_key(state, run.flow_id, run.deployment_id, run_id)
-            await self._exchange.publish(message, key, mandatory=False)
-        return made.id  # type: ignore[no-any-return]  # it is a UUID
-
-    async def _answer(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        if message.type == "read_flow_run":
-            self.reads += 1
-            run = self.runs.get(UUID(json.loads(message.body)["id"]))
-            status, reason, body = self.refuse or (404, "no run", {"detail": "Flow run not found"})
-            answer = json.dumps(body).encode()
-            if run is not None and self.refuse is None:
-                status, answer = 200, encode_record(run, datetime.now(UTC))
+    async def run(self, flow_id: UUID | None = None, connection: Any = None) -> UUID:
+        """Write a run without a state; returns its id."""
+        run_id, flow_id = uuid4(), flow_id or uuid4()
+        if self.sqlite:
+            zero = "1970-01-01 00:00:00.000000"
+            self._file.execute(RUN.format(*"?" * 4), (str(run_id), str(flow_id), zero, 0))
         else:
-            run_id = self.add(**json.loads(message.body).get("context", {}))
-            status, reason, answer = 201, "", encode_record(self.runs[run_id], datetime.now(UTC))
-        headers: dict[str, Any] = {"status": status}
-        if status >= 400:
-            headers["x-error"] = reason
-        reply = aio_pika.Message(
-            answer, correlation_id=message.correlation_id, headers=headers, message_id=uuid4().hex
-        )
-        await self._channel.default_exchange.publish(reply, message.reply_to or "", mandatory=False)
-        await message.ack()
+            statement = RUN.format("$1", "$2", "'0'", "false")
+            await (connection or self._connection).execute(statement, run_id, flow_id)
+        return run_id
+
+    async def states(
+        self,
+        count: int = 1,
+        type: str = "COMPLETED",
+        *,
+        run_id: UUID | None = None,
+        ahead: float = 0.0,
+        connection: Any = None,
+    ) -> list[UUID]:
+        """Write states of a run; returns their ids.
+
+        Args:
+            run_id: the run's (default: a new one).
+            ahead: how far the clock of the writer is ahead, in seconds.
+            connection: in whose transaction (default: committed at once).
+        """
+        run_id = run_id or await self.run(connection=connection)
+        ids = [uuid4() for _ in range(count)]
+        now = datetime.now(UTC) + timedelta(seconds=ahead)
+        rows = [
+            (each, now, now, run_id, type, now + timedelta(microseconds=number), type.capitalize())
+            for number, each in enumerate(ids)
+        ]
+        if self.sqlite:
+            self._file.execute("BEGIN IMMEDIATE")
+            self._file.executemany(STATE.format(*"?" * 7), [tuple(map(_text, row)) for row in rows])
+            self._file.execute("COMMIT")
+        else:
+            statement = STATE.format(*(f"${place}" for place in range(1, 8)))
+            await (connection or self._connection).executemany(statement, rows)
+        if connection is None:
+            self.written += ids
+        return ids
+
+    async def execute(self, statement: str) -> None:
+        """Run a statement, and commit."""
+        if self.sqlite:
+            self._file.execute(statement)
+        else:
+            await self._connection.execute(statement)
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return f"{value.replace(tzinfo=None):%Y-%m-%d %H:%M:%S.%f}"
+    return str(value)
+
+
+class Follower:
+    """Collects the states that are told.
+
+    Attributes:
+        told: how often each state was told, by its id.
+        messages: all of them, in their order.
+    """
+
+    def __init__(self, amqp_url: str, queue: str, pattern: str = "#") -> None:
+        self._url = amqp_url
+        self._exchange = f"{queue}.states"
+        self._pattern = pattern
+        self.told: Counter[UUID] = Counter()
+        self.messages: list[AbstractIncomingMessage] = []
+
+    async def __aenter__(self) -> Self:
+        self.connection = await aio_pika.connect(self._url)
+        self.channel = await self.connection.channel()
+        exchange = await self.channel.declare_exchange(self._exchange, "topic", durable=True)
+        self.queue = await self.channel.declare_queue(exclusive=True)
+        await self.queue.bind(exchange, self._pattern)
+        await self.queue.consume(self._came, no_ack=True)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.connection.close()
+
+    async def _came(self, message: AbstractIncomingMessage) -> None:
+        self.messages.append(message)
+        self.told[UUID(message.message_id)] += 1
+
+    async def has(self, ids: Sequence[UUID]) -> None:
+        """Wait until these states were told."""
+        async with asyncio.timeout(120):
+            while set(ids) - self.told.keys():
+                await asyncio.sleep(0.02)
+
+    @property
+    def doubles(self) -> int:
+        """How many messages told a state that was told before."""
+        return self.told.total() - len(self.told)
+
+
+@asynccontextmanager
+async def telling(settings: Settings, patience: Patience) -> AsyncIterator[Teller]:
+    """Tell states meanwhile, in this process."""
+    store = await Store.open(settings.database_url, migrate=True)
+    teller = Teller(settings, Topology.of(settings.queue_names), store, patience)
+    teller.start()
+    try:
+        yield teller
+    finally:
+        await teller.stop()
+        await store.close()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from worker.observability.printable import printable, printable_json
+from worker.contract.printable import printable, printable_json
 
 STEERING = [
     "\x1b[2J",

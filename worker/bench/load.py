@@ -22,7 +22,7 @@ from worker.amqp.properties import join, short_string
 from worker.amqp.publication import Publication
 from worker.amqp.reading import read
 from worker.amqp.transport import Connection
-from worker.broker.connection import PublishersBlocked, close_quietly, connect, unless_blocked
+from worker.broker.connection import PublishersBlocked, connected, unless_blocked
 from worker.broker.incoming import read_message
 from worker.broker.messages import PERSISTENT
 from worker.broker.publisher import Publisher
@@ -275,8 +275,8 @@ async def open_load(
         body: returns the body of a request by its number.
         type_: the messages' type.
     """
-    connection = await connect(amqp_url, name="flow-run-worker bench", connection_class=Connection)
-    try:
+    name = "flow-run-worker bench"
+    async with connected(amqp_url, name=name, connection_class=Connection) as connection:
         publishers: dict[bool, Publisher] = {
             confirms: Publisher(connection, await connection.channel(publisher_confirms=confirms), bulk=True)
             for confirms in (False, True)
@@ -301,8 +301,6 @@ async def open_load(
                 await tidying.queue_delete(queue)
             if topology.exchange is not None:
                 await tidying.exchange_delete(topology.exchange)
-    finally:
-        await close_quietly(connection)
 
 
 async def _consume_replies(

@@ -5,8 +5,8 @@ serves nothing and declares nothing.
 import asyncio
 import os
 import re
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import aio_pika
@@ -17,12 +17,7 @@ from aio_pika.exceptions import (
     AuthenticationError,
     ProbableAuthenticationError,
 )
-from aiormq.exceptions import (
-    ChannelAccessRefused,
-    ChannelClosed,
-    ConnectionClosed,
-    InvalidFrameError,
-)
+from aiormq.exceptions import ChannelAccessRefused, ChannelClosed, ConnectionClosed, InvalidFrameError
 from yarl import URL
 
 from ..amqp.watch import Watch, WatchedConnection, watch_of
@@ -180,6 +175,18 @@ async def connect(urls: str, *, name: str, connection_class: type[ConnectionType
     if all(isinstance(failure, BrokerRefused) for failure in failures):
         raise BrokerRefused(reasons) from failures[-1]
     raise BrokerUnavailable(reasons) from failures[-1]
+
+
+@asynccontextmanager
+async def connected(
+    urls: str, *, name: str, connection_class: type[ConnectionType]
+) -> AsyncIterator[ConnectionType]:
+    """A connection that is closed at the end. Arguments and errors are those of :func:`connect`."""
+    connection = await connect(urls, name=name, connection_class=connection_class)
+    try:
+        yield connection
+    finally:
+        await close_quietly(connection)
 
 
 async def close_quietly(resource: aio_pika.Connection | AbstractChannel) -> None:

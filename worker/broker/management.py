@@ -4,7 +4,6 @@ import asyncio
 import ssl
 from base64 import b64encode
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -65,9 +64,7 @@ class Management:
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     async def queue(self, name: str) -> Mapping[str, Any] | None:

@@ -80,25 +80,17 @@ def _sentences(
     requests, dead = queue == names.queue, queue == names.dead_letter_queue
     messages = "requests" if requests else "letters" if dead else "messages"
     if (expires := settings.get("expires")) is not None:
-        yield (
-            True,
-            f"deletes the queue and its messages after {expires:,} ms without use (expires)",
-        )
+        yield True, f"deletes the queue and its messages after {expires:,} ms without use (expires)"
     if (ttl := settings.get("message-ttl")) is not None:
         becomes = f"moves {messages} to {names.dead_letter_queue}" if requests else f"drops {messages}"
         yield True, f"{becomes} after {ttl:,} ms (message-ttl)"
     overflow = settings.get("overflow", names.queues[queue].get("x-overflow", "drop-head"))
     drops = overflow != "reject-publish"
     for name in ("max-length", "max-length-bytes"):
-        if (limit := settings.get(name)) is not None:
-            yield (
-                drops,
-                (
-                    f"drops the oldest {messages} beyond {limit:,} ({name}, overflow {overflow})"
-                    if drops
-                    else f"takes no {messages} beyond {limit:,} ({name})"
-                ),
-            )
+        if (limit := settings.get(name)) is not None and drops:
+            yield True, f"drops the oldest {messages} beyond {limit:,} ({name}, overflow {overflow})"
+        elif limit is not None:
+            yield False, f"takes no {messages} beyond {limit:,} ({name})"
     if "overflow" in settings and drops and "x-overflow" in names.queues[queue]:
         # At-least-once dead-lettering needs reject-publish.
         yield True, f"may lose what the queue dead-letters or drops (overflow {overflow})"

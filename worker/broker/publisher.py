@@ -5,7 +5,8 @@ disk alarm the broker stops reading from connections that publish, but acknowled
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ from worker.amqp.properties import join
 from worker.amqp.publication import Confirm, Outgoing, Publication
 from worker.amqp.transport import Connection
 from worker.amqp.writing import Writer
-from worker.broker.connection import ChannelLost
+from worker.broker.connection import ChannelLost, close_quietly, lost_with
 
 
 class Confirmation:
@@ -120,6 +121,13 @@ class Publisher:
         """
         await _until(self._writer.unconfirmed.none, self.ended, seconds)
 
+    def raise_if_lost(self, lost: ChannelLost) -> None:
+        """Raise ``lost``, the end of another channel of this connection, if this one has ended too,
+        or if a permission is missing: it would be missing here.
+        """
+        if self.lost or lost.refused:
+            raise lost
+
     @property
     def lost(self) -> bool:
         """True once its channel has ended."""
@@ -140,6 +148,18 @@ class Publisher:
     async def _closed(self, _: object, error: BaseException | None) -> None:
         if not self.ended.done():
             self.ended.set_result(ChannelLost(error))
+
+
+@asynccontextmanager
+async def publisher_on(connection: Connection) -> AsyncIterator[Publisher]:
+    """A publisher on a temporary channel of a connection."""
+    channel: AbstractChannel = connection.channel(publisher_confirms=True)
+    with lost_with(channel):
+        await channel.initialize()
+    try:
+        yield Publisher(connection, channel)
+    finally:
+        await close_quietly(channel)
 
 
 async def _until(

@@ -32,7 +32,7 @@ from worker.broker.consumer import Consumer
 from worker.broker.direct_reply import DirectReplies
 from worker.broker.in_flight import PREFETCH_SIZE
 from worker.broker.login import login_of
-from worker.broker.publisher import Confirmation, Publisher
+from worker.broker.publisher import Confirmation, Publisher, publisher_on
 from worker.broker.size_limit import SizeLimit
 from worker.broker.suspects import Suspects
 from worker.broker.topology import Topology, TopologyMismatch
@@ -168,14 +168,7 @@ class Session:
         cancelled = "the broker cancelled the consumer: its queue was deleted or moved"
         underlay.on_consumer_cancel_callbacks.add(lambda _: self._end(cancelled))
         self.consumer = Consumer(
-            consuming,
-            channel,
-            queue,
-            underlay,
-            self.lost,
-            prefetch_size,
-            bulk=fast_path,
-            careful=careful,
+            consuming, channel, queue, underlay, self.lost, prefetch_size, bulk=fast_path, careful=careful
         )
         confirming = await publishing.channel(publisher_confirms=True)
         self.publisher = Publisher(publishing, confirming, bulk=fast_path)
@@ -216,7 +209,7 @@ class Session:
             except (BrokerUnavailable, BrokerRefused) as error:
                 log.warning("no_connection_apart", error=str(error))
                 connection = self._connections[-1]
-            yield await stack.enter_async_context(_publisher(connection))
+            yield await stack.enter_async_context(publisher_on(connection))
 
     async def login(self) -> str | None:
         """The publishing user's name at the broker; as :func:`login_of`."""
@@ -238,7 +231,10 @@ class Session:
         async with self._alone.connection(), self._one_alone:
             began = forced = False
             try:
-                async with self._alone.connection() as connection, _publisher(connection) as publisher:
+                async with (
+                    self._alone.connection() as connection,
+                    publisher_on(connection) as publisher,
+                ):
                     began = True
                     try:
                         confirmation = await publisher.publish([publication])
@@ -262,7 +258,10 @@ class Session:
         while True:
             await self._alone.leave()
             try:
-                async with self._alone.connection() as connection, _publisher(connection) as publisher:
+                async with (
+                    self._alone.connection() as connection,
+                    publisher_on(connection) as publisher,
+                ):
                     return await publisher.try_out()
             except (ChannelLost, BrokerUnavailable, BrokerRefused) as error:
                 if self.lost.done() or (isinstance(error, ChannelLost) and error.refused):
@@ -307,14 +306,3 @@ class Session:
         """The loss with the broker's reason, which aiormq does not always pass on."""
         said = (connection.frames.closed for connection in self._connections)
         return ChannelLost(cause, next(filter(None, said), None))
-
-
-@asynccontextmanager
-async def _publisher(connection: Connection) -> AsyncIterator[Publisher]:
-    channel: AbstractChannel = connection.channel(publisher_confirms=True)
-    with lost_with(channel):
-        await channel.initialize()
-    try:
-        yield Publisher(connection, channel)
-    finally:
-        await close_quietly(channel)

@@ -8,14 +8,7 @@ import structlog
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from worker.amqp.watch import WatchedConnection
-from worker.broker.connection import (
-    BrokerRefused,
-    BrokerUnavailable,
-    ChannelLost,
-    close_quietly,
-    connect,
-    lost_with,
-)
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost, connected, lost_with
 from worker.broker.declaring import TopologyMismatch
 from worker.broker.management import Management, ManagementUnavailable
 from worker.broker.policies import harms
@@ -94,10 +87,8 @@ class TopologyWatch:
 
     async def _stay(self, backoff: Backoff) -> None:
         """Look again and again, until the connection ends or the watch is stopped."""
-        connection = await connect(
-            self._amqp_url, name="flow-run-worker topology", connection_class=WatchedConnection
-        )
-        try:
+        name = "flow-run-worker topology"
+        async with connected(self._amqp_url, name=name, connection_class=WatchedConnection) as connection:
             self._may_declare = True
             while not (self._stopping.is_set() or connection.is_closed):
                 bound = await self._ask_management()
@@ -109,8 +100,6 @@ class TopologyWatch:
                     self._tell(str(error))
                 backoff.reset()
                 await pause(min(self._every, LOOK_AGAIN) if self._unbound else self._every, self._stopping)
-        finally:
-            await close_quietly(connection)
 
     async def _look(self, connection: WatchedConnection, bound: bool | None) -> str | None:
         """Check that all parts exist, and declare the missing ones. The request queue is left to

@@ -12,13 +12,13 @@ import resource
 import signal
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker.checks.jobs import PREPARE, Prepared, Verdict
 from worker.checks.wire import HEAD, MISSING, Job, Reply
+from worker.tasks.cache import Cache
 
 # Largest data segment of the process, in bytes. It starts with some 20 MB, and preparing a schema
 # of 2 MB takes 60 MB. The manifests' limit has room for a worker and this process.
@@ -28,28 +28,8 @@ READY_MAX = 2 * 1024 * 1024
 # Linux's PR_SET_PDEATHSIG.
 _PARENT_DEATH_SIGNAL = 1
 
-
-class _Ready:
-    """Prepared schemas and templates, by kind and digest."""
-
-    def __init__(self) -> None:
-        self._ready: OrderedDict[tuple[str, bytes], tuple[Prepared, int]] = OrderedDict()
-        self._size = 0
-
-    def get(self, job: Job) -> Prepared | None:
-        """The prepared schema of a job. None if its text must be sent."""
-        key = job.kind, job.digest
-        if key in self._ready:
-            self._ready.move_to_end(key)
-            return self._ready[key][0]
-        if job.text is None:
-            return None
-        made = PREPARE[job.kind](job.text)
-        self._ready[key] = made, len(job.text)
-        self._size += len(job.text)
-        while self._size > READY_MAX and len(self._ready) > 1:
-            self._size -= self._ready.popitem(last=False)[1][1]
-        return made
+# Prepared schemas, by kind and digest.
+Ready = Cache[tuple[str, bytes], Prepared]
 
 
 def main() -> None:
@@ -60,7 +40,7 @@ def main() -> None:
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     _be_the_first_to_go()
-    ready = _Ready()
+    ready: Ready = Cache(READY_MAX)
     replies.write(HEAD.pack(0))
     replies.flush()
     while (job := _next(jobs)) is not None:
@@ -75,7 +55,7 @@ def main() -> None:
             return
 
 
-def _reply(job: Job, ready: _Ready) -> tuple[Reply, bool]:
+def _reply(job: Job, ready: Ready) -> tuple[Reply, bool]:
     """The reply to a job, and whether the process must end after it."""
     try:
         if job.kind == "template":
@@ -83,9 +63,12 @@ def _reply(job: Job, ready: _Ready) -> tuple[Reply, bool]:
 
             verdict = rendered(job.value, job.room)
         else:
-            prepared = ready.get(job)
+            prepared = ready.get((job.kind, job.digest))
             if prepared is None:
-                return (MISSING, "", None), False
+                if job.text is None:
+                    return (MISSING, "", None), False
+                prepared = PREPARE[job.kind](job.text)
+                ready.put((job.kind, job.digest), prepared, len(job.text))
             verdict = prepared.verdict(job.value)
     except MemoryError:
         return ("costly", f"it takes more than {DATA_MAX >> 20} MiB of memory", None), True

@@ -5,29 +5,26 @@ the caller asks for the verdict again.
 import asyncio
 import json
 import marshal
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Any, Literal
 from uuid import UUID
 
 import structlog
 
 from worker.checks.fairness import FairQueue
-from worker.checks.jobs import PREPARE, Kind, Prepared, Verdict, block_references
+from worker.checks.jobs import PREPARE, TEXT_MAX, Kind, Prepared, Verdict, block_references
+from worker.checks.ordinary import NotOrdinary
 from worker.checks.process import CantStart, CheckProcess
-from worker.checks.schemas import NotOrdinary
 from worker.checks.wire import Job
 from worker.observability import metrics
 from worker.tasks.backoff import Backoff
 from worker.tasks.budget import Budget
+from worker.tasks.cache import Cache
 
 log = structlog.get_logger(__name__)
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 # Longest check in the event loop, in estimated microseconds. The real time is mostly half of that.
 AT_ONCE = 8000.0
@@ -41,8 +38,6 @@ VERDICTS_MAX = 8 * 1024 * 1024
 VERDICT_SECONDS = 600.0
 # Bytes that a cache entry takes besides its texts.
 ENTRY_SIZE = 500
-# Longest rendered template, in characters. Prefect allows 512 KiB of parameters.
-TEXT_MAX = 1024 * 1024
 # Characters that an answer may have beyond its request's size (``ERROR_BODY_ROOM``). A longer
 # message is left out there.
 MESSAGE_ROOM = 64 * 1024
@@ -79,43 +74,6 @@ class Pending(Exception):
         self.ready = ready
 
 
-class Bounded(Generic[K, V]):
-    """A cache of the entries used last, up to a total size."""
-
-    def __init__(self, max_size: int) -> None:
-        self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
-        self._max_size = max_size
-        self._size = 0
-
-    def get(self, key: K) -> V | None:
-        """The value of this key, if it is kept."""
-        found = self._kept.get(key)
-        if found is None:
-            return None
-        self._kept.move_to_end(key)
-        return found[0]
-
-    def put(self, key: K, value: V, size: int) -> None:
-        """Keep a value. It replaces the entries used longest ago."""
-        self._size += size - self._kept.pop(key, (None, 0))[1]
-        self._kept[key] = value, size
-        while self._size > self._max_size and len(self._kept) > 1:
-            self._size -= self._kept.popitem(last=False)[1][1]
-
-
-class _NotReady:
-    """A schema that is not ordinary."""
-
-    def takes_less(self, value: Any, microseconds: float) -> bool:
-        return False
-
-    def verdict(self, value: Any) -> Verdict:
-        raise NotImplementedError
-
-
-_NOT_READY = _NotReady()
-
-
 @dataclass(slots=True)
 class _Waiting:
     """A check that waits for its turn or is running."""
@@ -132,10 +90,10 @@ class Checks:
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self._limits = limits
-        self._ordinary: Bounded[tuple[Kind, str], Prepared] = Bounded(READY_MAX)
-        self._blocks: Bounded[str, Mapping[str, UUID | str]] = Bounded(READY_MAX)
-        self._alone: Bounded[tuple[str, str | None], Verdict] = Bounded(READY_MAX)
-        self._verdicts: Bounded[bytes, tuple[float, Verdict]] = Bounded(VERDICTS_MAX)
+        self._ordinary: Cache[tuple[Kind, str], Prepared | Literal[False]] = Cache(READY_MAX)
+        self._blocks: Cache[str, Mapping[str, UUID | str]] = Cache(READY_MAX)
+        self._alone: Cache[tuple[str, str | None], Verdict] = Cache(READY_MAX)
+        self._verdicts: Cache[bytes, tuple[float, Verdict]] = Cache(VERDICTS_MAX)
         self._waiting: dict[bytes, _Waiting] = {}
         self._held = Budget(limits.waiting_bytes)
         self._queue: FairQueue[UUID, _Waiting] = FairQueue()
@@ -196,17 +154,18 @@ class Checks:
     def _check(self, kind: Kind, text: str, value: Any, deployment: UUID, size: int) -> Verdict:
         if len(text) <= ORDINARY_MAX:
             ready = self._ready(kind, text)
-            if ready.takes_less(value, AT_ONCE):
+            if ready and ready.takes_less(value, AT_ONCE):
                 return ready.verdict(value)
         return self._elsewhere(kind, text, value, deployment, size)
 
-    def _ready(self, kind: Kind, text: str) -> Prepared:
+    def _ready(self, kind: Kind, text: str) -> Prepared | Literal[False]:
+        """The prepared schema; False if it is not ordinary."""
         ready = self._ordinary.get((kind, text))
         if ready is None:
             try:
                 ready = PREPARE[kind](text, at_once=AT_ONCE)
             except NotOrdinary:
-                ready = _NOT_READY
+                ready = False
             self._ordinary.put((kind, text), ready, len(text) + ENTRY_SIZE)
         return ready
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
-from worker.checks.ordinary import Cost, takes_less
-from worker.checks.schemas import CIRCULAR, Invalid, NotOrdinary, Schema, Unusable
+from .ordinary import Cost, NotOrdinary, takes_less
+from .schemas import CIRCULAR, Invalid, Schema, Unusable
 
 Kind = Literal["parameters", "job variables", "template"]
+
+# Longest rendered template, in characters. Prefect allows 512 KiB of parameters.
+TEXT_MAX = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,8 +59,8 @@ _NOT_FOLLOWED = {
 }
 
 
-class _NotOrdinary(Exception):
-    """This schema is not plainly valid, or not plainly cheap."""
+class NotOrdinary(Exception):
+    """The schema is not plainly valid, or its check not plainly cheap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def cost_of(schema: Any) -> Cost | None:
     """The cost of checks against a schema. None if it is unknown, or the schema may be invalid."""
     try:
         return Cost(*_Walk(schema).cost(schema))
-    except (_NotOrdinary, RecursionError):
+    except (NotOrdinary, RecursionError):
         return None
 
 
@@ -123,7 +123,7 @@ class _Walk:
         if isinstance(schema, bool):
             return NODE, 0.0
         if not isinstance(schema, dict):
-            raise _NotOrdinary
+            raise NotOrdinary
         own, below, child = NODE, 0.0, 0.0
         for keyword, value in schema.items():
             own += KEYWORD
@@ -147,7 +147,7 @@ class _Walk:
                 for each in _object(value).values():
                     self.cost(each)
             elif keyword in _NOT_FOLLOWED:
-                raise _NotOrdinary
+                raise NotOrdinary
             else:
                 own += _plain(keyword, value)
         # ``uniqueItems`` looks at all values inside the array.
@@ -158,13 +158,13 @@ class _Walk:
 
     def _target(self, reference: Any) -> tuple[float, float]:
         if not isinstance(reference, str):
-            raise _NotOrdinary
+            raise NotOrdinary
         if reference not in self._targets:
             self._targets[reference] = None
             self._targets[reference] = self.cost(self._resolve(reference))
         found = self._targets[reference]
         if found is None:
-            raise _NotOrdinary  # it is within itself
+            raise NotOrdinary  # it is within itself
         return found
 
     def _resolve(self, reference: str) -> Any:
@@ -174,14 +174,14 @@ class _Walk:
                 found = self._root.get(definitions)
                 if isinstance(found, dict) and name in found:
                     return found[name]
-        raise _NotOrdinary
+        raise NotOrdinary
 
 
 def _plain(keyword: str, value: Any) -> float:
     """The cost of a keyword without subschemas, or of an unknown one.
 
     Raises:
-        _NotOrdinary: the keyword may not have this value.
+        NotOrdinary: the keyword may not have this value.
     """
     listed = 0.0
     if keyword == "type":
@@ -204,7 +204,7 @@ def _plain(keyword: str, value: Any) -> float:
         check = _FORMS.get(keyword)
         valid = check is None or check(value)
     if not valid:
-        raise _NotOrdinary
+        raise NotOrdinary
     return listed
 
 
@@ -226,13 +226,13 @@ _FORMS: Mapping[str, Callable[[Any], bool]] = {
 
 def _list(value: Any, *, at_least: int = 0) -> list[Any]:
     if not isinstance(value, list) or len(value) < at_least:
-        raise _NotOrdinary
+        raise NotOrdinary
     return value
 
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _NotOrdinary
+        raise NotOrdinary
     return value
 
 

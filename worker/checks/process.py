@@ -55,19 +55,18 @@ class CheckProcess:
         Raises:
             CantStart: there is no process.
         """
+        too_long = Verdict("costly", f"it takes more than {job.seconds:.0f} seconds of CPU time"), job.seconds
         # Something else may have ended the process, so try twice before blaming the job.
         for _ in range(2):
             try:
                 return await self._ask(job)
             except TimeoutError:
                 await self.close()
-                reason = f"it takes more than {job.seconds:.0f} seconds of CPU time"
-                return Verdict("costly", reason), job.seconds
+                return too_long
             except _Ended:
                 status = await self.close()
                 if status == -signal.SIGXCPU:
-                    reason = f"it takes more than {job.seconds:.0f} seconds of CPU time"
-                    return Verdict("costly", reason), job.seconds
+                    return too_long
             except BaseException:
                 await self.close()
                 raise

@@ -8,7 +8,7 @@ from typing import Any
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
-from worker.checks.unique import unique_items
+from .unique import unique_items
 
 # Keywords that make a subschema's meaning depend on its referrer or on another dialect.
 _SCOPED = {"$anchor", "$dynamicAnchor", "$dynamicRef", "$id", "$recursiveRef", "$schema"}
@@ -159,18 +159,10 @@ def can_be_remembered(root: Any) -> bool:
     """Whether remembered verdicts are safe for this schema: each reference has a target in it, and
     none leads back to itself for the same value.
     """
-    pending = [root]
-    while pending:
-        each = pending.pop()
-        if isinstance(each, dict):
-            if not _SCOPED.isdisjoint(each):
-                return False
-            reference = each.get("$ref")
-            if isinstance(reference, str) and _target(root, reference) is None:
-                return False
-            pending += each.values()
-        elif isinstance(each, list):
-            pending += each
+    for each in _schemas(root):
+        reference = each.get("$ref")
+        if not _SCOPED.isdisjoint(each) or (isinstance(reference, str) and _target(root, reference) is None):
+            return False
     return not _leads_back(root)
 
 

@@ -13,9 +13,9 @@ from jsonschema.validators import extend
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from worker.checks.ordinary import cost_of
-from worker.checks.remembering import Remembering, can_be_remembered
-from worker.checks.unique import unique_items
+from .ordinary import NotOrdinary, cost_of
+from .remembering import Remembering, can_be_remembered
+from .unique import unique_items
 
 
 class Invalid(Exception):
@@ -24,10 +24,6 @@ class Invalid(Exception):
 
 class Unusable(Exception):
     """The schema can't be checked against, in Prefect's words."""
-
-
-class NotOrdinary(Exception):
-    """The schema is not plainly valid, or its check not plainly cheap."""
 
 
 CIRCULAR = "Invalid schema: Unable to validate schema with circular references."

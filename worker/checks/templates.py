@@ -10,7 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from worker.checks.jobs import Verdict
+from .jobs import Verdict
 
 # Prefect's limits (``user_templates``).
 MAX_TEMPLATE_RANGE = 100
@@ -104,8 +104,7 @@ def _loop_depths(root: nodes.Node) -> Iterator[int]:
 
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=ChainableUndefined,
-    extensions=["jinja2_humanize_extension.HumanizeExtension"],
+    undefined=ChainableUndefined, extensions=["jinja2_humanize_extension.HumanizeExtension"]
 )
 _ENVIRONMENT.globals["range"] = _range
 _ENVIRONMENT.filters["tojson"] = _tojson

@@ -106,7 +106,7 @@ def _tell_unforeseen(kind: type[BaseException], error: BaseException, trace: Tra
     """Print a traceback without the passwords of URLs."""
     from traceback import format_exception
 
-    from worker.observability.printable import printable
+    from worker.contract.printable import printable
     from worker.observability.redaction import without_secrets
 
     lines = "".join(format_exception(kind, error, trace))

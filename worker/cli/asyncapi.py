@@ -10,8 +10,7 @@ from worker.cli.options import Queue, err
 
 def asyncapi(
     folder: Annotated[
-        Path | None,
-        typer.Option(help="Write asyncapi.json and the JSON Schemas to this folder.", show_default=False),
+        Path | None, typer.Option(help="Write asyncapi.json and the JSON Schemas to this folder.")
     ] = None,
     queue: Queue = None,
 ) -> None:

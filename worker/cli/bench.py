@@ -37,8 +37,7 @@ def bench(
     rate: Annotated[
         list[float] | None,
         typer.Option(
-            min=0.1,
-            help="Requests a second. Without it, as fast as possible. May be given several times.",
+            min=0.1, help="Requests a second. Without it, as fast as possible. May be given several times."
         ),
     ] = None,
     concurrency: Annotated[
@@ -56,8 +55,7 @@ def bench(
         Path | None, typer.Option(help="Draw throughput and latency over offered load (needs matplotlib).")
     ] = None,
     flow_id: Annotated[
-        UUID | None,
-        typer.Option(help="An existing flow. Needed in a Prefect server's database.", show_default=False),
+        UUID | None, typer.Option(help="An existing flow. Needed in a Prefect server's database.")
     ] = None,
     amqp_url: AmqpUrl = None,
     database_url: DatabaseUrl = None,

@@ -14,92 +14,60 @@ if TYPE_CHECKING:
 
 
 def create(
-    flow_id: Annotated[str | None, typer.Option(help="The flow to run (a UUID).", show_default=False)] = None,
-    name: Annotated[
-        str | None, typer.Option(help="The run's name (default: two random words).", show_default=False)
-    ] = None,
+    flow_id: Annotated[str | None, typer.Option(help="The flow to run (a UUID).")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name (default: two random words).")] = None,
     idempotency_key: Annotated[
-        str | None,
-        typer.Option(help="Later requests with this flow and key return the same run.", show_default=False),
+        str | None, typer.Option(help="Later requests with this flow and key return the same run.")
     ] = None,
-    parameters: Annotated[
-        str | None, typer.Option(help="The flow's parameters, a JSON object.", show_default=False)
-    ] = None,
+    parameters: Annotated[str | None, typer.Option(help="The flow's parameters, a JSON object.")] = None,
     context: Annotated[
-        str | None,
-        typer.Option(help="Additional context, for the flow to read: a JSON object.", show_default=False),
+        str | None, typer.Option(help="Additional context, for the flow to read: a JSON object.")
     ] = None,
     state: Annotated[
-        str | None,
-        typer.Option(help="A state type such as SCHEDULED, or a state as JSON.", show_default=False),
+        str | None, typer.Option(help="A state type such as SCHEDULED, or a state as JSON.")
     ] = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(help="A tag. May be given several times.", show_default=False)
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE. May be given several times.", show_default=False)
-    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag. May be given several times.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE. May be given several times.")] = None,
     deployment: Annotated[
         str | None,
-        typer.Option(
-            help="Run this deployment instead of a flow: FLOW NAME/DEPLOYMENT NAME, or its id.",
-            show_default=False,
-        ),
+        typer.Option(help="Run this deployment instead of a flow: FLOW NAME/DEPLOYMENT NAME, or its id."),
     ] = None,
     param: Annotated[
         list[str] | None,
         typer.Option(
-            "--param",
-            help="NAME=VALUE. A value that is not JSON is a text. May be given several times.",
-            show_default=False,
+            "--param", help="NAME=VALUE. A value that is not JSON is a text. May be given several times."
         ),
     ] = None,
     scheduled_time: Annotated[
-        str | None,
-        typer.Option(help="The start of a SCHEDULED run (ISO 8601, UTC without a zone).", show_default=False),
+        str | None, typer.Option(help="The start of a SCHEDULED run (ISO 8601, UTC without a zone).")
     ] = None,
     enforce_parameter_schema: Annotated[
         bool | None,
         typer.Option(
             metavar="",
             help="With --deployment: enforce its parameter schema (default: the deployment's setting).",
-            show_default=False,
         ),
     ] = None,
-    flow_version: Annotated[str | None, typer.Option(help="The flow's version.", show_default=False)] = None,
+    flow_version: Annotated[str | None, typer.Option(help="The flow's version.")] = None,
     deployment_id: Annotated[
-        str | None,
-        typer.Option(help="The deployment that a flow's run belongs to (a UUID).", show_default=False),
+        str | None, typer.Option(help="The deployment that a flow's run belongs to (a UUID).")
     ] = None,
     parent_task_run_id: Annotated[
-        str | None,
-        typer.Option(help="For a subflow: its task run in the parent flow (a UUID).", show_default=False),
+        str | None, typer.Option(help="For a subflow: its task run in the parent flow (a UUID).")
     ] = None,
     infrastructure_document_id: Annotated[
-        str | None, typer.Option(help="The infrastructure's block document (a UUID).", show_default=False)
+        str | None, typer.Option(help="The infrastructure's block document (a UUID).")
     ] = None,
-    empirical_policy: Annotated[
-        str | None, typer.Option(help="How the run retries: a JSON object.", show_default=False)
-    ] = None,
-    work_pool_name: Annotated[
-        str | None, typer.Option(help="The work pool to run it in.", show_default=False)
-    ] = None,
-    work_queue_name: Annotated[
-        str | None, typer.Option(help="The queue in the work pool.", show_default=False)
-    ] = None,
+    empirical_policy: Annotated[str | None, typer.Option(help="How the run retries: a JSON object.")] = None,
+    work_pool_name: Annotated[str | None, typer.Option(help="The work pool to run it in.")] = None,
+    work_queue_name: Annotated[str | None, typer.Option(help="The queue in the work pool.")] = None,
     job_variables: Annotated[
-        str | None, typer.Option(help="Overrides for the infrastructure: a JSON object.", show_default=False)
+        str | None, typer.Option(help="Overrides for the infrastructure: a JSON object.")
     ] = None,
     json_file: Annotated[
-        str | None,
-        typer.Option(
-            "--json", help="The whole body from a file, or - for standard input.", show_default=False
-        ),
+        str | None, typer.Option("--json", help="The whole body from a file, or - for standard input.")
     ] = None,
-    type_: Annotated[
-        str | None,
-        typer.Option("--type", help="With --json: the message's type.", show_default=False),
-    ] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="With --json: the message's type.")] = None,
     no_reply: Annotated[
         bool, typer.Option("--no-reply", metavar="", help="Only publish; print the message id.")
     ] = False,
@@ -109,10 +77,7 @@ def create(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the reply, above 0.")] = 30.0,
     expires: Annotated[
         float | None,
-        typer.Option(
-            help="Seconds after which the request leaves the queue unless a worker has taken it.",
-            show_default=False,
-        ),
+        typer.Option(help="Seconds after which the request leaves the queue unless a worker has taken it."),
     ] = None,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,

@@ -69,15 +69,12 @@ def _age(text: str) -> timedelta:
 
 @db_app.command("prune")
 def db_prune(
-    older_than: Annotated[
-        timedelta, typer.Option(parser=_age, metavar="AGE", help="90d, 12h or 2w, say.", show_default=False)
-    ],
+    older_than: Annotated[timedelta, typer.Option(parser=_age, metavar="AGE", help="90d, 12h or 2w, say.")],
     state: Annotated[
         list[str] | None,
         typer.Option(
             help="Delete runs in this state. May be given several times. "
-            r"[default: completed, failed, cancelled, crashed]",
-            show_default=False,
+            r"[default: completed, failed, cancelled, crashed]"
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, max=10_000, help="Most runs in one transaction.")] = BATCH,

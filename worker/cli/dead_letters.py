@@ -10,7 +10,7 @@ import typer
 from rich.padding import Padding
 
 from worker.cli.options import AmqpUrl, Queue, err, escape, out, print_json, progress_bar, run_async
-from worker.observability.printable import printable_json
+from worker.contract.printable import printable_json
 
 if TYPE_CHECKING:
     from worker.operate.dead_letters import DeadLetters, Match
@@ -37,16 +37,11 @@ Ids = Annotated[
     list[str] | None,
     typer.Argument(
         help="Ids as 'list' shows them. Their first digits are enough. If an id is unknown, nothing is done.",
-        show_default=False,
         callback=_are_ids,
     ),
 ]
-Status = Annotated[
-    int | None, typer.Option(help="Only letters with this status, such as 422.", show_default=False)
-]
-Error = Annotated[
-    str | None, typer.Option(help="Only letters with this text in their error.", show_default=False)
-]
+Status = Annotated[int | None, typer.Option(help="Only letters with this status, such as 422.")]
+Error = Annotated[str | None, typer.Option(help="Only letters with this text in their error.")]
 All = Annotated[bool, typer.Option("--all", metavar="", help="All letters.")]
 
 
@@ -237,12 +232,7 @@ def _open(settings: "Settings") -> AbstractAsyncContextManager["DeadLetters"]:
 
 
 def _match(
-    ids: list[str] | None,
-    every: bool,
-    status: int | None,
-    error: str | None,
-    *,
-    undeliverable: bool = False,
+    ids: list[str] | None, every: bool, status: int | None, error: str | None, *, undeliverable: bool = False
 ) -> "Match":
     if not (ids or every or status is not None or error is not None):
         if undeliverable:

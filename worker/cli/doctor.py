@@ -32,35 +32,20 @@ def doctor(
     """
     from pydantic_core import to_json
 
-    from worker.operate.doctor import (
-        Verdict,
-        examine_broker,
-        examine_database,
-        examine_environment,
-        examine_policies,
-        examine_prefect_api,
-    )
+    from worker.operate.doctor import Verdict, examine
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, database_url=database_url, queue=queue)
 
-    async def examine() -> list["Finding"]:
+    async def show_all() -> list["Finding"]:
         findings = []
-        examinations = (
-            examine_environment(),
-            examine_broker(settings),
-            examine_policies(settings),
-            examine_database(settings),
-            examine_prefect_api(settings),
-        )
-        for examination in examinations:
-            async for finding in examination:
-                findings.append(_shown(finding))
-                if not json_output:
-                    _show(findings[-1])
+        async for finding in examine(settings):
+            findings.append(_shown(finding))
+            if not json_output:
+                _show(findings[-1])
         return findings
 
-    findings = run_async(examine())
+    findings = run_async(show_all())
     if json_output:
         print_json(to_json(findings, indent=2).decode())
     if any(each.verdict is Verdict.problem for each in findings):

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape as _escape_markup
 
-from worker.observability.printable import printable, printable_json
+from worker.contract.printable import printable, printable_json
 from worker.tasks.collector import resume_collector
 
 if TYPE_CHECKING:
@@ -20,20 +20,15 @@ out = Console()
 err = Console(stderr=True)
 
 AmqpUrl = Annotated[
-    str | None,
-    typer.Option("--amqp-url", help="The broker, amqp:// or amqps://. [WORKER_AMQP_URL]", show_default=False),
+    str | None, typer.Option("--amqp-url", help="The broker, amqp:// or amqps://. [WORKER_AMQP_URL]")
 ]
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(
-        "--database-url",
-        help="sqlite+aiosqlite:///FILE or postgresql+asyncpg://… [WORKER_DATABASE_URL]",
-        show_default=False,
+        "--database-url", help="sqlite+aiosqlite:///FILE or postgresql+asyncpg://… [WORKER_DATABASE_URL]"
     ),
 ]
-Queue = Annotated[
-    str | None, typer.Option("--queue", help="The request queue. [WORKER_QUEUE]", show_default=False)
-]
+Queue = Annotated[str | None, typer.Option("--queue", help="The request queue. [WORKER_QUEUE]")]
 
 Bindings = Annotated[
     str | None,
@@ -41,7 +36,6 @@ Bindings = Annotated[
         "--bindings",
         help="EXCHANGE:ROUTING KEY, separated by commas: exchanges of others to bind the queue to. "
         "[WORKER_BINDINGS]",
-        show_default=False,
     ),
 ]
 
@@ -51,7 +45,7 @@ def escape(text: str, keep: str = "") -> str:
     terminal.
 
     Args:
-        keep: see :func:`worker.observability.printable.printable`.
+        keep: see :func:`worker.contract.printable.printable`.
     """
     return _escape_markup(printable(text, keep))
 

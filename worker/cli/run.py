@@ -87,13 +87,11 @@ def _option(name: str, field: "FieldInfo") -> Any:
         help_text += f" [default: {str(shown).lower() if kind is bool else shown}]"
     if kind is bool:
         flag = f"--{option}/--no-{option}"
-        return Annotated[bool | None, typer.Option(flag, help=help_text, show_default=False)]
+        return Annotated[bool | None, typer.Option(flag, help=help_text)]
     metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else "TEXT"
     if kind in (int, float):
         metavar = "NUMBER"
-    return Annotated[
-        str | None, typer.Option(f"--{option}", help=help_text, metavar=metavar, show_default=False)
-    ]
+    return Annotated[str | None, typer.Option(f"--{option}", help=help_text, metavar=metavar)]
 
 
 def _start(options: dict[str, Any]) -> None:

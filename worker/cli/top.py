@@ -24,9 +24,7 @@ def top(
     urls: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[URL]...",
-            help="The workers' side ports (default: WORKER_HTTP_PORT on this machine).",
-            show_default=False,
+            metavar="[URL]...", help="The workers' side ports (default: WORKER_HTTP_PORT on this machine)."
         ),
     ] = None,
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two views.")] = 1.0,

@@ -369,8 +369,12 @@ class FlowRunClient:
             for key in list(self._senders):
                 if key[0] == here[0] and key[1].is_closed():
                     self._senders.pop(key, None)
-            sender = self._senders[here] = Sender(self._url, self._queue, self._reached)
+            sender = self._senders[here] = self._new_sender()
         return sender
+
+    def _new_sender(self) -> Sender:
+        """Make a sender. The fake in :mod:`worker.client.testing` makes others."""
+        return Sender(self._url, self._queue, self._reached)
 
     def _living(self) -> list[tuple[asyncio.AbstractEventLoop, Sender]]:
         """The event loops of this process that are not closed, with their senders."""

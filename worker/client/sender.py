@@ -198,22 +198,33 @@ class Sender:
         if connection is None or connection.channel.is_closed:
             return self._not_connected(seconds)
         if sending.progress is Progress.CONFIRMED:
-            told = f"No reply within {seconds:g} seconds to the message {message_id}. The broker has it, "
-            if sending.expires is None:
-                told += "and it may still be served; is a worker running?"
-            else:
-                told += "and it may still be served until it expires, or if a worker has taken it."
-            return errors.NoReply(told, message_id)
-        told = f"No confirm of the broker within {seconds:g} seconds for the message {message_id}"
-        if connection.blocked is not None:
-            told += (
-                f": it takes no publications for now, since it is {connection.blocked} "
-                "(connection.blocked, an alarm)"
-            )
-        return errors.NotConfirmed(f"{told}. It may still take the message.", message_id)
+            return no_reply(seconds, message_id, expires=sending.expires is not None)
+        return no_confirm(seconds, message_id, connection.blocked)
 
     def _not_connected(self, seconds: float) -> errors.BrokerGone:
         if self._closed:
             return errors.BrokerGone(CLOSED)
         trouble = self._reconnector.trouble or "it does not answer"
         return errors.BrokerGone(f"No connection to the broker within {seconds:g} seconds: {trouble}.")
+
+
+def no_reply(seconds: float, message_id: str, *, expires: bool) -> errors.NoReply:
+    """The error for a message without a reply in time."""
+    told = f"No reply within {seconds:g} seconds to the message {message_id}. The broker has it, "
+    if expires:
+        told += "and it may still be served until it expires, or if a worker has taken it."
+    else:
+        told += "and it may still be served; is a worker running?"
+    return errors.NoReply(told, message_id)
+
+
+def no_confirm(seconds: float, message_id: str, blocked: str | None = None) -> errors.NotConfirmed:
+    """The error for a message without a confirm in time.
+
+    Args:
+        blocked: why the broker blocks publishing, or None.
+    """
+    told = f"No confirm of the broker within {seconds:g} seconds for the message {message_id}"
+    if blocked is not None:
+        told += f": it takes no publications for now, since it is {blocked} (connection.blocked, an alarm)"
+    return errors.NotConfirmed(f"{told}. It may still take the message.", message_id)

@@ -63,9 +63,12 @@ class FlowRunClient:
     in a ``with`` statement.
     """
 
+    # Makes the client that it runs.
+    _client: Callable[..., AsyncClient] = AsyncClient
+
     def __init__(self, url: str, *, queue: str = DEFAULT_QUEUE, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._timeout = timeout
-        self._make = partial(AsyncClient, url, queue=queue, timeout=timeout)
+        self._make = partial(self._client, url, queue=queue, timeout=timeout)
         # Loops by process id. A forked process keeps its parent's loop here and never uses it: the
         # loop's thread is missing, and closing or collecting it would disturb the parent's sockets.
         self._loops = {os.getpid(): _ClientLoop(self._make())}

@@ -59,10 +59,6 @@ class Names:
         return NotAllowed(what, name, self._setting)
 
 
-def _unlimited() -> Names:
-    return Names()
-
-
 @dataclass(frozen=True)
 class Allowed:
     """The names that producers may use. By default, all.
@@ -74,10 +70,10 @@ class Allowed:
         job_variables: job variables that they may set.
     """
 
-    flows: Names = field(default_factory=_unlimited)
-    deployments: Names = field(default_factory=_unlimited)
-    variables: Names = field(default_factory=_unlimited)
-    job_variables: Names = field(default_factory=_unlimited)
+    flows: Names = field(default_factory=Names)
+    deployments: Names = field(default_factory=Names)
+    variables: Names = field(default_factory=Names)
+    job_variables: Names = field(default_factory=Names)
 
     def check_job_variables(self, job_variables: Mapping[str, Any] | None) -> None:
         """Raise NotAllowed for a job variable that must not be set, or for a value with the

@@ -56,7 +56,7 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
     ]
     references, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
     *bodies, record, error = (references[model] for model in models)
-    requests = {kind.message: {"$ref": f"#/components/messages/{kind.message}"} for kind in KINDS}
+    requests = {kind.message: _ref(f"components/messages/{kind.message}") for kind in KINDS}
     document: dict[str, Any] = {
         "asyncapi": ASYNCAPI,
         "info": {
@@ -73,21 +73,18 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
                 "address": names.queue,
                 "title": "The request queue",
                 "messages": requests,
-                "bindings": {"amqp": _queue(names.queue)},
+                "bindings": _queue(names.queue),
             },
             "replies": {
                 "address": None,
                 "title": "The queue that the request names in reply_to; amq.rabbitmq.reply-to works",
-                "messages": {
-                    "flowRun": {"$ref": "#/components/messages/flowRun"},
-                    "error": {"$ref": "#/components/messages/error"},
-                },
+                "messages": {name: _ref(f"components/messages/{name}") for name in ("flowRun", "error")},
             },
             "deadLetters": {
                 "address": names.dead_letter_queue,
                 "title": "Refused requests, whole",
-                "messages": {"deadLetter": {"$ref": "#/components/messages/deadLetter"}},
-                "bindings": {"amqp": _queue(names.dead_letter_queue)},
+                "messages": {"deadLetter": _ref("components/messages/deadLetter")},
+                "bindings": _queue(names.dead_letter_queue),
             },
             "states": {
                 "address": "{stateType}.{flowId}.{deploymentId}.{runId}",
@@ -99,8 +96,8 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
                     "deploymentId": {"description": "The deployment's id. Without a deployment: -"},
                     "runId": {"description": "The run's id."},
                 },
-                "messages": {"flowRunState": {"$ref": "#/components/messages/flowRunState"}},
-                "bindings": {"amqp": _exchange(names.states_exchange, "topic")},
+                "messages": {"flowRunState": _ref("components/messages/flowRunState")},
+                "bindings": _exchange(names.states_exchange, "topic"),
             },
         },
         "operations": {
@@ -108,15 +105,15 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
             "keepDeadLetter": {
                 "action": "send",
                 "title": "Keep a refused request with the reason in its headers",
-                "channel": {"$ref": "#/channels/deadLetters"},
-                "messages": [{"$ref": "#/channels/deadLetters/messages/deadLetter"}],
+                "channel": _ref("channels/deadLetters"),
+                "messages": [_ref("channels/deadLetters/messages/deadLetter")],
             },
             "tellState": {
                 "action": "send",
                 "title": "Tell a state of any run in the database, at least once",
-                "channel": {"$ref": "#/channels/states"},
-                "messages": [{"$ref": "#/channels/states/messages/flowRunState"}],
-                "bindings": {"amqp": {"deliveryMode": 2, "mandatory": False, "bindingVersion": "0.3.0"}},
+                "channel": _ref("channels/states"),
+                "messages": [_ref("channels/states/messages/flowRunState")],
+                "bindings": _amqp({"deliveryMode": 2, "mandatory": False}),
             },
         },
         "components": {
@@ -146,7 +143,7 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
                     "state_id, state_type and state_name. message_id is the state's id: drop doubles by it. "
                     "timestamp is the state's.",
                     "payload": record,
-                    "bindings": {"amqp": {"messageType": STATE_MESSAGE, "bindingVersion": "0.3.0"}},
+                    "bindings": _amqp({"messageType": STATE_MESSAGE}),
                 },
             },
             "schemas": definitions["$defs"],
@@ -158,7 +155,7 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
             "address": names.routing_key,
             "title": "The exchange, for producers that publish by name and routing key",
             "messages": requests,
-            "bindings": {"amqp": _exchange(exchange, "direct")},
+            "bindings": _exchange(exchange, "direct"),
         }
     return document
 
@@ -171,19 +168,21 @@ def _standalone(model: type[BaseModel], mode: JsonSchemaMode) -> dict[str, Any]:
 
 
 def _queue(name: str) -> dict[str, Any]:
-    return {
-        "is": "queue",
-        "queue": {"name": name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"},
-        "bindingVersion": "0.3.0",
-    }
+    queue = {"name": name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"}
+    return _amqp({"is": "queue", "queue": queue})
+
+
+def _amqp(binding: dict[str, Any]) -> dict[str, Any]:
+    return {"amqp": {**binding, "bindingVersion": "0.3.0"}}
+
+
+def _ref(place: str) -> dict[str, str]:
+    return {"$ref": f"#/{place}"}
 
 
 def _exchange(name: str, type_: str) -> dict[str, Any]:
-    return {
-        "is": "routingKey",
-        "exchange": {"name": name, "type": type_, "durable": True, "autoDelete": False, "vhost": "/"},
-        "bindingVersion": "0.3.0",
-    }
+    exchange = {"name": name, "type": type_, "durable": True, "autoDelete": False, "vhost": "/"}
+    return _amqp({"is": "routingKey", "exchange": exchange})
 
 
 def _headers(**described: str) -> dict[str, Any]:
@@ -206,7 +205,7 @@ def _reply(type_: str, payload: Any, statuses: list[int], description: str) -> d
         },
         "payload": payload,
         "correlationId": {"description": "The request's.", "location": "$message.header#/correlation_id"},
-        "bindings": {"amqp": {"messageType": type_, "bindingVersion": "0.3.0"}},
+        "bindings": _amqp({"messageType": type_}),
     }
 
 
@@ -214,19 +213,16 @@ def _operation(kind: Kind) -> dict[str, Any]:
     return {
         "action": "receive",
         "title": kind.title,
-        "channel": {"$ref": "#/channels/requests"},
-        "messages": [{"$ref": f"#/channels/requests/messages/{kind.message}"}],
-        "bindings": {"amqp": {"ack": True, "bindingVersion": "0.3.0"}},
+        "channel": _ref("channels/requests"),
+        "messages": [_ref(f"channels/requests/messages/{kind.message}")],
+        "bindings": _amqp({"ack": True}),
         "reply": {
             "address": {
                 "description": "The request's property reply_to.",
                 "location": "$message.header#/reply_to",
             },
-            "channel": {"$ref": "#/channels/replies"},
-            "messages": [
-                {"$ref": "#/channels/replies/messages/flowRun"},
-                {"$ref": "#/channels/replies/messages/error"},
-            ],
+            "channel": _ref("channels/replies"),
+            "messages": [_ref(f"channels/replies/messages/{name}") for name in ("flowRun", "error")],
         },
     }
 
@@ -248,7 +244,7 @@ def _request(kind: Kind, payload: Any) -> dict[str, Any]:
         "examples": [{"payload": example} for example in _examples(kind.model)],
     }
     if kind is not CREATE:  # which any other type stands for
-        request["bindings"] = {"amqp": {"messageType": kind.type, "bindingVersion": "0.3.0"}}
+        request["bindings"] = _amqp({"messageType": kind.type})
     return request
 
 

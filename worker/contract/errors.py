@@ -3,6 +3,7 @@
 from typing import Any, Self
 
 from .encoding import dumps
+from .printable import printable
 
 # Errors in one answer. Each shows its place and the wrong value, so more could make the answer many
 # times as large as the request.
@@ -229,14 +230,7 @@ class ValidationRefused(Refusal):
         first = errors[0]
         where = ".".join(str(part) for part in first["loc"])
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        super().__init__(
-            f"{where}: {first['msg']}{more}",
-            {
-                "exception_message": "Invalid request received.",
-                "exception_detail": errors,
-                "request_body": request_body,
-            },
-        )
+        super().__init__(f"{where}: {first['msg']}{more}", _invalid(errors, request_body))
 
 
 class Unprocessable(Refusal):
@@ -246,12 +240,7 @@ class Unprocessable(Refusal):
 
     def __init__(self, line: str = "This request cannot be processed.", *place: str) -> None:
         error = {"type": "value_error", "loc": ["body", *place], "msg": line, "input": None}
-        body = {
-            "exception_message": "Invalid request received.",
-            "exception_detail": [error],
-            "request_body": None,
-        }
-        super().__init__(line, body)
+        super().__init__(line, _invalid([error], None))
 
 
 class UnusableInPrefect(Unprocessable):
@@ -296,13 +285,15 @@ def encode_error(refusal: Refusal, max_bytes: int) -> bytes:
     return dumps(Unprocessable(reason).body)
 
 
+def _invalid(errors: list[dict[str, Any]], request_body: Any) -> dict[str, Any]:
+    return {
+        "exception_message": "Invalid request received.",
+        "exception_detail": errors,
+        "request_body": request_body,
+    }
+
+
 def _one_line(text: str) -> str:
-    """The text as one line of at most :data:`MAX_LINE` characters. Control characters and half
-    surrogate pairs are escaped.
-    """
-    line = " ".join(text[: 2 * MAX_LINE].split())
-    if not line.isprintable():
-        line = "".join(
-            each if each.isprintable() else each.encode("unicode_escape").decode() for each in line
-        )
+    """The text as one printable line of at most :data:`MAX_LINE` characters."""
+    line = printable(" ".join(text[: 2 * MAX_LINE].split()))
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 1]}…"

@@ -21,6 +21,8 @@ from .state import StateCreate
 
 # A Prefect server's default of PREFECT_SERVER_API_MAX_PARAMETER_SIZE, in bytes.
 MAX_PARAMETER_SIZE = 524_288
+# The worker's default limit for a body, in bytes.
+MAX_BODY_BYTES = 1_048_576
 # As a limit: parameters may have any size, as with Prefect's setting.
 NO_LIMIT = 0
 # PostgreSQL's unique index accepts rows of up to 2,704 bytes, 28 of them for the flow's id and

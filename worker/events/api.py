@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import ssl
-from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
@@ -65,9 +64,7 @@ class PrefectAPI:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._http is not None:
             await self._http.close()
 

@@ -15,11 +15,11 @@ from pydantic_core import from_json
 from worker.amqp.publication import Confirm
 from worker.broker.connection import ChannelLost
 from worker.broker.messages import EVENTS_HEADER, refused_event
+from worker.broker.stay import HandedBack, Stay, Taken
 from worker.contract.encoding import dumps
 from worker.events.api import APIAway, EventsRefused, PrefectAPI
 from worker.events.outbox import CHUNK_MAX
 from worker.events.patience import Patience
-from worker.events.stay import PREFETCH, Stay, Taken
 from worker.observability import metrics
 from worker.settings import Settings
 from worker.tasks.backoff import Backoff
@@ -29,10 +29,9 @@ log = structlog.get_logger(__name__)
 # Most bytes of one request, unless a single message has more. nginx, which may stand in front of
 # the API, accepts a megabyte by default.
 POST_BYTES = 512 * 1024
-
-
-class HandedBack(Exception):
-    """The API was down for longer than messages can be held."""
+# Most messages to hold at once. Each has the events of one batch, in quiet times just one. With
+# several messages, many events go in one request when the API is back.
+PREFETCH = 20
 
 
 class HandOver:
@@ -63,7 +62,7 @@ class HandOver:
 
         Raises:
             ChannelLost: the messages have returned to the broker, for another worker.
-            HandedBack: the API is down for too long.
+            HandedBack: the API is down for longer than messages can be held.
         """
         while messages := await stay.messages.take(PREFETCH, max_size=POST_BYTES):
             if genuine := await self._genuine(stay, messages):
@@ -74,14 +73,12 @@ class HandOver:
         """The messages that a worker of the fleet wrote, by the ``user_id`` that the broker checks.
         Others, from any user with write on the default exchange, become dead letters.
         """
-        if stay.login is None:
-            return list(messages)
         genuine: list[Taken] = []
         for taken in messages:
-            user_id = taken.message.user_id
-            if user_id == stay.login or user_id in self._users:
+            if stay.is_of_fleet(taken.message, self._users):
                 genuine.append(taken)
                 continue
+            user_id = taken.message.user_id
             user = f"the user '{user_id}'" if user_id else "a user that it does not name"
             reason = f"No event of a worker: it is of {user}, and not of '{stay.login}' (WORKER_FLEET_USERS)"
             await self._dead_letter(stay, taken.message.body, 403, reason)

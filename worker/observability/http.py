@@ -192,9 +192,6 @@ class _Connections:
         else:
             _abort(next(each for each in open_ if each not in self._asking))
 
-    def _age(self, connection: web.RequestHandler) -> float:
-        return monotonic() - self._since.get(connection, monotonic())
-
     async def end_old_ones(self) -> None:
         """End connections that are open for too long."""
         while True:
@@ -202,7 +199,7 @@ class _Connections:
             open_ = self._server.connections
             self._since = {each: self._since[each] for each in open_ if each in self._since}
             for each in open_:
-                if self._age(each) > self._limits.connection:
+                if monotonic() - self._since.get(each, monotonic()) > self._limits.connection:
                     _abort(each)
 
 
@@ -313,6 +310,8 @@ async def _state(database: _Database) -> dict[str, Any]:
         state["dead_letters"] = readiness.dead_letters
     if readiness.events is not None:
         state["events"] = readiness.events
+    if readiness.states is not None:
+        state["states"] = readiness.states
     if topology := "; ".join(filter(None, (readiness.topology, *readiness.vanished.values()))):
         state["topology"] = topology
     if readiness.policies is not None:

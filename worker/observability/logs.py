@@ -9,7 +9,7 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
-from worker.observability.printable import printable
+from worker.contract.printable import printable
 from worker.observability.redaction import without_secrets
 
 # Longest line that is written by one call, in bytes: workers that share a pipe or a file must not

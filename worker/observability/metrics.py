@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from prometheus_client import Counter, Gauge, Histogram, Info
 
 from worker import __version__
+from worker.contract.delivery import Delivery
 
 # From half a millisecond (a commit on a fast disk) to half a minute (a database that was down).
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -26,12 +27,10 @@ database_retries = Counter(
     "flow_run_worker_database_retries", "Failed database operations that were retried."
 )
 dead_letters_held = Gauge(
-    "flow_run_worker_dead_letters_held",
-    "Dead letters that are held because their queue refuses them.",
+    "flow_run_worker_dead_letters_held", "Dead letters that are held because their queue refuses them."
 )
 broker_blocked = Gauge(
-    "flow_run_worker_broker_blocked",
-    "1 while an alarm at the broker blocks publishing, otherwise 0.",
+    "flow_run_worker_broker_blocked", "1 while an alarm at the broker blocks publishing, otherwise 0."
 )
 _declared_again = Counter(
     "flow_run_worker_topology_declared_again",
@@ -60,6 +59,37 @@ outbox_age = Gauge(
 outbox_messages = Gauge(
     "flow_run_worker_events_outbox_messages",
     "Messages in the outbox, each with 1 to 200 events. 0 in workers that send none.",
+)
+_states_told = Counter("flow_run_worker_states_told", "States of runs that were told.", ["type"])
+_states_passed_over = Counter(
+    "flow_run_worker_states_passed_over",
+    "States that were not told: their run was deleted or can't be shown, or they are too large, or a bound "
+    "queue refused them.",
+    ["reason"],
+)
+for _reason in ("deleted", "unreadable", "too_large", "refused"):
+    _states_passed_over.labels(_reason)  # start at 0
+states_begun = Counter(
+    "flow_run_worker_states_begun",
+    "Times at which telling began without a cursor: earlier states are not told.",
+)
+cursors_set_aside = Counter(
+    "flow_run_worker_states_cursors_set_aside",
+    "Messages of the cursor's queue that no worker of the fleet wrote, or that can't be read.",
+)
+_tells_states = Gauge(
+    "flow_run_worker_states_teller",
+    "1 in the worker that tells states, 0 in those that wait until it leaves. Without states there is none.",
+    ["states"],
+)
+_states_lag = Gauge(
+    "flow_run_worker_states_lag_seconds",
+    "Seconds since which visible states may wait to be told. 0 in workers that tell none.",
+)
+_states_open = Gauge(
+    "flow_run_worker_states_open_transaction_seconds",
+    "Age of the oldest transaction that is open for so long that states no longer wait for it. 0 if there is "
+    "none.",
 )
 in_flight = Gauge("flow_run_worker_in_flight", "Deliveries taken and not yet acknowledged.")
 in_flight_bytes = Gauge(
@@ -90,11 +120,6 @@ dependency_up = Gauge("flow_run_worker_dependency_up", "1 if it answers, 0 if it
 _OUTCOMES = {201: "created", 200: "existing"}
 
 
-class _Delivery(Protocol):
-    @property
-    def redelivered(self) -> bool: ...
-
-
 class _Answer(Protocol):
     @property
     def status(self) -> int: ...
@@ -111,6 +136,7 @@ class Readiness:
         self.deployment: str | None = None
         self.dead_letters: str | None = None
         self.events: str | None = None
+        self.states: str | None = None
         self.topology: str | None = None
         self.vanished: dict[str, str] = {}
         self.policies: str | None = None
@@ -119,7 +145,7 @@ class Readiness:
 readiness = Readiness()
 
 
-def delivered(deliveries: Sequence[_Delivery], seconds: float) -> None:
+def delivered(deliveries: Sequence[Delivery], seconds: float) -> None:
     """Count received deliveries, and the time to decode them."""
     in_flight.inc(len(deliveries))
     _decode.observe(seconds)
@@ -242,3 +268,36 @@ def events(outcome: Literal["delivered", "refused", "left_out", "forged"], count
 def events_held(reason: str | None) -> None:
     """Note why events wait. None: they don't."""
     readiness.events = reason
+
+
+def states_told(types: Iterable[str]) -> None:
+    """Count states that were told, by their types."""
+    for type_, count in Tally(types).items():
+        _states_told.labels(type_).inc(count)
+
+
+def states_passed_over(reason: str, count: int = 1) -> None:
+    """Count states that were not told."""
+    _states_passed_over.labels(reason).inc(count)
+
+
+def states_held(reason: str | None) -> None:
+    """Note why states wait. None: they don't."""
+    readiness.states = reason
+
+
+def tells_states(states: str, behind: Callable[[], float] | None) -> None:
+    """Note that this worker tells states. None: it waits until another one leaves.
+
+    Args:
+        states: which ones, as in the setting.
+        behind: returns the seconds since which visible states may wait.
+    """
+    _tells_states.labels(states).set(behind is not None)
+    _states_lag.set_function(behind or (lambda: 0.0))
+
+
+def states_wait_for_transactions(began: Iterable[datetime]) -> None:
+    """Note since when transactions are open for whose end states do not wait any longer."""
+    oldest = min(began, default=None)
+    _states_open.set((datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0)

@@ -10,7 +10,6 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
-from types import TracebackType
 from typing import Any, Self
 
 from aio_pika.exceptions import ChannelNotFoundEntity
@@ -29,12 +28,7 @@ from worker.broker.messages import (
     events_message,
 )
 from worker.broker.publisher import Confirmation, Publisher
-from worker.contract.message import (
-    DELIVERY_COUNT_HEADER,
-    HEADERS_DROPPED_HEADER,
-    Message,
-    is_own_header,
-)
+from worker.contract.message import DELIVERY_COUNT_HEADER, HEADERS_DROPPED_HEADER, Message, is_own_header
 from worker.contract.topology import QueueNames
 from worker.operate.letter import Letter
 from worker.operate.letter_reader import NAME, LetterReader, Undeliverable
@@ -103,9 +97,7 @@ class DeadLetters:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is None:
             await self._renew()
         # When the connection ends, the broker puts unacknowledged letters back in their places.

@@ -7,12 +7,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from worker.contract.delivery import Delivery
-from worker.contract.message import (
-    ERROR_HEADER,
-    ERROR_STATUS_HEADER,
-    FAILED_AT_HEADER,
-    fingerprint,
-)
+from worker.contract.message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER, fingerprint
 from worker.operate.letter_reader import Taken
 
 # Why the broker moved a message here, by the reason in its header (RabbitMQ's page on dead letter

@@ -33,12 +33,7 @@ from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueCommands
 
 from worker.amqp.transport import Connection
-from worker.broker.connection import (
-    ChannelLost,
-    close_quietly,
-    connect,
-    lost_with,
-)
+from worker.broker.connection import ChannelLost, close_quietly, connect, lost_with
 from worker.broker.incoming import delivery_of
 from worker.contract.delivery import Delivery
 from worker.contract.message import fingerprint

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
 
-from worker.contract.allowed import Allowed
-from worker.contract.errors import IntegrityConflict, Refusal, Unprocessable, WorkPoolNotFound
-from worker.contract.flow_run import FlowRun
-from worker.runs.creation import NewRun, with_system_labels
-from worker.runs.deployments.deployment import WorkQueue
-from worker.runs.unusable import unusable
+from ..contract.allowed import Allowed
+from ..contract.errors import IntegrityConflict, Refusal, Unprocessable, WorkPoolNotFound
+from ..contract.flow_run import FlowRun
+from .creation import NewRun, with_system_labels
+from .deployments.deployment import WorkQueue
+from .unusable import unusable
+
+# Prefect's names must not contain these characters, since its URLs contain the names.
+BANNED_CHARACTERS = "/%&><"
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -120,6 +123,15 @@ def check_allowed(run: FlowRun, lookups: Lookups, allowed: Allowed) -> None:
 def needs_queue(new: NewRun) -> bool:
     """True if a run of a deployment names another queue of its work pool. A missing one is made."""
     return new.inherits and new.run.work_pool_id is not None and new.run.work_queue_id is None
+
+
+def banned_queue_name(name: str) -> Refusal | None:
+    """The refusal of a run whose missing work queue can't be made; None if its name is valid."""
+    if not any(each in BANNED_CHARACTERS for each in name):
+        return None
+    return Unprocessable(
+        f"There is no work queue '{name}', and none may have {BANNED_CHARACTERS} in its name."
+    )
 
 
 def _queue(new: NewRun, lookups: Lookups) -> WorkQueue | None:

@@ -12,15 +12,15 @@ from uuid import UUID
 
 import coolname
 
-from worker.contract.decode import FlowRunRequest
-from worker.contract.deployment_request import CreateFlowRunFromDeployment
-from worker.contract.flow_run import FlowRun, FlowRunState
-from worker.contract.immutable import immutable
-from worker.contract.kinds import CREATE, FROM_DEPLOYMENT, READ, Kind
-from worker.contract.policy import FlowRunPolicy
-from worker.contract.read_request import ReadFlowRun
-from worker.contract.request import CreateFlowRun
-from worker.contract.state import TERMINAL_STATES, StateCreate, StateDetails, StateType
+from ..contract.decode import FlowRunRequest
+from ..contract.deployment_request import CreateFlowRunFromDeployment
+from ..contract.flow_run import FlowRun, FlowRunState
+from ..contract.immutable import immutable
+from ..contract.kinds import CREATE, FROM_DEPLOYMENT, READ, Kind
+from ..contract.policy import FlowRunPolicy
+from ..contract.read_request import ReadFlowRun
+from ..contract.request import CreateFlowRun
+from ..contract.state import TERMINAL_STATES, StateCreate, StateDetails, StateType
 
 # From this API version on, clients say that a run is being resumed (``IncrementFlowRunCount``).
 RESUMING_SINCE = (0, 8, 4)

@@ -11,12 +11,12 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from worker.contract.decode import depth_exceeds
-from worker.contract.errors import UnusableInPrefect
-from worker.contract.flow_run import FlowRun
-from worker.contract.related import MAX_EVENT_NAME, MAX_RELATED
-from worker.contract.state import DateTime
-from worker.runs.creation import NewRun
+from ..contract.decode import depth_exceeds
+from ..contract.errors import UnusableInPrefect
+from ..contract.flow_run import FlowRun
+from ..contract.related import MAX_EVENT_NAME, MAX_RELATED
+from ..contract.state import DateTime
+from .creation import NewRun
 
 # Prefect writes its answers with orjson, which allows 254 levels. ``/flow_runs/paginate`` nests a
 # run deepest: an object in a list in an object.

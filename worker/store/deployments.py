@@ -4,20 +4,19 @@ per batch, and warns of runs that no work pool's worker sees.
 
 import asyncio
 import json
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 from uuid import UUID
 
 import structlog
 from pydantic_core import from_json
-from sqlalchemy import Select
 
 from worker.checks.checks import Checks, Pending
 from worker.contract.allowed import Allowed
 from worker.contract.decode import decoded_size, may_describe
 from worker.contract.encoding import dumps
-from worker.contract.errors import DeploymentNotFound, Refusal, Unprocessable
+from worker.contract.errors import Refusal, Unprocessable
 from worker.contract.state import StateType
 from worker.runs.creation import NewRun, UnresolvedRun
 from worker.runs.deployments.checking import renderer
@@ -25,13 +24,14 @@ from worker.runs.deployments.creation import (
     described_parameters,
     hydrated_limit,
     is_described,
+    no_deployment,
     run_of_deployment,
 )
 from worker.runs.deployments.deployment import Deployment, WorkQueue
 from worker.runs.deployments.hydration import check_variables, variable_names
+from worker.store.near import near_names
 from worker.store.outcome import Undecided
-from worker.store.reading import Reader, Row, Unreadable
-from worker.store.room import NO_ROOM, in_turns
+from worker.store.reading import NO_ROOM, Reader, Row, Unreadable, in_turns
 from worker.store.tables import block_document, variable
 from worker.tasks.budget import Budget
 from worker.tasks.pace import Pace
@@ -77,10 +77,12 @@ async def resolve_deployments(
         if any(each.request.plain for each in unresolved):
             raise  # all plain messages need it
         return [unreadable.refusal] * len(unresolved)
+    missing = {which: None for each in unresolved if (which := _which(each)) not in deployments}
+    near = await near_names(reader, missing, allowed)
     asked = [
         _Asked(each, deployment, checks, allowed)
         if isinstance(deployment, Deployment)
-        else _unasked(each, deployment, allowed)
+        else _unasked(each, deployment, allowed, near)
         for each in unresolved
         for deployment in (deployments.get(_which(each)),)
     ]
@@ -116,7 +118,10 @@ async def resolve_deployments(
 
 
 def _unasked(
-    unresolved: UnresolvedRun, unusable: Undecided | Refusal | None, allowed: Allowed
+    unresolved: UnresolvedRun,
+    unusable: Undecided | Refusal | None,
+    allowed: Allowed,
+    near: Mapping[tuple[Any, ...], str],
 ) -> Refusal | Undecided:
     """The outcome of a request whose deployment is missing, unusable, or waits for its turn."""
     if unusable is not None:
@@ -125,8 +130,7 @@ def _unasked(
     if body.deployment_name is not None and body.deployment_name not in allowed.deployments:
         # The same answer as for an existing one: a producer must not learn that it is missing.
         return allowed.deployments.refusal("deployment", body.deployment_name)
-    name = body.deployment_id if body.deployment_name is None else f"'{body.deployment_name}'"
-    return DeploymentNotFound(f"There is no deployment {name}.")
+    return no_deployment(body, near.get(_which(unresolved), ""))
 
 
 class _Asked:
@@ -215,36 +219,35 @@ class _Rest:
         self._since = monotonic()
 
 
-def _which(unresolved: UnresolvedRun) -> Hashable:
+def _which(unresolved: UnresolvedRun) -> tuple[Any, ...]:
     """The deployment's id, or the names of its flow and itself."""
     body = unresolved.request.body
-    return body.deployment_id if body.deployment_name is None else tuple(body.deployment_name.split("/"))
+    return (body.deployment_id,) if body.deployment_name is None else tuple(body.deployment_name.split("/"))
 
 
 async def _deployments(
     reader: Reader, unresolved: Sequence[UnresolvedRun], turns: Turns
-) -> dict[Hashable, Deployment | Undecided | Refusal]:
+) -> dict[tuple[Any, ...], Deployment | Undecided | Refusal]:
     """The requested deployments by id and by names, each read once. An unusable one is a refusal, a
     waiting one is undecided until its turn. The first one never waits.
     """
     asked = dict.fromkeys(_which(each) for each in sorted(unresolved, key=lambda each: each.now))
-    found: dict[Hashable, Deployment | Undecided | Refusal] = {}
+    found: dict[tuple[Any, ...], Deployment | Undecided | Refusal] = {}
     statements = reader.statements
     if len(asked) == 1:
-        rows = await _asked(reader, asked, statements.deployments_by_id, statements.deployments_by_name)
+        rows = await reader.find(statements.deployments, asked)
     else:
-        sizes: dict[Hashable, Row] = {}
-        by_id, by_name = statements.deployment_sizes_by_id, statements.deployment_sizes_by_name
-        for row in await _asked(reader, asked, by_id, by_name):
-            sizes[row.id] = sizes[row.flow_name, row.name] = row
+        sizes: dict[tuple[Any, ...], Row] = {}
+        for row in await reader.find(statements.deployment_sizes, asked):
+            sizes[row.id,] = sizes[row.flow_name, row.name] = row
         first: dict[UUID, int] = {}
         in_order = {sizes[each].id: sizes[each] for each in asked if each in sizes}.values()
         for row, waiting in in_turns(((row, row.size) for row in in_order), TEXTS_MAX, turns):
             if waiting is None:
                 first[row.id] = len(first)
             else:
-                found[row.id] = found[row.flow_name, row.name] = waiting
-        rows = list(await reader.query(statements.deployments_by_id, [(each,) for each in first]))
+                found[row.id,] = found[row.flow_name, row.name] = waiting
+        rows = await reader.find(statements.deployments, [(each,) for each in first])
         rows.sort(key=lambda row: first[row.id])
     templates = {row.pool_id: row.base_job_template for row in rows if row.base_job_template is not None}
     values = Budget(VALUES_MAX)
@@ -257,16 +260,8 @@ async def _deployments(
             each = _deployment(row, templates.get(row.pool_id))
         else:
             each = crowded = crowded or Undecided(NO_ROOM, turns.wait(first=True))
-        found[row.id] = found[row.flow_name, row.name] = each
+        found[row.id,] = found[row.flow_name, row.name] = each
     return found
-
-
-async def _asked(
-    reader: Reader, asked: Iterable[Hashable], by_id: Select[Any], by_name: Select[Any]
-) -> list[Row]:
-    ids = [(each,) for each in asked if isinstance(each, UUID)]
-    names = [each for each in asked if isinstance(each, tuple)]
-    return [*await reader.query(by_id, ids), *await reader.query(by_name, names)]
 
 
 def _deployment(row: Row, template: str | None) -> Deployment | Refusal:

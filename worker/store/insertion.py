@@ -133,6 +133,11 @@ class Insertion:
     ) -> set[UUID]:
         statements, server = self._reader.statements, driver(connection)
         create = create or statements.create
+        # They may have waited for the database. States are told by the time of this column.
+        now = datetime.now(UTC)
+        for new in runs:
+            if new.run.state is not None:
+                new.run.state.updated = now
         rows = statements.new_rows(new.run for new in runs)
         if not statements.sqlite:
             return {row[0] for row in await server.fetch(create, *rows)}

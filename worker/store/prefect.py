@@ -15,15 +15,7 @@ from pydantic_core import from_json
 from worker.contract.allowed import Allowed
 from worker.contract.errors import NotAllowed, Refusal
 from worker.contract.state import TERMINAL_TYPES, StateType
-from worker.runs.completion import (
-    Found,
-    Lookups,
-    Referred,
-    check_allowed,
-    complete,
-    missing,
-    needs_queue,
-)
+from worker.runs.completion import Found, Lookups, Referred, check_allowed, complete, missing, needs_queue
 from worker.runs.creation import NewRun, uuid7
 from worker.store.reading import Reader, Row, Unreadable
 from worker.store.tables import block_document, deployment, flow, metadata, prefect_metadata, task_run

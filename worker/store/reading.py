@@ -1,10 +1,10 @@
-"""Reads rows by their keys, many at a time, for new runs and for events. Also checks that the
-database answers.
+"""Reads rows by their keys, for new runs and for events: many at a time, and in turns if they are
+large. Also checks that the database answers.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -15,12 +15,18 @@ from worker.contract.flow_run import FlowRunState
 from worker.contract.related import References, Related, RelatedRows
 from worker.store.engine import Database, driver
 from worker.store.errors import Blame, blame, driver_error, fault, first_line, is_fault
+from worker.store.outcome import Undecided
 from worker.store.rights import mended
 from worker.store.statements import Statements, given
 from worker.store.tables import deployment, flow, flow_run_state, task_run, work_pool, work_queue
+from worker.tasks.budget import Budget
+from worker.tasks.turns import Turns
 
 Row = sa.Row[*tuple[Any, ...]]
 
+Item = TypeVar("Item")
+
+NO_ROOM = "the rows that it refers to have no room beside those of others"
 # Its commit waits for a synchronous standby, if the server demands one.
 WAIT_FOR_STANDBY = (
     "SELECT pg_logical_emit_message(true, 'flow-run-worker', '')"
@@ -44,6 +50,23 @@ class Unreadable(Fault):
         self.refusal = Unprocessable(
             f"The worker may not read the rows that this request refers to: {reason}. {mended(reason)}"
         )
+
+
+def in_turns(
+    items: Iterable[tuple[Item, int]], max_size: int, turns: Turns
+) -> Iterator[tuple[Item, Undecided | None]]:
+    """Yield each item with None if there is room for it now, or as undecided until its turn.
+
+    Args:
+        items: with their sizes in bytes. The first one always has room.
+        max_size: bytes that are read together, now and in each turn.
+    """
+    budget, turn = Budget(max_size), None
+    for item, size in items:
+        if not budget.take(size):
+            budget, turn = Budget(max_size), Undecided(NO_ROOM, turns.wait())
+            budget.take(size)
+        yield item, turn
 
 
 class Reader:
@@ -70,6 +93,15 @@ class Reader:
                 raise fault(error) from error
             raise  # the line finds the request that is to blame
 
+    async def find(self, by_key: Sequence[sa.Select[Any]], keys: Collection[tuple[Any, ...]]) -> list[Row]:
+        """The rows with these keys, some of which are an id, and others two values.
+
+        Args:
+            by_key: the query for ids, and that for two values.
+        """
+        one, two = ([key for key in keys if len(key) == length] for length in (1, 2))
+        return [*await self.query(by_key[0], one), *await self.query(by_key[1], two)]
+
     async def rows(
         self, key: sa.Column[Any], values: Iterable[Any], *columns: sa.ColumnElement[Any]
     ) -> Sequence[Row]:
@@ -80,7 +112,7 @@ class Reader:
         """Whether there is a deployment of this name, ``FLOW NAME/DEPLOYMENT NAME``. Works in a
         Prefect server's database only.
         """
-        return bool(await self.query(self.statements.deployment_sizes_by_name, [name.split("/")]))
+        return bool(await self.query(self.statements.deployment_sizes[1], [name.split("/")]))
 
     async def ping(self) -> None:
         """Return if the database answers."""

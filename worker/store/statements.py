@@ -31,8 +31,13 @@ from worker.store.tables import (
 
 # Fields of a run that are read from the rows of its work pool and work queue.
 _OF_POOL = ("work_pool_id", "work_pool_name", "pool_queue_name")
+# The keys by which rows are read: an id, or two values.
+_RUN_KEYS = (flow_run.c.id,), (flow_run.c.flow_id, flow_run.c.idempotency_key)
+_DEPLOYMENT_KEYS = (deployment.c.id,), (flow.c.name, deployment.c.name)
 # No conflict target, since the primary key counts too: a run's id may be its message's fingerprint.
 _UNLESS_THERE = "ON CONFLICT DO NOTHING"
+# Deployments whose names are compared with a wrong one.
+NAMES_MAX = 100
 
 
 class Statements:
@@ -53,14 +58,14 @@ class Statements:
         create_plainly: the same, but fails if a run exists.
         complete: selects the given ids of runs that exist together with their states.
         create_states: SQLite's: inserts the states of the runs whose ids are its second parameter.
-        read_by_key: runs by flow and idempotency key.
-        read_by_id: runs by id.
-        sizes_by_key: the sizes of the runs that :attr:`read_by_key` would read.
-        sizes_by_id: the sizes of the runs that :attr:`read_by_id` would read.
-        deployments_by_id: deployments by id.
-        deployments_by_name: deployments by the names of flow and deployment.
-        deployment_sizes_by_id: the sizes of deployments, by id.
-        deployment_sizes_by_name: the sizes of deployments, by the names of flow and deployment.
+        runs: runs by id, and by flow and idempotency key.
+        run_sizes: the sizes of the runs that :attr:`runs` would read.
+        runs_of_states: runs by the id of one of their states, which takes the place of the current
+            state.
+        run_sizes_of_states: the sizes of these runs, with the ids of the states.
+        deployments: deployments by id, and by the names of flow and deployment.
+        deployment_sizes: their sizes.
+        deployment_names: the names of at most :data:`NAMES_MAX` deployments, by the flows' names.
         lookup: makes a statement that reads columns, from the rows in which the first column has
             one of the given values.
     """
@@ -110,19 +115,13 @@ class Statements:
         complete = complete.join(flow_run, theirs)
         complete = complete.join(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
         self.complete = sa.select(flow_run.c.id).select_from(complete)
-        self.read_by_key = self._read(flow_run.c.flow_id, flow_run.c.idempotency_key)
-        self.read_by_id = self._read(flow_run.c.id)
-        self.sizes_by_key = self._sizes(flow_run.c.flow_id, flow_run.c.idempotency_key)
-        self.sizes_by_id = self._sizes(flow_run.c.id)
-        id_, names = (deployment.c.id,), (flow.c.name, deployment.c.name)
-        self.deployments_by_id, self.deployment_sizes_by_id = (
-            self._deployments(*id_),
-            self._deployment_sizes(*id_),
-        )
-        self.deployments_by_name, self.deployment_sizes_by_name = (
-            self._deployments(*names),
-            self._deployment_sizes(*names),
-        )
+        self.runs = [self._read(key) for key in _RUN_KEYS]
+        self.run_sizes = [self._sizes(key) for key in _RUN_KEYS]
+        self.runs_of_states = self._read((flow_run_state.c.id,))
+        self.run_sizes_of_states = self._sizes((flow_run_state.c.id,))
+        self.deployments = [self._deployments(key) for key in _DEPLOYMENT_KEYS]
+        self.deployment_sizes = [self._deployment_sizes(key) for key in _DEPLOYMENT_KEYS]
+        self.deployment_names = self._deployment_names()
         self.lookup = cache(self._lookup)
 
     def new_rows(self, runs: Iterable[FlowRun]) -> tuple[Any, ...]:
@@ -146,7 +145,7 @@ class Statements:
         return (f"[{','.join(rows)}]",) if self.sqlite else (rows, list(instants))
 
     def run_of(self, row: Sequence[Any]) -> FlowRun:
-        """A run from a row of :attr:`read_by_key` or :attr:`read_by_id`."""
+        """A run from a row of :attr:`runs` or :attr:`runs_of_states`."""
         values = map(_aware, row)
         run, state, pool = (
             dict(zip(names, values, strict=False)) for names in (self._names, self._state_names, _OF_POOL)
@@ -180,64 +179,62 @@ class Statements:
             *(key == sa.cast(place, key.type) for key, place in zip(keys, places, strict=True))
         )
 
-    def _read(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
-        rows, theirs = self._given(*keys)
-        run, state = _shown(self._run), _shown(self.state_columns)
-        found = rows.join(flow_run, theirs)
-        found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
+    def _runs(self, key: Sequence[sa.Column[Any]]) -> sa.Join:
+        """The runs with the given keys, with their states and the artifacts of these. A state's key
+        gives that state of the run, not the current one.
+        """
+        rows, theirs = self._given(*key)
+        if key[0].table is flow_run_state:
+            runs = rows.join(flow_run_state, theirs)
+            runs = runs.join(flow_run, flow_run.c.id == flow_run_state.c.flow_run_id)
+        else:
+            runs = rows.join(flow_run, theirs)
+            runs = runs.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
+        if not self.prefect:
+            return runs
+        result: Any = sa.literal_column("flow_run_state.result_artifact_id", Uuid)
+        return runs.outerjoin(artifact, artifact.c.id == result)
+
+    def _read(self, key: Sequence[sa.Column[Any]]) -> sa.Select[Any]:
+        run, state, found = _shown(self._run), _shown(self.state_columns), self._runs(key)
         if not self.prefect:
             return sa.select(*run, *state).select_from(found)
         # Older states keep ``FlowRunState.data`` themselves, newer ones in an artifact.
         in_artifact: Any = artifact.c.data if self.sqlite else sa.cast(artifact.c.data, Json)
         data = sa.func.coalesce(flow_run_state.c.data, in_artifact, type_=Json)
         state = [data if each is flow_run_state.c.data else each for each in state]
-        result: Any = sa.literal_column("flow_run_state.result_artifact_id", Uuid)
-        found = (
-            found.outerjoin(artifact, artifact.c.id == result)
-            .outerjoin(work_queue, work_queue.c.id == flow_run.c.work_queue_id)
-            .outerjoin(work_pool, work_pool.c.id == work_queue.c.work_pool_id)
-        )
+        found = found.outerjoin(work_queue, work_queue.c.id == flow_run.c.work_queue_id)
+        found = found.outerjoin(work_pool, work_pool.c.id == work_queue.c.work_pool_id)
         pool = work_pool.c.id, work_pool.c.name, work_queue.c.name
         return sa.select(*run, *state, *pool).select_from(found)
 
-    def _sizes(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
+    def _sizes(self, key: Sequence[sa.Column[Any]]) -> sa.Select[Any]:
         """The ids, flows and keys of runs, and the number of characters of their JSON."""
-        rows, theirs = self._given(*keys)
-        found = rows.join(flow_run, theirs)
-        found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
         large = [column for column in self.columns if isinstance(column.type, sa.JSON)]
         if self.prefect:
-            result: Any = sa.literal_column("flow_run_state.result_artifact_id", Uuid)
-            found = found.outerjoin(artifact, artifact.c.id == result)
             large.append(artifact.c.data)
-        size = reduce(
-            operator.add, (sa.func.coalesce(sa.func.length(sa.cast(each, sa.Text)), 0) for each in large)
-        )
+        size = _characters(sa.cast(each, sa.Text) for each in large)
         identity = flow_run.c.id, flow_run.c.flow_id, flow_run.c.idempotency_key
-        return sa.select(*identity, size.label("size")).select_from(found)
+        state_id = flow_run_state.c.id.label("state_id")
+        return sa.select(*identity, state_id, size).select_from(self._runs(key))
 
-    def read_columns(
-        self, key: Sequence[sa.Column[Any]], columns: Sequence[sa.Column[Any]]
-    ) -> sa.Select[Any]:
-        """A statement that reads only these columns of runs and their states."""
-        rows, theirs = self._given(*key)
-        found = rows.join(flow_run, theirs)
-        found = found.outerjoin(flow_run_state, flow_run_state.c.id == flow_run.c.state_id)
-        return sa.select(*_shown(columns)).select_from(found)
+    def run_columns(self, columns: Sequence[sa.Column[Any]]) -> list[sa.Select[Any]]:
+        """Statements as :attr:`runs`, for these columns of runs and their states only."""
+        return [sa.select(*_shown(columns)).select_from(self._runs(key)) for key in _RUN_KEYS]
 
     def _lookup(self, key: sa.Column[Any], *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
         rows, theirs = self._given(key)
         shown = _shown(dict.fromkeys((key, *columns)))
         return sa.select(*shown).select_from(rows.join(key.table, theirs))
 
-    def _deployments(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
+    def _deployments(self, key: Sequence[sa.Column[Any]]) -> sa.Select[Any]:
         """Deployments, with columns of their flow, queue and pool. One deployment of each pool has
         the pool's template. Schema and template are read as text, which is the key of a prepared
         check. Parameters are read as text for their size.
         """
         texts = _texts_of_deployment()
         return self._of_deployments(
-            keys,
+            key,
             *(column for column in deployment.c if column.name not in {text.name for text in texts}),
             *texts,
             flow.c.name.label("flow_name"),
@@ -246,15 +243,20 @@ class Statements:
             work_pool.c.name.label("pool_name"),
         )
 
-    def _deployment_sizes(self, *keys: sa.Column[Any]) -> sa.Select[Any]:
+    def _deployment_sizes(self, key: Sequence[sa.Column[Any]]) -> sa.Select[Any]:
         """The ids and names of deployments, and the number of characters of their texts."""
-        sizes = (sa.func.coalesce(sa.func.length(text), 0) for text in _texts_of_deployment())
-        size = reduce(operator.add, sizes)
         names = deployment.c.id, deployment.c.name, flow.c.name.label("flow_name")
-        return self._of_deployments(keys, *names, size.label("size"))
+        return self._of_deployments(key, *names, _characters(_texts_of_deployment()))
 
-    def _of_deployments(self, keys: Sequence[sa.Column[Any]], *shown: Any) -> sa.Select[Any]:
-        rows, theirs = self._given(*keys)
+    def _deployment_names(self) -> sa.Select[Any]:
+        """The names of some deployments of flows, by the flows' names."""
+        rows, theirs = self._given(flow.c.name)
+        found = rows.join(flow, theirs).join(deployment, deployment.c.flow_id == flow.c.id)
+        names = sa.select(deployment.c.name, flow.c.name.label("flow_name"))
+        return names.select_from(found).limit(NAMES_MAX)
+
+    def _of_deployments(self, key: Sequence[sa.Column[Any]], *shown: Any) -> sa.Select[Any]:
+        rows, theirs = self._given(*key)
         return sa.select(*shown).select_from(
             rows.join(deployment, sa.true())
             .join(flow, sa.and_(flow.c.id == deployment.c.flow_id, theirs))
@@ -272,6 +274,11 @@ def _texts_of_deployment() -> list[sa.Label[Any]]:
     first = sa.func.row_number().over(partition_by=work_pool.c.id, order_by=of.id) == 1
     template = work_pool.c.base_job_template
     return [*texts, sa.case((first, sa.cast(template, sa.Text))).label(template.name)]
+
+
+def _characters(texts: Iterable[sa.ColumnElement[Any]]) -> sa.Label[Any]:
+    sizes = (sa.func.coalesce(sa.func.length(text), 0) for text in texts)
+    return reduce(operator.add, sizes).label("size")
 
 
 def given(rows: Iterable[Sequence[Any]]) -> dict[str, str]:

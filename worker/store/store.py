@@ -30,9 +30,7 @@ from worker.store.errors import Blame, blame, first_line, is_fault
 from worker.store.insertion import Insertion, undecided
 from worker.store.outcome import Existing, Outcome, Read, Undecided
 from worker.store.prefect import Refusals, check_standalone, complete_runs
-from worker.store.reading import Reader, Unreadable
-from worker.store.room import in_turns
-from worker.store.tables import flow_run
+from worker.store.reading import Reader, Unreadable, in_turns
 from worker.tasks.isolate import Failed, isolate
 from worker.tasks.pace import Pace
 from worker.tasks.turns import Turns
@@ -111,14 +109,7 @@ class Store(Reader):
         await self.database.close()
 
     async def writes(self) -> bool:
-        """Try to write an ordinary row of our own, and roll it back.
-
-        Returns:
-            True if the database took it; false if it refused, perhaps over the row's contents.
-
-        Raises:
-            Fault: it is away or busy, or writes nothing.
-        """
+        """Try to write a row of our own, as :meth:`Insertion.writes`."""
         return await self._insertion.writes()
 
     async def undecided(self, error: Exception) -> Outcome:
@@ -206,13 +197,13 @@ class Store(Reader):
         """The existing runs of these ids. Those that have no room now are undecided."""
         made: dict[UUID, Outcome] = {}
         here: list[tuple[UUID]] = []
-        sizes = await self.query(self.statements.sizes_by_id, [(each,) for each in run_ids])
+        sizes = await self.find(self.statements.run_sizes, [(each,) for each in run_ids])
         for row, waiting in in_turns(((row, row.size) for row in sizes), READ_MAX, self._turns):
             if waiting is None:
                 here.append((row.id,))
             else:
                 made[row.id] = waiting
-        for run in map(self.statements.run_of, await self.query(self.statements.read_by_id, here)):
+        for run in map(self.statements.run_of, await self.find(self.statements.runs, here)):
             made[run.id] = _shown(run)
         return made
 
@@ -279,12 +270,9 @@ class Store(Reader):
         """
         if len(wanted) == 1:
             return [*wanted], {}
-        keys, ids = _by_kind(wanted)
         sizes: dict[Identity, int] = {}
-        for row in await self.query(self.statements.sizes_by_key, keys):
-            sizes[row.flow_id, row.idempotency_key] = row.size
-        for row in await self.query(self.statements.sizes_by_id, ids):
-            sizes[(row.id,)] = row.size
+        for row in await self.find(self.statements.run_sizes, wanted):
+            sizes[row.id,] = sizes[row.flow_id, row.idempotency_key] = row.size
         here: list[Identity] = []
         crowded: dict[Identity, Outcome] = {}
         sized = ((each, sizes.get(each, 0)) for each in wanted)
@@ -297,12 +285,9 @@ class Store(Reader):
 
     async def _read(self, wanted: Sequence[Identity]) -> list[FlowRun | None]:
         """Read existing runs; None for one that does not exist."""
-        keys, ids = _by_kind(wanted)
-        run_of = self.statements.run_of
-        by_key = map(run_of, await self.query(self.statements.read_by_key, keys))
-        by_id = map(run_of, await self.query(self.statements.read_by_id, ids))
-        found: dict[Identity, FlowRun] = {_identity(run): run for run in by_key}
-        found |= {(run.id,): run for run in by_id}
+        found: dict[Identity, FlowRun] = {}
+        for run in map(self.statements.run_of, await self.find(self.statements.runs, wanted)):
+            found[run.id,] = found[_identity(run)] = run
         return [found.get(each) for each in wanted]
 
     async def _unreadable(self, identity: Identity, error: Exception) -> Outcome:
@@ -311,10 +296,9 @@ class Store(Reader):
             return error.refusal
         if is_fault(error):
             return undecided(error, wrote=False)
-        key = [flow_run.c.id] if len(identity) == 1 else [flow_run.c.flow_id, flow_run.c.idempotency_key]
 
         async def read(columns: Sequence[sa.Column[Any]]) -> Sequence[sa.Column[Any]]:
-            await self.query(self.statements.read_columns(key, columns), [identity])
+            await self.find(self.statements.run_columns(columns), [identity])
             return columns
 
         columns = self.statements.columns
@@ -381,11 +365,6 @@ class _Batch:
     def outcomes(self) -> list[Outcome]:
         """The outcomes in the order of the requests. Call it once all are settled."""
         return [self._outcomes[index] for index in range(len(self._outcomes))]
-
-
-def _by_kind(wanted: Sequence[Identity]) -> tuple[list[Identity], list[Identity]]:
-    """Those with flow and key, and those with the id."""
-    return [each for each in wanted if len(each) == 2], [each for each in wanted if len(each) == 1]
 
 
 def _identity(run: FlowRun) -> Identity:

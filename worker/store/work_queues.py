@@ -12,9 +12,9 @@ import structlog
 from asyncpg import InsufficientPrivilegeError
 from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.contract.errors import Refusal, Unprocessable, WorkPoolNotFound
+from worker.contract.errors import Refusal, WorkPoolNotFound
 from worker.contract.flow_run import FlowRun
-from worker.runs.completion import Found
+from worker.runs.completion import Found, banned_queue_name
 from worker.runs.creation import uuid7
 from worker.runs.deployments.deployment import WorkQueue
 from worker.store.engine import Database
@@ -23,10 +23,6 @@ from worker.store.reading import Reader, Unreadable
 from worker.store.tables import work_pool, work_queue
 
 log = structlog.get_logger(__name__)
-
-# Prefect's names must not contain these characters, since its URLs contain the names.
-BANNED_CHARACTERS = "/%&><"
-
 
 Queues = Found[tuple[str, str], WorkQueue | Refusal | None]
 
@@ -93,10 +89,8 @@ async def _make(database: Database, run: FlowRun, priority: int) -> WorkQueue | 
     """Make the queue that a run names, unless another worker has just made it."""
     name, pool_id = run.work_queue_name or "", run.work_pool_id
     assert pool_id is not None
-    if any(each in BANNED_CHARACTERS for each in name):
-        return Unprocessable(
-            f"There is no work queue '{name}', and none may have {BANNED_CHARACTERS} in its name."
-        )
+    if banned := banned_queue_name(name):
+        return banned
     now = datetime.now(UTC)
     row = {
         "id": uuid7(now),

@@ -31,6 +31,17 @@ _START_PREFECT = (
 )
 
 
+# A pooler is no problem: the worker then avoids features that poolers lack.
+_POOLER = Finding(
+    "pooler",
+    Verdict.ok,
+    "a pooler such as PgBouncer stands before PostgreSQL; the worker does without prepared statements "
+    "and without settings of the session, so a batch takes four round trips instead of one",
+    "Point the worker at the server itself where latency counts; or let the pool have two connections "
+    "for each worker.",
+)
+
+
 async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
     """Examine the database. Writes nothing and creates nothing."""
     url = parse_url(settings.database_url)
@@ -53,7 +64,7 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
         schema = await migrations.inspect(database, settings.database_kind)
         yield Finding("database", Verdict.ok, f"{'PostgreSQL' if postgresql else 'SQLite'} at {where}")
         if database.pooler:
-            yield _pooler(database)
+            yield _POOLER
         yield _schema(schema, settings, "postgresql" if postgresql else "sqlite")
         if settings.deployment is not None and schema.prefect:
             yield await _deployment(database, schema, settings.deployment)
@@ -75,18 +86,6 @@ async def _deployment(database: Database, schema: migrations.Schema, name: str) 
         return Finding("deployment", Verdict.ok, f"'{name}' is there; each plain message starts a run of it")
     advice = f"Deploy it, or correct WORKER_DEPLOYMENT: 'prefect deployment inspect {shlex.quote(name)}'."
     return Finding("deployment", Verdict.problem, str(DeploymentMissing(name)), advice)
-
-
-def _pooler(database: Database) -> Finding:
-    """A pooler is no problem: the worker then avoids features that poolers lack."""
-    return Finding(
-        "pooler",
-        Verdict.ok,
-        "a pooler such as PgBouncer stands before PostgreSQL; the worker does without prepared statements "
-        "and without settings of the session, so a batch takes four round trips instead of one",
-        "Point the worker at the server itself where latency counts; or let the pool have two connections "
-        "for each worker.",
-    )
 
 
 def _file(file: Path, *, there: bool, kind: migrations.Kind) -> Finding:
@@ -117,9 +116,8 @@ def _prefects(schema: migrations.Schema, settings: Settings, version: str | None
     Args:
         version: the Prefect version of this migration. None if no test has used it.
     """
-    detail = f"a Prefect server's, at its migration {schema.revision}"
     known = f" (Prefect {version})" if version else ", which is of no Prefect that the worker was tested with"
-    detail += known
+    detail = f"a Prefect server's, at its migration {schema.revision}{known}"
     if settings.database_kind == "standalone":
         return Finding(
             "schema", Verdict.problem, detail, "WORKER_DATABASE_KIND demands one of the worker's own."

@@ -5,17 +5,17 @@ from itertools import islice
 from typing import Any, Protocol
 from uuid import UUID
 
-from worker.checks.jobs import Verdict
-from worker.contract.errors import (
+from ...checks.jobs import Verdict
+from ...contract.errors import (
     BlockNotFound,
     CheckTooCostly,
     JobVariablesRefused,
     ParametersRefused,
     SchemaRefused,
 )
-from worker.runs.creation import UnresolvedRun
-from worker.runs.deployments.deployment import Deployment
-from worker.runs.deployments.hydration import Render
+from ..creation import UnresolvedRun
+from .deployment import Deployment
+from .hydration import Render
 
 _NO_SCHEMA = (
     "Error updating deployment: Cannot update parameters because parameter schema enforcement is enabled "

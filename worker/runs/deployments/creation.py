@@ -4,16 +4,28 @@ from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
-from worker.contract.encoding import dumps
-from worker.contract.errors import NoWorkPool, ParametersTooLarge
-from worker.contract.request import NO_LIMIT
-from worker.contract.state import StateCreate, StateType
-from worker.runs.creation import NewRun, UnresolvedRun, run_row, with_system_labels
-from worker.runs.deployments.checking import Checks, check_job_variables, check_parameters, renderer
-from worker.runs.deployments.deployment import Deployment
-from worker.runs.deployments.hydration import Variables, hydrate
+from ...contract.deployment_request import CreateFlowRunFromDeployment
+from ...contract.encoding import dumps
+from ...contract.errors import DeploymentNotFound, NoWorkPool, ParametersTooLarge
+from ...contract.request import NO_LIMIT
+from ...contract.state import StateCreate, StateType
+from ..creation import NewRun, UnresolvedRun, run_row, with_system_labels
+from .checking import Checks, check_job_variables, check_parameters, renderer
+from .deployment import Deployment
+from .hydration import Variables, hydrate
 
 _SCHEDULED = StateCreate(type=StateType.SCHEDULED)
+
+
+def no_deployment(body: CreateFlowRunFromDeployment, meant: str = "") -> DeploymentNotFound:
+    """The refusal of a request whose deployment does not exist.
+
+    Args:
+        meant: the name that was probably meant.
+    """
+    name = body.deployment_id if body.deployment_name is None else f"'{body.deployment_name}'"
+    question = f": did you mean '{meant}'?" if meant else "."
+    return DeploymentNotFound(f"There is no deployment {name}{question}")
 
 
 def described_parameters(unresolved: UnresolvedRun, deployment: Deployment) -> dict[str, Any]:

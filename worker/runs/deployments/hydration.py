@@ -7,13 +7,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from worker.checks.jobs import Verdict
-from worker.contract.allowed import Names
-from worker.contract.decode import KIND, MAX_DEPTH, depth_exceeds
-from worker.contract.encoding import dumps
-from worker.contract.errors import HydrationRefused, ParametersTooLarge
-from worker.contract.request import NO_LIMIT
-from worker.contract.validation import unstorable
+from ...checks.jobs import Verdict
+from ...contract.allowed import Names
+from ...contract.decode import KIND, MAX_DEPTH, depth_exceeds
+from ...contract.encoding import dumps
+from ...contract.errors import HydrationRefused, ParametersTooLarge
+from ...contract.request import NO_LIMIT
+from ...contract.validation import unstorable
 
 # Marks of a jinja template or its comment. Text without any renders to itself.
 _TEMPLATE_MARKS = ("{{", "{%", "{#")

@@ -192,10 +192,18 @@ def _ensure(connection: Connection, *, upgrade: bool, kind: Kind) -> Schema:
         raise StoreError(
             f"The database schema is {state}: run 'flow-run-worker db upgrade', or start with --migrate."
         )
-    from worker.store.migrations.upgrading import run_migrations
-
-    run_migrations(connection)
+    _run_migrations(connection)
     return replace(found, lacks=newer_columns(sa.inspect(connection)))
+
+
+def _run_migrations(connection: Connection) -> None:
+    # Importing Alembic takes a tenth of a second, and most starts find the schema up to date.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    command.upgrade(config, "head")
 
 
 def _prefect_at(schema: Schema) -> str:

@@ -1,0 +1,153 @@
+"""In place of the broker, the worker and the database: records requests, answers them, and fails on
+demand. No I/O.
+"""
+
+import threading
+from collections import deque
+from copy import copy
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+from uuid import UUID
+
+from ...contract.errors import Refusal, Unprocessable
+from ...contract.flow_run import FlowRun
+from ...contract.record import FlowRunRecord, encode_record
+from ...contract.state import StateType
+from ..errors import ClientError, NoReply, NotConfirmed, UnreadableReply
+from ..message import ClientMessage
+from ..replies import Reply
+from ..sender import no_confirm, no_reply
+from .answers import answered, refused_with
+from .moving import moved
+from .rows import Rows
+from .sent import SentRequest, sent_request
+
+ON_DEMAND = "The test wants this error."
+
+
+class _Refused(Refusal):
+    """A refusal on demand."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason, Unprocessable(reason).body if status == 422 else None)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """How a call fails: by an error, which may be a class, or by a refusal.
+
+    Attributes:
+        served: only the reply is lost.
+    """
+
+    error: ClientError | type[ClientError] | Refusal
+    served: bool = False
+
+    @classmethod
+    def refusal(cls, status: int, reason: str) -> Self:
+        """A refusal by the worker."""
+        return cls(_Refused(status, reason))
+
+
+class World:
+    """Serves the requests of one fake, in any thread.
+
+    Attributes:
+        rows: flows, deployments and runs.
+        requests: those that were sent.
+        faults: the next ones.
+    """
+
+    def __init__(self) -> None:
+        self.rows = Rows()
+        self.requests: list[SentRequest] = []
+        self.faults: deque[Fault] = deque()
+        self._lock = threading.RLock()
+
+    def serve(self, message: ClientMessage, seconds: float, expires: float | None) -> Reply | None:
+        """The reply to a message, if it wants one.
+
+        Args:
+            seconds, expires: as of the call.
+
+        Raises:
+            ClientError: the test wants it.
+        """
+        sent = sent_request(message, seconds, expires)
+        with self._lock:
+            self.requests.append(sent)
+            fault = self.faults.popleft() if self.faults else None
+            if fault is None:
+                reply = self._serve(message, sent)
+            elif isinstance(fault.error, Refusal):
+                reply = refused_with(fault.error)
+                _note(sent, reply)
+            else:
+                if fault.served:
+                    self._serve(message, sent)
+                sent.status = 0
+                sent.error = _error(fault, message, seconds, expires)
+                raise sent.error
+            return reply if sent.reply else None
+
+    def set_state(
+        self, run_id: UUID, state: StateType, *, name: str | None, message: str | None, data: Any
+    ) -> FlowRunRecord:
+        """Move a run to another state. Raises LookupError if it does not exist."""
+        with self._lock:
+            run = self.rows.run(run_id)
+            if run is None:
+                raise LookupError(f"There is no run {run_id}")
+            return self._move(run, state, name=name, message=message, data=data)
+
+    def _move(self, run: FlowRun, state: StateType, **fields: Any) -> FlowRunRecord:
+        now = datetime.now(UTC)
+        run = moved(run, state, now, **({"name": None, "message": None, "data": None} | fields))
+        self.rows.put_run(run)
+        return record_of(run, now)
+
+    def _serve(self, message: ClientMessage, sent: SentRequest) -> Reply:
+        reply = answered(self.rows, message, datetime.now(UTC))
+        _note(sent, reply)
+        if reply.status == 201 and sent.record is not None:
+            run = self.rows.run(sent.record.id)
+            assert run is not None
+            ends = self.rows.ends
+            if state := (run.deployment_id and ends.get(run.deployment_id)) or ends.get(run.flow_id):
+                self._move(run, state)
+        return reply
+
+
+def record_of(run: FlowRun, now: datetime) -> FlowRunRecord:
+    """A run as a reply shows it."""
+    return FlowRunRecord.model_validate_json(encode_record(run, now))
+
+
+def _note(sent: SentRequest, reply: Reply) -> None:
+    """Note a reply, whether it was wanted or not."""
+    sent.status = reply.status or 0
+    try:
+        sent.record = reply.record()
+    except ClientError as error:
+        sent.error = error
+
+
+def _error(fault: Fault, message: ClientMessage, seconds: float, expires: float | None) -> ClientError:
+    """The error of a call that fails on demand."""
+    wanted, message_id = fault.error, str(message.properties.message_id)
+    if isinstance(wanted, ClientError):
+        error = copy(wanted)
+    elif wanted is NoReply:
+        error = no_reply(seconds, message_id, expires=expires is not None)
+    elif wanted is NotConfirmed:
+        error = no_confirm(seconds, message_id)
+    elif wanted is UnreadableReply:
+        error = UnreadableReply(ON_DEMAND, 200, b"")
+    else:
+        assert isinstance(wanted, type)
+        error = wanted(ON_DEMAND)
+    if fault.served:
+        error.maybe_sent = True
+    return error
