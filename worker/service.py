@@ -4,7 +4,7 @@ nothing about requests.
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from time import monotonic
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +29,7 @@ from worker.settings import Settings
 from worker.states.teller import Teller
 from worker.store import Store
 from worker.tasks.backoff import Backoff, pause
+from worker.tasks.beside import Beside
 from worker.tasks.collector import relieve_collector
 
 T = TypeVar("T")
@@ -104,35 +105,24 @@ class Service:
             self._store = await self._open_store()
             if self._store is None:
                 return
-            emitting = self._emit_events()
-            telling = self._tell_states(self._store)
+            beside = list(self._beside(self._store))
+            for each in beside:
+                each.start()
             try:
                 await self._stay_at_broker(self._store)
             finally:
-                await self._watch.stop()
-                if emitting is not None:
-                    await emitting.stop()
-                if telling is not None:
-                    await telling.stop()
+                for each in (self._watch, *beside):
+                    await each.stop()
                 await self._store.close()
                 await asyncio.to_thread(self._traces.close)
                 log.info("stopped")
 
-    def _emit_events(self) -> Emitter | None:
-        """Start to send events, in a task of its own. None without events."""
-        if self._settings.prefect_api_url is None:
-            return None
-        emitter = Emitter(self._settings, self._topology)
-        emitter.start()
-        return emitter
-
-    def _tell_states(self, store: Store) -> Teller | None:
-        """Start to tell states, in a task of its own. None without states."""
-        if self._settings.states == "off":
-            return None
-        teller = Teller(self._settings, self._topology, store)
-        teller.start()
-        return teller
+    def _beside(self, store: Store) -> Iterator[Beside]:
+        """The tasks that send events and tell states, if the settings ask for them."""
+        if self._settings.prefect_api_url is not None:
+            yield Emitter(self._settings, self._topology)
+        if self._settings.states != "off":
+            yield Teller(self._settings, self._topology, store)
 
     async def _ping(self) -> None:
         if self._store is not None:

@@ -15,7 +15,7 @@ from worker.broker.policies import harms
 from worker.broker.topology import Topology
 from worker.observability import metrics
 from worker.tasks.backoff import Backoff, pause
-from worker.tasks.ending import end
+from worker.tasks.beside import Beside
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ LOOK_TIMEOUT = 20.0
 STOP_SECONDS = 5.0
 
 
-class TopologyWatch:
+class TopologyWatch(Beside):
     """Looks at the topology until it is stopped, on its own open connection.
 
     Args:
@@ -44,12 +44,11 @@ class TopologyWatch:
     def __init__(
         self, amqp_url: str, management_url: str | None, topology: Topology, every: float = LOOK_EVERY
     ) -> None:
+        super().__init__(STOP_SECONDS)
         self._amqp_url = amqp_url
         self._management_url = management_url
         self._topology = topology
         self._every = every
-        self._stopping = asyncio.Event()
-        self._running: asyncio.Task[None] | None = None
         self._may_declare = True
         self._was_bound = False
         self._queue_was_missing = False
@@ -57,17 +56,6 @@ class TopologyWatch:
         self._fault: str | None = None
         self._policies: list[str] = []
         self._unseen: str | None = None
-
-    def start(self) -> None:
-        """Start looking. Further calls do nothing."""
-        if self._running is None:
-            self._running = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        """Stop looking, within :data:`STOP_SECONDS`."""
-        self._stopping.set()
-        if self._running is not None:
-            await end(self._running, STOP_SECONDS)
 
     async def _run(self) -> None:
         backoff = Backoff()

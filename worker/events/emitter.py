@@ -14,11 +14,11 @@ from worker.events.hand_over import PREFETCH, HandOver
 from worker.events.patience import PATIENCE, Patience
 from worker.observability import metrics
 from worker.settings import Settings
-from worker.tasks.ending import end
+from worker.tasks.beside import Beside
 
 
-class Emitter:
-    """Consumes the outbox until it is stopped.
+class Emitter(Beside):
+    """Consumes the outbox until it is stopped. Then other events stay there.
 
     Args:
         settings: the broker, the API and the rate.
@@ -27,10 +27,9 @@ class Emitter:
     """
 
     def __init__(self, settings: Settings, topology: Topology, patience: Patience = PATIENCE) -> None:
+        super().__init__(patience.stop)
         self._settings = settings
         self._patience = patience
-        self._stopping = asyncio.Event()
-        self._running: asyncio.Task[None] | None = None
         self._outbox = Place(
             settings.amqp_url,
             topology,
@@ -40,16 +39,6 @@ class Emitter:
             stopping=self._stopping,
             on_lost=metrics.events_held,
         )
-
-    def start(self) -> None:
-        """Start the task."""
-        self._running = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        """Wait for the current request, then stop. Other events stay in the outbox."""
-        self._stopping.set()
-        if self._running is not None:
-            await end(self._running, self._patience.stop)
 
     async def _run(self) -> None:
         async with PrefectAPI(self._settings, self._patience.answer) as api:

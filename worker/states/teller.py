@@ -27,13 +27,13 @@ from worker.store.engine import open_database
 from worker.store.errors import StoreError
 from worker.store.states import StatesReader
 from worker.tasks.backoff import Backoff, pause
-from worker.tasks.ending import end
+from worker.tasks.beside import Beside
 
 log = structlog.get_logger(__name__)
 
 
-class Teller:
-    """Tells states until it is stopped.
+class Teller(Beside):
+    """Tells states until it is stopped. Then it puts the cursor back.
 
     Args:
         settings: the broker, and which states.
@@ -45,25 +45,14 @@ class Teller:
     def __init__(
         self, settings: Settings, topology: Topology, store: Store, patience: Patience = PATIENCE
     ) -> None:
+        super().__init__(patience.stop)
         self._settings = settings
         self._topology = topology
         self._store = store
         self._patience = patience
-        self._stopping = asyncio.Event()
-        self._running: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Start the task."""
-        metrics.tells_states(self._settings.states, None)
-        self._running = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        """Tell the states that were read, put the cursor back, and stop."""
-        self._stopping.set()
-        if self._running is not None:
-            await end(self._running, self._patience.stop)
 
     async def _run(self) -> None:
+        metrics.tells_states(self._settings.states, None)
         place = Place(
             self._settings.amqp_url,
             self._topology,
