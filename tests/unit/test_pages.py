@@ -5,6 +5,7 @@ walk through the code names files that exist.
 import importlib.util
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,13 @@ def test_walk_through_the_code_names_files_that_are_there_and_all_of_the_line() 
     named = set(re.findall(r"`([a-z_/]+(?:/|\.py))`", section)) - {"worker/"}
     assert [each for each in named if not (ROOT / "worker" / each).exists()] == []
     stages = {f"line/{file.name}" for file in (ROOT / "worker/line").glob("*.py")} - {"line/__init__.py"}
-    assert stages - named == {"line/set_aside.py"}
+    assert stages - named == set()
+
+
+def test_the_map_of_rooms_is_that_of_the_linter() -> None:
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    rooms = [layer.replace(" |", ",") for layer in rules[0]["layers"] if layer != "__main__"]
+    assert "".join(f"    {layer}\n" for layer in rooms) in CONTRIBUTING.read_text()
 
 
 def test_changelog_begins_with_this_version() -> None:
