@@ -175,15 +175,8 @@ def events_message(queue: str, events: Sequence[bytes], login: str | None) -> Pu
         events: each as JSON.
         login: the publishing user. The broker checks it.
     """
-    values = {
-        "content_type": _JSON,
-        "headers": _table({EVENTS_HEADER: len(events)}),
-        "delivery_mode": PERSISTENT,
-        "timestamp": _SECONDS.pack(int(time.time())),
-        **_user_id(login),
-        "app_id": _APP_ID,
-    }
-    return Publication(queue, props.join(values), b"[%b]" % b",".join(events))
+    headers = _table({EVENTS_HEADER: len(events)})
+    return Publication(queue, _of_fleet(time.time(), login, headers=headers), b"[%b]" % b",".join(events))
 
 
 def state_message(exchange: str, run: FlowRun, state: FlowRunState, body: bytes) -> Publication:
@@ -210,18 +203,21 @@ def cursor_message(queue: str, cursor: bytes, login: str | None) -> Publication:
     Args:
         login: as for :func:`events_message`.
     """
-    values = {
-        "content_type": _JSON,
-        "delivery_mode": PERSISTENT,
-        "timestamp": _SECONDS.pack(int(time.time())),
-        **_user_id(login),
-        "app_id": _APP_ID,
-    }
-    return Publication(queue, props.join(values), cursor)
+    return Publication(queue, _of_fleet(time.time(), login), cursor)
 
 
-def _user_id(login: str | None) -> dict[str, bytes]:
-    return {} if login is None else {"user_id": props.short_string(login)}
+def _of_fleet(at: float, login: str | None, **values: bytes) -> bytes:
+    """The properties of a message that workers read.
+
+    Args:
+        at: seconds since 1970.
+        login: the publishing user, which the broker checks.
+    """
+    values |= {"content_type": _JSON, "delivery_mode": PERSISTENT, "timestamp": _SECONDS.pack(int(at))}
+    values["app_id"] = _APP_ID
+    if login is not None:
+        values["user_id"] = props.short_string(login)
+    return props.join(props.in_order(values))
 
 
 def refused_event(
@@ -232,17 +228,14 @@ def refused_event(
     Args:
         login: as for :func:`events_message`.
     """
-    values = {
-        "content_type": _JSON,
-        "headers": _table(_reason(status, error[:MAX_LINE], now)),
-        "delivery_mode": PERSISTENT,
-        "message_id": props.short_string(new_message_id()),
-        "timestamp": _SECONDS.pack(int(now.timestamp())),
-        "type": props.short_string(EVENT_TYPE),
-        **_user_id(login),
-        "app_id": _APP_ID,
-    }
-    return Publication(queue, props.join(values), event)
+    properties = _of_fleet(
+        now.timestamp(),
+        login,
+        headers=_table(_reason(status, error[:MAX_LINE], now)),
+        message_id=props.short_string(new_message_id()),
+        type=props.short_string(EVENT_TYPE),
+    )
+    return Publication(queue, properties, event)
 
 
 def _reason(status: int, error: str, now: datetime) -> dict[str, Any]:

@@ -231,10 +231,7 @@ class Session:
         async with self._alone.connection(), self._one_alone:
             began = forced = False
             try:
-                async with (
-                    self._alone.connection() as connection,
-                    publisher_on(connection) as publisher,
-                ):
+                async with self._alone.connection() as connection, publisher_on(connection) as publisher:
                     began = True
                     try:
                         confirmation = await publisher.publish([publication])
@@ -258,10 +255,7 @@ class Session:
         while True:
             await self._alone.leave()
             try:
-                async with (
-                    self._alone.connection() as connection,
-                    publisher_on(connection) as publisher,
-                ):
+                async with self._alone.connection() as connection, publisher_on(connection) as publisher:
                     return await publisher.try_out()
             except (ChannelLost, BrokerUnavailable, BrokerRefused) as error:
                 if self.lost.done() or (isinstance(error, ChannelLost) and error.refused):

@@ -12,13 +12,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from worker.amqp.transport import Connection
-from worker.broker.connection import (
-    BrokerRefused,
-    BrokerUnavailable,
-    ChannelLost,
-    connected,
-    lost_with,
-)
+from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost, connected, lost_with
 from worker.broker.incoming import delivery_of
 from worker.broker.login import login_of
 from worker.broker.publisher import Publisher

@@ -41,17 +41,10 @@ class Topology(QueueNames):
     @property
     def _parts(self) -> list[tuple[str, str]]:
         """The kind and the name of each queue and exchange."""
-        return [
-            *(("queue", name) for name in self.queues),
-            *(("exchange", name) for name in self.exchanges),
-        ]
+        return [*(("queue", name) for name in self.queues), *(("exchange", name) for name in self.exchanges)]
 
     async def ensure(
-        self,
-        connection: aio_pika.Connection,
-        *,
-        consumed: bool = False,
-        missing: Sequence[str] | None = None,
+        self, connection: aio_pika.Connection, *, consumed: bool = False, missing: Sequence[str] | None = None
     ) -> bool:
         """Declare everything. If this user may not, check that it exists; that shows neither its
         properties nor the queue's binding.
