@@ -5,6 +5,7 @@ tests for both, and the same answer to every enumerated case.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ from tests.conformance.test_deployments import Deployments
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
-from worker.client import Conflict, FlowRunClient, FlowRunRefused, InvalidFlowRun, NotFound
+from worker.client import Conflict, FlowRunClient, FlowRunRefused, InvalidFlowRun, NotFound, WaitTimedOut
 from worker.client.message import ClientMessage
 from worker.client.sync import FlowRunClient as BlockingClient
 from worker.client.testing import FakeFlowRunClient
@@ -138,6 +139,8 @@ class Threaded:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)
+        if name == "states":
+            return self._states
         if name.endswith("_many"):
             return lambda *arguments, **options: self._many(method, *arguments, **options)
         return lambda *arguments, **options: asyncio.to_thread(method, *arguments, **options)
@@ -145,6 +148,14 @@ class Threaded:
     async def _many(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> AsyncIterator[Any]:
         for each in await asyncio.to_thread(lambda: list(method(*arguments, **options))):
             yield each
+
+    async def _states(self, binding: str) -> AsyncIterator[Any]:
+        states = self._client.states(binding)
+        try:
+            while True:
+                yield await asyncio.to_thread(next, states)
+        finally:
+            await asyncio.to_thread(states.close)
 
 
 @dataclass
@@ -177,6 +188,7 @@ def running(
             "WORKER_DATABASE_URL": as_worker(prefect.database_url),
             "WORKER_QUEUE": queue,
             "WORKER_HTTP_PORT": "0",
+            "WORKER_STATES": "all",
         },
     )
     try:
@@ -367,8 +379,11 @@ async def test_parameters_have_to_fit_the_schema(side: Side) -> None:
 async def test_a_missing_deployment_is_not_found(side: Side) -> None:
     with pytest.raises(NotFound) as refused:
         await side.client.run_deployment("no/such")
-    assert refused.value.reason.startswith("There is no deployment 'no/such'")
+    assert str(refused.value) == "404: There is no deployment 'no/such'."
     assert refused.value.body == {"detail": "Deployment not found"}
+    name, _ = await side.place.deployment()
+    with pytest.raises(NotFound, match=f"There is no deployment '{name[:-1]}': did you mean '{name}'"):
+        await side.client.run_deployment(name[:-1])
 
 
 async def test_job_variables_have_to_fit_the_template(side: Side) -> None:
@@ -438,6 +453,62 @@ async def test_a_run_is_moved_on(side: Side, states: list[str]) -> None:
     assert (now.next_scheduled_start_time is None) == (states[-1] != "SCHEDULED")
     assert (now.total_run_time > timedelta(0)) == ("RUNNING" in states)
     assert now.updated > run.updated
+
+
+@pytest.mark.parametrize("state", ["COMPLETED", "FAILED"])
+async def test_the_end_of_a_run_is_waited_for(side: Side, state: str) -> None:
+    body = {"flow_id": await side.place.flow(), "idempotency_key": "k"}
+    run = (await side.client.request(body)).record
+    waiting = asyncio.create_task(side.client.wait_for_flow_run(run.id, timeout=120))
+    creating = asyncio.create_task(side.client.create_flow_run(**body, wait=120))
+    for each in ("RUNNING", state):
+        await side.place.set_state(run, each)
+    for record in await asyncio.gather(waiting, creating):
+        assert (record.id, record.state_type) == (run.id, state)
+    assert (await side.client.wait_for_flow_run(str(run.id))).state_type == state
+    assert (await side.client.create_flow_run(**body, wait=True)).state_type == state
+
+
+async def test_a_wait_has_a_limit(side: Side) -> None:
+    with pytest.raises(WaitTimedOut) as over:
+        await side.client.create_flow_run(await side.place.flow(), wait=0.05)
+    assert over.value.maybe_sent
+    assert over.value.record is not None
+    run_id = over.value.record.id
+    told = f"The run {run_id} has not ended within 0.05 seconds: it is Pending."
+    assert str(over.value) == told
+    with pytest.raises(WaitTimedOut):
+        await side.client.wait_for_flow_run(run_id, timeout=0.01)
+    missing = uuid4()
+    with pytest.raises(NotFound, match=f"There is no flow run '{missing}'"):
+        await side.client.wait_for_flow_run(missing)
+    with pytest.raises(ValueError, match="badly formed"):
+        await side.client.wait_for_flow_run("none")
+
+
+async def test_states_are_followed(side: Side) -> None:
+    name, deployment_id = await side.place.deployment()
+    followed: list[tuple[Any, Any]] = []
+
+    async def follow(binding: str) -> None:
+        async with aclosing(side.client.states(binding)) as states:
+            async for record in states:
+                followed.append((record.id, record.state_name))
+                if record.state_type == "CRASHED":
+                    return
+
+    following = asyncio.create_task(follow(f"*.*.{deployment_id}.#"))
+    async with asyncio.timeout(120):
+        while not followed:  # nothing else shows that it has begun
+            await side.client.run_deployment(name)
+            await asyncio.sleep(0.1)
+        run = await side.client.run_deployment(name)
+        for state in ("RUNNING", "CRASHED"):
+            await side.place.set_state(run, state)
+        await following
+    assert [each for each in followed if each[0] == run.id] == [
+        (run.id, each) for each in ("Scheduled", "Running", "Crashed")
+    ]
 
 
 # Every enumerated case.

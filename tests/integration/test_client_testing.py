@@ -43,7 +43,7 @@ def run(python: Path, folder: Path, *arguments: str) -> str:
 def test_the_examples_tests_pass(python: Path, tmp_path: Path) -> None:
     shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True)
     (tmp_path / "worker.py").write_text("")  # a module of the producer
-    assert "10 passed" in run(python, tmp_path, "-m", "pytest", "-q", "-W", "error")
+    assert "11 passed" in run(python, tmp_path, "-m", "pytest", "-q", "-W", "error")
 
 
 def test_the_examples_types_are_right(python: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ worker's.
 
 import asyncio
 import inspect
+import threading
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -26,7 +27,9 @@ from worker.client import (
     NotFound,
     NotRoutable,
     NotTaken,
+    StatesNotTold,
     UnreadableReply,
+    WaitTimedOut,
 )
 from worker.client.sync import FlowRunClient as BlockingClient
 from worker.client.testing import FakeFlowRunClient
@@ -50,7 +53,7 @@ def test_it_has_the_real_clients_methods(fake: type, real: type) -> None:
     controls = [name for name in dir(fake) if name not in dir(real) and not name.startswith("_")]
     assert sorted(controls) == [
         *("deployment", "fail_next", "finish", "flow", "intercept", "refuse_next", "requests", "runs"),
-        *("set_state", "strict", "variable", "work_pool"),
+        *("set_state", "strict", "variable", "work_pool", "worker_states"),
     ]
 
 
@@ -216,6 +219,80 @@ async def test_runs_end_by_themselves() -> None:
     runs = [await fake.run_deployment("a/b"), await fake.create_flow_run(FLOW_ID)]
     assert [run.state_type for run in runs] == ["SCHEDULED", "PENDING"]
     assert [run.state_type for run in fake.runs] == ["FAILED", "COMPLETED"]
+
+
+async def test_a_wait_ends_with_the_run() -> None:
+    fake = FakeFlowRunClient()
+    fake.deployment("a/b", ends="CRASHED")
+    run = await fake.run_deployment("a/b", wait=True)
+    assert run.state_type == "CRASHED"
+    waiting = asyncio.create_task(fake.create_flow_run(FLOW_ID, wait=True))
+    while len(fake.runs) < 2:
+        await asyncio.sleep(0)
+    fake.set_state(fake.runs[1], "RUNNING")
+    assert not waiting.done()
+    fake.finish(fake.runs[1])
+    assert (await waiting).state_type == "COMPLETED"
+    assert len(fake.requests) == 2  # waiting sends none
+
+
+async def test_a_wait_fails_on_demand() -> None:
+    fake = FakeFlowRunClient()
+    fake.fail_next(WaitTimedOut)
+    with pytest.raises(WaitTimedOut) as over:
+        await fake.create_flow_run(FLOW_ID, wait=True)
+    assert over.value.record is not None
+    assert over.value.record.id == fake.runs[0].id
+    assert over.value.maybe_sent
+    fake.fail_next(WaitTimedOut("late"))
+    with pytest.raises(WaitTimedOut, match="late"):
+        await fake.wait_for_flow_run(fake.runs[0].id)
+    fake.fail_next(StatesNotTold)
+    with pytest.raises(StatesNotTold) as not_told:
+        await fake.create_flow_run(FLOW_ID, wait=True)
+    assert not not_told.value.maybe_sent
+    assert len(fake.runs) == 1
+
+
+async def test_states_are_told_as_the_setting_says() -> None:
+    fake = FakeFlowRunClient()
+    fake.worker_states = "off"
+    with pytest.raises(StatesNotTold):
+        await fake.create_flow_run(FLOW_ID, wait=True)
+    with pytest.raises(StatesNotTold):
+        await anext(fake.states())
+    with pytest.raises(FlowRunRefused, match="400: states are not told here"):
+        await fake.request({"id": uuid4()}, type="read_flow_run")
+    fake.worker_states = "final"
+    following = asyncio.create_task(anext(fake.states(f"#.{FLOW_ID}.-.*")))
+    await asyncio.sleep(0)
+    await fake.run_deployment(fake.deployment("a/b", ends="FAILED"))
+    run = await fake.create_flow_run(FLOW_ID, state="RUNNING")
+    assert not following.done()
+    fake.finish(run)
+    assert (await following).state_name == "Completed"
+
+
+async def test_closing_ends_waits() -> None:
+    fake, client = FakeFlowRunClient(), FlowRunClient(URL)
+    with fake.intercept():
+        waits = [asyncio.create_task(each.create_flow_run(FLOW_ID, wait=True)) for each in (fake, client)]
+        while len(fake.runs) < 2:
+            await asyncio.sleep(0)
+        await fake.close()
+        await client.close()
+    for wait in waits:
+        with pytest.raises(BrokerGone):
+            await wait
+
+
+def test_a_blocking_wait_ends_by_another_thread() -> None:
+    with BlockingFake() as fake:
+        run = fake.create_flow_run(FLOW_ID)
+        finishing = threading.Timer(0.05, fake.finish, [run, "CANCELLED"])
+        finishing.start()
+        assert fake.wait_for_flow_run(run.id).state_type == "CANCELLED"
+        finishing.join()
 
 
 async def test_a_run_is_read() -> None:

@@ -37,6 +37,14 @@ async def place(order: int, *, start: datetime | None = None) -> str:
     return str(run.id)
 
 
+async def place_and_wait(order: int) -> bool:
+    """Place an order, and wait for its end. Returns whether it succeeded."""
+    run = await client.run_deployment(
+        DEPLOYMENT, parameters={"order": order}, idempotency_key=f"order-{order}", wait=600
+    )
+    return run.state_name == "Completed"
+
+
 async def place_all(orders: Sequence[int]) -> list[int]:
     """Place many orders. Returns those that failed."""
     requests = (

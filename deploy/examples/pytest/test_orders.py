@@ -22,6 +22,7 @@ async def test_an_order_starts_a_run(fake: FakeFlowRunClient) -> None:
     (request,) = fake.requests
     assert request.deployment == "invoices/nightly"
     assert request.parameters == {"order": 4711}
+    assert request.expires == request.timeout == 5
     (run,) = fake.runs
     assert str(run.id) == run_id
     assert (run.state_name, run.tags, run.work_pool_name) == ("Scheduled", ["invoices"], "cluster")
@@ -38,9 +39,10 @@ async def test_an_order_may_start_later(fake: FakeFlowRunClient) -> None:
     assert fake.runs[0].next_scheduled_start_time == start
 
 
-async def test_an_order_does_not_wait_in_the_queue(fake: FakeFlowRunClient) -> None:
-    await orders.place(4711)
-    assert fake.requests[0].expires == fake.requests[0].timeout == 5
+@pytest.mark.parametrize("end", ["COMPLETED", "FAILED"])
+async def test_the_end_of_an_order_is_known(fake_flow_runs: FakeFlowRunClient, end: str) -> None:
+    fake_flow_runs.deployment(orders.DEPLOYMENT, ends=end)
+    assert await orders.place_and_wait(4711) is (end == "COMPLETED")
 
 
 async def test_parameters_have_to_fit(fake: FakeFlowRunClient) -> None:

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from ...contract.allowed import Allowed
 from ...contract.decode import decode
-from ...contract.errors import FlowRunNotFound, Refusal, encode_error
+from ...contract.errors import FlowRunNotFound, Refusal, StatesNotTold, encode_error
 from ...contract.message import MAX_MESSAGE_SIZE, Message
 from ...contract.record import encode_record
 from ...contract.request import MAX_BODY_BYTES
@@ -44,6 +44,8 @@ def _served(rows: Rows, message: Message, now: datetime) -> tuple[bool, bytes]:
     request = decode(message, max_body_bytes=MAX_BODY_BYTES)
     requested = requested_run(request, now, traceparent=request.traceparent)
     if isinstance(requested, ReadRun):
+        if rows.states == "off":
+            raise StatesNotTold
         run = rows.run(requested.run_id)
         if run is None:
             raise FlowRunNotFound(requested.run_id)
@@ -64,7 +66,7 @@ def _resolved(rows: Rows, unresolved: UnresolvedRun) -> NewRun:
     body = unresolved.request.body
     deployment = rows.deployment(body.deployment_id or body.deployment_name)
     if deployment is None:
-        raise no_deployment(body)
+        raise no_deployment(body, rows.meant(body.deployment_name))
     references = _CHECKS.blocks(deployment.job_template or "").values()
     blocks = {each for each in references if isinstance(each, UUID) and not rows.strict}
     return run_of_deployment(unresolved, deployment, variables=rows.variables, blocks=blocks, checks=_CHECKS)

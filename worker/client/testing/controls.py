@@ -14,9 +14,18 @@ from pydantic import BaseModel
 from ...contract.encoding import dumps_text
 from ...contract.record import FlowRunRecord
 from ...contract.state import TERMINAL_STATES, StateType
+from ...contract.states import States
 from ...runs.completion import Referred
 from ...runs.deployments.deployment import Deployment
-from ..errors import ClientError, Conflict, FlowRunRefused, InvalidFlowRun, NotFound
+from ..errors import (
+    ClientError,
+    Conflict,
+    FlowRunRefused,
+    InvalidFlowRun,
+    NotFound,
+    StatesNotTold,
+    WaitTimedOut,
+)
 from .interception import intercepted
 from .rows import DEFAULT_QUEUE, as_text
 from .sent import SentRequest
@@ -151,6 +160,17 @@ class Controls:
     def strict(self, strict: bool) -> None:
         self._rows.strict = strict
 
+    @property
+    def worker_states(self) -> States:
+        """Which states are told, as of the setting WORKER_STATES: ``all`` (the default), ``final``
+        or ``off``.
+        """
+        return self._rows.states
+
+    @worker_states.setter
+    def worker_states(self, states: States) -> None:
+        self._rows.states = states
+
     # What happened.
 
     @property
@@ -199,14 +219,18 @@ class Controls:
         return self._world.set_state(run_id, _state(state), name=name, message=message, data=data)
 
     def fail_next(self, error: Error, times: int = 1, *, served: bool = False) -> None:
-        """Let the next call fail that sends a request.
+        """Let the next call fail that sends a request. A :class:`worker.client.WaitTimedOut` and a
+        :class:`worker.client.StatesNotTold` end the next wait.
 
         Args:
             error: an error, or its class, such as :class:`worker.client.NoReply`.
             times: how many calls fail so.
             served: serve the request, and lose only its reply. Then ``maybe_sent`` is true.
         """
-        if error in _STATUS:
+        kind = error if isinstance(error, type) else type(error)
+        if issubclass(kind, (WaitTimedOut, StatesNotTold)):
+            self._world.wait_faults.extend([error] * times)
+        elif error in _STATUS:
             self.refuse_next(_STATUS[error], ON_DEMAND, times)
         else:
             self._world.faults.extend([Fault(error, served)] * times)

@@ -7,9 +7,11 @@ from uuid import UUID, uuid4
 
 from ...contract.encoding import dumps_text
 from ...contract.flow_run import FlowRun
+from ...contract.states import States
 from ...runs.completion import Found, Lookups, Referred, banned_queue_name, missing, needs_queue
 from ...runs.creation import NewRun
 from ...runs.deployments.deployment import Deployment, WorkQueue
+from ...runs.deployments.near import meant, spellings
 
 DEFAULT_QUEUE = "default"
 
@@ -40,11 +42,13 @@ class Rows:
         strict: refuse ids of rows that were not added: of flows, parent task runs, and documents.
             Otherwise every id stands for a row. Names always have to be added.
         variables: the workspace variables by name.
+        states: which states are told, as of the setting WORKER_STATES.
         ends: the states that runs end in by themselves, by the ids of flows and deployments.
     """
 
     def __init__(self) -> None:
         self.strict = False
+        self.states: States = "all"
         self.variables: dict[str, Any] = {}
         self.ends: dict[UUID, Any] = {}
         self._flows: dict[UUID, Referred] = {}
@@ -84,6 +88,12 @@ class Rows:
     def _named(self, name: str | None) -> Deployment | None:
         rows = self._deployments.values()
         return next((each for each in rows if f"{each.flow_name}/{each.name}" == name), None)
+
+    def meant(self, name: str | None) -> str:
+        """The deployment that was probably meant by a wrong name, or an empty text."""
+        flows = spellings((name or "").partition("/")[0])
+        rows = [each for each in self._deployments.values() if each.flow_name in flows]
+        return meant(name or "", [f"{each.flow_name}/{each.name}" for each in rows])
 
     def put_deployment(self, deployment: Deployment) -> None:
         """Add a deployment, or replace the one with its name."""

@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
 
-from ...contract.errors import Refusal, Unprocessable
+from ...contract.errors import FlowRunNotFound, Refusal, Unprocessable
 from ...contract.flow_run import FlowRun
 from ...contract.record import FlowRunRecord, encode_record
 from ...contract.state import StateType
-from ..errors import ClientError, NoReply, NotConfirmed, UnreadableReply
+from ...contract.states import told_types
+from ..errors import ClientError, NoReply, NotConfirmed, StatesNotTold, UnreadableReply
 from ..message import ClientMessage
 from ..replies import Reply
 from ..sender import no_confirm, no_reply
@@ -22,6 +23,7 @@ from .answers import answered, refused_with
 from .moving import moved
 from .rows import Rows
 from .sent import SentRequest, sent_request
+from .told import Told
 
 ON_DEMAND = "The test wants this error."
 
@@ -57,13 +59,17 @@ class World:
     Attributes:
         rows: flows, deployments and runs.
         requests: those that were sent.
-        faults: the next ones.
+        faults: the next ones of requests.
+        wait_faults: the next ones of waits.
+        told: tells the states of runs.
     """
 
     def __init__(self) -> None:
         self.rows = Rows()
         self.requests: list[SentRequest] = []
         self.faults: deque[Fault] = deque()
+        self.wait_faults: deque[ClientError | type[ClientError]] = deque()
+        self.told = Told()
         self._lock = threading.RLock()
 
     def serve(self, message: ClientMessage, seconds: float, expires: float | None) -> Reply | None:
@@ -102,11 +108,41 @@ class World:
                 raise LookupError(f"There is no run {run_id}")
             return self._move(run, state, name=name, message=message, data=data)
 
+    def read(self, run_id: UUID) -> FlowRunRecord:
+        """A run as it is now. Raises NotFound if it does not exist."""
+        run = self.rows.run(run_id)
+        if run is None:
+            return refused_with(FlowRunNotFound(run_id)).record()
+        return record_of(run, datetime.now(UTC))
+
+    def check_states_told(self) -> None:
+        """Raise StatesNotTold if no states are told, or if the test wants it."""
+        if self.rows.states == "off":
+            raise StatesNotTold("No states are told here: WORKER_STATES is off.")
+        self.fail_wait(StatesNotTold)
+
+    def fail_wait(self, kind: type[ClientError] = ClientError) -> None:
+        """Raise the next error of a wait, if the test wants one of this kind."""
+        with self._lock:
+            if not self.wait_faults:
+                return
+            wanted = self.wait_faults[0]
+            if issubclass(wanted if isinstance(wanted, type) else type(wanted), kind):
+                self.wait_faults.popleft()
+                raise wanted(ON_DEMAND) if isinstance(wanted, type) else copy(wanted)
+
+    def _tell(self, record: FlowRunRecord) -> None:
+        types = told_types(self.rows.states)
+        if self.rows.states != "off" and (types is None or record.state_type in types):
+            self.told.tell(record)
+
     def _move(self, run: FlowRun, state: StateType, **fields: Any) -> FlowRunRecord:
         now = datetime.now(UTC)
         run = moved(run, state, now, **({"name": None, "message": None, "data": None} | fields))
         self.rows.put_run(run)
-        return record_of(run, now)
+        record = record_of(run, now)
+        self._tell(record)
+        return record
 
     def _serve(self, message: ClientMessage, sent: SentRequest) -> Reply:
         reply = answered(self.rows, message, datetime.now(UTC))
@@ -114,6 +150,7 @@ class World:
         if reply.status == 201 and sent.record is not None:
             run = self.rows.run(sent.record.id)
             assert run is not None
+            self._tell(sent.record)
             ends = self.rows.ends
             if state := (run.deployment_id and ends.get(run.deployment_id)) or ends.get(run.flow_id):
                 self._move(run, state)
