@@ -2,10 +2,11 @@
 
 import asyncio
 import os
-import sys
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
 
-from tests.support.worker_process import ROOT
+from tests.support.forks import ROOT, Forks
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,22 @@ async def command(
     """Run ``flow-run-worker`` with these arguments on a terminal with this many columns;
     ``settings`` go into its environment as WORKER_NAME.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker", *arguments),
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "COLUMNS": str(columns),
-            **{f"WORKER_{name.upper()}": str(value) for name, value in settings.items()},
-        },
-        stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(stdin), 300)
-    return Done(process.returncode or 0, out.decode(), err.decode())
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "COLUMNS": str(columns),
+        **{f"WORKER_{name.upper()}": str(value) for name, value in settings.items()},
+    }
+    with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
+        given.write(stdin or b"")
+        given.seek(0)
+        process = Forks.shared().start(
+            *arguments, folder=Path.cwd(), environment=environment, files=(given, out, err)
+        )
+        try:
+            code = await asyncio.to_thread(process.wait, 300)
+        finally:
+            process.kill()
+        out.seek(0)
+        err.seek(0)
+        return Done(code, out.read().decode(), err.read().decode())

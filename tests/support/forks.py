@@ -1,37 +1,46 @@
-"""Starts workers as copies of one process that has imported their modules: importing takes most of
-the CPU of a start. Each is then the command ``run`` in a process of its own, like any other.
+"""Starts workers and commands as copies of one process that has imported their modules: importing
+takes most of the CPU of a start. Each is then ``python -m worker`` in a process of its own.
 """
 
 import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Self
 
 ROOT = Path(__file__).parents[2]
-# A worker imports these until it serves, on either database.
+# The imports of a worker until it serves, and of the commands. Not ``worker.cli``: it reads the
+# terminal's width when it is imported.
 IMPORTED = (
-    "worker.cli.run",
+    "typer.rich_utils",
+    "rich.padding",
+    "rich.progress",
     "worker.service",
+    "worker.client",
+    "worker.operate.dead_letters",
+    "worker.operate.doctor",
+    "worker.operate.top",
     "worker.store.migrations",
+    "alembic.command",
     "sqlalchemy.dialects.postgresql.asyncpg",
     "sqlalchemy.dialects.sqlite.aiosqlite",
-    "alembic.command",
     "uvloop",
 )
 REQUEST_BYTES = 2**17
 
 
 class Fork:
-    """A copy. It has the part of ``subprocess.Popen`` that tests of workers use."""
+    """A copy. It has the part of ``subprocess.Popen`` that tests use."""
 
     def __init__(self, pid: int, ended: socket.socket) -> None:
         self.pid = pid
@@ -54,7 +63,7 @@ class Fork:
         waiting.register(self._ended, select.POLLIN)
         waiting.poll(None if timeout is None else timeout * 1000)
         if (code := self.poll()) is None:
-            raise subprocess.TimeoutExpired(f"worker {self.pid}", timeout or 0)
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
         return code
 
     def send_signal(self, number: int) -> None:
@@ -91,19 +100,28 @@ class Forks:
         """The one of this process, started at the first call."""
         return cls()
 
-    def start(self, folder: Path, environment: Mapping[str, str], output: IO[bytes]) -> Fork:
-        """Start a worker in this folder, with this as its whole environment."""
+    def start(
+        self, *arguments: str, folder: Path, environment: Mapping[str, str], files: Sequence[IO[bytes]]
+    ) -> Fork:
+        """Start ``python -m worker`` with these arguments.
+
+        Args:
+            folder: in which it runs.
+            environment: all of it.
+            files: its standard input, output and error.
+        """
         ended, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            request = json.dumps([str(folder), dict(environment)]).encode()
-            socket.send_fds(self._control, [request], [output.fileno(), theirs.fileno()])
+            request = json.dumps([arguments, str(folder), dict(environment)]).encode()
+            passed = [*(file.fileno() for file in files), theirs.fileno()]
+            socket.send_fds(self._control, [request], passed)
         if not (pid := ended.recv(64)):
-            raise RuntimeError("the process that workers are copied from has ended")
+            raise RuntimeError("the process that is copied has ended")
         return Fork(int(pid), ended)
 
 
 def main() -> None:
-    """Make copies until the starting process ends. Each copy leaves the loop, and is a worker."""
+    """Make copies until the starting process ends. A copy leaves the loop and runs its command."""
     control = socket.socket(fileno=int(sys.argv[1]))
     for name in IMPORTED:
         importlib.import_module(name)
@@ -113,17 +131,15 @@ def main() -> None:
     if (copy := _serve(control)) is None:
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    folder, environment = copy
+    arguments, folder, environment = copy
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = [str(ROOT / "worker/__main__.py"), "run"]
-    from worker.__main__ import main as worker
-
-    worker()
+    sys.argv[1:] = arguments
+    runpy.run_module("worker", run_name="__main__", alter_sys=True)
 
 
-def _serve(control: socket.socket) -> tuple[str, dict[str, str]] | None:
+def _serve(control: socket.socket) -> tuple[list[str], str, dict[str, str]] | None:
     """The request of a copy, in the copy. None at the end, in the process that is copied."""
     running: dict[int, tuple[int, socket.socket]] = {}
     waiting = select.poll()
@@ -134,23 +150,26 @@ def _serve(control: socket.socket) -> tuple[str, dict[str, str]] | None:
                 pid, ended = running.pop(file)
                 waiting.unregister(file)
                 os.close(file)
-                ended.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-                ended.close()
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                with ended, suppress(BrokenPipeError):  # nobody may want to know
+                    ended.send(b"%d" % code)
                 continue
-            request, (*files,), _, _ = socket.recv_fds(control, REQUEST_BYTES, 2)
+            request, passed, _, _ = socket.recv_fds(control, REQUEST_BYTES, 4)
             if not request:
                 return None
-            output, ended = files[0], socket.socket(fileno=files[1])
+            *files, last = passed
+            ended = socket.socket(fileno=last)
             if not (pid := os.fork()):
                 for each in (control, ended, *(other for _, other in running.values())):
                     each.close()
-                for copied in (1, 2):
-                    os.dup2(output, copied)
-                for each_file in (output, *running):
+                for number, each_file in enumerate(files):
+                    os.dup2(each_file, number)
+                for each_file in (*files, *running):
                     os.close(each_file)
-                found: Any = json.loads(request)
-                return found[0], found[1]
-            os.close(output)
+                arguments, folder, environment = json.loads(request)
+                return arguments, folder, environment
+            for each_file in files:
+                os.close(each_file)
             ended.send(b"%d" % pid)
             file = os.pidfd_open(pid)
             running[file] = pid, ended

@@ -31,15 +31,16 @@ class WorkerProcess:
         self.log = log
         self.process: subprocess.Popen[bytes] | Fork
         whole = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        with log.open("wb") as output:
+        with log.open("wb") as output, open(os.devnull, "rb") as nothing:
             if command is None and all(name.startswith("WORKER_") for name in environment):
-                self.process = Forks.shared().start(log.parent, whole, output)
+                files = (nothing, output, output)
+                self.process = Forks.shared().start("run", folder=log.parent, environment=whole, files=files)
                 return
             self.process = subprocess.Popen(
                 command or [sys.executable, "-m", "worker", "run"],
                 cwd=log.parent,
                 env=whole,
-                stdin=subprocess.DEVNULL,
+                stdin=nothing,
                 stdout=output,
                 stderr=output,
             )
