@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import httpx
+import pytest
 from sqlalchemy.engine import make_url
 
 from tests.conformance.comparison import comparable, differences
@@ -20,6 +21,7 @@ from tests.support.processes import ServerProcess
 from tests.support.producer import Producer, Reply
 from tests.support.worker_process import ROOT, WorkerProcess
 
+Scope = Literal["package", "module"]
 TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 # Prefect computes these when the run is read.
 ESTIMATES = ("estimated_run_time", "estimated_start_time_delta")
@@ -36,6 +38,17 @@ class Shared:
     @property
     def database_url(self) -> str:
         return self.server.environment["PREFECT_API_DATABASE_CONNECTION_URL"]
+
+
+def quick_on(database: str, fixture: str = "shared", scope: Scope = "package") -> pytest.MarkDecorator:
+    """Run a test on this database, and in ``make test-long`` on the other one, too.
+
+    Args:
+        fixture: has the kind of database as its parameter, and this scope.
+    """
+    (other,) = {"postgresql", "sqlite"} - {database}
+    kinds = [database, pytest.param(other, marks=pytest.mark.long)]
+    return pytest.mark.parametrize(fixture, kinds, indirect=True, scope=scope)
 
 
 def as_worker(url: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conformance.prefect_server import VERSION, install
@@ -22,7 +22,8 @@ from worker.checks.jobs import ParameterSchema
 from worker.checks.schemas import CIRCULAR
 
 SCRIPT = Path(__file__).with_name("prefect_validate.py")
-GENERATED = 500
+# Few, and how many in ``make test-long``. A hundred take some seconds.
+GENERATED, GENERATED_LONG = 100, 500
 
 
 class PrefectValidation:
@@ -80,16 +81,20 @@ def compare(prefect: PrefectValidation, schema: Any, value: Any) -> None:
 
 # Prefect's validation of some of them takes seconds each.
 @pytest.mark.timeout(1200)
-@settings(max_examples=GENERATED, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(SCHEMAS, st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3))
-def test_generated_schemas_have_prefects_verdict(prefect: PrefectValidation, schema: Any, value: Any) -> None:
-    compare(prefect, schema, value)
+@pytest.mark.parametrize("count", [GENERATED, pytest.param(GENERATED_LONG, marks=pytest.mark.long)])
+def test_generated_schemas_have_prefects_verdict(prefect: PrefectValidation, count: int) -> None:
+    before = Counter(prefect.found)
 
+    @settings(max_examples=count, deadline=None)
+    @given(SCHEMAS, st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3))
+    def each_has_it(schema: Any, value: Any) -> None:
+        compare(prefect, schema, value)
 
-def test_enough_of_both_was_compared(prefect: PrefectValidation) -> None:
-    print(prefect.found)
-    if prefect.found.total() >= GENERATED:
-        assert min(prefect.found["fits"], prefect.found["invalid"]) > GENERATED // 20
+    each_has_it()
+    found = prefect.found - before
+    print(found)
+    # Enough of both was compared.
+    assert min(found["fits"], found["invalid"]) > count // 20
 
 
 @pytest.mark.parametrize("leaf", [1, "x", None])

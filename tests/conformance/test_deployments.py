@@ -25,7 +25,14 @@ from sqlalchemy.engine import make_url
 from tests.conformance.comparison import comparable, differences
 from tests.conformance.conftest import OTHER_LIMIT
 from tests.conformance.deployment_cases import CASES, SETUPS, VARIABLES, DeploymentCase, Setup, kind, variable
-from tests.conformance.shared import Both, Shared, assert_served, deploy_greeting, start_process_worker
+from tests.conformance.shared import (
+    Both,
+    Shared,
+    assert_served,
+    deploy_greeting,
+    quick_on,
+    start_process_worker,
+)
 from tests.conformance.test_conformance import (
     GENERATED,
     json_values,
@@ -442,6 +449,7 @@ async def test_a_message_finds_its_run_whatever_has_become_of_the_deployment(
     assert (await deployments.request(request, message_id=uuid4().hex)).status == 404
 
 
+@quick_on("postgresql")
 async def test_a_pattern_without_end_stops_nobody_else(deployments: Deployments) -> None:
     """A small and a large request whose checks would never end, in one batch with others."""
     schema = {"type": "object", "properties": {"x": {"pattern": "^(a+)+$"}}}

@@ -21,7 +21,7 @@ import pytest
 from tests.conformance.cases import STATES
 from tests.conformance.comparison import differences
 from tests.conformance.prefect_server import PrefectServer, prefect_server
-from tests.conformance.shared import Both
+from tests.conformance.shared import Both, quick_on
 from tests.support.command import command
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
@@ -304,6 +304,7 @@ async def test_a_row_that_cannot_be_read_costs_the_events_of_its_own_runs_alone(
         file.commit()
 
 
+@quick_on("postgresql", "scene", "module")
 async def test_the_reply_does_not_wait_for_the_outbox_and_the_acknowledgement_does(
     events: Events, scene: Scene, rabbitmq: RabbitMQ, tmp_path: Path
 ) -> None:

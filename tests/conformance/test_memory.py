@@ -16,7 +16,18 @@ SCALE = 0.2
 LARGEST = 400
 
 
-@pytest.mark.parametrize("shape", OF_DEPLOYMENTS, ids=lambda shape: shape.what)
+# The first has the most requests of which each becomes large, the last one what becomes largest.
+SHAPES = [
+    pytest.param(
+        shape,
+        id=shape.what,
+        marks=[] if shape in (OF_DEPLOYMENTS[0], OF_DEPLOYMENTS[-1]) else pytest.mark.long,
+    )
+    for shape in OF_DEPLOYMENTS
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 async def test_a_worker_in_its_limit_answers_all(
     prefect: PrefectServer, amqp_url: str, worker_in_limit: Sequence[str], shape: Shape
 ) -> None:

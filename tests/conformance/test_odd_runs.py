@@ -19,7 +19,7 @@ import pytest
 from tests.conformance.comparison import comparable, differences
 from tests.conformance.odd_runs import ODD, Odd, tags
 from tests.conformance.prefect_server import VERSION, PrefectServer, install
-from tests.conformance.shared import PROCESS_TEMPLATE, Both, Shared
+from tests.conformance.shared import PROCESS_TEMPLATE, Both, Shared, quick_on
 from tests.conformance.test_deployments import TYPE
 from worker.contract.decode import decode
 from worker.contract.message import Message
@@ -255,6 +255,7 @@ async def _compare(handling: Handling, odd: Odd) -> None:
         assert not found, found
 
 
+@quick_on("sqlite")
 async def test_those_that_are_refused_harm_no_other_of_their_batch(handling: Handling) -> None:
     both = handling.both
     refused = [odd for odds in ODD.values() for odd in odds if not odd.usable]
@@ -303,6 +304,7 @@ async def _made(store: Store, odd: Odd, scene: Scene) -> str:
     return str(outcome.run.id)
 
 
+@quick_on("sqlite")
 @pytest.mark.parametrize("kind", ["deep", "tagged", "results"])
 async def test_what_is_refused_could_not_be_handled(handling: Handling, lenient: Store, kind: str) -> None:
     for odd in (odd for odd in ODD[kind] if not odd.usable):

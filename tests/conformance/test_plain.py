@@ -18,7 +18,7 @@ from aio_pika.abc import AbstractExchange
 from pamqp.commands import Basic
 
 from tests.conformance.prefect_server import VERSION, install
-from tests.conformance.shared import Both, Shared, as_worker
+from tests.conformance.shared import Both, Shared, as_worker, quick_on
 from tests.conftest import StartWorker
 from tests.support.command import command
 from tests.support.processes import ServerProcess, wait_until
@@ -238,6 +238,7 @@ async def test_a_deployment_is_waited_for_and_nothing_is_refused(place: Place, a
     assert await producer.depth() == 1
 
 
+@quick_on("postgresql")
 async def test_the_pages_example_runs(
     shared: Shared, amqp_url: str, queue: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:

@@ -14,7 +14,13 @@ from tests.support.rabbitmq import RabbitMQ
 
 # ``make among-good`` tries one worker and three on each database, and each kind alone.
 @pytest.mark.parametrize(
-    ("where", "workers", "count"), [("sqlite", 1, 10), ("postgresql", 1, 10), ("prefect", 3, 1)]
+    ("where", "workers", "count"),
+    [
+        ("sqlite", 1, 10),
+        # Prefect's database is on PostgreSQL, too.
+        pytest.param("postgresql", 1, 10, marks=pytest.mark.long),
+        ("prefect", 3, 1),
+    ],
 )
 async def test_every_bad_kind_among_good_ones(
     broker: RabbitMQ, cluster: PostgreSQL, tmp_path: Path, where: Where, workers: int, count: int
@@ -30,6 +36,8 @@ async def test_every_bad_kind_among_good_ones(
         assert await served.end() == []
 
 
+# In ``make test``, one such check is among a batch in tests/conformance/test_deployments.py.
+@pytest.mark.long
 async def test_costly_checks_among_good_ones_and_an_end_amid_them(
     broker: RabbitMQ, cluster: PostgreSQL, tmp_path: Path
 ) -> None:

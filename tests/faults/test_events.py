@@ -20,7 +20,7 @@ def server(cluster: PostgreSQL) -> Iterator[PrefectServer]:
 async def test_killed_workers_lose_no_event(server: PrefectServer, broker: RabbitMQ, tmp_path: Path) -> None:
     """Four kills in about twelve seconds; ``python -m tests.faults.events`` takes longer."""
     verdict, count = await kill_workers_without_api(
-        server, broker, tmp_path, kills=4, seconds=8, seed=1, pause=0.01
+        server, broker, tmp_path, kills=4, seconds=8, seed=1, pause=0.04
     )
     print(verdict, count)
     assert verdict.sound, verdict

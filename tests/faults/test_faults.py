@@ -1,16 +1,17 @@
 """Faults while producers keep publishing: nothing is lost, nothing is doubled, and no worker dies.
 
-All of them once, mixed; ``make soak`` runs them for as long as wanted. ``WORKER_TEST_EACH_FAULT=1``
-tests each alone as well.
+Some of them mixed; ``make test-long`` mixes all, once, and ``make soak`` for as long as wanted.
+``WORKER_TEST_EACH_FAULT=1`` tests each alone as well.
 """
 
 import asyncio
 import os
+from collections.abc import Sequence
 
 import pytest
 from rich.console import Console
 
-from tests.faults.faults import FAULTS, Fault, Scene, faults_for
+from tests.faults.faults import FAULTS, Fault, Scene
 from tests.faults.soak import WORKERS, soak
 
 # Seconds between two requests of a producer; `make soak` publishes several times as many.
@@ -23,6 +24,15 @@ ON_SQLITE = (
     "worker killed",
     "worker killed after commit, before reply",
 )
+# One end of each part, without warning.
+ENDS = (
+    "worker killed after commit, before reply",
+    "worker restarted by SIGTERM",
+    "broker killed and started",
+    "network to the broker cut",
+    "database killed and recovering",
+)
+ALL = [fault.name for fault in FAULTS.values() if "postgresql" in fault.databases]
 CASES = [
     *(("postgresql", fault) for fault in FAULTS.values() if "postgresql" in fault.databases),
     *(("sqlite", FAULTS[name]) for name in ON_SQLITE),
@@ -42,18 +52,22 @@ async def check(scene: Scene) -> None:
     assert scene.workers.died == []
 
 
+# All of them on PostgreSQL are two tests, as they take minutes.
 @pytest.mark.parametrize(
-    ("scene", "half"),
-    [(("postgresql", True), 0), (("postgresql", True), 1), (("sqlite", True), None)],
+    ("scene", "names"),
+    [
+        pytest.param(("postgresql", False), ENDS, id="postgresql"),
+        pytest.param(("postgresql", True), ALL[::2], id="postgresql 1 of 2", marks=pytest.mark.long),
+        pytest.param(("postgresql", True), ALL[1::2], id="postgresql 2 of 2", marks=pytest.mark.long),
+        pytest.param(("sqlite", True), ON_SQLITE, id="sqlite"),
+    ],
     indirect=["scene"],
-    ids=["postgresql 1 of 2", "postgresql 2 of 2", "sqlite"],
 )
-async def test_all_faults_mixed(scene: Scene, half: int | None) -> None:
-    """Three workers, every fault once, and a SIGTERM during some of them; WORKER_TEST_SEED decides
-    the order. On PostgreSQL in two halves, as all of them take minutes.
+async def test_mixed_faults(scene: Scene, names: Sequence[str]) -> None:
+    """Three workers, each fault once, and a SIGTERM during some of them; WORKER_TEST_SEED decides
+    the order.
     """
-    faults = [FAULTS[name] for name in ON_SQLITE] if half is None else faults_for(scene.database_url)[half::2]
-    faults = [fault for fault in faults if fault.name != "disk full" or scene.disk]
+    faults = [FAULTS[name] for name in names if name != "disk full" or scene.disk]
     await scene.workers.start(WORKERS)
     scene.load.start(pause=PAUSE)
     injected, _ = await soak(scene, faults, Console())

@@ -26,6 +26,9 @@ def queues(rabbitmq: RabbitMQ) -> dict[str, int]:
     return {name: int(count) for name, count in counts.items() if name.startswith("flow-runs-bench-")}
 
 
+@pytest.mark.parametrize(
+    "database_url", ["postgresql", pytest.param("sqlite", marks=pytest.mark.long)], indirect=True
+)
 async def test_all_paces_are_measured_and_nothing_is_left_behind(
     rabbitmq: RabbitMQ, database_url: str, producer: Producer, start_worker: StartWorker
 ) -> None:

@@ -3,39 +3,24 @@ unchanged.
 """
 
 import asyncio
-import os
 import sqlite3
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.support.command import command
 from tests.support.database import execute, fetch
 from tests.support.postgresql import PostgreSQL
 from tests.support.requests import keyed
-from tests.support.worker_process import ROOT
 from worker.contract.errors import Fault
 from worker.store import Store, StoreError, migrations
 
 
 async def test_ten_migrate_at_once(database_url: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WORKER_DATABASE_URL": database_url}
-    processes = [
-        await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "worker", "db", "upgrade"),
-            env=environment,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        for _ in range(10)
-    ]
-    outputs = [
-        output.decode()
-        for output, _ in await asyncio.gather(*(process.communicate() for process in processes))
-    ]
-    assert [process.returncode for process in processes] == [0] * 10, "\n".join(outputs)
+    upgrades = [command("db", "upgrade", database_url=database_url) for _ in range(10)]
+    done = await asyncio.gather(*upgrades)
+    assert [each.code for each in done] == [0] * 10, "\n".join(each.err for each in done)
     assert await fetch(database_url, f"SELECT version_num FROM {migrations.VERSION_TABLE}") == [
         {"version_num": migrations._head()}
     ]
