@@ -18,8 +18,22 @@ image: {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 
+{{/* A URL's secret and key: the given ones, or the usual ones. */}}
+{{- define "flow-run-worker.secretKey" -}}
+{{- $given := index . 2 | default dict -}}
+name: {{ $given.name | default (index . 0) }}
+key: {{ $given.key | default (index . 1) }}
+{{- end }}
+
+{{- define "flow-run-worker.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (ternary .Release.Name "default" .Values.serviceAccount.create) }}
+{{- end }}
+
 {{/* Where a pod may run. */}}
 {{- define "flow-run-worker.placement" -}}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -29,6 +43,9 @@ nodeSelector: {{- toYaml . | nindent 2 }}
 {{- with .Values.tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- with .Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{/* As little as a pod can have. */}}
@@ -36,12 +53,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 automountServiceAccountToken: false
 # A Service with an unlucky name would add variables that look like settings (WORKER_…).
 enableServiceLinks: false
-securityContext:
-  runAsNonRoot: true
-  runAsUser: 10001
-  runAsGroup: 10001
-  seccompProfile:
-    type: RuntimeDefault
+securityContext: {{- toYaml .Values.podSecurityContext | nindent 2 }}
 {{- end }}
 
 {{- define "flow-run-worker.containerRights" -}}
