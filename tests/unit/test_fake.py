@@ -150,6 +150,11 @@ async def test_a_request_is_refused_on_demand(status: int, error: type[FlowRunRe
     with pytest.raises(error, match=f"^{status}: "):
         await fake.create_flow_run(FLOW_ID)
     assert not fake.runs
+    fake.fail_next(NotTaken, when=lambda request: request.parameters.get("order") == 2)
+    fake.refuse_next(status, "because", when=lambda request: request.parameters.get("order") == 3)
+    requests = [{"flow_id": FLOW_ID, "parameters": {"order": order}} for order in (1, 2, 3, 4)]
+    outcomes = sorted([each async for each in fake.create_many(requests)], key=lambda each: each.index)
+    assert [type(each.error) for each in outcomes] == [type(None), NotTaken, error, type(None)]
     with pytest.raises(ValueError, match="no refusal"):
         fake.refuse_next(503, "down")
 

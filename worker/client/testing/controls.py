@@ -29,7 +29,7 @@ from ..errors import (
 from .interception import intercepted
 from .rows import DEFAULT_QUEUE, as_text
 from .sent import SentRequest
-from .world import ON_DEMAND, Fault, World, record_of
+from .world import ON_DEMAND, Fault, When, World, record_of
 
 State = StateType | str
 Run = FlowRunRecord | UUID | str
@@ -52,22 +52,28 @@ class Controls:
         name: str,
         *,
         id: UUID | str | None = None,
-        tags: Iterable[str] = (),
+        tags: Iterable[str] | None = None,
         labels: Mapping[str, Any] | None = None,
         ends: State | None = None,
     ) -> UUID:
-        """Add a flow, or change the one of this name. Returns its id.
+        """Add a flow, or change the one of this name: what is not given stays. Returns its id.
 
         Args:
             id: its id (default: a new one).
             tags, labels: as in Prefect. Runs inherit the labels.
             ends: the state that its runs end in by themselves, as soon as they exist.
         """
-        old = self._rows.flow(name)
-        flow_id = UUID(str(id)) if id is not None else old.id if old else uuid4()
-        self._rows.put_flow(Referred(flow_id, name, labels=dict(labels or {}), tags=list(tags)))
-        self._rows.ends[flow_id] = None if ends is None else _state(ends, terminal=True)
-        return flow_id
+        old = self._rows.flow(name) or Referred(uuid4(), name, labels={})
+        flow = Referred(
+            old.id if id is None else UUID(str(id)),
+            name,
+            labels=old.labels if labels is None else dict(labels),
+            tags=old.tags if tags is None else list(tags),
+        )
+        self._rows.put_flow(flow)
+        if ends is not None:
+            self._rows.ends[flow.id] = _state(ends, terminal=True)
+        return flow.id
 
     def deployment(
         self,
@@ -218,7 +224,9 @@ class Controls:
         run_id = run.id if isinstance(run, FlowRunRecord) else UUID(str(run))
         return self._world.set_state(run_id, _state(state), name=name, message=message, data=data)
 
-    def fail_next(self, error: Error, times: int = 1, *, served: bool = False) -> None:
+    def fail_next(
+        self, error: Error, times: int = 1, *, served: bool = False, when: When | None = None
+    ) -> None:
         """Let the next call fail that sends a request. A :class:`worker.client.WaitTimedOut` and a
         :class:`worker.client.StatesNotTold` end the next wait.
 
@@ -226,26 +234,28 @@ class Controls:
             error: an error, or its class, such as :class:`worker.client.NoReply`.
             times: how many calls fail so.
             served: serve the request, and lose only its reply. Then ``maybe_sent`` is true.
+            when: whether it is about a request, given as in :attr:`requests` (default: any).
         """
         kind = error if isinstance(error, type) else type(error)
         if issubclass(kind, (WaitTimedOut, StatesNotTold)):
             self._world.wait_faults.extend([error] * times)
         elif error in _STATUS:
-            self.refuse_next(_STATUS[error], ON_DEMAND, times)
+            self.refuse_next(_STATUS[error], ON_DEMAND, times, when=when)
         else:
-            self._world.faults.extend([Fault(error, served)] * times)
+            self._world.faults.extend([Fault(error, served, when)] * times)
 
-    def refuse_next(self, status: int, reason: str, times: int = 1) -> None:
+    def refuse_next(self, status: int, reason: str, times: int = 1, *, when: When | None = None) -> None:
         """Let the next request be refused.
 
         Args:
             status: from 400 to 422, as a worker may answer.
             reason: in one line.
             times: how many requests are refused so.
+            when: as of :meth:`fail_next`.
         """
         if not 400 <= status < 500:
             raise ValueError(f"The status {status} is no refusal: it has to be from 400 to 499")
-        self._world.faults.extend([Fault.refusal(status, reason)] * times)
+        self._world.faults.extend([Fault.refusal(status, reason, when)] * times)
 
     @contextmanager
     def intercept(self) -> Iterator[Self]:

@@ -59,7 +59,7 @@ class Rows:
 
     def flow(self, name: str) -> Referred | None:
         """The flow of this name."""
-        return next((each for each in self._flows.values() if each.name == name), None)
+        return next((each for each in list(self._flows.values()) if each.name == name), None)
 
     def put_flow(self, flow: Referred) -> None:
         """Add a flow, or replace the one with its id."""
@@ -86,13 +86,13 @@ class Rows:
         return replace(found, job_template=self._pools[found.queue.pool_name].template)
 
     def _named(self, name: str | None) -> Deployment | None:
-        rows = self._deployments.values()
+        rows = list(self._deployments.values())  # another thread may add one
         return next((each for each in rows if f"{each.flow_name}/{each.name}" == name), None)
 
     def meant(self, name: str | None) -> str:
         """The deployment that was probably meant by a wrong name, or an empty text."""
         flows = spellings((name or "").partition("/")[0])
-        rows = [each for each in self._deployments.values() if each.flow_name in flows]
+        rows = [each for each in list(self._deployments.values()) if each.flow_name in flows]
         return meant(name or "", [f"{each.flow_name}/{each.name}" for each in rows])
 
     def put_deployment(self, deployment: Deployment) -> None:

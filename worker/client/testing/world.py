@@ -4,6 +4,7 @@ demand. No I/O.
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,8 @@ from .told import Told
 
 ON_DEMAND = "The test wants this error."
 
+When = Callable[[SentRequest], bool]
+
 
 class _Refused(Refusal):
     """A refusal on demand."""
@@ -42,15 +45,17 @@ class Fault:
 
     Attributes:
         served: only the reply is lost.
+        when: whether it is about a request (default: any).
     """
 
     error: ClientError | type[ClientError] | Refusal
     served: bool = False
+    when: When | None = None
 
     @classmethod
-    def refusal(cls, status: int, reason: str) -> Self:
+    def refusal(cls, status: int, reason: str, when: When | None) -> Self:
         """A refusal by the worker."""
-        return cls(_Refused(status, reason))
+        return cls(_Refused(status, reason), when=when)
 
 
 class World:
@@ -67,7 +72,7 @@ class World:
     def __init__(self) -> None:
         self.rows = Rows()
         self.requests: list[SentRequest] = []
-        self.faults: deque[Fault] = deque()
+        self.faults: list[Fault] = []
         self.wait_faults: deque[ClientError | type[ClientError]] = deque()
         self.told = Told()
         self._lock = threading.RLock()
@@ -84,7 +89,7 @@ class World:
         sent = sent_request(message, seconds, expires)
         with self._lock:
             self.requests.append(sent)
-            fault = self.faults.popleft() if self.faults else None
+            fault = self._fault(sent)
             if fault is None:
                 reply = self._serve(message, sent)
             elif isinstance(fault.error, Refusal):
@@ -143,6 +148,13 @@ class World:
         record = record_of(run, now)
         self._tell(record)
         return record
+
+    def _fault(self, sent: SentRequest) -> Fault | None:
+        for place, fault in enumerate(self.faults):
+            if fault.when is None or fault.when(sent):
+                del self.faults[place]
+                return fault
+        return None
 
     def _serve(self, message: ClientMessage, sent: SentRequest) -> Reply:
         reply = answered(self.rows, message, datetime.now(UTC))
