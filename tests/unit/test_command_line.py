@@ -43,7 +43,9 @@ def test_each_setting_is_in_a_group_of_the_help_of_run() -> None:
     assert sorted(grouped) == sorted(Settings.model_fields)
 
 
-@pytest.mark.parametrize("command", [("create",), ("db", "prune"), ("dead-letters", "purge"), ("top",)])
+@pytest.mark.parametrize(
+    "command", [("create",), ("states",), ("db", "prune"), ("dead-letters", "purge"), ("top",)]
+)
 def test_flags_have_no_type_and_each_option_has_its_meaning(command: tuple[str, ...]) -> None:
     lines = [line for line in shown(*command, "--help").splitlines() if "--" in line and "--help" not in line]
     assert not [line for line in lines if "<bool>" in line]
@@ -58,7 +60,7 @@ def test_top_names_a_url_that_is_none(url: str) -> None:
 
 
 def test_help_fits_eighty_columns() -> None:
-    for command in ((), ("run",), ("db", "prune"), ("dead-letters", "replay"), ("top",)):
+    for command in ((), ("run",), ("states",), ("db", "prune"), ("dead-letters", "replay"), ("top",)):
         assert max(map(len, shown(*command, "--help").splitlines())) <= 80
 
 

@@ -2,15 +2,20 @@
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.cli.options import AmqpUrl, Queue, err, print_json, run_async
+from worker.cli.options import AmqpUrl, Queue, err, escape, print_json, run_async
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from worker.client import FlowRunRefused
+    from worker.client.waits import OnState
+    from worker.contract.record import FlowRunRecord
 
 
 def create(
@@ -79,19 +84,38 @@ def create(
         float | None,
         typer.Option(help="Seconds after which the request leaves the queue unless a worker has taken it."),
     ] = None,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait",
+            metavar="",
+            help="Wait for the end of the run, and print its last record. The exit code is 0 for COMPLETED.",
+        ),
+    ] = False,
+    wait_timeout: Annotated[
+        float | None, typer.Option(help="With --wait: most seconds to wait for the end, above 0.")
+    ] = None,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
     """Send one request and print the flow run record (JSON on standard output)."""
-    from worker.client import FlowRunClient, FlowRunRefused
+    from worker.client import ClientError, CreateOutcome, FlowRunClient, FlowRunRefused
     from worker.client.fields import named_deployment
     from worker.client.options import Options
     from worker.contract.kinds import FROM_DEPLOYMENT
     from worker.settings import load_settings
 
-    for seconds, option in ((timeout, "--timeout"), (expires, "--expires")):
+    for seconds, option in (
+        (timeout, "--timeout"),
+        (expires, "--expires"),
+        (wait_timeout, "--wait-timeout"),
+    ):
         if seconds is not None and not seconds > 0:
             raise typer.BadParameter("has to be above 0", param_hint=option)
+    if wait_timeout is not None and not wait:
+        raise typer.BadParameter("is for --wait", param_hint="--wait-timeout")
+    if wait and no_reply:
+        raise typer.BadParameter("needs a reply, so not --no-reply", param_hint="--wait")
     settings = load_settings(amqp_url=amqp_url, queue=queue)
     options: Options = {"check": not no_check, "expires": expires}
     request: bytes | dict[str, Any]
@@ -123,25 +147,52 @@ def create(
             request |= named_deployment(deployment)
             type_ = FROM_DEPLOYMENT.type
 
-    async def send() -> None:
+    def tell(outcome: CreateOutcome) -> None:
+        if outcome.created:
+            err.print(f"[green]{outcome.status} created[/]")
+        else:
+            err.print("[yellow]200 existing[/]: a run with this key was there already")
+
+    async def send() -> "FlowRunRecord | None":
         async with FlowRunClient(settings.amqp_url, queue=settings.queue, timeout=timeout) as client:
             if no_reply:
                 print(await client.publish(request, type=type_, **options))
-                return
-            outcome = await client.request(request, type=type_, **options)
-            assert outcome.record is not None
-            if outcome.created:
-                err.print(f"[green]{outcome.status} created[/]")
-            else:
-                err.print("[yellow]200 existing[/]: a run with this key was there already")
-            print_json(outcome.record.model_dump_json(indent=2))
+                return None
+            if not wait:
+                outcome = await client.request(request, type=type_, **options)
+                tell(outcome)
+                return outcome.run
+            with _progress() as on_state:
+                return await client.request_and_wait(
+                    request, wait_timeout or True, type=type_, on_reply=tell, on_state=on_state, **options
+                )
 
     try:
-        run_async(send())
+        record = run_async(send())
     except FlowRunRefused as refused:
         if refused.maybe_sent:
             raise
         raise _wrong_usage(refused, json_file, deployment) from None
+    except ClientError as error:
+        if error.record is not None:
+            print_json(error.record.model_dump_json(indent=2))
+        raise
+    if record is not None:
+        print_json(record.model_dump_json(indent=2))
+        if wait and record.state_type != "COMPLETED":
+            raise typer.Exit(1)
+
+
+@contextmanager
+def _progress() -> "Iterator[OnState]":
+    """A function that shows a run's state in a line on standard error, if that is a terminal."""
+    if not err.is_terminal:
+        yield lambda record: None
+        return
+    with err.status("creating the run") as line:
+        yield lambda record: line.update(
+            f"[bold]{escape(record.name)}[/] [dim]{record.id}[/]  {escape(record.state_name or '')}"
+        )
 
 
 # The options of fields that have another name.

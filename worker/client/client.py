@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -18,7 +18,6 @@ from ..broker.connection import CLOSE_TIMEOUT
 from ..contract.kinds import FROM_DEPLOYMENT
 from ..contract.message import DIRECT_REPLY_TO
 from ..contract.record import FlowRunRecord
-from ..contract.topology import MAX_ROUTING_KEY
 from ..urls.broker import check_urls
 from . import errors
 from .checking import check as check_message
@@ -30,7 +29,7 @@ from .outcomes import CreateOutcome, PublishOutcome
 from .reconnector import CLOSED, Reached
 from .replies import Reply
 from .sender import Sender
-from .waits import Waiting, has_ended
+from .waits import OnState, Waiting, has_ended
 
 DEFAULT_QUEUE = "flow-runs.create"
 DEFAULT_TIMEOUT = 30.0
@@ -137,7 +136,7 @@ class FlowRunClient:
         """
         request = {"flow_id": flow_id, **checked(fields, FlowRunFields)}
         options: Options = {"headers": headers, "timeout": timeout, "expires": expires, "check": check}
-        return await self._create(request, None, wait, options)
+        return await self.request_and_wait(request, wait, **options)
 
     async def run_deployment(
         self,
@@ -178,22 +177,20 @@ class FlowRunClient:
         options: Options = {"headers": headers, "expires": expires, "check": check}
         if timeout != 0:
             options["timeout"] = timeout
-        return await self._create(request, FROM_DEPLOYMENT.type, wait, options)
+        return await self.request_and_wait(request, wait, type=FROM_DEPLOYMENT.type, **options)
 
     async def wait_for_flow_run(self, run_id: UUID | str, *, timeout: float | None = None) -> FlowRunRecord:
         """Wait until a run has ended: COMPLETED, FAILED, CANCELLED or CRASHED. Whoever made the
         run, workers with ``WORKER_STATES`` must run on its database.
 
         Returns the record with the first final state that is seen. If the run has ended already,
-        that is at once. A run that failed may be run again later.
-
-        Thousands of waits at once take one queue at the broker, and no polling.
+        that is at once. A run that failed may be run again later. All waits share one queue.
 
         Args:
             timeout: most seconds to wait (default: without limit).
 
         Raises:
-            WaitTimedOut: the run has not ended in time. ``record`` has it as it was last.
+            WaitTimedOut: it has not ended in time. ``record`` has the run as it was last.
             StatesNotTold: nobody tells states of runs.
             NotFound: there is no such run.
             AccessRefused: the user lacks a permission: to read NAME.states, and to configure, write
@@ -201,13 +198,13 @@ class FlowRunClient:
             BrokerGone, NotRoutable, UnreadableReply: as of :meth:`create_flow_run`.
             ValueError: ``run_id`` is no UUID.
         """
-        return await self._wait(Waiting(UUID(str(run_id))), timeout)
+        waiting = Waiting(UUID(str(run_id)))
+        return await self._open_sender().wait(waiting, None if timeout is None else check_timeout(timeout))
 
     async def states(self, binding: str = "#") -> AsyncGenerator[FlowRunRecord, None]:
         """Yield the record of each state that is told from now on, once, until the caller stops.
 
-        What is told while the connection is lost is missed. To miss nothing, bind a queue of your
-        own.
+        States told while the connection is lost are missed: to miss none, bind your own queue.
 
         Args:
             binding: a pattern of routing keys ``STATE_TYPE.FLOW_ID.DEPLOYMENT_ID.RUN_ID``, such as
@@ -218,10 +215,7 @@ class FlowRunClient:
             AccessRefused, BrokerGone: as of :meth:`wait_for_flow_run`.
             ValueError: the binding is longer than 255 bytes.
         """
-        if len(binding.encode()) > MAX_ROUTING_KEY:
-            raise ValueError(f"A binding has at most {MAX_ROUTING_KEY} bytes")
-        states = self._open_sender().states(binding)
-        async with aclosing(states):
+        async with aclosing(self._open_sender().states(binding)) as states:
             async for record in states:
                 yield record
 
@@ -240,6 +234,42 @@ class FlowRunClient:
         reply = await self._send(message, options)
         assert reply is not None
         return CreateOutcome(0, reply.status or 0, reply.record(), request=request)
+
+    async def request_and_wait(
+        self,
+        request: Request,
+        wait: Wait,
+        *,
+        type: str | None = None,
+        on_reply: Callable[[CreateOutcome], object] | None = None,
+        on_state: OnState | None = None,
+        **options: Unpack[Options],
+    ) -> FlowRunRecord:
+        """Like :meth:`request`, and wait for the end of the run if ``wait`` says so. If nobody
+        tells states, the request is not sent then.
+
+        Args:
+            wait: see :meth:`create_flow_run`.
+            on_reply: is called with the reply.
+            on_state: is called with each state that is seen from then on, once.
+        """
+        limit = check_wait(wait)
+        if wait is not False:
+            await self._open_sender().ready_to_wait(self._seconds(options)[0])
+        outcome = await self.request(request, type=type, **options)
+        if on_reply is not None:
+            on_reply(outcome)
+        if wait is False:
+            return outcome.run
+        waiting = Waiting(outcome.run.id, on_state)
+        waiting.see_read(outcome.run)
+        if has_ended(outcome.run):
+            return outcome.run
+        try:
+            return await self._open_sender().wait(waiting, limit)
+        except errors.ClientError as error:
+            error.maybe_sent = True
+            raise
 
     async def publish(self, request: Request, *, type: str | None = None, **options: Unpack[Options]) -> str:
         """Publish a request that wants no reply. Returns its ``message_id`` once the broker has
@@ -313,28 +343,6 @@ class FlowRunClient:
             return PublishOutcome(index, message_id, request=request)
         except errors.ClientError as error:
             return PublishOutcome(index, error=error, request=request)
-
-    async def _create(
-        self, request: Request, type: str | None, wait: Wait, options: Options
-    ) -> FlowRunRecord:
-        """Create a run, and wait for its end if that is wanted. No run is made if nobody tells
-        states.
-        """
-        if wait is False:
-            return (await self.request(request, type=type, **options)).run
-        limit, (seconds, _) = check_wait(wait), self._seconds(options)
-        await self._open_sender().ready_to_wait(seconds)
-        record = (await self.request(request, type=type, **options)).run
-        if has_ended(record):
-            return record
-        try:
-            return await self._open_sender().wait(Waiting(record.id, last=record), limit)
-        except errors.ClientError as error:
-            error.maybe_sent = True
-            raise
-
-    async def _wait(self, waiting: Waiting, timeout: float | None) -> FlowRunRecord:
-        return await self._open_sender().wait(waiting, None if timeout is None else check_timeout(timeout))
 
     async def _send(self, message: ClientMessage, options: Options) -> Reply | None:
         seconds, expires = self._seconds(options)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 
 from ..broker.connection import ChannelLost
 from ..contract.record import FlowRunRecord
+from ..contract.topology import MAX_ROUTING_KEY
 from ..tasks.backoff import Backoff
 from .recent import Recent
 from .reconnector import LONGEST_PAUSE, Reconnector
@@ -27,7 +28,10 @@ async def follow(reconnector: Reconnector, exchange: str, key: str) -> AsyncGene
     Raises:
         StatesNotTold: nobody tells states.
         ClientError: there is no connection, or a right is missing.
+        ValueError: the key is too long.
     """
+    if len(key.encode()) > MAX_ROUTING_KEY:
+        raise ValueError(f"A binding has at most {MAX_ROUTING_KEY} bytes")
     given, losses = Recent(), Backoff(longest=LONGEST_PAUSE)
     while True:
         arrived: asyncio.Queue[Told | None] = asyncio.Queue()

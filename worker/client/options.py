@@ -37,12 +37,12 @@ def check_timeout(timeout: float) -> float:
 
 
 def check_wait(wait: Wait) -> float | None:
-    """The seconds of ``wait``; None for ``True``.
+    """The seconds of ``wait``; None for no limit, or no wait.
 
     Raises:
         TypeError, ValueError: it is neither a boolean nor a positive number.
     """
-    return None if wait is True else _positive("wait", wait)
+    return None if isinstance(wait, bool) else _positive("wait", wait)
 
 
 def expiration(expires: Expires, timeout: float) -> float | None:

@@ -109,10 +109,15 @@ class Reader:
         return await self.query(self.statements.lookup(key, *columns), [(value,) for value in values])
 
     async def has_deployment(self, name: str) -> bool:
-        """Whether there is a deployment of this name, ``FLOW NAME/DEPLOYMENT NAME``. Works in a
-        Prefect server's database only.
+        """Whether there is a deployment of this name, see :meth:`deployment_id`."""
+        return await self.deployment_id(name) is not None
+
+    async def deployment_id(self, name: str) -> UUID | None:
+        """The id of the deployment with this name, ``FLOW NAME/DEPLOYMENT NAME``. None if there is
+        none. Works in a Prefect server's database only.
         """
-        return bool(await self.query(self.statements.deployment_sizes[1], [name.split("/")]))
+        rows = await self.query(self.statements.deployment_sizes[1], [name.split("/")])
+        return next((row.id for row in rows), None)
 
     async def ping(self) -> None:
         """Return if the database answers."""
