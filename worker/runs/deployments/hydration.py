@@ -4,7 +4,7 @@ becomes a list (``prefect.utilities.schema_tools.hydration``).
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ...checks.jobs import Verdict
@@ -127,17 +127,18 @@ class _Asked(dict[str, Any]):
         self.names.add(name)
 
 
-class _Bounded(Mapping[str, Any]):
+class _Bounded(dict[str, Any]):
     """Variables with a limit on the bytes of all values read. One value may stand in many places,
     which counts each time, before anything is written out.
     """
 
     def __init__(self, variables: Variables, max_size: int) -> None:
+        super().__init__()
         self._variables, self._max_size = variables, max_size
         self._taken = 0
         self._sizes: dict[str, int] = {}
 
-    def __getitem__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> Any:
         value = self._variables[name]
         if name not in self._sizes:
             self._sizes[name] = len(dumps(value))
@@ -145,12 +146,6 @@ class _Bounded(Mapping[str, Any]):
         if self._taken > self._max_size:
             raise ParametersTooLarge(self._max_size)
         return value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._variables)
-
-    def __len__(self) -> int:
-        return len(self._variables)
 
 
 def _has_kind(parameters: dict[str, Any]) -> bool:
