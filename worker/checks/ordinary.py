@@ -208,19 +208,12 @@ def _plain(keyword: str, value: Any) -> float:
     return listed
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 _FORMS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(_TEXTS, lambda value: isinstance(value, str)),
     **dict.fromkeys(_FLAGS, lambda value: isinstance(value, bool)),
-    **dict.fromkeys(_COUNTS, _is_count),
-    **dict.fromkeys(_NUMBERS, _is_number),
+    # True and False are of the type bool, so these don't take them.
+    **dict.fromkeys(_COUNTS, lambda value: type(value) is int and value >= 0),
+    **dict.fromkeys(_NUMBERS, lambda value: type(value) in (int, float)),
 }
 
 
