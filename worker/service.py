@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any, Literal, TypeVar
 
 import structlog
+from pydantic_core import to_json
 
 from worker import __version__
 from worker.broker.connection import BrokerRefused, BrokerUnavailable, ChannelLost, DeliveryFailed
@@ -16,6 +17,7 @@ from worker.broker.session import Session
 from worker.broker.suspects import Suspects
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.broker.topology_watch import TopologyWatch
+from worker.contract.asyncapi import asyncapi
 from worker.contract.errors import DeploymentMissing, Fault
 from worker.events.emitter import Emitter
 from worker.line.create import DatabaseAway
@@ -101,7 +103,14 @@ class Service:
         """Run until :meth:`stop`. Raises the errors of :func:`serve`."""
         settings = self._settings
         demanded = "http_port" in settings.model_fields_set
-        async with side_port(settings.http_host, settings.http_port, self._ping, demanded=demanded):
+        port = side_port(
+            settings.http_host,
+            settings.http_port,
+            self._ping,
+            asyncapi=to_json(asyncapi(settings.queue_names, settings.plain_messages)),
+            demanded=demanded,
+        )
+        async with port:
             self._store = await self._open_store()
             if self._store is None:
                 return

@@ -202,7 +202,9 @@ class Settings(BaseSettings):
     fast_path: bool = Field(
         True, description="Read deliveries and write replies in bulk. Turn it off only to find a fault."
     )
-    http_host: str = Field("127.0.0.1", description="The address that serves health and metrics.")
+    http_host: str = Field(
+        "127.0.0.1", description="The address that serves health, metrics and /asyncapi.json."
+    )
     http_port: int = Field(
         8080,
         ge=0,

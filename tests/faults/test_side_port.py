@@ -169,7 +169,7 @@ async def test_probes_and_requests_are_answered_whatever_the_side_port_gets(
 
 
 def _port(ping: Callable[[], Awaitable[Any]], limits: Limits = LIMITS) -> AbstractAsyncContextManager[str]:
-    return side_port("127.0.0.1", 0, ping, demanded=True, limits=limits)
+    return side_port("127.0.0.1", 0, ping, asyncapi=b"{}", demanded=True, limits=limits)
 
 
 async def test_all_readers_of_a_second_share_one_look_at_the_database(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from tests.conftest import StartWorker
@@ -14,6 +15,9 @@ from tests.support.command import command
 from tests.support.producer import Producer
 from tests.support.requests import EVERY_FIELD, FLOW_ID
 from tests.support.worker_process import ROOT
+from worker.contract.asyncapi import asyncapi
+from worker.contract.plain import PlainMessages
+from worker.contract.topology import QueueNames
 
 SCHEMAS = ROOT / "worker" / "contract" / "schemas"
 ASYNCAPI_SPECS = "@asyncapi/specs@6.11.1"
@@ -46,6 +50,38 @@ async def test_it_is_about_the_queue_of_this_worker() -> None:
     assert "exchange" not in json.loads((await command("asyncapi", "--queue", "mine")).out)["channels"]
 
 
+def plain(parameter: str | None, *, replies: bool) -> dict[str, Any]:
+    return asyncapi(QueueNames("ship"), PlainMessages("ship/production", parameter, replies))
+
+
+def test_plain_messages_of_the_queue_are_in_it() -> None:
+    document = plain(None, replies=False)
+    message = document["components"]["messages"]["plainMessage"]
+    assert "plainMessage" in document["channels"]["requests"]["messages"]
+    assert "ship/production" in message["title"]
+    assert message["payload"]["type"] == "object"
+    assert "reply" not in document["operations"]["receivePlainMessage"]
+    # Without its type, a create request would be a plain message.
+    create = document["components"]["messages"]["createFlowRun"]
+    assert create["bindings"]["amqp"]["messageType"] == "create_flow_run"
+    document = plain("order", replies=True)
+    payload = document["components"]["messages"]["plainMessage"]["payload"]
+    assert "type" not in payload
+    assert "order" in payload["description"]
+    assert "reply" in document["operations"]["receivePlainMessage"]
+
+
+async def test_a_worker_serves_the_document_of_its_own_queue(
+    start_worker: StartWorker, sqlite_url: str
+) -> None:
+    worker = start_worker(sqlite_url)
+    async with ClientSession() as session, session.get(f"{worker.http}/asyncapi.json") as answer:
+        assert answer.content_type == "application/json"
+        served = await answer.json()
+    printed = await command("asyncapi", "--queue", served["channels"]["requests"]["address"])
+    assert served == json.loads(printed.out)
+
+
 @pytest.mark.skipif(not shutil.which("npm"), reason="no npm here to fetch AsyncAPI's schema with")
 def test_it_is_an_asyncapi_3_document(tmp_path: Path) -> None:
     subprocess.run(
@@ -56,10 +92,10 @@ def test_it_is_an_asyncapi_3_document(tmp_path: Path) -> None:
     schema = json.loads(
         (tmp_path / "node_modules/@asyncapi/specs/schemas/3.0.0-without-$id.json").read_text()
     )
-    document = committed("asyncapi.json")
-    assert [
-        f"{error.json_path}: {error.message}" for error in Draft7Validator(schema).iter_errors(document)
-    ] == []
+    for document in (committed("asyncapi.json"), plain("order", replies=True)):
+        assert [
+            f"{error.json_path}: {error.message}" for error in Draft7Validator(schema).iter_errors(document)
+        ] == []
     document["operations"]["createFlowRun"]["action"] = "no such action"
     assert list(Draft7Validator(schema).iter_errors(document))
 

@@ -19,13 +19,14 @@ def asyncapi(
     from worker.contract.asyncapi import schemas
     from worker.settings import load_settings
 
-    names = load_settings(queue=queue).queue_names
+    settings = load_settings(queue=queue)
+    whole = document(settings.queue_names, settings.plain_messages)
     if folder is None:
-        print(_json(document(names)), end="")
+        print(_json(whole), end="")
         return
     folder.mkdir(parents=True, exist_ok=True)
     files = {
-        "asyncapi.json": document(names),
+        "asyncapi.json": whole,
         **{f"{name}.schema.json": schema for name, schema in schemas().items()},
     }
     for name, content in files.items():

@@ -10,11 +10,14 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from .. import __version__
 from .kinds import CREATE, KINDS, Kind
 from .message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER
+from .plain import PlainMessages
 from .record import FlowRunRecord
 from .states import STATE_MESSAGE
 from .topology import QueueNames
 
 ASYNCAPI = "3.0.0"
+# The name of a plain message in the document.
+PLAIN = "plainMessage"
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -47,8 +50,12 @@ def schemas() -> dict[str, dict[str, Any]]:
     }
 
 
-def asyncapi(names: QueueNames) -> dict[str, Any]:
-    """The AsyncAPI document for workers on one request queue."""
+def asyncapi(names: QueueNames, plain: PlainMessages | None = None) -> dict[str, Any]:
+    """The AsyncAPI document for workers on one request queue.
+
+    Args:
+        plain: how the queue's plain messages are read. None: there are none.
+    """
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
         *((kind.model, "validation") for kind in KINDS),
         (FlowRunRecord, "serialization"),
@@ -57,6 +64,8 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
     references, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
     *bodies, record, error = (references[model] for model in models)
     requests = {kind.message: _ref(f"components/messages/{kind.message}") for kind in KINDS}
+    if plain is not None:
+        requests[PLAIN] = _ref(f"components/messages/{PLAIN}")
     document: dict[str, Any] = {
         "asyncapi": ASYNCAPI,
         "info": {
@@ -101,7 +110,7 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
             },
         },
         "operations": {
-            **{kind.message: _operation(kind) for kind in KINDS},
+            **{kind.message: _receive(kind.title, kind.message) for kind in KINDS},
             "keepDeadLetter": {
                 "action": "send",
                 "title": "Keep a refused request with the reason in its headers",
@@ -118,7 +127,10 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
         },
         "components": {
             "messages": {
-                **{kind.message: _request(kind, body) for kind, body in zip(KINDS, bodies, strict=True)},
+                **{
+                    kind.message: _request(kind, body, typed=kind is not CREATE or plain is not None)
+                    for kind, body in zip(KINDS, bodies, strict=True)
+                },
                 "flowRun": _reply(
                     "flow_run",
                     record,
@@ -149,6 +161,11 @@ def asyncapi(names: QueueNames) -> dict[str, Any]:
             "schemas": definitions["$defs"],
         },
     }
+    if plain is not None:
+        document["operations"]["receivePlainMessage"] = _receive(
+            f"Start a run of {plain.deployment} for each plain message", PLAIN, replied=plain.replies
+        )
+        document["components"]["messages"][PLAIN] = _plain(plain)
     exchange = names.exchange
     if exchange is not None:
         document["channels"]["exchange"] = {
@@ -209,25 +226,41 @@ def _reply(type_: str, payload: Any, statuses: list[int], description: str) -> d
     }
 
 
-def _operation(kind: Kind) -> dict[str, Any]:
-    return {
+def _receive(title: str, message: str, *, replied: bool = True) -> dict[str, Any]:
+    operation: dict[str, Any] = {
         "action": "receive",
-        "title": kind.title,
+        "title": title,
         "channel": _ref("channels/requests"),
-        "messages": [_ref(f"channels/requests/messages/{kind.message}")],
+        "messages": [_ref(f"channels/requests/messages/{message}")],
         "bindings": _amqp({"ack": True}),
-        "reply": {
+    }
+    if replied:
+        operation["reply"] = {
             "address": {
                 "description": "The request's property reply_to.",
                 "location": "$message.header#/reply_to",
             },
             "channel": _ref("channels/replies"),
             "messages": [_ref(f"channels/replies/messages/{name}") for name in ("flowRun", "error")],
-        },
+        }
+    return operation
+
+
+def _plain(plain: PlainMessages) -> dict[str, Any]:
+    if plain.parameter is None:
+        payload = {"type": "object", "description": "The run's parameters."}
+    else:
+        payload = {"description": f"Any JSON: the value of the parameter {plain.parameter}."}
+    return {
+        "title": f"Any message without the type of a request: a run of {plain.deployment}",
+        "description": "The property message_id, or source and id of a CloudEvent in binary mode, make a "
+        "run once.",
+        "contentType": "application/json",
+        "payload": payload,
     }
 
 
-def _request(kind: Kind, payload: Any) -> dict[str, Any]:
+def _request(kind: Kind, payload: Any, *, typed: bool) -> dict[str, Any]:
     request = {
         "contentType": "application/json",
         "headers": _headers(
@@ -243,7 +276,7 @@ def _request(kind: Kind, payload: Any) -> dict[str, Any]:
         "correlationId": {"location": "$message.header#/correlation_id"},
         "examples": [{"payload": example} for example in _examples(kind.model)],
     }
-    if kind is not CREATE:  # which any other type stands for
+    if typed:  # any other type stands for CREATE or for a plain message
         request["bindings"] = _amqp({"messageType": kind.type})
     return request
 

@@ -1,4 +1,5 @@
-"""The side port: liveness, readiness and metrics over HTTP. Requests do not pass here.
+"""The side port: liveness, readiness, metrics and the contract's document over HTTP. Requests do
+not pass here.
 
 It runs on the worker's own event loop, so an answer from ``/livez`` shows that the loop runs.
 Clients of the port cost the worker little: a connection serves one request, connections are few and
@@ -67,13 +68,15 @@ LIMITS = Limits()
 
 @asynccontextmanager
 async def side_port(
-    host: str, port: int, ping: Ping, *, demanded: bool, limits: Limits = LIMITS
+    host: str, port: int, ping: Ping, *, asyncapi: bytes, demanded: bool, limits: Limits = LIMITS
 ) -> AsyncIterator[str]:
-    """Serve ``/livez``, ``/readyz`` and ``/metrics`` within the context. Yields the URL.
+    """Serve ``/livez``, ``/readyz``, ``/metrics`` and ``/asyncapi.json`` within the context. Yields
+    the URL.
 
     Args:
         port: the port. 0 means any free one.
         ping: raises Fault if the database is down.
+        asyncapi: the document, as JSON.
         demanded: use this port only. Otherwise a free port is used, and logged, if this one is
             taken (by another worker on the machine).
 
@@ -91,10 +94,14 @@ async def side_port(
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(REGISTRY), headers={"Content-Type": content_type})
 
+    async def document(_: web.Request) -> web.Response:
+        return web.Response(body=asyncapi, content_type="application/json")
+
     # Connections whose request waits for its turn or for the database.
     asking: set[web.RequestHandler] = set()
     app = web.Application(middlewares=[_one_at_a_time(asking)])
-    app.add_routes([web.get("/livez", _livez), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    pages = {"/livez": _livez, "/readyz": readyz, "/metrics": metrics, "/asyncapi.json": document}
+    app.add_routes([web.get(path, page) for path, page in pages.items()])
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -118,7 +125,7 @@ async def side_port(
         listening += await _listen(host, port, demanded=demanded)
         tasks += [asyncio.create_task(connections.accept(each)) for each in listening]
         url = f"http://{host}:{listening[0].getsockname()[1]}"
-        log.info("http", url=url, paths="/livez /readyz /metrics")
+        log.info("http", url=url, paths=" ".join(pages))
         yield url
     finally:
         for task in tasks:
