@@ -45,7 +45,7 @@ TEMPLATE = {
 
 
 class Place(Protocol):
-    """What a test needs besides a client."""
+    """The flows, deployments and runs of a side."""
 
     async def flow(self, **fields: Any) -> str:
         """Add a flow; returns its id."""

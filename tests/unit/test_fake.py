@@ -114,6 +114,11 @@ async def test_a_call_fails_on_demand(error: type[ClientError], served: bool) ->
     await fake.create_flow_run(FLOW_ID)  # only one call
 
 
+def test_an_error_that_no_client_raises_is_refused() -> None:
+    with pytest.raises(TypeError, match="TimeoutError is no ClientError"):
+        FakeFlowRunClient().fail_next(TimeoutError)  # type: ignore[arg-type]
+
+
 async def test_a_reply_may_be_lost() -> None:
     fake = FakeFlowRunClient(timeout=9)
     for error in (NoReply, NotConfirmed):

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel
 
 from ...contract.encoding import dumps_text
-from ...contract.record import FlowRunRecord
+from ...contract.record import FlowRunRecord, encode_record
 from ...contract.state import TERMINAL_STATES, StateType
 from ...contract.states import States
 from ...runs.completion import Referred
@@ -26,10 +26,11 @@ from ..errors import (
     StatesNotTold,
     WaitTimedOut,
 )
+from ..replies import record_of
 from .interception import intercepted
 from .rows import DEFAULT_QUEUE, as_text
 from .sent import SentRequest
-from .world import ON_DEMAND, Fault, When, World, record_of
+from .world import ON_DEMAND, Fault, When, World
 
 State = StateType | str
 Run = FlowRunRecord | UUID | str
@@ -56,7 +57,7 @@ class Controls:
         labels: Mapping[str, Any] | None = None,
         ends: State | None = None,
     ) -> UUID:
-        """Add a flow, or change the one of this name: what is not given stays. Returns its id.
+        """Add a flow, or change the given fields of the one with this name. Returns its id.
 
         Args:
             id: its id (default: a new one).
@@ -190,7 +191,7 @@ class Controls:
     def runs(self) -> list[FlowRunRecord]:
         """The runs, as they are now, in the order of their creation."""
         now = datetime.now(UTC)
-        return [record_of(run, now) for run in list(self._rows.runs)]
+        return [record_of(encode_record(run, now)) for run in list(self._rows.runs)]
 
     # What is to happen.
 
@@ -231,12 +232,14 @@ class Controls:
         :class:`worker.client.StatesNotTold` end the next wait.
 
         Args:
-            error: an error, or its class, such as :class:`worker.client.NoReply`.
+            error: a ClientError, or its class, such as :class:`worker.client.NoReply`.
             times: how many calls fail so.
             served: serve the request, and lose only its reply. Then ``maybe_sent`` is true.
             when: whether it is about a request, given as in :attr:`requests` (default: any).
         """
         kind = error if isinstance(error, type) else type(error)
+        if not issubclass(kind, ClientError):
+            raise TypeError(f"{kind.__name__} is no ClientError, and no call of a client raises others")
         if issubclass(kind, (WaitTimedOut, StatesNotTold)):
             self._world.wait_faults.extend([error] * times)
         elif error in _STATUS:

@@ -18,7 +18,7 @@ from ...contract.state import StateType
 from ...contract.states import told_types
 from ..errors import ClientError, NoReply, NotConfirmed, StatesNotTold, UnreadableReply
 from ..message import ClientMessage
-from ..replies import Reply
+from ..replies import Reply, record_of
 from ..sender import no_confirm, no_reply
 from .answers import answered, refused_with
 from .moving import moved
@@ -118,7 +118,7 @@ class World:
         run = self.rows.run(run_id)
         if run is None:
             return refused_with(FlowRunNotFound(run_id)).record()
-        return record_of(run, datetime.now(UTC))
+        return record_of(encode_record(run, datetime.now(UTC)))
 
     def check_states_told(self) -> None:
         """Raise StatesNotTold if no states are told, or if the test wants it."""
@@ -145,7 +145,7 @@ class World:
         now = datetime.now(UTC)
         run = moved(run, state, now, **({"name": None, "message": None, "data": None} | fields))
         self.rows.put_run(run)
-        record = record_of(run, now)
+        record = record_of(encode_record(run, now))
         self._tell(record)
         return record
 
@@ -167,11 +167,6 @@ class World:
             if state := (run.deployment_id and ends.get(run.deployment_id)) or ends.get(run.flow_id):
                 self._move(run, state)
         return reply
-
-
-def record_of(run: FlowRun, now: datetime) -> FlowRunRecord:
-    """A run as a reply shows it."""
-    return FlowRunRecord.model_validate_json(encode_record(run, now))
 
 
 def _note(sent: SentRequest, reply: Reply) -> None:
