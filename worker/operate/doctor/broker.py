@@ -25,7 +25,7 @@ from worker.broker.connection import (
 from worker.broker.declaring import NothingThere, TopologyMismatch, declaring
 from worker.broker.topology import Topology
 from worker.observability.redaction import redact
-from worker.operate.doctor.finding import Finding, Verdict
+from worker.operate.doctor.finding import Finding, Verdict, ok, problem, warning
 from worker.settings import Settings
 
 # The first version with at-least-once dead-lettering of quorum queues.
@@ -59,7 +59,7 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
         )
     except (BrokerUnavailable, BrokerRefused) as error:
         advice = next(advice for kind, advice in _ADVICE.items() if isinstance(error, kind))
-        yield Finding("broker", Verdict.problem, str(error), advice)
+        yield problem("broker", str(error), advice)
         return
     try:
         yield _version(connection, settings, (monotonic() - started) * 1000)
@@ -73,9 +73,8 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
             elif queue == topology.events_queue:
                 outbox_stands = count is not None
             elif queue == topology.dead_letter_queue and count and finding.verdict is Verdict.ok:
-                finding = Finding(
+                finding = warning(
                     finding.what,
-                    Verdict.warning,
                     finding.detail,
                     "Requests were refused: 'flow-run-worker dead-letters list'.",
                 )
@@ -103,8 +102,8 @@ def _version(connection: aio_pika.Connection, settings: Settings, milliseconds: 
     detail = f"{product} {version} at {redact(settings.amqp_url)}, connected in {milliseconds:.0f} ms"
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if product == "RabbitMQ" and numbers < OLDEST_RABBITMQ:
-        return Finding("broker", Verdict.problem, detail, "The worker's queues need RabbitMQ 3.10 or newer.")
-    return Finding("broker", Verdict.ok, detail)
+        return problem("broker", detail, "The worker's queues need RabbitMQ 3.10 or newer.")
+    return ok("broker", detail)
 
 
 def _text(value: object) -> str:
@@ -121,22 +120,22 @@ async def _queue(
         with declaring(f"queue '{queue}'"):
             declared = (await channel.get_queue(queue)).declaration_result
     except NothingThere:
-        return Finding(what, Verdict.warning, *_MISSING), None
+        return warning(what, *_MISSING), None
     except (BrokerUnavailable, TopologyMismatch) as error:
-        return Finding(what, Verdict.problem, str(error)), None
+        return problem(what, str(error)), None
     count = declared.message_count or 0
     detail = f"{count} ready, {declared.consumer_count or 0} consumer(s)"
     try:
         # Declaring an existing queue only compares its arguments.
         await topology.declare_queue(channel, queue)
     except (BrokerUnavailable, TopologyMismatch) as error:
-        return Finding(
-            what, Verdict.problem, str(error), "'flow-run-worker topology show' prints the right properties."
+        return problem(
+            what, str(error), "'flow-run-worker topology show' prints the right properties."
         ), count
     except ChannelAccessRefused:
-        return Finding(what, Verdict.ok, f"{detail}; this user may not see its arguments"), count
+        return ok(what, f"{detail}; this user may not see its arguments"), count
     await channel.close()
-    return Finding(what, Verdict.ok, f"{detail}; its arguments are as the worker declares them"), count
+    return ok(what, f"{detail}; its arguments are as the worker declares them"), count
 
 
 async def _others_events(connection: aio_pika.Connection, topology: Topology) -> AsyncIterator[Finding]:
@@ -156,7 +155,7 @@ async def _others_events(connection: aio_pika.Connection, topology: Topology) ->
         "Set WORKER_PREFECT_API_URL for every worker of the queue. If you want no events, set it for none, "
         f"and delete {topology.events_queue} once it is empty."
     )
-    yield Finding("events", Verdict.warning, detail, advice)
+    yield warning("events", detail, advice)
 
 
 async def _exchange(
@@ -167,25 +166,23 @@ async def _exchange(
         with declaring(f"exchange '{exchange}'"):
             await channel.get_exchange(exchange)
     except NothingThere:
-        return Finding(f"exchange {exchange}", Verdict.warning, *missing)
+        return warning(f"exchange {exchange}", *missing)
     await channel.close()
-    return Finding(f"exchange {exchange}", Verdict.ok, "stands")
+    return ok(f"exchange {exchange}", "stands")
 
 
 async def _read_permission(connection: aio_pika.Connection, queue: str, waiting: int) -> Finding:
     if waiting:
-        return Finding("read permission", Verdict.ok, "not tried: requests wait, and the try would take one")
+        return ok("read permission", "not tried: requests wait, and the try would take one")
     channel = await connection.channel()
     try:
         taken = await (await channel.get_queue(queue, ensure=False)).get(fail=False)
         if taken is not None:  # it arrived just now
             await taken.nack(requeue=True)
     except ChannelAccessRefused as error:
-        return Finding(
-            "read permission", Verdict.problem, str(error), f"Grant the worker's user read on '{queue}'."
-        )
+        return problem("read permission", str(error), f"Grant the worker's user read on '{queue}'.")
     await channel.close()
-    return Finding("read permission", Verdict.ok, f"may consume from {queue}")
+    return ok("read permission", f"may consume from {queue}")
 
 
 async def _outbox_permission(connection: aio_pika.Connection, queue: str) -> Finding:
@@ -198,9 +195,9 @@ async def _outbox_permission(connection: aio_pika.Connection, queue: str) -> Fin
         outbox = await channel.get_queue(queue, ensure=False)
         await outbox.cancel(await outbox.consume(_give_back))
     except ChannelAccessRefused as error:
-        return Finding("outbox", Verdict.problem, str(error), f"Grant the worker's user read on '{queue}'.")
+        return problem("outbox", str(error), f"Grant the worker's user read on '{queue}'.")
     await channel.close()
-    return Finding("outbox", Verdict.ok, f"may consume from {queue}")
+    return ok("outbox", f"may consume from {queue}")
 
 
 async def _give_back(message: AbstractIncomingMessage) -> None:
@@ -227,11 +224,11 @@ async def _write_permission(connection: WatchedConnection) -> Finding:
             "No request is answered until it ends: give the broker memory or disk "
             "('rabbitmq-diagnostics alarms' there says which), or see who fills it."
         )
-        return Finding("alarm", Verdict.problem, str(error), advice)
+        return problem("alarm", str(error), advice)
     except TimeoutError:
         told = f"the broker has confirmed no publication within {PUBLISH_TIMEOUT:g} s"
-        return Finding("write permission", Verdict.problem, told, "Look at the broker's log.")
+        return problem("write permission", told, "Look at the broker's log.")
     except AMQPError as error:
         advice = "Grant the worker's user write on 'amq.default', the exchange of replies and dead letters."
-        return Finding("write permission", Verdict.problem, str(error), advice)
-    return Finding("write permission", Verdict.ok, "may publish replies and dead letters")
+        return problem("write permission", str(error), advice)
+    return ok("write permission", "may publish replies and dead letters")

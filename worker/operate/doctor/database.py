@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from worker.contract.errors import DeploymentMissing, Fault
 from worker.observability.redaction import redact
-from worker.operate.doctor.finding import Finding, Verdict
+from worker.operate.doctor.finding import Finding, Verdict, ok, problem, warning
 from worker.operate.doctor.prefect_versions import Dialect, version_at, versions
 from worker.settings import Settings
 from worker.store import StoreError, migrations
@@ -32,9 +32,8 @@ _START_PREFECT = (
 
 
 # A pooler is no problem: the worker then avoids features that poolers lack.
-_POOLER = Finding(
+_POOLER = ok(
     "pooler",
-    Verdict.ok,
     "a pooler such as PgBouncer stands before PostgreSQL; the worker does without prepared statements "
     "and without settings of the session, so a batch takes four round trips instead of one",
     "Point the worker at the server itself where latency counts; or let the pool have two connections "
@@ -58,11 +57,11 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
         database = await open_database(url)
     except (StoreError, Fault) as error:
         advice = "Start it, or set WORKER_DATABASE_URL to where it is." if isinstance(error, Fault) else ""
-        yield Finding("database", Verdict.problem, str(error), advice)
+        yield problem("database", str(error), advice)
         return
     try:
         schema = await migrations.inspect(database, settings.database_kind)
-        yield Finding("database", Verdict.ok, f"{'PostgreSQL' if postgresql else 'SQLite'} at {where}")
+        yield ok("database", f"{'PostgreSQL' if postgresql else 'SQLite'} at {where}")
         if database.pooler:
             yield _POOLER
         yield _schema(schema, settings, "postgresql" if postgresql else "sqlite")
@@ -74,7 +73,7 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
             ):
                 yield finding
     except (StoreError, Fault) as error:
-        yield Finding("database", Verdict.problem, str(error))
+        yield problem("database", str(error))
     finally:
         await database.close()
 
@@ -83,31 +82,26 @@ async def _deployment(database: Database, schema: migrations.Schema, name: str) 
     """Whether the deployment of plain messages is there."""
     reader = Reader(database, prefect=True, lacks=schema.lacks)
     if await reader.has_deployment(name):
-        return Finding("deployment", Verdict.ok, f"'{name}' is there; each plain message starts a run of it")
+        return ok("deployment", f"'{name}' is there; each plain message starts a run of it")
     advice = f"Deploy it, or correct WORKER_DEPLOYMENT: 'prefect deployment inspect {shlex.quote(name)}'."
-    return Finding("deployment", Verdict.problem, str(DeploymentMissing(name)), advice)
+    return problem("deployment", str(DeploymentMissing(name)), advice)
 
 
 def _file(file: Path, *, there: bool, kind: migrations.Kind) -> Finding:
     if not file.parent.is_dir():
-        return Finding(
-            "database file", Verdict.problem, f"the folder {file.parent} does not exist", "Create it."
-        )
+        return problem("database file", f"the folder {file.parent} does not exist", "Create it.")
     # SQLite writes its log next to the file.
     if not os.access(file.parent, os.W_OK) or (there and not os.access(file, os.W_OK)):
         advice = "Let the worker's user write to the file and to its folder, where SQLite keeps its log."
-        return Finding("database file", Verdict.problem, f"{file} can't be written to", advice)
+        return problem("database file", f"{file} can't be written to", advice)
     if kind == "prefect" and not there:
-        return Finding(
+        return problem(
             "database file",
-            Verdict.problem,
             f"{file} is not there yet, and WORKER_DATABASE_KIND demands that of a Prefect server; "
             "a worker waits for it",
             _START_PREFECT,
         )
-    return Finding(
-        "database file", Verdict.ok, f"{file} {'stands' if there else 'will be made when a worker starts'}"
-    )
+    return ok("database file", f"{file} {'stands' if there else 'will be made when a worker starts'}")
 
 
 def _prefects(schema: migrations.Schema, settings: Settings, version: str | None) -> Finding:
@@ -119,25 +113,23 @@ def _prefects(schema: migrations.Schema, settings: Settings, version: str | None
     known = f" (Prefect {version})" if version else ", which is of no Prefect that the worker was tested with"
     detail = f"a Prefect server's, at its migration {schema.revision}{known}"
     if settings.database_kind == "standalone":
-        return Finding(
-            "schema", Verdict.problem, detail, "WORKER_DATABASE_KIND demands one of the worker's own."
-        )
+        return problem("schema", detail, "WORKER_DATABASE_KIND demands one of the worker's own.")
     if schema.problems:
         advice = "Use a Prefect version that deploy/docs/prefect.md names. It is left untouched."
         if settings.database_kind == "prefect":
             advice += " If its server is making its tables now, a worker waits for them."
         lacks = f"{detail}; lacks {'; '.join(schema.problems)}"
-        return Finding("schema", Verdict.problem, lacks, advice)
+        return problem("schema", lacks, advice)
     detail += "; has all that the worker writes to, and is never altered"
     if version:
-        return Finding("schema", Verdict.ok, detail)
+        return ok("schema", detail)
     reference, *older = versions()
     advice = (
         f"The worker answers as Prefect {reference} does, and was tested with the databases of "
         f"{' and '.join(older)} as well. Try a request, and see whether the server shows what the reply "
         "said; or look for a newer worker."
     )
-    return Finding("schema", Verdict.warning, detail, advice)
+    return warning("schema", detail, advice)
 
 
 def _schema(schema: migrations.Schema, settings: Settings, dialect: Dialect) -> Finding:
@@ -145,23 +137,19 @@ def _schema(schema: migrations.Schema, settings: Settings, dialect: Dialect) -> 
         return _prefects(schema, settings, version_at(dialect, schema.revision))
     if settings.database_kind == "prefect":
         if schema.problems:
-            return Finding("schema", Verdict.problem, "; ".join(schema.problems))
+            return problem("schema", "; ".join(schema.problems))
         detail = "Prefect has not made its tables here yet; a worker waits for them"
-        return Finding("schema", Verdict.problem, detail, _START_PREFECT)
+        return problem("schema", detail, _START_PREFECT)
     if schema.problems:
-        return Finding(
-            "schema", Verdict.problem, "; ".join(schema.problems), "Give the worker a database of its own."
-        )
+        return problem("schema", "; ".join(schema.problems), "Give the worker a database of its own.")
     if schema.revision == schema.head:
-        return Finding("schema", Verdict.ok, f"the worker's own, at {schema.revision}, up to date")
+        return ok("schema", f"the worker's own, at {schema.revision}, up to date")
     detail = (
         f"the worker's own, at {schema.revision}, behind {schema.head}" if schema.revision else "none yet"
     )
     if settings.migrate:
-        return Finding("schema", Verdict.ok, f"{detail}; will be brought to {schema.head} at the start")
-    return Finding(
-        "schema", Verdict.problem, detail, "Run 'flow-run-worker db upgrade', or start with --migrate."
-    )
+        return ok("schema", f"{detail}; will be brought to {schema.head} at the start")
+    return problem("schema", detail, "Run 'flow-run-worker db upgrade', or start with --migrate.")
 
 
 def _postgresql(connection: sa.Connection, *, prefect: bool) -> list[Finding]:
@@ -173,44 +161,38 @@ def _postgresql(connection: sa.Connection, *, prefect: bool) -> list[Finding]:
     after = datetime.now(UTC)
     off = max((before - theirs).total_seconds(), (theirs - after).total_seconds(), 0.0)
     milliseconds = (after - before).total_seconds() * 1000
-    findings = [Finding("round trip", Verdict.ok, f"{milliseconds:.1f} ms")]
+    findings = [ok("round trip", f"{milliseconds:.1f} ms")]
     if off > CLOCK_SECONDS:
         advice = "Keep both by NTP: times of states are taken from the worker's clock."
-        findings.append(Finding("clock", Verdict.warning, f"{off:.1f} s apart from the database's", advice))
+        findings.append(warning("clock", f"{off:.1f} s apart from the database's", advice))
     else:
-        findings.append(
-            Finding("clock", Verdict.ok, f"agrees with the database's (to {milliseconds:.1f} ms)")
-        )
+        findings.append(ok("clock", f"agrees with the database's (to {milliseconds:.1f} ms)"))
     if ask("SELECT pg_is_in_recovery()"):
-        findings.append(
-            Finding(
-                "writes", Verdict.problem, "the server is a standby, in recovery", "Point at the primary."
-            )
-        )
+        findings.append(problem("writes", "the server is a standby, in recovery", "Point at the primary."))
     for right in PREFECT if prefect else STANDALONE:
         if ask("SELECT to_regclass(:table) IS NOT NULL", table=right.table) and not ask(right.question):
             advice = right.grant(ask("SELECT current_user"))
             detail = f"no {right.where}"
             if right.needed_by:
                 refused = f"{detail}: refused are {right.needed_by}"
-                findings.append(Finding("privileges", Verdict.warning, refused, advice))
+                findings.append(warning("privileges", refused, advice))
             else:
-                findings.append(Finding("privileges", Verdict.problem, detail, advice))
+                findings.append(problem("privileges", detail, advice))
     if secrets := [table for table in SECRET if prefect and _may_read(connection, table)]:
         advice = "Give the worker a role of its own, with the rights of deploy/postgresql/prefect-rights.sql."
         detail = f"may read the secrets of Prefect in {' and '.join(secrets)}, and need not"
-        findings.append(Finding("privileges", Verdict.warning, detail, advice))
+        findings.append(warning("privileges", detail, advice))
     if not any(finding.verdict is Verdict.problem for finding in findings):
-        findings.append(Finding("writes", Verdict.ok, "may read and insert"))
+        findings.append(ok("writes", "may read and insert"))
     unsafe = [
         name for name in ("fsync", "synchronous_commit", "full_page_writes") if ask(f"SHOW {name}") == "off"
     ]
     if unsafe:
         detail = f"{', '.join(unsafe)} off"
         advice = "A crash of the server can lose runs that were answered. Turn it on, unless that is meant."
-        findings.append(Finding("durability", Verdict.warning, detail, advice))
+        findings.append(warning("durability", detail, advice))
     else:
-        findings.append(Finding("durability", Verdict.ok, "a commit is on disk before it is answered"))
+        findings.append(ok("durability", "a commit is on disk before it is answered"))
     return findings
 
 

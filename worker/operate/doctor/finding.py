@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 
 class Verdict(str, Enum):
@@ -27,3 +28,10 @@ class Finding:
     verdict: Verdict
     detail: str
     advice: str = ""
+
+
+def _finding(verdict: Verdict, what: str, detail: str, advice: str = "") -> Finding:
+    return Finding(what, verdict, detail, advice)
+
+
+ok, warning, problem, unknown = (partial(_finding, verdict) for verdict in Verdict)

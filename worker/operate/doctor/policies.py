@@ -7,7 +7,7 @@ from yarl import URL
 from worker.broker.management import Management, ManagementUnavailable
 from worker.broker.policies import command, harms
 from worker.contract.topology import QueueNames
-from worker.operate.doctor.finding import Finding, Verdict
+from worker.operate.doctor.finding import Finding, ok, problem, unknown, warning
 from worker.settings import Settings
 from worker.urls.broker import split_urls, virtual_host
 
@@ -17,9 +17,8 @@ async def examine_policies(settings: Settings) -> AsyncIterator[Finding]:
     names = settings.queue_names
     if settings.management_url is None:
         policy = command(names, virtual_host(URL(split_urls(settings.amqp_url)[0])))
-        yield Finding(
+        yield unknown(
             "policies and binding",
-            Verdict.unknown,
             "AMQP does not show whether a policy drops or expires messages, nor whether the queue is bound",
             "Set WORKER_MANAGEMENT_URL. RabbitMQ 4 drops a dead letter that was looked at 20 times, unless "
             f"a policy says otherwise: {policy}",
@@ -33,9 +32,8 @@ async def examine_policies(settings: Settings) -> AsyncIterator[Finding]:
             if names.exchange is not None and names.routing_key is not None:
                 yield await _binding(management, names, names.exchange, names.routing_key)
     except ManagementUnavailable as error:
-        yield Finding(
+        yield warning(
             "policies and binding",
-            Verdict.warning,
             f"not checked: {error}",
             "Check WORKER_MANAGEMENT_URL, and that the broker has the plugin rabbitmq_management.",
         )
@@ -45,23 +43,19 @@ async def _policies(management: Management, names: QueueNames, queue: str) -> li
     what = f"policy of {queue}"
     seen = await management.queue(queue)
     if seen is None:
-        return [Finding(what, Verdict.unknown, "does not stand, or was made some seconds ago")]
+        return [unknown(what, "does not stand, or was made some seconds ago")]
     found = list(harms(names, management.vhost, queue, seen))
     if not found:
         named = seen.get("policy") or "none"
-        return [Finding(what, Verdict.ok, f"{named}; nothing drops, expires or limits its messages")]
-    return [
-        Finding(what, Verdict.problem if harm.loses else Verdict.warning, harm.text, harm.remedy)
-        for harm in found
-    ]
+        return [ok(what, f"{named}; nothing drops, expires or limits its messages")]
+    return [(problem if harm.loses else warning)(what, harm.text, harm.remedy) for harm in found]
 
 
 async def _binding(management: Management, names: QueueNames, exchange: str, routing_key: str) -> Finding:
     if await management.bound(exchange, routing_key, names.queue):
-        return Finding("binding", Verdict.ok, f"{exchange} leads to {names.queue}")
-    return Finding(
+        return ok("binding", f"{exchange} leads to {names.queue}")
+    return problem(
         "binding",
-        Verdict.problem,
         f"{exchange} does not lead to {names.queue}: a request to this exchange reaches nobody",
         "A worker makes it within a minute. If its user may not, run 'flow-run-worker topology declare' as a "
         "user who may.",

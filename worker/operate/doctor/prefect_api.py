@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from worker.contract.errors import Fault
 from worker.events.api import APIAway, EventsRefused, PrefectAPI
-from worker.operate.doctor.finding import Finding, Verdict
+from worker.operate.doctor.finding import Finding, ok, problem, warning
 from worker.settings import Settings
 from worker.store import StoreError, migrations
 from worker.store.engine import parse_url
@@ -28,25 +28,24 @@ async def examine_prefect_api(settings: Settings) -> AsyncIterator[Finding]:
             # An empty list is checked like any other, including the login and the CSRF token.
             await api.post_events(b"[]")
         except (APIAway, EventsRefused) as error:
-            yield Finding("Prefect's API", Verdict.problem, str(error), _EVENTS_WAIT)
+            yield problem("Prefect's API", str(error), _EVENTS_WAIT)
             return
-        yield Finding("Prefect's API", Verdict.ok, f"Prefect {version} at {settings.prefect_api_url}")
+        yield ok("Prefect's API", f"Prefect {version} at {settings.prefect_api_url}")
         try:
             yield await _server_of_this_database(api, settings)
         except (APIAway, StoreError, Fault) as error:
-            yield Finding("Prefect's database", Verdict.warning, f"can't be compared: {error}")
+            yield warning("Prefect's database", f"can't be compared: {error}")
 
 
 async def _server_of_this_database(api: PrefectAPI, settings: Settings) -> Finding:
     what = "Prefect's database"
     flow_id = await migrations.with_connection(parse_url(settings.database_url), _any_flow)
     if flow_id is None:
-        return Finding(what, Verdict.ok, "has no flow yet to recognise its server by")
+        return ok(what, "has no flow yet to recognise its server by")
     if await api.has(f"/flows/{flow_id}"):
-        return Finding(what, Verdict.ok, "the API has a flow of this database: it is its server")
-    return Finding(
+        return ok(what, "the API has a flow of this database: it is its server")
+    return problem(
         what,
-        Verdict.problem,
         f"the API does not know the flow {flow_id} of this database: it is another server's",
         "Point WORKER_PREFECT_API_URL and WORKER_DATABASE_URL at one server and its database.",
     )
