@@ -49,7 +49,9 @@ def together(nodeid: str) -> str:
         return file
     if name in ("test_conformance.py", "test_labels.py"):
         return f"{folder} answers"
-    return f"{folder} {'sqlite' if found and found[1] == 'sqlite' else 'postgresql'}"
+    # In two groups, as all of them on one database take minutes.
+    part = "longest" if name in ("test_deployments.py", "test_odd_runs.py", "test_memory.py") else "others"
+    return f"{folder} {part} {'sqlite' if found and found[1] == 'sqlite' else 'postgresql'}"
 
 
 class Together(LoadScopeScheduling):

@@ -28,6 +28,8 @@ def leader(nodes: list[RabbitMQ], queue: str) -> RabbitMQ:
     return next(node for node in nodes if node.name == name)
 
 
+# In ``make test``, a broker of one node is killed in test_faults.py.
+@pytest.mark.long
 async def test_a_node_is_killed(
     nodes: list[RabbitMQ], cluster: PostgreSQL, queue: str, tmp_path: Path
 ) -> None:

@@ -15,7 +15,8 @@ SMALL = 5_000
 
 
 @pytest.mark.parametrize(
-    ("database", "fast_path"), [("sqlite", True), ("postgresql", True), ("sqlite", False)]
+    ("database", "fast_path"),
+    [pytest.param("sqlite", True, marks=pytest.mark.long), ("postgresql", True), ("sqlite", False)],
 )
 async def test_hostile_requests_are_answered_and_all_around_them_is_served(
     request: pytest.FixtureRequest, amqp_url: str, queue: str, tmp_path: Path, database: str, fast_path: bool

@@ -19,7 +19,7 @@ LARGEST = 400
 
 
 @pytest.mark.parametrize("shape", BECOMING_LARGE, ids=lambda shape: shape.what)
-@pytest.mark.parametrize("database", ["postgresql", "sqlite"])
+@pytest.mark.parametrize("database", [pytest.param("postgresql", marks=pytest.mark.long), "sqlite"])
 async def test_a_worker_in_its_limit_answers_all(
     postgresql: PostgreSQL,
     amqp_url: str,
