@@ -192,8 +192,8 @@ async def handling(shared: Shared, amqp_url: str, tmp_path: Path) -> AsyncIterat
         yield handling
 
 
-# Kinds with a limit of ours: on the database that may treat them differently, or else on the quicker
-# one. Of each other kind, every third run. The other combinations are long.
+# Kinds with a limit of ours, on the database that may treat them differently or on the quicker one,
+# and every third run of each other kind. The other combinations are long.
 QUICK = (
     ("sqlite", "deep"),
     ("sqlite", "tagged"),
