@@ -2,15 +2,17 @@
 
 import json
 import os
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.conformance.cases import BROKEN_AT_PREFECT, CASES, FLOW, STATES, Case
-from tests.conformance.comparison import differences
+from tests.conformance.cases import BROKEN_AT_PREFECT, CASES, FLOW, STATES, Case, written_for
+from tests.conformance.comparison import comparable, differences
 from tests.conformance.conftest import Answers, Both
 from tests.conformance.odd_runs import nested, tags
 
@@ -190,3 +192,28 @@ async def test_a_field_that_only_one_of_them_has_shows(both: Both, flow_id: str)
         assert list(differences(without, answers.ours[1])) == [
             f".{name}: only we have it: {answers.ours[1][name]!r}"
         ]
+
+
+async def test_a_run_of_our_own_is_read_as_prefect_reads_its_own(both: Both, flow_id: str) -> None:
+    """The same request makes a run on each side, which is then read there."""
+    read = 0
+    for case in CASES:
+        if both.share or not case.name.startswith(("every", "state ", "labels", "parameters")):
+            continue
+        body = written_for(flow_id, case.raw, FLOW)
+        json_ = {"content-type": "application/json", **case.headers}
+        try:
+            prefects = await both.http.post("/flow_runs/", content=body, headers=json_)
+        except httpx.TransportError:
+            continue
+        ours = await both.producer.request(body, headers=case.headers)
+        if prefects.status_code != 201 or ours.status != 201:
+            continue
+        theirs = (await both.http.get(f"/flow_runs/{prefects.json()['id']}")).json()
+        reply = await both.producer.request({"id": ours.body["id"]}, type="read_flow_run")
+        assert reply.status == 200
+        now = datetime.now(UTC)
+        found = list(differences(comparable(theirs, now), comparable(reply.body, now)))
+        assert not found, f"{case.name}\n" + "\n".join(found)
+        read += 1
+    assert both.share or read > 20
