@@ -20,7 +20,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfil
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help check test test-long test-engine test-rabbitmq4 image fuzz soak among-good lint dist demo run bench reference servers clean
+.PHONY: help check test test-long test-engine test-rabbitmq4 image fuzz soak among-good lint dist demo demo-prefect run bench reference servers clean
 
 help:                 ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -92,6 +92,9 @@ dist: .cache/release/installed   ## Build both distributions into .cache/dist, w
 
 demo: $(VENV)/installed   ## Show the main job on a broker, a worker and SQLite; leaves nothing running
 	@$(BIN)/python -m tests.support.demo
+
+demo-prefect: $(VENV)/installed-test   ## Show a deployment that messages start, on a Prefect server and its process worker; leaves nothing running
+	@$(BIN)/python -m tests.support.demo_prefect
 
 run: $(VENV)/installed   ## Run a worker in the foreground, with a broker of its own if none answers
 	@$(BIN)/python -m tests.support.run

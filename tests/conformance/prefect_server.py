@@ -97,7 +97,7 @@ class PrefectServer:
     def start(self) -> None:
         """Start it, and wait until it is healthy."""
         command = [
-            str(self._bin / "prefect"),
+            self.program("prefect"),
             "server",
             "start",
             *([] if self.environment["PREFECT_SERVER_UI_ENABLED"] == "true" else ["--no-ui"]),
@@ -108,6 +108,10 @@ class PrefectServer:
         ]
         self._process = ServerProcess(command, self._folder / "output", env=self.environment)
         self._process.wait_until(self._healthy, 120)
+
+    def program(self, name: str) -> str:
+        """The path of a program in its environment."""
+        return str(self._bin / name)
 
     def stop(self) -> None:
         """Stop it. The database stays, and the server can be started again."""

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from tests.conformance.comparison import comparable, differences
-from tests.conformance.prefect_server import VERSION, PrefectServer, install
+from tests.conformance.prefect_server import PrefectServer
 from tests.support.database import execute
 from tests.support.processes import ServerProcess
 from tests.support.producer import Producer, Reply
@@ -164,8 +164,17 @@ def assert_served(reply: Reply, served: Any) -> None:
 
 def start_process_worker(server: PrefectServer, pool: str, folder: Path) -> ServerProcess:
     """Prefect's own worker, for a process pool; its log is in the folder."""
-    prefect = str(install(VERSION) / "prefect")
-    command = [prefect, "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"]
+    command = [
+        server.program("prefect"),
+        "worker",
+        "start",
+        "--pool",
+        pool,
+        "--type",
+        "process",
+        "--limit",
+        "1",
+    ]
     return ServerProcess(command, folder / "prefect-worker.log", env=server.environment)
 
 

@@ -188,12 +188,13 @@ async def many(url: str, queue: str) -> Table:
 
 
 async def forget(url: str, queue: str) -> None:
-    """Delete the demo's queues and exchange."""
+    """Delete the demo's queues and exchanges."""
     connection = await aiormq.connect(url)
     channel = await connection.channel()
-    for name in (queue, f"{queue}.dead"):
-        await channel.queue_delete(name)
-    await channel.exchange_delete(queue.rpartition(".")[0])
+    for name in ("", ".dead", ".events", ".states.cursor"):
+        await channel.queue_delete(f"{queue}{name}")
+    for exchange in (queue.rpartition(".")[0], f"{queue}.states"):
+        await channel.exchange_delete(exchange)
     await connection.close()
 
 
