@@ -162,19 +162,10 @@ def assert_served(reply: Reply, served: Any) -> None:
     assert not found, "\n".join(found)
 
 
-def start_process_worker(server: PrefectServer, pool: str, folder: Path) -> ServerProcess:
+def start_process_worker(server: PrefectServer, pool: str, folder: Path, limit: int = 1) -> ServerProcess:
     """Prefect's own worker, for a process pool; its log is in the folder."""
-    command = [
-        server.program("prefect"),
-        "worker",
-        "start",
-        "--pool",
-        pool,
-        "--type",
-        "process",
-        "--limit",
-        "1",
-    ]
+    options = ("--pool", pool, "--type", "process", "--limit", str(limit))
+    command = [server.program("prefect"), "worker", "start", *options]
     return ServerProcess(command, folder / "prefect-worker.log", env=server.environment)
 
 
