@@ -3,6 +3,8 @@ waits for them.
 """
 
 import asyncio
+import json
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.conformance.shared import (
     start_process_worker,
 )
 from tests.conftest import StartWorker
+from tests.support.node import NodeProducer
 from tests.support.producer import Producer
 from worker.client import FlowRunClient, WaitTimedOut
 
@@ -76,6 +79,7 @@ async def test_each_end_of_a_run_is_waited_for(
                 )
                 for how in TERMINAL
             }
+            node = asyncio.create_task(_by_node(tmp_path, amqp_url, queue, f"{name}/{name}"))
             async with asyncio.timeout(300):
                 cancelled = None
                 while cancelled is None:  # cancelled as by a user, once it runs
@@ -93,8 +97,20 @@ async def test_each_end_of_a_run_is_waited_for(
                     assert record.parameters == {"how": how}
                 assert (await first_failed).id == (await ends["FAILED"]).id
                 await failed.aclose()
+                assert await node in ("COMPLETED", None), worker.log_tail()
         finally:
             worker.stop()
+
+
+async def _by_node(folder: Path, amqp_url: str, queue: str, deployment: str) -> str | None:
+    """How a run ended that Node.js started and waited for; None without Node.js."""
+    if not shutil.which("npm"):
+        return None
+    node = await asyncio.to_thread(NodeProducer, folder, amqp_url, queue)
+    arguments = ("--wait", deployment, "key", '{"how": "COMPLETED"}')
+    done = await asyncio.to_thread(node.create, *arguments)
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout.partition("\n")[2])["state_type"])
 
 
 @pytest.mark.parametrize("states", ["final", "all"])

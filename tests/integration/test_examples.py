@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import StartWorker
 from tests.support.database import fetch_runs
 from tests.support.node import NodeProducer
+from tests.support.published_states import Teller
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import ROOT
 
@@ -38,6 +39,23 @@ async def test_node_producer_prints_the_record(
     assert refused.returncode == 1
     assert refused.stdout.startswith("422 error")
     assert no_deployment.stdout.startswith("404 error")
+
+
+@pytest.mark.skipif(not shutil.which("npm"), reason="no Node.js here")
+async def test_node_producer_waits_for_the_end(amqp_url: str, queue: str, tmp_path: Path) -> None:
+    node = await asyncio.to_thread(NodeProducer, tmp_path, amqp_url, queue)
+    async with Teller(amqp_url, queue) as teller:
+        waiting = asyncio.create_task(asyncio.to_thread(node.create, "--wait", FLOW_ID))
+        while not teller.reads:
+            await asyncio.sleep(0.05)
+        (run_id,) = teller.runs
+        await teller.tell(run_id, "RUNNING")
+        await teller.tell(run_id, "COMPLETED")
+        done = await waiting
+    assert (done.returncode, done.stderr) == (0, "Running\nCompleted\n")
+    status, _, record = done.stdout.partition("\n")
+    assert status == "201 flow_run"
+    assert (json.loads(record)["id"], json.loads(record)["state_type"]) == (str(run_id), "COMPLETED")
 
 
 JAVA_CLIENT = ("librabbitmq-client-java", "libslf4j-java")

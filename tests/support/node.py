@@ -27,5 +27,5 @@ class NodeProducer:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )

@@ -96,7 +96,11 @@ class Teller:
         if status >= 400:
             headers["x-error"] = reason
         reply = aio_pika.Message(
-            answer, correlation_id=message.correlation_id, headers=headers, message_id=uuid4().hex
+            answer,
+            type="flow_run" if status < 400 else "error",
+            correlation_id=message.correlation_id,
+            headers=headers,
+            message_id=uuid4().hex,
         )
         await self._channel.default_exchange.publish(reply, message.reply_to or "", mandatory=False)
         await message.ack()
