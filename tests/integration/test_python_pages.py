@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.producer import Producer
+from tests.support.published_states import Teller
 from tests.support.worker_process import ROOT
 
-PAGES = ("README.md", "deploy/docs/python.md")
+PAGES = ("README.md", "deploy/docs/python.md", "deploy/docs/waiting.md")
 URL = '"amqp://guest:guest@localhost:5672/"'
 
 BLOCKS = [
@@ -21,7 +22,7 @@ BLOCKS = [
     # FastAPI is in another environment: tests/support/client_programs.py runs this one.
     if "fastapi" not in block
 ]
-PROGRAMS = [(page, block) for page, block in BLOCKS if "print" in block]
+PROGRAMS = [(page, block) for page, block in BLOCKS if "print" in block and "wait=" not in block]
 
 
 @pytest.mark.parametrize(("page", "block"), PROGRAMS, ids=[page for page, _ in PROGRAMS])
@@ -37,6 +38,21 @@ async def test_it_runs(page: str, block: str, shared_worker: Producer, amqp_url:
     assert re.fullmatch(r"[0-9a-f-]{36} (Pending|Scheduled)", created)
     assert sorted(int(line.split()[0]) for line in many) == list(range(1000))
     assert {line.split()[1] for line in many} == {"201"}
+
+
+async def test_the_page_about_waiting_runs(amqp_url: str, queue: str) -> None:
+    (block,) = (block for _, block in BLOCKS if "wait=" in block and "print" in block)
+    program = block.replace(URL, f'"{amqp_url}", queue="{queue}"')
+    async with Teller(amqp_url, queue) as teller:
+        running = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+        )
+        while not teller.reads:
+            await asyncio.sleep(0.05)
+        (run_id,) = teller.runs
+        await teller.tell(run_id, "FAILED")
+        printed, _ = await running.communicate()
+    assert (running.returncode, printed.decode()) == (0, f"{run_id} Failed\n")
 
 
 def test_the_pages_tests_pass(tmp_path: Path) -> None:

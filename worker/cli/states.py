@@ -1,4 +1,4 @@
-"""``states``: follows the states of runs as workers tell them."""
+"""``states``: follows the states of runs as workers publish them."""
 
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
@@ -32,7 +32,7 @@ def states(
     queue: Queue = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Follow the states of runs as they are told, a line each. Ctrl-C ends it."""
+    """Follow the states of runs, a line each. Ctrl-C ends it."""
     from worker.client import FlowRunClient
     from worker.client.waits import has_ended
     from worker.settings import load_settings

@@ -180,8 +180,8 @@ class FlowRunClient:
         return await self.request_and_wait(request, wait, type=FROM_DEPLOYMENT.type, **options)
 
     async def wait_for_flow_run(self, run_id: UUID | str, *, timeout: float | None = None) -> FlowRunRecord:
-        """Wait until a run has ended: COMPLETED, FAILED, CANCELLED or CRASHED. Whoever made the
-        run, workers with ``WORKER_STATES`` must run on its database.
+        """Wait until a run has ended: COMPLETED, FAILED, CANCELLED or CRASHED. It may be any run in
+        the database of workers with ``WORKER_STATES``.
 
         Returns the record with the first final state that is seen. If the run has ended already,
         that is at once. A run that failed may be run again later. All waits share one queue.
@@ -191,7 +191,7 @@ class FlowRunClient:
 
         Raises:
             WaitTimedOut: it has not ended in time. ``record`` has the run as it was last.
-            StatesNotTold: nobody tells states of runs.
+            StatesNotTold: no worker publishes states.
             NotFound: there is no such run.
             AccessRefused: the user lacks a permission: to read NAME.states, and to configure, write
                 and read queues that the broker names (``amq.gen-…``).
@@ -202,16 +202,16 @@ class FlowRunClient:
         return await self._open_sender().wait(waiting, None if timeout is None else check_timeout(timeout))
 
     async def states(self, binding: str = "#") -> AsyncGenerator[FlowRunRecord, None]:
-        """Yield the record of each state that is told from now on, once, until the caller stops.
+        """Yield the record of each state that is published from now on, once each.
 
-        States told while the connection is lost are missed: to miss none, bind your own queue.
+        States of the time without a connection are missed: to miss none, bind your own queue.
 
         Args:
             binding: a pattern of routing keys ``STATE_TYPE.FLOW_ID.DEPLOYMENT_ID.RUN_ID``, such as
                 ``FAILED.#``, or ``*.*.*.RUN_ID`` for one run.
 
         Raises:
-            StatesNotTold: nobody tells states of runs.
+            StatesNotTold: no worker publishes states.
             AccessRefused, BrokerGone: as of :meth:`wait_for_flow_run`.
             ValueError: the binding is longer than 255 bytes.
         """
@@ -245,8 +245,8 @@ class FlowRunClient:
         on_state: OnState | None = None,
         **options: Unpack[Options],
     ) -> FlowRunRecord:
-        """Like :meth:`request`, and wait for the end of the run if ``wait`` says so. If nobody
-        tells states, the request is not sent then.
+        """Like :meth:`request`, and wait for the end of the run if ``wait`` says so. Where no
+        states are published, the request is then not sent.
 
         Args:
             wait: see :meth:`create_flow_run`.

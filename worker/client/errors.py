@@ -121,7 +121,7 @@ class WaitTimedOut(ClientError):
 
 
 class StatesNotTold(ClientError):
-    """Nobody tells states of runs here, so no end can be waited for: ``WORKER_STATES`` is off."""
+    """No worker publishes states of runs, so no end can be waited for: ``WORKER_STATES`` is off."""
 
 
 class NotRoutable(_NotAnswered):

@@ -19,14 +19,14 @@ PREFETCH = 64
 
 
 async def follow(reconnector: Reconnector, exchange: str, key: str) -> AsyncGenerator[FlowRunRecord, None]:
-    """Yield the states of a binding as they are told. After a lost connection it goes on with those
-    that are told then.
+    """Yield the states of a binding as they are published. After a lost connection it goes on with
+    those that are published then.
 
     Args:
         key: the binding's key, such as ``FAILED.#``.
 
     Raises:
-        StatesNotTold: nobody tells states.
+        StatesNotTold: no worker publishes states.
         ClientError: there is no connection, or a right is missing.
         ValueError: the key is too long.
     """

@@ -5,7 +5,8 @@ from typing import Any, Literal, TypedDict
 
 Headers = Mapping[str, Any] | None
 Expires = float | Literal["timeout"] | None
-# Whether to wait for the end of the run: not, without limit, or for so many seconds at most.
+# False: don't wait for the end of the run. True: wait without limit. A number: at most so long, in
+# seconds.
 Wait = bool | float
 
 

@@ -1,8 +1,8 @@
-"""Remembers what was seen last, within a bounded number."""
+"""Remembers a bounded number of ids."""
 
 from collections import deque
 
-# A state is told twice within moments mostly: a worker crashed before it noted how far it was.
+# Far more than are published twice at once: a worker that crashes publishes its last batch again.
 REMEMBERED = 10_000
 
 

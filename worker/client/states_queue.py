@@ -24,7 +24,7 @@ from .replies import record_of
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A state of a run, as it was told.
+    """A published state of a run.
 
     Attributes:
         id: the state's id.
@@ -50,7 +50,7 @@ class StatesQueue:
 
     Args:
         exchange: of the states.
-        on_told: gets each state that is told.
+        on_told: gets each published state.
         on_lost: is called once when the queue has ended, however it ended.
     """
 
@@ -191,7 +191,7 @@ class StatesQueue:
 
 
 def forget_error(task: "asyncio.Task[Any]") -> None:
-    """Take a task's error, or asyncio warns that nobody did."""
+    """Take a task's error: asyncio warns of errors that are not taken."""
     if not task.cancelled():
         task.exception()
 

@@ -120,8 +120,8 @@ class FlowRunClient:
     publish = _blocking(AsyncClient.publish)
 
     def states(self, binding: str = "#") -> Iterator[FlowRunRecord]:
-        """Yield the record of each state that is told from now on, once, until the caller stops.
-        Close the iterator, or break, to end it.
+        """Yield the record of each state that is published from now on, once each. Close the
+        iterator, or break, to end it.
         """
         loop, pid = self._here(), os.getpid()
         states = loop.client.states(binding)

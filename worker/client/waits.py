@@ -28,8 +28,8 @@ from .states_queue import StatesQueue, Told, forget_error
 READ_TRIES = 9
 FIRST_READ_PAUSE = 2.0
 LONGEST_READ_PAUSE = 60.0
-# A routing key that no state has. Binding it finds out whether states are told, and whether the
-# user may follow them.
+# A routing key that no state has. Binding it shows whether there is an exchange of states, and
+# whether the user may bind to it.
 _NO_STATE = "-"
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -44,7 +44,7 @@ class Waiting:
         run_id: the run's id.
         on_state: is called with each state of the run that is seen, the last one included. Each
             state is given once.
-        last: the run as it was known last: a record, a state that was told, or None.
+        last: the run as it was known last: a record that was read, a published state, or None.
     """
 
     run_id: UUID
@@ -53,14 +53,14 @@ class Waiting:
     _given: Recent = field(default_factory=Recent)
 
     def see_told(self, told: Told) -> None:
-        """Note a state that was told. They come in their order."""
+        """Note a published state. They come in their order."""
         self.last = told
         if self.on_state is not None and self._given.add(told.id) and (record := self.record()) is not None:
             self.on_state(record)
 
     def see_read(self, record: FlowRunRecord) -> None:
-        """Note the run as it was read, which may be before or after the last state that was
-        told.
+        """Note the run as it was read. That may be older or newer than the last published
+        state.
         """
         known = self.record()
         if known is None or _since(record) >= _since(known):
@@ -115,7 +115,7 @@ class Waits:
         """The record of the first final state that is seen.
 
         Raises:
-            StatesNotTold: nobody tells states.
+            StatesNotTold: no worker publishes states.
             NotFound: the run does not exist.
             UnreadableReply: a record can't be read.
             ClientError: there is no connection, or a right is missing.
