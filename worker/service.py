@@ -159,6 +159,7 @@ class Service:
                 continue
             if self._served:
                 metrics.reconnects.inc()
+            self._traces.connected(session.server)
             pipeline = Pipeline(session, store, self._settings, self._traces, self._patience)
             reason, opened = "stopping", monotonic()
             try:

@@ -93,10 +93,11 @@ async def test_bodies_and_properties_of_every_kind_arrive_as_they_were_written(
     await confirms.write(*(Publication(queue, raw, b"x" * size) for raw in raws))
     assert await confirms.all() == [[Confirm.ACK]] * 3
     seen = await read_all(way, connection, queue, 3)
-    assert [(tag, raw, redelivered) for tag, raw, _, redelivered in seen] == [
-        (tag, raw, False) for tag, raw in enumerate(raws, start=1)
+    route = short_string("") + short_string(queue)
+    assert [(tag, raw, redelivered, came) for tag, raw, _, redelivered, came in seen] == [
+        (tag, raw, False, route) for tag, raw in enumerate(raws, start=1)
     ]
-    assert {bytes(body) for _, _, body, _ in seen} == {b"x" * size}
+    assert {bytes(body) for _, _, body, *_ in seen} == {b"x" * size}
 
 
 async def test_what_several_tasks_write_is_whole_and_each_is_confirmed(
@@ -108,7 +109,7 @@ async def test_what_several_tasks_write_is_whole_and_each_is_confirmed(
     await asyncio.gather(*(confirms.write(*[Publication(queue, join({}), body)] * 3) for body in bodies))
     assert await confirms.all() == [[Confirm.ACK]] * 60
     seen = await read_all(way, connection, queue, 60)
-    assert Counter(bytes(body) for _, _, body, _ in seen) == Counter(dict.fromkeys(bodies, 3))
+    assert Counter(bytes(body) for _, _, body, *_ in seen) == Counter(dict.fromkeys(bodies, 3))
 
 
 async def test_what_was_delivered_before_says_so(
@@ -120,9 +121,10 @@ async def test_what_was_delivered_before_says_so(
     await confirms.write(Publication(queue, NO_UTF8, b"x"))
     await confirms.all()
     other = await aio_pika.connect(amqp_url, connection_class=Connection)
-    assert await read_all(way, other, queue, 1) == [(1, NO_UTF8, b"x", False)]
+    route = short_string("") + short_string(queue)
+    assert await read_all(way, other, queue, 1) == [(1, NO_UTF8, b"x", False, route)]
     await other.close()
-    assert await read_all(way, connection, queue, 1) == [(1, NO_UTF8, b"x", True)]
+    assert await read_all(way, connection, queue, 1) == [(1, NO_UTF8, b"x", True, route)]
     await (await connection.channel()).queue_delete(queue)
 
 

@@ -27,6 +27,7 @@ from worker.operate.dead_letters import _counted_anew, sent_again
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 FRAME_MAX = 131_072
 MICROSECONDS = 1_700_000_000_000_000
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 # Some can't be read.
 broken = made.short_strings | made.no_utf8.map(made.counted)
@@ -48,6 +49,7 @@ def letter_of(raw: bytes, *, frame_max: int = FRAME_MAX, error: str = "It is wro
         error=error,
         now=NOW,
         frame_max=frame_max,
+        traceparent=TRACEPARENT,
     )
     assert (copy.queue, copy.body) == ("q.dead", b"body")
     frames = wire(copy, frame_max)
@@ -58,6 +60,7 @@ def letter_of(raw: bytes, *, frame_max: int = FRAME_MAX, error: str = "It is wro
     assert header.properties.delivery_mode == 2
     assert header.properties.headers is not None
     assert header.properties.headers["x-error-status"] == 422
+    assert header.properties.headers["x-error-traceparent"] == TRACEPARENT
     return read_message(copy.properties, copy.body)
 
 
@@ -144,6 +147,7 @@ def test_what_would_lose_or_misdirect_the_letter_moves_aside_and_does_not_come_b
         "x-error-status": 422,
         "x-error": "It is wrong.",
         "x-failed-at": NOW.isoformat(),
+        "x-error-traceparent": TRACEPARENT,
     }
     again = sent_again(letter, "q")
     assert again.properties == join({"headers": join_table([("mine", b"V")]), "delivery_mode": b"\1"})
@@ -236,17 +240,22 @@ def test_fingerprints_tell_messages_apart_and_pass_over_what_others_add() -> Non
     st.none() | made.short_text.filter(made.fits),
     st.sampled_from([200, 201, 404, 422]),
     st.none() | made.text,
+    st.sampled_from([None, TRACEPARENT]),
 )
 def test_a_reply_has_the_properties_of_the_contract(
-    correlation_id: str | None, status: int, error: str | None
+    correlation_id: str | None, status: int, error: str | None, traceparent: str | None
 ) -> None:
     request = Message(b"", {}, reply_to="q", correlation_id=correlation_id)
-    answer = reply(request, status=status, body=b"{}", now=NOW, error=error)
+    answer = reply(request, status=status, body=b"{}", now=NOW, error=error, traceparent=traceparent)
     assert (answer.queue, answer.body, answer.size) == ("q", b"{}", 2)
     read = read_message(answer.properties, b"")
     expected: dict[str, Any] = {
         "content_type": "application/json",
-        "headers": {"status": status, **({} if error is None else {"x-error": error})},
+        "headers": {
+            "status": status,
+            **({} if error is None else {"x-error": error}),
+            **({} if traceparent is None else {"traceparent": traceparent}),
+        },
         "delivery_mode": 2,
         "correlation_id": correlation_id,
         "timestamp": NOW,

@@ -104,7 +104,7 @@ async def read(pieces: Iterable[bytes], *, fast_path: bool) -> Seen:
         transport.channels[CONSUMING] = DeliveryReader(
             transport,
             CONSUMING,
-            lambda tag, properties, body, redelivered: seen.delivered.append(
+            lambda tag, properties, body, redelivered, _: seen.delivered.append(
                 (tag, redelivered, properties, body)
             ),
         )

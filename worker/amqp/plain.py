@@ -9,6 +9,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
 from pamqp.commands import Basic
 
+from .properties import short_string
 from .publication import Confirm, Outgoing, Unconfirmed
 from .reading import Consume, OnDelivery
 from .transport import Connection
@@ -19,7 +20,9 @@ def read(connection: Connection, channel: AbstractChannel, on_delivery: OnDelive
 
     async def consume(incoming: AbstractIncomingMessage) -> None:
         properties = raw_properties(connection, channel, incoming)
-        on_delivery(incoming.delivery_tag or 0, properties, incoming.body, bool(incoming.redelivered))
+        route = short_string(incoming.exchange or "") + short_string(incoming.routing_key or "")
+        tag, redelivered = incoming.delivery_tag or 0, bool(incoming.redelivered)
+        on_delivery(tag, properties, incoming.body, redelivered, route)
 
     return consume
 

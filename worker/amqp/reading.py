@@ -7,9 +7,10 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from .frames import BODY, CONTENT, DELIVER, HEADER, METHOD, METHOD_ID, TAG
 from .transport import Connection, Observer, Transport
 
-# Called with the delivery tag, properties as in a content header, the body, and true for a
-# redelivered message. It is called within a read of the socket: it must neither wait nor raise.
-OnDelivery = Callable[[int, bytes, bytes, bool], None]
+# Called with the delivery tag, properties as in a content header, the body, true for a redelivered
+# message, and its exchange and routing key as two short strings. It is called within a read of the
+# socket: it must neither wait nor raise.
+OnDelivery = Callable[[int, bytes, bytes, bool, bytes], None]
 # A consumer's callback for aio-pika.
 Consume = Callable[[AbstractIncomingMessage], Awaitable[None]]
 
@@ -36,6 +37,7 @@ class DeliveryReader(Observer):
         self._delivers = False
         self._delivery_tag = 0
         self._redelivered = False
+        self._route = b""
         self._properties = b""
         self._parts: list[bytes] = []
         self._missing = 0
@@ -50,7 +52,9 @@ class DeliveryReader(Observer):
             at = start + METHOD_ID.size
             at += 1 + buffer[at]  # the consumer's tag
             (self._delivery_tag,) = TAG.unpack_from(buffer, at)
-            self._redelivered = bool(buffer[at + TAG.size])
+            at += TAG.size
+            self._redelivered = bool(buffer[at])
+            self._route = buffer[at + 1 : end]
             return b""
         if kind == BODY:
             self._missing -= end - start
@@ -62,5 +66,5 @@ class DeliveryReader(Observer):
             self._delivers = False
             parts, self._parts = self._parts, []
             body = parts[0] if len(parts) == 1 else b"".join(parts)
-            self._on_delivery(self._delivery_tag, self._properties, body, self._redelivered)
+            self._on_delivery(self._delivery_tag, self._properties, body, self._redelivered, self._route)
         return b""

@@ -309,7 +309,7 @@ async def _consume_replies(
     """Consume a reply queue in bulk, as the worker does. Returns the queue's name."""
     queue = await channel.declare_queue(exclusive=True)
 
-    def came(tag: int, properties: bytes, body: bytes, redelivered: bool) -> None:
+    def came(tag: int, properties: bytes, body: bytes, redelivered: bool, _: bytes) -> None:
         replies.put(Delivery(tag, read_message(properties, body, redelivered=redelivered)))
 
     channel.close_callbacks.add(lambda *_: replies.close())

@@ -237,9 +237,9 @@ class Consumer:
         self._reading.set()
         self._be_patient()
 
-    def _came(self, tag: int, properties: bytes, body: bytes, redelivered: bool) -> None:
+    def _came(self, tag: int, properties: bytes, body: bytes, redelivered: bool, route: bytes) -> None:
         """Take a delivery. Called within a read of the socket."""
-        delivery = Delivery(tag, read_message(properties, body, redelivered=redelivered))
+        delivery = Delivery(tag, read_message(properties, body, redelivered=redelivered), route)
         if delivery.delivery_count < self._suspect_count:
             self._calm.set()
         self._last_tag = delivery.tag

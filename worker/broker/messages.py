@@ -21,6 +21,7 @@ from worker.contract.message import (
     DIRECT_REPLY_TO,
     ERROR_HEADER,
     ERROR_STATUS_HEADER,
+    ERROR_TRACE_HEADER,
     FAILED_AT_HEADER,
     HEADERS_DROPPED_HEADER,
     ORIGINAL_PREFIX,
@@ -70,16 +71,25 @@ def is_mandatory(queue: str) -> bool:
 
 
 def reply(
-    message: Message, *, status: int, body: bytes, now: datetime, error: str | None = None
+    message: Message,
+    *,
+    status: int,
+    body: bytes,
+    now: datetime,
+    error: str | None = None,
+    traceparent: str | None = None,
 ) -> Publication:
     """The reply to a request that named a reply queue.
 
     Args:
         error: the reason, in one line, for the header ``x-error``.
+        traceparent: of the reply's span.
     """
     values = {"content_type": _JSON, "headers": _status_header(status), "delivery_mode": PERSISTENT}
-    if error is not None:
-        values["headers"] = _table({"status": status, ERROR_HEADER: error})
+    if error is not None or traceparent is not None:
+        more = {ERROR_HEADER: error, "traceparent": traceparent}
+        present = {name: value for name, value in more.items() if value is not None}
+        values["headers"] = _table({"status": status, **present})
     if message.correlation_id is not None:
         values["correlation_id"] = props.short_string(message.correlation_id)
     values["message_id"] = props.short_string(new_message_id())
@@ -108,7 +118,14 @@ def _table_value(value: Any) -> bytes:
 
 
 def dead_letter_copy(
-    message: Message, *, queue: str, status: int, error: str, now: datetime, frame_max: int
+    message: Message,
+    *,
+    queue: str,
+    status: int,
+    error: str,
+    now: datetime,
+    frame_max: int,
+    traceparent: str | None = None,
 ) -> Publication:
     """The dead letter of a refused request: the whole message, with the reason in its headers.
 
@@ -121,6 +138,7 @@ def dead_letter_copy(
 
     Args:
         frame_max: the largest frame in bytes.
+        traceparent: of the request's span.
     """
     moved: dict[str, Any] = {}
     kept: list[tuple[str, bytes]] = []
@@ -142,6 +160,8 @@ def dead_letter_copy(
     if values.pop("user_id", b""):
         moved[USER_HEADER] = message.user_id
     reason = _reason(status, error, now)
+    if traceparent is not None:
+        reason[ERROR_TRACE_HEADER] = traceparent
     if table := values.get("headers"):
         try:
             kept = props.split_table(table)

@@ -38,6 +38,7 @@ from worker.broker.suspects import Suspects
 from worker.broker.topology import Topology, TopologyMismatch
 from worker.contract.message import MAX_MESSAGE_SIZE
 from worker.tasks.backoff import Backoff
+from worker.urls.broker import Server, server_of
 
 # Seconds to open a session. Each of its connections has its own limit, too.
 OPEN_TIMEOUT = 30.0
@@ -174,6 +175,11 @@ class Session:
         self.publisher = Publisher(publishing, confirming, bulk=fast_path)
         for closing in (channel, confirming, consuming, publishing):
             closing.close_callbacks.add(lambda _, error: self._end(error))
+
+    @property
+    def server(self) -> Server:
+        """The server that the requests come from. Replies go to the same, or to another node."""
+        return server_of(self._connections[0].url)
 
     @property
     def ended_over_delivery(self) -> bool:

@@ -9,7 +9,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 
 from .. import __version__
 from .kinds import CREATE, KINDS, Kind
-from .message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER
+from .message import ERROR_HEADER, ERROR_STATUS_HEADER, ERROR_TRACE_HEADER, FAILED_AT_HEADER
 from .plain import PlainMessages
 from .record import FlowRunRecord
 from .states import STATE_MESSAGE
@@ -144,6 +144,7 @@ def asyncapi(names: QueueNames, plain: PlainMessages | None = None) -> dict[str,
                             ERROR_STATUS_HEADER: "The status that was replied (an integer).",
                             ERROR_HEADER: "The reason in one line.",
                             FAILED_AT_HEADER: "The time of the refusal, ISO 8601.",
+                            ERROR_TRACE_HEADER: "The worker's span (traceparent), where traces are on.",
                         }
                     ),
                     "payload": {"description": "The request's body, unchanged."},
@@ -217,6 +218,7 @@ def _reply(type_: str, payload: Any, statuses: list[int], description: str) -> d
             "properties": {
                 "status": {"type": "integer", "enum": statuses, "description": description},
                 ERROR_HEADER: {"type": "string", "description": "The reason in one line."},
+                "traceparent": {"type": "string", "description": "The worker's span, where traces are on."},
             },
             "required": ["status"],
         },

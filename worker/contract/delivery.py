@@ -15,10 +15,13 @@ class Delivery:
     Attributes:
         tag: the channel's delivery tag, in the order of arrival from 1.
         message: what was published.
+        route: the exchange and the routing key that it was published to, each with its length
+            before it (AMQP's short strings).
     """
 
     tag: int
     message: Message
+    route: bytes = b"\0\0"
 
     @property
     def size(self) -> int:
@@ -44,8 +47,8 @@ class Delivery:
         """The same without its ``reply_to``: no reply is sent. A dead letter still has it."""
         if self.message.reply_to is None:
             return self
-        return Delivery(self.tag, replace(self.message, reply_to=None))
+        return Delivery(self.tag, replace(self.message, reply_to=None), self.route)
 
     def without_body(self) -> "Delivery":
         """The same without its body, to free the bytes."""
-        return Delivery(self.tag, replace(self.message, body=b""))
+        return Delivery(self.tag, replace(self.message, body=b""), self.route)

@@ -16,6 +16,7 @@ from worker.contract.encoding import dumps
 from worker.contract.message import reply_queues
 from worker.line.values import Answer
 from worker.observability import metrics
+from worker.observability.traces import Traces
 from worker.tasks.backoff import Backoff
 
 log = structlog.get_logger(__name__)
@@ -30,6 +31,7 @@ class Pending:
         since: the time of its first publication.
         left: its publications that the broker has not taken, without those that were given up.
         rejected: the broker makes the dead letter, since it does not take ours.
+        traceparent: of the reply's span; None without traces.
     """
 
     delivery: Delivery
@@ -42,6 +44,7 @@ class Pending:
     since: float
     left: "list[Sent]" = field(default_factory=list)
     rejected: bool = False
+    traceparent: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -60,8 +63,8 @@ class Sent:
     backoff: Backoff = field(default_factory=Backoff)
 
 
-def pending_of(session: Session, answer: Answer) -> Pending:
-    """Make the publications that an answer needs."""
+def pending_of(session: Session, answer: Answer, traces: Traces) -> Pending:
+    """Make the publications that an answer needs. Begins the reply's span."""
     delivery, now = answer.delivery, datetime.now(UTC)
     pending = Pending(
         delivery,
@@ -74,8 +77,14 @@ def pending_of(session: Session, answer: Answer) -> Pending:
         since=monotonic(),
     )
     if pending.reply_to is not None:
+        pending.traceparent = traces.replied(delivery)
         publication = reply(
-            delivery.message, status=answer.status, body=answer.body, now=now, error=answer.refused
+            delivery.message,
+            status=answer.status,
+            body=answer.body,
+            now=now,
+            error=answer.refused,
+            traceparent=pending.traceparent,
         )
         pending.left.append(Sent(pending, publication))
     if answer.refused is not None and not answer.read:
@@ -86,6 +95,7 @@ def pending_of(session: Session, answer: Answer) -> Pending:
             error=answer.refused,
             now=now,
             frame_max=session.publisher.frame_max,
+            traceparent=traces.of(delivery),
         )
         pending.left.append(Sent(pending, copy))
     count_bytes(session, pending)
@@ -124,7 +134,14 @@ def short_reply(pending: Pending, reason: str) -> Publication:
     detail = reason if pending.refused is None else f"{pending.refused} ({reason})"
     body = dumps({"detail": detail, "id": pending.run_id})
     error = pending.refused or reason
-    return reply(message, status=pending.status, body=body, now=datetime.now(UTC), error=error)
+    return reply(
+        message,
+        status=pending.status,
+        body=body,
+        now=datetime.now(UTC),
+        error=error,
+        traceparent=pending.traceparent,
+    )
 
 
 def _not_sent(event: str, pending: Pending, reply_to: str | None, reason: str) -> None:

@@ -53,10 +53,7 @@ class Settlement:
         """
         await self._session.consumer.in_flight.answers.room(sum(len(answer.body) for answer in answers))
         self._open += len(answers)
-        all_pending: list[Pending] = []
-        for answer in answers:
-            self._traces.replied(answer.delivery)
-            all_pending.append(pending_of(self._session, answer))
+        all_pending = [pending_of(self._session, answer, self._traces) for answer in answers]
         if unanswered := [each for each in all_pending if not each.left]:
             self._settle_recorded(unanswered)
         await self._publishing.publish(all_pending)

@@ -1,4 +1,4 @@
-"""Continues the producer's trace, by OpenTelemetry's semantic conventions for messaging.
+"""Continues the producer's trace, by OpenTelemetry's semantic conventions for RabbitMQ.
 
 Off, and free, unless the extra ``otel`` is installed and ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or
 ``…_TRACES_ENDPOINT``) is set. Sampler, headers and resource are set by OpenTelemetry's own
@@ -14,7 +14,9 @@ from uuid import UUID
 import structlog
 
 from worker import __version__
+from worker.amqp.frames import read_short_string
 from worker.contract.delivery import Delivery
+from worker.urls.broker import Server
 
 log = structlog.get_logger(__name__)
 
@@ -27,8 +29,15 @@ class Traces:
     A request's span lasts from its delivery to its acknowledgement, even if it is refused.
     """
 
+    def connected(self, server: Server) -> None:
+        """Name the server in all further spans."""
+
     def taken(self, delivery: Delivery) -> str | None:
         """Begin a delivery's span. Returns its W3C ``traceparent``, for the new run's state."""
+        return None
+
+    def of(self, delivery: Delivery) -> str | None:
+        """The ``traceparent`` of a delivery's span."""
         return None
 
     @contextmanager
@@ -36,8 +45,9 @@ class Traces:
         """Record a batch's transaction as a span, linked to the requests' spans."""
         yield
 
-    def replied(self, delivery: Delivery) -> None:
-        """Begin the span of a delivery's reply."""
+    def replied(self, delivery: Delivery) -> str | None:
+        """Begin the span of a delivery's reply. Returns its ``traceparent``."""
+        return None
 
     def settled(self, delivery: Delivery, status: int, run_id: UUID | None) -> None:
         """End the spans of a delivery and its reply."""
@@ -58,8 +68,12 @@ class _OpenTelemetry(Traces):
         self._provider = provider
         self._tracer = provider.get_tracer("flow-run-worker", __version__)
         self._queue = queue
+        self._server: dict[str, Any] = {}
         self._requests: dict[int, Any] = {}
         self._replies: dict[int, Any] = {}
+
+    def connected(self, server: Server) -> None:
+        self._server = {"server.address": server.host, "server.port": server.port}
 
     def taken(self, delivery: Delivery) -> str | None:
         message = delivery.message
@@ -69,7 +83,7 @@ class _OpenTelemetry(Traces):
             if isinstance(value := message.headers.get(name), str)
         }
         attributes = {
-            **self._attributes("process", "process"),
+            **self._attributes("process", *self._route(delivery)),
             "messaging.message.body.size": delivery.size,
             "messaging.rabbitmq.message.delivery_tag": delivery.tag,
         }
@@ -84,6 +98,13 @@ class _OpenTelemetry(Traces):
             attributes=attributes,
         )
         self._requests[delivery.tag] = span
+        return self._traceparent(span)
+
+    def of(self, delivery: Delivery) -> str | None:
+        span = self._requests.get(delivery.tag)
+        return None if span is None else self._traceparent(span)
+
+    def _traceparent(self, span: Any) -> str | None:
         injected: dict[str, str] = {}
         self._propagate.inject(injected, self._trace.set_span_in_context(span))
         return injected.get("traceparent")
@@ -97,22 +118,21 @@ class _OpenTelemetry(Traces):
         ):
             yield
 
-    def replied(self, delivery: Delivery) -> None:
+    def replied(self, delivery: Delivery) -> str | None:
         request = self._requests.get(delivery.tag)
-        if request is None or not delivery.message.reply_to:
-            return
-        attributes = {
-            **self._attributes("send", "send"),
-            "messaging.destination.name": delivery.message.reply_to,
-        }
+        if request is None:
+            return None
+        reply_to = delivery.message.reply_to or ""
+        attributes = self._attributes("send", reply_to, reply_to)
         if delivery.message.correlation_id:
             attributes["messaging.message.conversation_id"] = delivery.message.correlation_id
-        self._replies[delivery.tag] = self._tracer.start_span(
+        self._replies[delivery.tag] = reply = self._tracer.start_span(
             "send reply",
             context=self._trace.set_span_in_context(request),
             kind=self._trace.SpanKind.PRODUCER,
             attributes=attributes,
         )
+        return self._traceparent(reply)
 
     def settled(self, delivery: Delivery, status: int, run_id: UUID | None) -> None:
         if reply := self._replies.pop(delivery.tag, None):
@@ -137,13 +157,24 @@ class _OpenTelemetry(Traces):
     def close(self) -> None:
         self._provider.shutdown()
 
-    def _attributes(self, name: str, kind: str) -> dict[str, Any]:
-        return {
+    def _route(self, delivery: Delivery) -> tuple[str, str]:
+        """A consumer's destination, as these conventions want it, and the routing key."""
+        exchange = read_short_string(delivery.route, 0)
+        key = read_short_string(delivery.route, 1 + delivery.route[0])
+        queue = "" if key == self._queue else self._queue
+        return ":".join(filter(None, (exchange, key, queue))), key
+
+    def _attributes(self, operation: str, destination: str, key: str) -> dict[str, Any]:
+        attributes = {
             "messaging.system": "rabbitmq",
-            "messaging.operation.name": name,
-            "messaging.operation.type": kind,
-            "messaging.destination.name": self._queue,
+            "messaging.operation.name": operation,
+            "messaging.operation.type": operation,
+            "messaging.destination.name": destination,
+            **self._server,
         }
+        if key:
+            attributes["messaging.rabbitmq.destination.routing_key"] = key
+        return attributes
 
 
 def open_traces(queue: str) -> Traces:

@@ -1,6 +1,7 @@
 """Reads AMQP URLs from the user: one, or several for a cluster's nodes. Connects to nothing."""
 
 import re
+from dataclasses import dataclass
 
 from yarl import URL
 
@@ -21,6 +22,19 @@ _QUERY = frozenset(
 )
 # Other clients' names of parameters, with the name here.
 _INSTEAD = {"cacertfile": "cafile", "ca_certs": "cafile", "connection_timeout": "timeout"}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a broker listens."""
+
+    host: str
+    port: int
+
+
+def server_of(url: URL) -> Server:
+    """The server of a URL, with the scheme's port (IANA's) if the URL has none."""
+    return Server(url.host or "localhost", url.port or (5671 if url.scheme == "amqps" else 5672))
 
 
 def split_urls(urls: str) -> list[str]:
