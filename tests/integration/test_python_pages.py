@@ -11,6 +11,7 @@ import pytest
 from tests.support.producer import Producer
 from tests.support.published_states import Teller
 from tests.support.worker_process import ROOT
+from worker.client.testing.sync import FakeFlowRunClient
 
 PAGES = ("README.md", "deploy/docs/python.md", "deploy/docs/waiting.md")
 URL = '"amqp://guest:guest@localhost:5672/"'
@@ -22,7 +23,20 @@ BLOCKS = [
     # FastAPI is in another environment: tests/support/client_programs.py runs this one.
     if "fastapi" not in block
 ]
+# Programs of the README start a deployment; tests/support/demo_prefect.py does so for real.
+(README,) = (block for page, block in BLOCKS if page == "README.md")
 PROGRAMS = [(page, block) for page, block in BLOCKS if "print" in block and "wait=" not in block]
+
+
+def test_the_readme_starts_a_deployment(capsys: pytest.CaptureFixture[str]) -> None:
+    fake = FakeFlowRunClient()
+    fake.deployment("invoice/nightly", ends="COMPLETED")
+    with fake.intercept():
+        for _ in range(2):
+            exec(README, {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert re.fullmatch(r"[0-9a-f-]{36} Completed", first)
 
 
 @pytest.mark.parametrize(("page", "block"), PROGRAMS, ids=[page for page, _ in PROGRAMS])
@@ -41,7 +55,7 @@ async def test_it_runs(page: str, block: str, shared_worker: Producer, amqp_url:
 
 
 async def test_the_page_about_waiting_runs(amqp_url: str, queue: str) -> None:
-    (block,) = (block for _, block in BLOCKS if "wait=" in block and "print" in block)
+    (block,) = (block for page, block in BLOCKS if page.endswith("waiting.md") and "print" in block)
     program = block.replace(URL, f'"{amqp_url}", queue="{queue}"')
     async with Teller(amqp_url, queue) as teller:
         running = await asyncio.create_subprocess_exec(
