@@ -76,7 +76,8 @@ class Tail:
         self._patience = patience
         self._told = Told(patience.told)
         start = states.key(cursor.told)
-        self._after = start
+        # The end is read from one place, and was read up to the other.
+        self._after = self._front = start
         self._window: deque[Key] = deque(maxlen=patience.window)
         self._sweeps = [_Sweep(start, age) for age in (*patience.again, patience.late)]
         self._last = _Sweep(start, patience.late)
@@ -139,24 +140,32 @@ class Tail:
         assert self._looked is not None
         now = self._looked[1]
         for sweep in self._sweeps:
-            limit = self._states.key(now - sweep.age)
-            if sweep.after < self._states.key(now - sweep.age - sweep.pause):
-                more |= (await self._page(sweep.after, limit)).full
+            more |= await self._sweep(sweep, now)
         if self.settled.until is not None:
-            limit = self._states.key(min(self.settled.until, now) - self._late)
-            if self._last.after < self._states.key(self.settled.until - self._late - self._last.pause):
-                more |= (await self._page(self._last.after, limit)).full
-        if monotonic() - self._tidied > _TIDY_SECONDS:
+            more |= await self._sweep(self._last, self.settled.until)
+        if monotonic() - self._tidied > _TIDY_SECONDS or self._told.count > 1.05 * self._patience.told:
             since = min(self.settled.forgotten.values(), default=now) - self._late
             self._told.tidy(min(since, self._states.time(self._last.after)))
             self._tidied = monotonic()
         return more
+
+    async def _sweep(self, sweep: _Sweep, now: datetime) -> bool:
+        """Read a page of a sweep if it is due. Returns whether there is more of it.
+
+        Args:
+            now: the states' age is that of this time.
+        """
+        due = min(self._front, self._states.key(now - sweep.age - sweep.pause))
+        if sweep.after >= due:
+            return False
+        return (await self._page(sweep.after, min(self._front, self._states.key(now - sweep.age)))).full
 
     async def _follow(self) -> bool:
         """Read the end of the order. Returns whether there is more of it."""
         ahead = timedelta(seconds=self._patience.ahead)
         page = await self._page(self._after, self._states.key(self._now() + ahead))
         self._window.extend(state.key for state in page.states)
+        self._front = page.reaches
         self._reached = min(self._states.time(page.reaches), page.look.now)
         if page.full:
             self._after = page.reaches
@@ -195,7 +204,7 @@ class Tail:
         log.warning("clock_set_back", now=now)
         for sweep in (*self._sweeps, self._last):
             sweep.after = min(sweep.after, self._states.key(now - sweep.age))
-        self._after = min(self._after, self._sweeps[1].after)
+        self._after = self._front = min(self._after, self._sweeps[1].after)
 
     def _cover(self, after: Key, reaches: Key, look: Look) -> None:
         """Let the sweeps leave out what was read at their age, whoever read it."""
