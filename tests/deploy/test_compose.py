@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import aio_pika
 import aiormq
@@ -74,15 +75,17 @@ def url(broker: RabbitMQ, user: str) -> str:
 
 @pytest.mark.parametrize("queue", [setting("prefect-worker", "WORKER_QUEUE"), "flow-runs.create"])
 def test_definitions_declare_what_the_worker_declares(queue: str) -> None:
-    topology = Topology(queue, events=queue.startswith("prefect-"))
+    topology = Topology(queue, events=queue.startswith("prefect-"), states=True)
     declared = definitions()
     queues = {each["name"]: each for each in declared["queues"]}
     for name, arguments in topology.queues.items():
         assert queues[name]["arguments"] == arguments
         assert queues[name]["durable"] is True
         assert queues[name]["auto_delete"] is False
-    (exchange,) = [each for each in declared["exchanges"] if each["name"] == topology.exchange]
-    assert (exchange["type"], exchange["durable"], exchange["internal"]) == ("direct", True, False)
+    exchanges = {each["name"]: each for each in declared["exchanges"]}
+    for name, kind in topology.exchanges.items():
+        exchange = exchanges[name]
+        assert (exchange["type"], exchange["durable"], exchange["internal"]) == (kind, True, False)
     (binding,) = [each for each in declared["bindings"] if each["source"] == topology.exchange]
     assert (binding["destination"], binding["routing_key"]) == (topology.queue, topology.routing_key)
 
@@ -93,7 +96,7 @@ def test_definitions_have_the_policy_that_doctor_names() -> None:
     assert policy["definition"] == {"delivery-limit": NO_DELIVERY_LIMIT}
     assert (policy["priority"], policy["apply-to"]) == (policies.PRIORITY, "queues")
     for queue in ("flow-runs.create", "prefect-flow-runs.create", "ship"):
-        for name in Topology(queue, events=True).queues:
+        for name in Topology(queue, events=True, states=True).queues:
             assert re.search(policies.pattern(Topology(queue)), name)
             assert re.search(policy["pattern"], name)
     assert not re.search(policy["pattern"], "my-flow-runs.create")
@@ -104,7 +107,7 @@ async def test_admin_may_declare_over_the_definitions(broker: RabbitMQ) -> None:
     """The broker checks this itself: it refuses a declaration with different arguments."""
     connection = await aio_pika.connect(url(broker, "admin"))
     for queue in ("flow-runs.create", "prefect-flow-runs.create"):
-        topology = Topology(queue, events=queue.startswith("prefect-"))
+        topology = Topology(queue, events=queue.startswith("prefect-"), states=True)
         await topology.declare(await connection.channel())
     await connection.close()
 
@@ -137,10 +140,13 @@ async def test_worker_and_producer_do_with_the_rights_that_they_have(
             "WORKER_AMQP_URL": url(broker, "worker"),
             "WORKER_DATABASE_URL": cluster.url("flow_runs_worker", "flow_runs"),
             "WORKER_HTTP_PORT": "0",
+            "WORKER_STATES": setting("worker", "WORKER_STATES"),
         },
     )
     try:
         worker.wait_until_logged("serving")
+        worker.wait_until_logged("telling_states")
+        await follow_a_run(url(broker, "producer"))
         async with FlowRunClient(url(broker, "producer")) as client:
             run = await client.create_flow_run(FLOW_ID, idempotency_key="k")
             assert (await client.create_flow_run(FLOW_ID, idempotency_key="k")).id == run.id
@@ -160,12 +166,30 @@ async def test_worker_and_producer_do_with_the_rights_that_they_have(
     await connection.close()
 
 
+async def follow_a_run(producer: str) -> None:
+    """Follow all states of a flow, and create a run that is finished."""
+    flow_id = str(uuid4())
+    async with await aio_pika.connect(producer) as connection, asyncio.timeout(60):
+        channel = await connection.channel()
+        states = await channel.get_exchange("flow-runs.create.states")
+        queue = await channel.declare_queue(exclusive=True)
+        await queue.bind(states, f"*.{flow_id}.#")
+        body = {"flow_id": flow_id, "state": {"type": "COMPLETED"}}
+        flow_runs = await channel.get_exchange("flow-runs", ensure=False)
+        await flow_runs.publish(aio_pika.Message(json.dumps(body).encode()), "create")
+        async with queue.iterator() as told:
+            async for message in told:
+                assert json.loads(message.body)["state_type"] == "COMPLETED"
+                break
+
+
 REFUSED = [
     ("producer", "basic_consume", "flow-runs.create"),
     ("producer", "basic_get", "flow-runs.create"),
     ("producer", "basic_get", "flow-runs.create.dead"),
     ("producer", "queue_delete", "flow-runs.create"),
     ("producer", "queue_declare", "another"),
+    ("producer", "basic_consume", "flow-runs.create.states.cursor"),
     ("worker", "basic_get", "flow-runs.create.dead"),
     ("worker", "basic_consume", "prefect-flow-runs.create"),
     ("worker", "queue_purge", "flow-runs.create.dead"),

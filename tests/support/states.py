@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any, Self
 from uuid import UUID, uuid4
 
@@ -25,6 +26,14 @@ STATE = """INSERT INTO flow_run_state (
         id, created, updated, flow_run_id, type, timestamp, name, state_details
     )
     VALUES ({}, {}, {}, {}, {}, {}, {}, '{{}}')"""
+# Changes to states after which they can't be shown.
+ODD_IN_FILE = ("timestamp = 'never'", "timestamp = '2024-02-31 00:00:00.000000'", "state_details = '[]'")
+ODD_ON_SERVER = (
+    "timestamp = '-infinity'",
+    "timestamp = '0044-03-15 BC'",
+    "timestamp = '10000-01-01'",
+    "state_details = '[]'",
+)
 
 
 class Writer:
@@ -37,6 +46,17 @@ class Writer:
     def __init__(self, url: str) -> None:
         self._url = url
         self.written: list[UUID] = []
+        self._numbers = count()
+
+    @property
+    def file(self) -> str:
+        """The path of an SQLite file."""
+        return self._url.partition(":///")[2]
+
+    @property
+    def insert(self) -> str:
+        """The statement for the values of :meth:`row`."""
+        return STATE.format(*("?" * 7 if self.sqlite else (f"${place}" for place in range(1, 8))))
 
     @property
     def sqlite(self) -> bool:
@@ -44,18 +64,16 @@ class Writer:
 
     async def __aenter__(self) -> Self:
         if self.sqlite:
-            self._file = sqlite3.connect(
-                self._url.partition(":///")[2], timeout=60, isolation_level=None, check_same_thread=False
-            )
+            self._file = sqlite3.connect(self.file, timeout=60, isolation_level=None, check_same_thread=False)
         else:
-            self._connection = await self.another()
+            self.connection = await self.another()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self.sqlite:
             self._file.close()
         else:
-            await self._connection.close()
+            await self.connection.close()
 
     async def another(self) -> "asyncpg.Connection[Any]":
         """Another connection to PostgreSQL."""
@@ -69,12 +87,12 @@ class Writer:
             self._file.execute(RUN.format(*"?" * 4), (str(run_id), str(flow_id), zero, 0))
         else:
             statement = RUN.format("$1", "$2", "'0'", "false")
-            await (connection or self._connection).execute(statement, run_id, flow_id)
+            await (connection or self.connection).execute(statement, run_id, flow_id)
         return run_id
 
     async def states(
         self,
-        count: int = 1,
+        number: int = 1,
         type: str = "COMPLETED",
         *,
         run_id: UUID | None = None,
@@ -89,29 +107,48 @@ class Writer:
             connection: in whose transaction (default: committed at once).
         """
         run_id = run_id or await self.run(connection=connection)
-        ids = [uuid4() for _ in range(count)]
-        now = datetime.now(UTC) + timedelta(seconds=ahead)
-        rows = [
-            (each, now, now, run_id, type, now + timedelta(microseconds=number), type.capitalize())
-            for number, each in enumerate(ids)
-        ]
+        ids = [uuid4() for _ in range(number)]
+        rows = [self.row(run_id, type, ahead, each) for each in ids]
         if self.sqlite:
             self._file.execute("BEGIN IMMEDIATE")
-            self._file.executemany(STATE.format(*"?" * 7), [tuple(map(_text, row)) for row in rows])
+            self._file.executemany(self.insert, rows)
             self._file.execute("COMMIT")
         else:
-            statement = STATE.format(*(f"${place}" for place in range(1, 8)))
-            await (connection or self._connection).executemany(statement, rows)
+            await (connection or self.connection).executemany(self.insert, rows)
         if connection is None:
             self.written += ids
         return ids
+
+    def row(
+        self, run_id: UUID, type: str = "COMPLETED", ahead: float = 0.0, id_: UUID | None = None
+    ) -> tuple[Any, ...]:
+        """A state's values, as of now."""
+        now = datetime.now(UTC) + timedelta(seconds=ahead)
+        # No two states of a run have the same timestamp.
+        timestamp = now + timedelta(microseconds=next(self._numbers))
+        values = (id_ or uuid4(), now, now, run_id, type, timestamp, type.capitalize())
+        return tuple(map(_text, values)) if self.sqlite else values
+
+    async def odd_states(self, run_id: UUID) -> int:
+        """Write states that can't be shown; returns how many."""
+        changes = ODD_IN_FILE if self.sqlite else ODD_ON_SERVER
+        await self.execute("BEGIN")
+        for change in changes:
+            row = self.row(run_id)
+            if self.sqlite:
+                self._file.execute(self.insert, row)
+            else:
+                await self.connection.execute(self.insert, *row)
+            await self.execute(f"UPDATE flow_run_state SET {change} WHERE id = '{row[0]}'")
+        await self.execute("COMMIT")
+        return len(changes)
 
     async def execute(self, statement: str) -> None:
         """Run a statement, and commit."""
         if self.sqlite:
             self._file.execute(statement)
         else:
-            await self._connection.execute(statement)
+            await self.connection.execute(statement)
 
 
 def _text(value: Any) -> Any:

@@ -17,7 +17,7 @@ from worker.contract.errors import Fault
 from worker.states.cursor import Cursor
 from worker.states.patience import PATIENCE, Patience
 from worker.states.tail import Tail
-from worker.store.states import Key, Look, Page, Written
+from worker.store.states import Key, Look, Mark, Page, Written
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 SMALL = replace(PATIENCE, window=5, page=7)
@@ -41,8 +41,16 @@ class Database:
     reads: int = 0
     away: bool = False
     version: int = 0
+    ended: int = 99
     _transactions: int = 100
     _ids: random.Random = field(default_factory=lambda: random.Random(1))
+
+    async def mark(self) -> Mark:
+        if self.away:
+            raise Fault("away")
+        mark = self.begin()
+        self.commit(mark)
+        return Mark(self.now, mark)
 
     def begin(self) -> int:
         self._transactions += 1
@@ -60,6 +68,7 @@ class Database:
         for state in self.open.pop(transaction):
             insort(self.rows, state, key=lambda row: row.key)
         self.version += 1
+        self.ended = max(self.ended, transaction)
 
     def put(self, ahead: float = 0.0) -> Written:
         """Write a state, and commit."""
@@ -85,8 +94,11 @@ class Database:
         found = [row for row in self.rows[first : first + limit] if row.key < before]
         self.reads += len(found)
         full = len(found) == limit
-        running = frozenset() if self.sqlite else frozenset(self.open)
-        look = Look(self.now, running, self.version if self.sqlite else 0)
+        # As PostgreSQL does: transactions with higher ids are not shown.
+        running = frozenset(each for each in self.open if each < self.ended)
+        look = Look(self.now, version=self.version)
+        if not self.sqlite:
+            look = Look(self.now, running, self.ended + 1)
         return Page(look, found, found[-1].key if full else before, full)
 
 
@@ -197,6 +209,34 @@ async def test_a_late_commit_is_told(seconds: float, patience: Patience) -> None
     database.commit(transaction)
     await listener.go_on(150, each=1)
     assert all(listener.told[state.id] == 1 for state in late + others)
+
+
+@pytest.mark.parametrize("seconds", [85, 100, 500, 1000])
+async def test_a_late_commit_is_told_although_nothing_else_happens(seconds: float) -> None:
+    database = Database()
+    listener = Listener(database)
+    first = database.put()
+    await listener.go_on(100)
+    transaction = database.begin()
+    late = database.write(transaction)
+    await listener.go_on(seconds, each=1)
+    database.commit(transaction)
+    await listener.go_on(130)
+    assert (listener.told[first.id], listener.told[late.id]) == (1, 1)
+
+
+async def test_ids_of_transactions_are_taken_only_while_some_end() -> None:
+    database = Database()
+    listener = Listener(database)
+    database.put()
+    await listener.go_on(10)
+    taken = database.ended
+    await listener.go_on(1000, each=1)
+    assert database.ended <= taken + 1
+    for _ in range(100):
+        database.put()
+        await listener.go_on(1)
+    assert database.ended <= taken + 202
 
 
 async def test_a_late_commit_in_a_file_is_told() -> None:

@@ -61,14 +61,14 @@ outbox_messages = Gauge(
     "Messages in the outbox, each with 1 to 200 events. 0 in workers that send none.",
 )
 _states_told = Counter("flow_run_worker_states_told", "States of runs that were told.", ["type"])
-_states_passed_over = Counter(
+passed_over = Counter(
     "flow_run_worker_states_passed_over",
     "States that were not told: their run was deleted or can't be shown, or they are too large, or a bound "
     "queue refused them.",
     ["reason"],
 )
 for _reason in ("deleted", "unreadable", "too_large", "refused"):
-    _states_passed_over.labels(_reason)  # start at 0
+    passed_over.labels(_reason)  # start at 0
 states_begun = Counter(
     "flow_run_worker_states_begun",
     "Times at which telling began without a cursor: earlier states are not told.",
@@ -86,7 +86,7 @@ _states_lag = Gauge(
     "flow_run_worker_states_lag_seconds",
     "Seconds since which visible states may wait to be told. 0 in workers that tell none.",
 )
-_states_open = Gauge(
+states_open = Gauge(
     "flow_run_worker_states_open_transaction_seconds",
     "Age of the oldest transaction that is open for so long that states no longer wait for it. 0 if there is "
     "none.",
@@ -278,7 +278,7 @@ def states_told(types: Iterable[str]) -> None:
 
 def states_passed_over(reason: str, count: int = 1) -> None:
     """Count states that were not told."""
-    _states_passed_over.labels(reason).inc(count)
+    passed_over.labels(reason).inc(count)
 
 
 def states_held(reason: str | None) -> None:
@@ -300,4 +300,4 @@ def tells_states(states: str, behind: Callable[[], float] | None) -> None:
 def states_wait_for_transactions(began: Iterable[datetime]) -> None:
     """Note since when transactions are open for whose end states do not wait any longer."""
     oldest = min(began, default=None)
-    _states_open.set((datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0)
+    states_open.set((datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0)

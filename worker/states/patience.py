@@ -18,7 +18,8 @@ class Patience:
             and in this worker. The rest is for clocks.
         forgotten: a transaction that is open for this long no longer holds back the others'
             states. What it wrote is looked for once it has ended. Prefect's take seconds.
-        note: the time between two notes of the transactions that are open.
+        mark: the time between two marks among PostgreSQL's transactions, while any end. Each takes
+            one of its two billion ids.
         window: states that are read each time although they were told. A thousand take a
             millisecond.
         page: states that are read at once, without their runs.
@@ -41,7 +42,7 @@ class Patience:
     again: tuple[float, float, float] = (2.0, 8.0, 30.0)
     late: float = 90.0
     forgotten: float = 600.0
-    note: float = 1.0
+    mark: float = 1.0
     window: int = 1000
     page: int = 5000
     told: int = 1_000_000

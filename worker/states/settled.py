@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from worker.store.states import Look
+from worker.store.states import Look, Mark
 
 
 class Settled(Protocol):
@@ -32,18 +32,26 @@ class Settled(Protocol):
             if there are none.
         """
 
+    def wants_mark(self, look: Look) -> bool:
+        """Whether the transactions should be divided after this look."""
+
+    def mark(self, mark: Mark) -> None:
+        """Note where they were divided."""
+
 
 class Transactions:
-    """PostgreSQL: each look has the ids of the transactions that have written something.
+    """PostgreSQL: a transaction gets an id as it writes for the first time, and a look has the ids
+    of those that are open.
 
-    A look's time counts once all of its transactions have ended. A transaction gets its id as it
-    writes for the first time.
+    But it has only ids below the last one that has ended. A mark takes an id, and ends. All that
+    began to write before it have lower ids, and are seen from then on. So a mark's time counts once
+    no lower id is open.
 
     Args:
         since: no transaction before this time matters.
         forgotten: as an earlier teller knew them.
         patience: seconds after which a transaction is forgotten.
-        every: seconds between two looks that are kept.
+        every: seconds between two marks, while transactions end.
     """
 
     def __init__(
@@ -53,28 +61,39 @@ class Transactions:
         self.forgotten = dict(forgotten)
         self._patience = timedelta(seconds=patience)
         self._every = timedelta(seconds=every)
-        self._last = since
-        # When each running transaction began at the earliest.
+        # When each open transaction began to write, at the earliest.
         self._began = dict(forgotten)
-        self._looks: deque[Look] = deque()
+        # The marks that don't count yet, after the last one that does.
+        self._marks: deque[Mark] = deque((Mark(since, 0),))
+        # The first look after the last mark.
+        self._marked: Look | None = None
 
     def note(self, look: Look) -> datetime | None:
+        self._marked = self._marked or look
         ended = self._began.keys() - look.running
         again = [self.forgotten.pop(each) for each in ended if each in self.forgotten]
         for each in ended:
             del self._began[each]
         for each in look.running - self._began.keys():
-            self._began[each] = self._last
+            self._began[each] = next(mark.now for mark in reversed(self._marks) if mark.id < each)
         for each, began in self._began.items():
             if look.now - began > self._patience:
                 self.forgotten.setdefault(each, began)
-        if not self._looks or look.now - self._looks[-1].now >= self._every:
-            self._looks.append(look)
-        waited_for = look.running - self.forgotten.keys()
-        while self._looks and not self._looks[0].running & waited_for:
-            self.until = self._looks.popleft().now
-        self._last = look.now
+        oldest = min(look.running - self.forgotten.keys(), default=look.next)
+        while len(self._marks) > 1 and self._marks[1].id < oldest:
+            self._marks.popleft()
+            self.until = self._marks[0].now
         return min(again, default=None)
+
+    def wants_mark(self, look: Look) -> bool:
+        if self._marked is None or look.now - self._marks[-1].now < self._every:
+            return False
+        # Else no transaction has ended since.
+        return look.next != self._marked.next or look.running != self._marked.running
+
+    def mark(self, mark: Mark) -> None:
+        self._marks.append(mark)
+        self._marked = None
 
 
 class Commits:
@@ -95,3 +114,9 @@ class Commits:
             self.until = self._last.now
         self._last = look
         return None
+
+    def wants_mark(self, look: Look) -> bool:
+        return False
+
+    def mark(self, mark: Mark) -> None:
+        """There are no marks."""

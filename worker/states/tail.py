@@ -18,7 +18,7 @@ from worker.states.cursor import Cursor
 from worker.states.patience import Patience
 from worker.states.settled import Commits, Settled, Transactions
 from worker.states.told import Digest, Told, told_before
-from worker.store.states import Key, Look, Page, Written
+from worker.store.states import Key, Look, Mark, Page, Written
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +36,7 @@ class States(Protocol):
     def key(self, instant: datetime) -> Key: ...
     def time(self, key: Key) -> datetime: ...
     async def page(self, after: Key, before: Key, limit: int) -> Page: ...
+    async def mark(self) -> Mark: ...
 
 
 class _Sweep:
@@ -69,7 +70,7 @@ class Tail:
         self, states: States, *, sqlite: bool, tell: Tell, cursor: Cursor, patience: Patience
     ) -> None:
         self.settled: Settled = (
-            Commits() if sqlite else Transactions(cursor.told, cursor.open, patience.forgotten, patience.note)
+            Commits() if sqlite else Transactions(cursor.told, cursor.open, patience.forgotten, patience.mark)
         )
         self._states = states
         self._tell = tell
@@ -82,8 +83,11 @@ class Tail:
         self._sweeps = [_Sweep(start, age) for age in (*patience.again, patience.late)]
         self._last = _Sweep(start, patience.late)
         self._late = timedelta(seconds=patience.late)
+        # No state before this place is told, whatever transaction wrote it.
+        self._begin = min((start, *(states.key(since - self._late) for since in cursor.open.values())))
         self._reached = cursor.reached
         self._looked: tuple[float, datetime] | None = None
+        self._wants_mark = not sqlite
         self._tidied = monotonic()
         self._digests = {second: Digest(*each) for second, each in cursor.seconds.items()}
 
@@ -136,27 +140,33 @@ class Tail:
             Fault: the database is away or busy.
             Exception: what ``tell`` raises.
         """
+        if self._wants_mark:
+            self.settled.mark(await self._states.mark())
+            self._wants_mark = False
         more = await self._follow()
         assert self._looked is not None
         now = self._looked[1]
         for sweep in self._sweeps:
             more |= await self._sweep(sweep, now)
         if self.settled.until is not None:
-            more |= await self._sweep(self._last, self.settled.until)
+            # While no transaction ends, this time stays, and what remains is read at once.
+            quiet = now - self.settled.until > self._last.pause
+            more |= await self._sweep(self._last, self.settled.until, at_once=quiet)
         if monotonic() - self._tidied > _TIDY_SECONDS or self._told.count > 1.05 * self._patience.told:
             since = min(self.settled.forgotten.values(), default=now) - self._late
             self._told.tidy(min(since, self._states.time(self._last.after)))
             self._tidied = monotonic()
         return more
 
-    async def _sweep(self, sweep: _Sweep, now: datetime) -> bool:
+    async def _sweep(self, sweep: _Sweep, now: datetime, *, at_once: bool = False) -> bool:
         """Read a page of a sweep if it is due. Returns whether there is more of it.
 
         Args:
             now: the states' age is that of this time.
+            at_once: do without the pause.
         """
-        due = min(self._front, self._states.key(now - sweep.age - sweep.pause))
-        if sweep.after >= due:
+        pause = timedelta(0) if at_once else sweep.pause
+        if sweep.after >= min(self._front, self._states.key(now - sweep.age - pause)):
             return False
         return (await self._page(sweep.after, min(self._front, self._states.key(now - sweep.age)))).full
 
@@ -190,13 +200,14 @@ class Tail:
             self._turn_back(page.look.now)
         self._looked = monotonic(), page.look.now
         again = self.settled.note(page.look)
+        self._wants_mark = self.settled.wants_mark(page.look)
         new = [state for state in page.states if state not in self._told]
         if new:
             await self._tell(sorted(new, key=lambda state: state.instant))
             self._told.add(new)
         self._cover(after, page.reaches, page.look)
         if again is not None:
-            self._last.after = min(self._last.after, self._states.key(again - self._late))
+            self._last.after = min(self._last.after, max(self._begin, self._states.key(again - self._late)))
         return page
 
     def _turn_back(self, now: datetime) -> None:

@@ -40,13 +40,29 @@ class Look:
 
     Attributes:
         now: the time by its clock.
-        running: the transactions that were writing, by their ids; empty for SQLite.
-        version: changes with each commit of another connection; 0 for PostgreSQL.
+        running: PostgreSQL: the transactions that were writing, by their ids, as far as they are
+            below ``next``.
+        next: PostgreSQL: the id behind the last transaction that has ended.
+        version: SQLite: changes with each commit of another connection.
     """
 
     now: datetime
     running: frozenset[int] = frozenset()
+    next: int = 0
     version: int = 0
+
+
+@immutable
+class Mark:
+    """Divides transactions: those that began to write before this time have lower ids.
+
+    Attributes:
+        now: the time by the database's clock.
+        id: a transaction's, which has ended.
+    """
+
+    now: datetime
+    id: int
 
 
 @immutable
@@ -118,6 +134,15 @@ class StatesReader(Reader):
         nowhere = self.key(datetime.fromtimestamp(0, UTC))
         return (await self.page(nowhere, nowhere, 1)).look
 
+    async def mark(self) -> Mark:
+        """Divide PostgreSQL's transactions. It takes an id, and writes nothing."""
+        try:
+            async with self.database.connect() as connection:
+                now, id_ = await driver(connection).fetchrow("SELECT now(), pg_current_xact_id()::text")
+        except Exception as error:
+            raise fault(error) from error
+        return Mark(now, int(id_))
+
     async def page(self, after: Key, before: Key, limit: int) -> Page:
         """Read the states between two places, at most ``limit``."""
         try:
@@ -169,8 +194,8 @@ async def _from_server(
 ) -> tuple[Look, Sequence[tuple[Any, Any, Any]]]:
     rows = await server.fetch(statement, *given)
     now, snapshot = rows[0][:2]
-    running = snapshot.split(":")[2]
-    look = Look(now, frozenset(map(int, running.split(","))) if running else frozenset())
+    _, next_, running = snapshot.split(":")
+    look = Look(now, frozenset(map(int, running.split(","))) if running else frozenset(), int(next_))
     return look, [tuple(row)[2:] for row in rows if row[2] is not None]
 
 
