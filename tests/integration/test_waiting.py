@@ -393,6 +393,27 @@ async def test_a_deleted_queue_is_made_again(
         assert state_of(await waiting) == "COMPLETED"
 
 
+async def test_an_end_that_was_not_published_is_found(
+    teller: Teller, client: FlowRunClient, producer: Producer, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator deletes the exchange. A worker declares it again, without the bindings."""
+    monkeypatch.setattr(waits_module, "LOOK_AGAIN", 1.0)
+    silent, bound_again = teller.add(), teller.add()
+    waiting = [asyncio.create_task(client.wait_for_flow_run(each)) for each in (silent, bound_again)]
+    await until(lambda: teller.reads == 2)
+    await producer.channel.exchange_delete(f"{queue}.states")
+    await producer.channel.declare_exchange(f"{queue}.states", "topic", durable=True)
+    teller.runs[silent] = teller.runs[teller.add("FAILED")]
+    async with asyncio.timeout(60):
+        assert state_of(await waiting[0]) == "FAILED"
+    await until(lambda: teller.reads >= 4)
+    monkeypatch.setattr(waits_module, "LOOK_AGAIN", 1000.0)
+    await asyncio.sleep(1.5)
+    await teller.tell(bound_again, "COMPLETED")
+    async with asyncio.timeout(60):
+        assert state_of(await waiting[1]) == "COMPLETED"
+
+
 async def test_a_closed_client_ends_its_waits(teller: Teller, amqp_url: str, queue: str) -> None:
     client = FlowRunClient(amqp_url, queue=queue)
     run_id = teller.add()

@@ -2,10 +2,11 @@
 connection for requests.
 
 Each wait binds the queue first, then has the run read, then listens: so an end before, during or
-after that is seen. After a lost connection it does the same again.
+after that is seen. After a lost connection it does the same again, and once in a while.
 """
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +29,10 @@ from .states_queue import StatesQueue, Told, forget_error
 READ_TRIES = 9
 FIRST_READ_PAUSE = 2.0
 LONGEST_READ_PAUSE = 60.0
+# Most seconds until a wait binds and reads again. An end is missed without that if an operator
+# deletes the exchange, or if the run ends just before the first worker begins to publish states. A
+# thousand waits make some two reads a second.
+LOOK_AGAIN = 600.0
 # A routing key that no state has. Binding it shows whether there is an exchange of states, and
 # whether the user may bind to it.
 _NO_STATE = "-"
@@ -130,7 +135,8 @@ class Waits:
                     queue = await self._opened()
                     await queue.bind(_pattern(key))
                     losses.reset()
-                    return await self._end(waiting, end)
+                    if (record := await self._end(waiting, end)) is not None:
+                        return record
                 except ChannelLost:
                     await losses.sleep()
         finally:
@@ -140,8 +146,8 @@ class Waits:
                 if self._queue is not None:
                     self._queue.unbind(_pattern(key))
 
-    async def _end(self, waiting: Waiting, end: "asyncio.Future[Told]") -> FlowRunRecord:
-        """Have the run read, and listen."""
+    async def _end(self, waiting: Waiting, end: "asyncio.Future[Told]") -> FlowRunRecord | None:
+        """Have the run read, and listen. None when it is time to do so again."""
         reading = asyncio.create_task(self._read_patiently(waiting.run_id))
         reading.add_done_callback(forget_error)
         try:
@@ -151,7 +157,11 @@ class Waits:
                 waiting.see_read(record)
                 if has_ended(record):
                     return record
-            told = await end
+            if not end.done():
+                await asyncio.wait((end,), timeout=random.uniform(LOOK_AGAIN / 2, LOOK_AGAIN))
+                if not end.done():
+                    return None
+            told = end.result()
         finally:
             reading.cancel()
         try:
@@ -188,6 +198,8 @@ class Waits:
             error = task.exception()
             if isinstance(error, ClientError):
                 raise type(error)(*error.args) from error  # each wait has an error of its own
+            if isinstance(error, ChannelLost):
+                raise ChannelLost(str(error)) from error
             if error is not None:
                 raise error
         return self._queue
