@@ -20,7 +20,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfil
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help check test test-long test-engine test-rabbitmq4 image fuzz soak among-good lint dist demo demo-prefect run bench reference servers clean
+.PHONY: help check test test-long test-engine test-rabbitmq4 image fuzz soak among-good lint dist demo demo-prefect run bench stages reference servers clean
 
 help:                 ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -101,6 +101,10 @@ run: $(VENV)/installed   ## Run a worker in the foreground, with a broker of its
 
 bench: $(VENV)/installed-test servers   ## Compare with Prefect's API and others, in one run on this machine (about ten minutes)
 	@$(BIN)/python -m tests.benchmarks.compare
+
+stages: $(VENV)/installed-test servers   ## Show where a worker's microseconds go, by stages of a request
+	@$(BIN)/py-spy --version >/dev/null 2>&1 || $(call install,py-spy==0.4.3)
+	@$(BIN)/python -m tests.benchmarks.stages
 
 reference: $(VENV)/installed-test   ## Pin the Prefect that VERSION in tests/conformance/prefect_server.py names, to be compared with from then on
 	@$(BIN)/python -m tests.conformance.pin
