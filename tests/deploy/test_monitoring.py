@@ -141,7 +141,9 @@ async def test_prometheus_reads_workers_and_broker_and_evaluates_the_alerts(
 ) -> None:
     queue = "flow-runs.create"
     with PostgreSQL() as cluster:
-        worker = start_worker(cluster.create_database(), amqp_url=broker_with_metrics.url, queue=queue)
+        worker = start_worker(
+            cluster.create_database(), amqp_url=broker_with_metrics.url, queue=queue, states="final"
+        )
         prometheus = Prometheus(programs, tmp_path, worker.http, broker_with_metrics.metrics_url)
         try:
             async with Producer(broker_with_metrics.url, queue) as producer:

@@ -12,6 +12,7 @@ from prometheus_client import Counter, Gauge, Histogram, Info
 
 from worker import __version__
 from worker.contract.delivery import Delivery
+from worker.contract.state import StateType
 
 # From half a millisecond (a commit on a fast disk) to half a minute (a database that was down).
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -61,6 +62,8 @@ outbox_messages = Gauge(
     "Messages in the outbox, each with 1 to 200 events. 0 in workers that send none.",
 )
 _states_told = Counter("flow_run_worker_states_told", "States of runs that were told.", ["type"])
+for _type in StateType:
+    _states_told.labels(_type.value)  # start at 0
 passed_over = Counter(
     "flow_run_worker_states_passed_over",
     "States that were not told: their run was deleted or can't be shown, or they are too large, or a bound "

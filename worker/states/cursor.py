@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-# Most bytes of a cursor. One has 30 for each second that it describes, up to 1000 of them.
+# Most bytes of a cursor. One has 30 for each of 1000 seconds, and 40 for each of 200 states.
 MAX_BYTES = 1024 * 1024
 
 _Number = Annotated[int, Field(ge=0, lt=2**64)]
@@ -27,6 +27,7 @@ class Cursor(BaseModel):
         reached: states up to this time were told, as far as they were visible.
         seconds: what was told since ``told``: seconds since 1970, each with the number of states
             and the last bits of their ids, as in :class:`worker.states.told.Digest`.
+        ids: of the states that were told last.
         open: transactions that were open for long, by their ids, with the time since which they may
             have written.
     """
@@ -39,6 +40,7 @@ class Cursor(BaseModel):
     told: AwareDatetime
     reached: AwareDatetime
     seconds: dict[_Number, tuple[_Number, _Number]] = Field(default_factory=dict)
+    ids: list[UUID] = Field(default_factory=list)
     open: dict[_Number, AwareDatetime] = Field(default_factory=dict)
 
     def encode(self) -> bytes:

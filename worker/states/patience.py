@@ -25,6 +25,8 @@ class Patience:
         page: states that are read at once, without their runs.
         told: the ids of told states in memory, of 16 bytes.
         seconds: the seconds of told states that a cursor describes, of 30 bytes.
+        last: the ids of told states that a cursor has, of 40 bytes: states of its last second would
+            be told twice.
         first: a worker offers to begin without a cursor if it gets none for this long.
         settle: other cursors may arrive for this long after the first.
         cursor: the time between two cursors while states are told. After a crash, those since the
@@ -47,6 +49,7 @@ class Patience:
     page: int = 5000
     told: int = 1_000_000
     seconds: int = 1000
+    last: int = 200
     first: float = 5.0
     settle: float = 0.2
     cursor: float = 1.0

@@ -1,4 +1,4 @@
-"""Decides up to which time all states are visible. Pure: the caller looks at the database.
+"""Decides up to which time all states are visible. The caller looks at the database.
 
 A state's time is set before its transaction commits. So a state of ten o'clock may become visible
 at eleven, if its transaction was open for that long.
@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Protocol
 
+import structlog
+
 from worker.store.states import Look, Mark
+
+log = structlog.get_logger(__name__)
 
 
 class Settled(Protocol):
@@ -77,8 +81,9 @@ class Transactions:
         for each in look.running - self._began.keys():
             self._began[each] = next(mark.now for mark in reversed(self._marks) if mark.id < each)
         for each, began in self._began.items():
-            if look.now - began > self._patience:
-                self.forgotten.setdefault(each, began)
+            if look.now - began > self._patience and each not in self.forgotten:
+                self.forgotten[each] = began
+                log.warning("transaction_stays_open", id=each, since=began)
         oldest = min(look.running - self.forgotten.keys(), default=look.next)
         while len(self._marks) > 1 and self._marks[1].id < oldest:
             self._marks.popleft()

@@ -75,7 +75,7 @@ class Tail:
         self._states = states
         self._tell = tell
         self._patience = patience
-        self._told = Told(patience.told)
+        self._told = Told(patience.told, patience.last)
         start = states.key(cursor.told)
         # The end is read from one place, and was read up to the other.
         self._after = self._front = start
@@ -90,6 +90,7 @@ class Tail:
         self._wants_mark = not sqlite
         self._tidied = monotonic()
         self._digests = {second: Digest(*each) for second, each in cursor.seconds.items()}
+        self._ids = frozenset(cursor.ids)
 
     def cursor(self) -> Cursor:
         """How far the states were told."""
@@ -99,6 +100,7 @@ class Tail:
             told=told,
             reached=max(told, self._reached),
             seconds={second: (each.count, each.ids) for second, each in digests.items()},
+            ids=list(self._told.last),
             open=self.settled.forgotten,
         )
 
@@ -111,7 +113,7 @@ class Tail:
         return max(0.0, monotonic() - at + (now - self._reached).total_seconds())
 
     async def recall(self) -> None:
-        """Find out which states an earlier teller has told, from the cursor's digests.
+        """Find out which states an earlier teller has told, from what the cursor says.
 
         Raises:
             Fault: the database is away or busy.
@@ -127,7 +129,7 @@ class Tail:
             if not page.full or len(known) > self._patience.told:
                 break
             after = page.reaches
-        self._told.add(told_before(known, self._digests))
+        self._told.add(told_before(known, self._digests, self._ids))
         self._digests = {}
 
     async def step(self) -> bool:

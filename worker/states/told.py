@@ -3,8 +3,10 @@
 Memory is bounded: the oldest are dropped first, and told again if they are read again.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
+from uuid import UUID
 
 from worker.contract.immutable import immutable
 from worker.store.states import Written
@@ -42,10 +44,12 @@ class Told:
 
     Attributes:
         count: ids that are kept now.
+        last: the ids that were told last.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, last: int) -> None:
         self.count = 0
+        self.last: deque[UUID] = deque(maxlen=last)
         self._most = most
         self._seconds: dict[int, set[bytes] | bytes] = {}
         self._digests: dict[int, Digest] = {}
@@ -64,6 +68,7 @@ class Told:
             self._seconds[second] = ids
             ids.add(state.id.bytes)
             self._digests[second] = self._digests.get(second, Digest()).with_id(state.id.bytes)
+            self.last.append(state.id)
             self.count += 1
 
     def tidy(self, since: datetime) -> None:
@@ -98,9 +103,11 @@ def second_of(time: datetime) -> int:
     return int(time.timestamp() // 1)
 
 
-def told_before(states: Iterable[Written], digests: Mapping[int, Digest]) -> Iterable[Written]:
-    """Those of these states that an earlier teller has told: of each second whose digest is that of
-    the states that there are now.
+def told_before(
+    states: Iterable[Written], digests: Mapping[int, Digest], ids: Collection[UUID]
+) -> Iterable[Written]:
+    """Those of these states that an earlier teller has told: those with these ids, and all of each
+    second whose digest is that of the states that there are now.
 
     Args:
         states: all of each second, in their order.
@@ -112,5 +119,5 @@ def told_before(states: Iterable[Written], digests: Mapping[int, Digest]) -> Ite
         found = Digest()
         for state in those:
             found = found.with_id(state.id.bytes)
-        if found == digests.get(second):
-            yield from those
+        complete = found == digests.get(second)
+        yield from (state for state in those if complete or state.id in ids)

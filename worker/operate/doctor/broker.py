@@ -65,13 +65,13 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
         yield _version(connection, settings, (monotonic() - started) * 1000)
         topology = Topology.of(settings.queue_names)
         waiting: int | None = None
-        outbox_stands = False
+        stands: set[str] = set()
         for queue in topology.queues:
             finding, count = await _queue(connection, topology, queue)
+            if count is not None:
+                stands.add(queue)
             if queue == topology.queue:
                 waiting = count
-            elif queue == topology.events_queue:
-                outbox_stands = count is not None
             elif queue == topology.dead_letter_queue and count and finding.verdict is Verdict.ok:
                 finding = warning(
                     finding.what,
@@ -82,14 +82,18 @@ async def examine_broker(settings: Settings) -> AsyncIterator[Finding]:
         if not topology.events:
             async for finding in _others_events(connection, topology):
                 yield finding
-        if topology.exchange is not None:
-            yield await _exchange(connection, topology.exchange)
+        if not topology.states:
+            async for finding in _others_states(connection, topology):
+                yield finding
+        for exchange in topology.exchanges:
+            yield await _exchange(connection, exchange)
         for each in topology.bindings:
             yield await _exchange(connection, each.exchange, _NOT_OURS)
         if waiting is not None:
             yield await _read_permission(connection, topology.queue, waiting)
-        if topology.events and outbox_stands:
-            yield await _outbox_permission(connection, topology.events_queue)
+        for what, queue in (("outbox", topology.events_queue), ("cursor", topology.cursor_queue)):
+            if queue in stands:
+                yield await _consume_permission(connection, what, queue)
         yield await _write_permission(connection)
     finally:
         await close_quietly(connection)
@@ -158,6 +162,25 @@ async def _others_events(connection: aio_pika.Connection, topology: Topology) ->
     yield warning("events", detail, advice)
 
 
+async def _others_states(connection: aio_pika.Connection, topology: Topology) -> AsyncIterator[Finding]:
+    """Warn of states that other workers tell, if ``WORKER_STATES`` is off here."""
+    channel = await connection.channel()
+    try:
+        cursor = (await channel.get_queue(topology.cursor_queue)).declaration_result
+        await channel.close()
+    except AMQPError:  # it does not exist, or this user may not see it
+        return
+    detail = (
+        f"{topology.cursor_queue} stands, with {cursor.consumer_count or 0} consumer(s): other workers of "
+        "this queue tell states; with these settings a worker answers no read of a run"
+    )
+    advice = (
+        "Set WORKER_STATES to the same for every worker of the queue. If it is off for all, delete "
+        f"{topology.cursor_queue} and the exchange {topology.states_exchange}."
+    )
+    yield warning("states", detail, advice)
+
+
 async def _exchange(
     connection: aio_pika.Connection, exchange: str, missing: tuple[str, str] = _MISSING
 ) -> Finding:
@@ -185,19 +208,19 @@ async def _read_permission(connection: aio_pika.Connection, queue: str, waiting:
     return ok("read permission", f"may consume from {queue}")
 
 
-async def _outbox_permission(connection: aio_pika.Connection, queue: str) -> Finding:
-    """Consume from the outbox, behind its active consumer, and return any message. ``basic.get`` is
+async def _consume_permission(connection: aio_pika.Connection, what: str, queue: str) -> Finding:
+    """Consume from a queue, behind its active consumer, and return any message. ``basic.get`` is
     not allowed on a queue with a single active consumer.
     """
     channel = await connection.channel()
     await channel.set_qos(1)
     try:
-        outbox = await channel.get_queue(queue, ensure=False)
-        await outbox.cancel(await outbox.consume(_give_back))
+        consumed = await channel.get_queue(queue, ensure=False)
+        await consumed.cancel(await consumed.consume(_give_back))
     except ChannelAccessRefused as error:
-        return problem("outbox", str(error), f"Grant the worker's user read on '{queue}'.")
+        return problem(what, str(error), f"Grant the worker's user read on '{queue}'.")
     await channel.close()
-    return ok("outbox", f"may consume from {queue}")
+    return ok(what, f"may consume from {queue}")
 
 
 async def _give_back(message: AbstractIncomingMessage) -> None:
