@@ -151,7 +151,7 @@ def _serve(control: socket.socket) -> tuple[list[str], str, dict[str, str]] | No
                 waiting.unregister(file)
                 os.close(file)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                with ended, suppress(BrokenPipeError):  # nobody may want to know
+                with ended, suppress(BrokenPipeError):  # the test has dropped it
                     ended.send(b"%d" % code)
                 continue
             request, passed, _, _ = socket.recv_fds(control, REQUEST_BYTES, 4)
