@@ -414,6 +414,28 @@ async def test_an_end_that_was_not_published_is_found(
         assert state_of(await waiting[1]) == "COMPLETED"
 
 
+async def test_a_broker_without_its_data_is_waited_for(
+    teller: Teller, rabbitmq: RabbitMQ, producer: Producer, amqp_url: str, queue: str
+) -> None:
+    """Until a worker has declared the exchange again."""
+    async with Proxy([rabbitmq.port]) as network:
+        url = str(URL(amqp_url).with_port(network.port))
+        async with FlowRunClient(url, queue=queue) as client:
+            run_id = teller.add()
+            waiting = asyncio.create_task(client.wait_for_flow_run(run_id))
+            await until(lambda: teller.reads == 1)
+            await producer.channel.exchange_delete(f"{queue}.states")
+            network.cut()
+            with pytest.raises(StatesNotTold):  # a wait that begins now
+                await client.wait_for_flow_run(run_id)
+            await asyncio.sleep(0.5)
+            await producer.channel.declare_exchange(f"{queue}.states", "topic", durable=True)
+            await until(lambda: teller.reads == 2)
+            await teller.tell(run_id, "COMPLETED")
+            async with asyncio.timeout(60):
+                assert state_of(await waiting) == "COMPLETED"
+
+
 async def test_a_closed_client_ends_its_waits(teller: Teller, amqp_url: str, queue: str) -> None:
     client = FlowRunClient(amqp_url, queue=queue)
     run_id = teller.add()

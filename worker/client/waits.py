@@ -25,7 +25,7 @@ from .states_queue import StatesQueue, Told, forget_error
 
 # A worker up to 0.2.0 refuses to read a run, and leaves a dead letter. While a fleet is updated,
 # a read is tried again: this often at most, with pauses that double from the first to the longest,
-# in seconds. That takes three to five minutes.
+# in seconds. That takes two to four minutes.
 READ_TRIES = 9
 FIRST_READ_PAUSE = 2.0
 LONGEST_READ_PAUSE = 60.0
@@ -33,6 +33,9 @@ LONGEST_READ_PAUSE = 60.0
 # deletes the exchange, or if the run ends just before the first worker begins to publish states. A
 # thousand waits make some two reads a second.
 LOOK_AGAIN = 600.0
+# Tries to bind, of a wait that was bound before, while the exchange is missing: some 45 seconds. A
+# broker that came back without its data lacks it until a worker has connected again.
+BIND_TRIES = 60
 # A routing key that no state has. Binding it shows whether there is an exchange of states, and
 # whether the user may bind to it.
 _NO_STATE = "-"
@@ -126,14 +129,14 @@ class Waits:
             ClientError: there is no connection, or a right is missing.
         """
         key = str(waiting.run_id)
-        losses = Backoff(longest=LONGEST_PAUSE)
+        losses, bound = Backoff(longest=LONGEST_PAUSE), False
         self._ends.setdefault(key, {})
         try:
             while True:
                 self._ends[key][waiting] = end = asyncio.get_running_loop().create_future()
                 try:
-                    queue = await self._opened()
-                    await queue.bind(_pattern(key))
+                    await self._bind(key, again=bound)
+                    bound = True
                     losses.reset()
                     if (record := await self._end(waiting, end)) is not None:
                         return record
@@ -145,6 +148,21 @@ class Waits:
                 del self._ends[key]
                 if self._queue is not None:
                     self._queue.unbind(_pattern(key))
+
+    async def _bind(self, key: str, *, again: bool) -> None:
+        """Bind the queue to a run's states.
+
+        Args:
+            again: it was bound before, so a missing exchange is waited for.
+        """
+        missing = Backoff(longest=LONGEST_PAUSE)
+        while True:
+            try:
+                return await (await self._opened()).bind(_pattern(key))
+            except StatesNotTold:
+                if not again or missing.tries >= BIND_TRIES:
+                    raise
+            await missing.sleep()
 
     async def _end(self, waiting: Waiting, end: "asyncio.Future[Told]") -> FlowRunRecord | None:
         """Have the run read, and listen. None when it is time to do so again."""
