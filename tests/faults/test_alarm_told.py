@@ -94,7 +94,7 @@ async def test_commands_that_publish_nothing_are_not_held_up(
         return await command(*arguments, amqp_url=alarmed, queue=queue)
 
     assert (await run("dead-letters", "replay", "--all")).code == 1
-    listed = await run("dead-letters", "list", "--json")
+    listed = await run("dead-letters", "list", "--letters", "--json")
     assert len(listed.out.splitlines()) == 2
     assert (await run("topology", "declare")).code == 0
     assert "2 thrown away." in (await run("dead-letters", "purge", "--all", "--yes")).out

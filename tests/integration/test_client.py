@@ -315,7 +315,7 @@ async def test_request_that_expires_becomes_a_dead_letter_with_the_reason(
         while await producer.depth(f"{queue}.dead") < 2:
             await asyncio.sleep(0.05)
         assert await producer.depth() == 1
-    listed = await command("dead-letters", "list", amqp_url=amqp_url, queue=queue)
+    listed = await command("dead-letters", "list", "--letters", amqp_url=amqp_url, queue=queue)
     assert listed.out.count("it expired before a worker took it") == 2, listed.out
 
 

@@ -15,11 +15,13 @@ from tests.faults.hostile import Sent, frames, publish
 from tests.faults.test_poison import publish_raw
 from tests.support.command import Done, command
 from tests.support.database import fetch_runs
+from tests.support.letters import fill
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from worker.amqp.properties import in_order, join, join_table, short_string
 from worker.broker.topology import Topology
 from worker.operate.dead_letters import open_dead_letters
+from worker.operate.selection import Selection
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
@@ -33,9 +35,10 @@ def dead_letters(amqp_url: str, queue: str) -> Callable[..., Any]:
 
 
 async def listed(dead_letters: Callable[..., Any], *arguments: str) -> list[dict[str, Any]]:
-    done = await dead_letters("list", "--json", *arguments)
+    """The single letters, the oldest first."""
+    done = await dead_letters("list", "--letters", "--json", *arguments)
     assert done.code == 0, done.err
-    return [json.loads(line) for line in done.out.splitlines()]
+    return [json.loads(line) for line in done.out.splitlines()][::-1]
 
 
 async def all_back(producer: Producer, count: int) -> None:
@@ -75,8 +78,8 @@ async def test_they_are_listed_and_shown(
     assert (second["status"], second["idempotency_key"]) == (413, "order-2")
     assert "flow_id" in first["error"]
     assert first["failed_at"] < second["failed_at"]
-    table = await dead_letters("list")
-    assert first["id"] in table.out
+    table = await dead_letters("list", "--letters")
+    assert table.out.index(second["id"]) < table.out.index(first["id"])
     assert "2 of 2" in table.out
     assert await listed(dead_letters, "--status", "413") == [second]
     assert await listed(dead_letters, "--error", "FLOW_ID") == [first]
@@ -107,16 +110,18 @@ async def test_looking_at_some_changes_nothing(
     for _ in range(4):
         await all_back(producer, 5)
         assert [each["idempotency_key"] for each in await listed(dead_letters, "--limit", "2")] == [
-            "key-0",
-            "key-1",
+            "key-3",
+            "key-4",
         ]
     await all_back(producer, 5)
-    shown = await command("dead-letters", "list", amqp_url=amqp_url, queue=queue, columns=80)
+    shown = await command("dead-letters", "list", "--letters", amqp_url=amqp_url, queue=queue, columns=80)
     lines = shown.out.splitlines()
     assert max(map(len, lines)) <= 80
     heads = [line.split() for line in lines if "key-" in line]
-    assert [head[1:4] + head[-1:] for head in heads] == [
-        ["2026-11-25", f"12:00:0{number}", "422", f"key-{number}"] for number in range(5)
+    (cause,) = {head[3] for head in heads}
+    assert cause.startswith("422-")
+    assert [head[1:3] + head[-1:] for head in heads] == [
+        ["2026-11-25", f"12:00:0{number}", f"key-{number}"] for number in reversed(range(5))
     ]
     assert "found 4" in shown.out
     assert "5 of 5" in shown.out
@@ -131,7 +136,7 @@ async def test_looking_at_them_often_loses_none(
     for _ in range(24):
         await all_back(producer, 2)
         async with open_dead_letters(amqp_url, Topology(producer.queue)) as letters:
-            seen.add(frozenset([letter.id async for letter in letters.look(10)]))
+            seen.add(frozenset([letter.id async for letter in letters.look()]))
     assert len(seen) == 1
     letters = await producer.dead_letters(2)
     assert {letter.raw for letter in letters} == {b'{"flow_id": 1}', b'{"flow_id": 2}'}
@@ -284,7 +289,7 @@ async def test_those_that_are_served_after_all_are_the_same_messages(
     assert worker.terminate() == 0
     start_worker(sqlite_url)
     async with open_dead_letters(amqp_url, Topology(producer.queue)) as letters:
-        assert await letters.replay(lambda letter: letter.status == 413) == len(ODD)
+        assert await letters.replay(await letters.pick(Selection(status=413))) == len(ODD)
     assert await statuses(2) == {odd: [413, 201] for odd in ODD}
     await send_all()
     assert await statuses(3) == {odd: [413, 201, 200] for odd in ODD}
@@ -355,10 +360,12 @@ async def test_hostile_letters_do_not_steer_the_terminal(
         headers={"x-error": "[red]\x1b]0;title\x07", "x-error-status": "no number"},
     )
     await producer.channel.default_exchange.publish(hostile, routing_key=f"{queue}.dead")
-    done = await dead_letters("list")
-    assert done.code == 0
-    assert "\x1b]0" not in done.out
-    assert "\x1b[31m" not in done.out
+    for options in ([], ["--letters"]):
+        await all_back(producer, 1)
+        done = await dead_letters("list", *options)
+        assert done.code == 0
+        assert "\x1b]0" not in done.out
+        assert "\x1b[31m" not in done.out
     assert "[red]" in done.out
     (letter,) = await listed(dead_letters)
     shown = await dead_letters("show", letter["id"])
@@ -443,3 +450,25 @@ async def test_a_letter_without_any_reason_is_said_to_have_none(
     assert [error.split(":")[0] for error in errors] == ["unknown"] * 3 + ["moved by the broker"] * 2
     assert "expired before" in errors[3]
     assert errors[4] == "moved by the broker: new in RabbitMQ 9: unknown"
+
+
+async def test_they_are_counted_by_cause(
+    producer: Producer, dead_letters: Callable[..., Any], amqp_url: str, queue: str
+) -> None:
+    """Each of nine causes has its number, its times and examples, which 'show' takes."""
+    await fill(amqp_url, queue, range(180), large=3000)
+    done = await dead_letters("list", "--json")
+    causes = [json.loads(line) for line in done.out.splitlines()]
+    assert [(each["count"], len(each["examples"])) for each in causes] == [(20, 3)] * 9
+    found = next(each for each in causes if each["reason"] == "There is no flow ….")
+    assert (found["cause"], found["status"]) == ("409-95a849", 409)
+    assert (found["first"], found["last"]) == ("2026-11-30T12:00:00+00:00", "2026-11-30T12:02:51+00:00")
+    await all_back(producer, 180)
+    letters = await listed(dead_letters, "--cause", found["cause"])
+    assert [each["idempotency_key"] for each in letters] == [f"order-{number}" for number in range(0, 180, 9)]
+    assert [each["id"] for each in letters[-3:]] == found["examples"][::-1]
+    await all_back(producer, 180)
+    shown = await command("dead-letters", "list", amqp_url=amqp_url, queue=queue, columns=80)
+    assert max(map(len, shown.out.splitlines())) <= 80
+    assert "409-95a849  20 letters  2026-11-30 12:00:00 to 2026-11-30 12:02:51" in shown.out
+    assert "180 of 180 dead letters, 9 causes" in " ".join(shown.out.split())

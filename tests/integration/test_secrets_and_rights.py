@@ -85,14 +85,16 @@ async def test_a_hostile_letter_steers_no_terminal(amqp_url: str, queue: str) ->
             headers={"x-error": STEERING, "x-failed-at": STEERING, STEERING: STEERING},
         )
         await channel.default_exchange.publish(letter, f"{queue}.dead")
-    listed = await command("dead-letters", "list", amqp_url=amqp_url, queue=queue)
-    as_json = await command("dead-letters", "list", "--json", amqp_url=amqp_url, queue=queue)
+    causes = await command("dead-letters", "list", amqp_url=amqp_url, queue=queue)
+    listing = ("dead-letters", "list", "--letters")
+    listed = await command(*listing, amqp_url=amqp_url, queue=queue)
+    as_json = await command(*listing, "--json", amqp_url=amqp_url, queue=queue)
     summary = json.loads(as_json.out)
     assert summary["error"] == summary["message_id"] == summary["idempotency_key"] == STEERING
     shown = await command("dead-letters", "show", summary["id"], amqp_url=amqp_url, queue=queue)
     whole = json.loads(shown.out)
     assert whole["headers"][STEERING] == whole["body"]["flow_id"] == STEERING
-    for done in (listed, as_json, shown):
+    for done in (causes, listed, as_json, shown):
         assert done.code == 0, done.err
         assert not set(STEERING) - {"2", "J"} & set(done.out + done.err)
 

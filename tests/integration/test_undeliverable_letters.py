@@ -9,7 +9,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from tests.support import amqp10
+from tests.support.amqp10 import AMQP10Producer
 from tests.support.command import Done, command
 from tests.support.rabbitmq import RabbitMQ
 from worker.broker.topology import Topology
@@ -18,15 +18,18 @@ from worker.operate.dead_letters import open_dead_letters
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 ODD = "odd"
 # Its correlation id is a number.
-UNDELIVERABLE = amqp10.properties(correlation_id=amqp10.ulong(42)) + amqp10.described(
-    amqp10.DATA, amqp10.binary(b"{}")
-)
+UNDELIVERABLE = {"ulong": 42, "text": "{}"}
 
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[RabbitMQ]:
     with RabbitMQ(plugins=["rabbitmq_amqp1_0"]) as node:
         yield node
+
+
+@pytest.fixture(scope="module")
+def sender(node: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> AMQP10Producer:
+    return AMQP10Producer(tmp_path_factory.mktemp("sender"), node.port)
 
 
 @pytest.fixture
@@ -43,17 +46,19 @@ async def channel(amqp_url: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
 class Letters:
     """The dead letters of one queue; those named ``odd`` can't be delivered."""
 
-    def __init__(self, node: RabbitMQ, queue: str, channel: aio_pika.abc.AbstractChannel) -> None:
+    def __init__(
+        self, node: RabbitMQ, queue: str, channel: aio_pika.abc.AbstractChannel, sender: AMQP10Producer
+    ) -> None:
         self.queue = queue
         self._amqp_url = node.url
-        self._port = node.port
+        self._sender = sender
         self._channel = channel
 
     async def fill(self, *names: str) -> None:
         await Topology(self.queue).declare(self._channel)
         for name in names:
             if name == ODD:
-                await amqp10.send(self._port, f"{self.queue}.dead", [UNDELIVERABLE])
+                await self._sender.send(f"{self.queue}.dead", [UNDELIVERABLE])
             else:
                 body = json.dumps({"flow_id": FLOW_ID, "idempotency_key": name}).encode()
                 message = aio_pika.Message(body, delivery_mode=2, headers={"x-error-status": 422})
@@ -63,10 +68,10 @@ class Letters:
         return await command("dead-letters", *arguments, amqp_url=self._amqp_url, queue=self.queue, **more)
 
     async def listed(self, *arguments: str) -> tuple[list[dict[str, Any]], str]:
-        """The letters shown, and the rest of the output."""
-        done = await self.run("list", "--json", *arguments)
+        """The letters shown, the oldest first, and the rest of the output."""
+        done = await self.run("list", "--letters", "--json", *arguments)
         assert done.code == 0, done.err
-        return [json.loads(line) for line in done.out.splitlines()], done.err
+        return [json.loads(line) for line in done.out.splitlines()][::-1], done.err
 
     async def keys(self) -> list[str]:
         return [each["idempotency_key"] for each in (await self.listed())[0]]
@@ -82,8 +87,10 @@ class Letters:
 
 
 @pytest.fixture
-def letters(node: RabbitMQ, queue: str, channel: aio_pika.abc.AbstractChannel) -> Letters:
-    return Letters(node, queue, channel)
+def letters(
+    node: RabbitMQ, queue: str, channel: aio_pika.abc.AbstractChannel, sender: AMQP10Producer
+) -> Letters:
+    return Letters(node, queue, channel, sender)
 
 
 def told(said: str, *places: int) -> bool:
@@ -167,7 +174,7 @@ async def test_letters_that_returned_in_any_order_are_told_apart(
     """As a killed command leaves them: all have returned, and none is new."""
     await letters.fill(*order)
     async with open_dead_letters(amqp_url, Topology(letters.queue)) as opened:
-        assert [each.key async for each in opened.look(10)] == [name for name in order if name != ODD]
+        assert [each.key async for each in opened.look()] == [name for name in order if name != ODD]
         # The holding connection ends before the others, so the undeliverable ones return first.
         assert opened._reader._holder is not None
         await opened._reader._holder.close()

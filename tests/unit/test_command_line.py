@@ -113,7 +113,7 @@ def test_what_a_user_can_mend_is_known_by_its_name(name: str) -> None:
         ("db prune --older-than 90d --state done", "'done' is none of cancelled"),
         ("db prune --older-than 90d --batch 0", "Invalid value for '--batch'"),
         ("db prune --older-than 90d --pause -1", "Invalid value for '--pause'"),
-        ("dead-letters replay", "name ids, --status, --error, or --all"),
+        ("dead-letters replay", "name ids, a filter such as --cause or --status, or --all"),
     ],
 )
 def test_wrong_usage_is_refused_with_2(arguments: str, told: str) -> None:

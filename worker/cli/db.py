@@ -1,7 +1,6 @@
 """``db``: the database's schema, and its old runs."""
 
 import asyncio
-import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from worker.cli.options import DatabaseUrl, err, out, progress_bar, run_async
+from worker.cli.options import DatabaseUrl, age, err, out, progress_bar, run_async
 
 if TYPE_CHECKING:
     from worker.store.pruning import OldRuns, Pruning
@@ -23,7 +22,6 @@ db_app = typer.Typer(help="The database: its schema, and its old runs.", no_args
 # second. A request with a key in it waits for that. The pause leaves half of the time to the
 # workers. Measured by tests/benchmarks/prune.py.
 BATCH, PAUSE = 500, 0.1
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 # The limit of Prefect's own vacuum. A request in flight must find the run of its key.
 YOUNGEST = timedelta(hours=1)
 
@@ -56,15 +54,14 @@ def db_current(database_url: DatabaseUrl = None) -> None:
 
 
 def _age(text: str) -> timedelta:
-    match = re.fullmatch(r"(\d{1,6})\s*([mhdw])", text.strip().lower())
-    if match is None:
+    older_than = age(text)
+    if older_than is None:
         raise typer.BadParameter(f"'{text}' is not an age such as 90d, 12h or 2w")
-    age = timedelta(**{_UNITS[match[2]]: int(match[1])})
-    if age < YOUNGEST:
+    if older_than < YOUNGEST:
         raise typer.BadParameter("must be at least 1h: a request on its way must find the run of its key")
-    if age > datetime.now(UTC) - datetime(1970, 1, 1, tzinfo=UTC):
+    if older_than > datetime.now(UTC) - datetime(1970, 1, 1, tzinfo=UTC):
         raise typer.BadParameter(f"'{text}' reaches back to before 1970")
-    return age
+    return older_than
 
 
 @db_app.command("prune")

@@ -1,29 +1,24 @@
 """``dead-letters``: shows, replays and purges refused requests."""
 
-import base64
-import json
+import sys
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.padding import Padding
 
-from worker.cli.options import AmqpUrl, Queue, err, escape, out, print_json, progress_bar, run_async
-from worker.contract.printable import printable_json
+from worker.cli import letters_shown as shown
+from worker.cli.options import AmqpUrl, Queue, age, confirm, err, out, progress_bar, run_async
 
 if TYPE_CHECKING:
-    from worker.operate.dead_letters import DeadLetters, Match
-    from worker.operate.letter import Letter
+    from worker.operate.dead_letters import DeadLetters
+    from worker.operate.letter import Letter, Summary
+    from worker.operate.picked import Picked
+    from worker.operate.selection import Selection
     from worker.settings import Settings
 
 dead_letters_app = typer.Typer(
     help="Refused requests: look at them, send them again, throw them away.", no_args_is_help=True
-)
-
-_SHOWN = (
-    "message_id correlation_id reply_to content_type content_encoding type app_id user_id timestamp priority "
-    "expiration"
 )
 
 
@@ -33,6 +28,16 @@ def _are_ids(ids: list[str] | None) -> list[str] | None:
     return ids
 
 
+def _since(text: str) -> datetime:
+    if (ago := age(text)) is not None:
+        return datetime.now(UTC) - ago
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is neither an age such as 90m, 2h or 3d nor a time") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
 Ids = Annotated[
     list[str] | None,
     typer.Argument(
@@ -40,53 +45,80 @@ Ids = Annotated[
         callback=_are_ids,
     ),
 ]
+Cause = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CAUSE", help="Only this cause, such as 409-3fa2c1. May be given several times."),
+]
 Status = Annotated[int | None, typer.Option(help="Only letters with this status, such as 422.")]
 Error = Annotated[str | None, typer.Option(help="Only letters with this text in their error.")]
+Since = Annotated[
+    datetime | None,
+    typer.Option(
+        parser=_since, metavar="WHEN", help="Only letters since then: 90m, 2h, 3d, or a time in UTC."
+    ),
+]
+Key = Annotated[str | None, typer.Option(help="Only letters with this idempotency key.")]
+Flow = Annotated[
+    str | None, typer.Option(help="Only letters of this flow: its id, or its name beside a deployment's.")
+]
+Deployment = Annotated[str | None, typer.Option(help="Only letters of this deployment: its id, or its name.")]
 All = Annotated[bool, typer.Option("--all", metavar="", help="All letters.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, one line for each.")]
+Yes = Annotated[bool, typer.Option("--yes", metavar="", help="Don't ask.")]
 
 
 @dead_letters_app.command("list")
 def list_letters(
-    limit: Annotated[int, typer.Option(min=1, help="Most letters to list. The oldest come first.")] = 50,
+    letters: Annotated[
+        bool, typer.Option("--letters", metavar="", help="Single letters, the newest first, not causes.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="With --letters: most letters to list.")] = 50,
+    cause: Cause = None,
     status: Status = None,
     error: Error = None,
-    json_output: Annotated[
-        bool, typer.Option("--json", metavar="", help="Print JSON, one line a letter.")
-    ] = False,
+    since: Since = None,
+    key: Key = None,
+    flow: Flow = None,
+    deployment: Deployment = None,
+    json_output: Json = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """List the dead letters: id, time, status, size, idempotency key, error. Changes nothing."""
-    from worker.contract.encoding import dumps_text
+    """List the dead letters by cause: their number, times, three examples. Changes nothing.
+
+    A cause is a status and a reason. Its id stays the same.
+    """
+    from collections import deque
+
+    from worker.operate.cause_groups import Causes
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
-    total = 0
+    selection = _selection(settings, None, cause, status, error, since, key, flow, deployment)
+    causes, newest = Causes(), deque["Summary"](maxlen=limit)
+    total = matching = 0
 
-    async def look() -> list["Letter"]:
-        nonlocal total
-        async with _open(settings) as letters:
-            total = await letters.count()
-            matching: list[Letter] = []
-            async for each in letters.look(total):
-                if each.matches((), status, error):
-                    matching.append(each)
-                if len(matching) == limit:
-                    break
-            _tell_undeliverable(letters)
-            return matching
+    async def look() -> None:
+        nonlocal total, matching
+        with progress_bar() as progress:
+            async with _open(settings) as opened:
+                bar = progress.add_task("looking", total=await opened.count())
+                async for letter in opened.look(lambda count: progress.advance(bar, count)):
+                    total += 1
+                    if not selection.matches(letter):
+                        continue
+                    matching += 1
+                    if letters:
+                        newest.append(letter.summary())
+                    else:
+                        causes.add(letter)
+                shown.undeliverable(opened)
 
-    found = run_async(look())
-    if json_output:
-        for letter in found:
-            print(printable_json(dumps_text(_summary(letter))))
-        return
-    if not total:
-        out.print("There are no dead letters.")
-        return
-    for letter in found:
-        _show_in_two_lines(letter)
-    out.print(f"{len(found)} of {total}; 'show ID' shows one, 'replay ID' sends it again.", highlight=False)
+    run_async(look())
+    if letters:
+        shown.letters(reversed(newest), matching, total, as_json=json_output)
+    else:
+        shown.causes(causes.groups(), matching, total, as_json=json_output)
 
 
 @dead_letters_app.command()
@@ -104,47 +136,45 @@ def show(
     settings = load_settings(amqp_url=amqp_url, queue=queue)
 
     async def find() -> "Letter | None":
-        async with _open(settings) as letters:
-            async for each in letters.look(await letters.count()):
-                if each.matches((letter_id,), None, None):
-                    return each
-            _tell_undeliverable(letters)
-        return None
+        found: Letter | None = None
+        async with _open(settings) as opened:
+            async for each in opened.look():
+                if found is None and each.id.startswith(letter_id):
+                    found = each
+            shown.undeliverable(opened)
+        return found
 
     letter = run_async(find())
     if letter is None:
         raise typer.BadParameter(f"no dead letter has the id {letter_id}", param_hint="ID")
-    message = letter.delivery.message
-    properties = {name: value for name in _SHOWN.split() if (value := getattr(message, name)) is not None}
-    whole = {
-        **_summary(letter),
-        "properties": properties,
-        "headers": message.headers,
-        "body": _body(message.body),
-    }
-    try:
-        text = _json(whole)
-    except RecursionError:
-        text = _json({**whole, "headers": str(message.headers), "body": _plain(message.body)})
-    print_json(text)
+    shown.as_json(letter)
 
 
 @dead_letters_app.command()
 def replay(
     ids: Ids = None,
     every: All = False,
+    cause: Cause = None,
     status: Status = None,
     error: Error = None,
+    since: Since = None,
+    key: Key = None,
+    flow: Flow = None,
+    deployment: Deployment = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="QUEUE", help="Send them to this queue, not to the request queue.")
+    ] = None,
     wait: Annotated[
         bool,
         typer.Option(
             "--wait", metavar="", help="Wait, and count letters refused again: exit code 1 if there are any."
         ),
     ] = False,
+    yes: Yes = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Send dead letters to the request queue again.
+    """Send dead letters to the request queue again. Tells their number. Asks on a terminal.
 
     It is safe to interrupt and to repeat this: each request makes one run. Only a request with
     neither an idempotency key nor a message id makes a new run each time.
@@ -153,17 +183,32 @@ def replay(
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
-    match = _match(ids, every, status, error)
-    refused: list[Letter] = []
+    selection = _selection(settings, ids, cause, status, error, since, key, flow, deployment)
+    _check_selects(selection, every)
+    if to is not None and wait:
+        raise typer.BadParameter("--wait needs the request queue: leave out --to")
+    if to == settings.queue_names.dead_letter_queue:
+        raise typer.BadParameter(f"'{to}' is the queue of the dead letters", param_hint="--to")
+    refused: list[Summary] = []
 
-    async def send(letters: "DeadLetters", progress: Any) -> int:
-        count = await letters.replay(match, progress, ids=ids or ())
-        out.print(f"{count} sent again.", highlight=False)
-        if wait:
-            refused.extend(await letters.refused_again())
-        return count
+    async def send() -> int:
+        async with _open(settings) as letters:
+            picked = await _pick(letters, selection, keep=True)
+            shown.undeliverable(letters)
+            where = f"of {settings.queue} " + ("again" if to is None else f"to {to}")
+            if picked and not yes and sys.stdin.isatty():
+                await _agree(f"Send {_number(len(picked))} {where}?")
+            elif picked:
+                err.print(f"Sending {_number(len(picked))} {where}.", highlight=False, markup=False)
+            with progress_bar() as progress:
+                bar = progress.add_task("sending again", total=len(picked))
+                count = await letters.replay(picked, lambda count: progress.advance(bar, count), to=to)
+            out.print(f"{count} sent again.", highlight=False)
+            if wait:
+                refused.extend(await letters.refused_again())
+            return count
 
-    count = _with_progress(settings, "sending again", send)
+    count = run_async(send())
     if wait:
         served = count - len(refused)
         out.print(f"{served} served, {len(refused)} refused again.", highlight=False)
@@ -173,7 +218,7 @@ def replay(
                 highlight=False,
             )
         for letter in refused:
-            _show_in_two_lines(letter)
+            shown.in_two_lines(letter)
     if refused:
         raise typer.Exit(1)
 
@@ -182,15 +227,20 @@ def replay(
 def purge(
     ids: Ids = None,
     every: All = False,
+    cause: Cause = None,
     status: Status = None,
     error: Error = None,
+    since: Since = None,
+    key: Key = None,
+    flow: Flow = None,
+    deployment: Deployment = None,
     undeliverable: Annotated[
         bool,
         typer.Option(
             "--undeliverable", metavar="", help="Letters that the broker can't deliver (see 'list')."
         ),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", metavar="", help="Don't ask.")] = False,
+    yes: Yes = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
@@ -201,28 +251,35 @@ def purge(
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
-    match = _match(ids, every, status, error, undeliverable=undeliverable)
+    selection = _selection(settings, ids, cause, status, error, since, key, flow, deployment)
+    alone = undeliverable and selection.selects_all and not every
+    if not alone:
+        _check_selects(selection, every)
     # Their content is unknown: only --all or --undeliverable deletes them.
-    undeliverable = undeliverable or (every and status is None and error is None)
-    if not yes:
+    undeliverable = undeliverable or (every and selection.selects_all)
 
-        async def matching() -> int:
-            async with _open(settings) as letters:
-                looked = [each async for each in letters.look(await letters.count())]
-                letters.raise_for_unknown(ids or (), looked)
-                return sum(map(match, looked)) + undeliverable * len(letters.undeliverable)
+    async def throw_away() -> int | None:
+        async with _open(settings) as letters:
+            picked = await _pick(letters, None if alone else selection, keep=False)
+            if not undeliverable:
+                shown.undeliverable(letters)
+            number = len(picked) + undeliverable * len(letters.undeliverable)
+            if not number and not yes:
+                return None
+            if not yes:
+                await _agree(f"Throw {_number(number)} of {settings.queue} away?")
+            elif number:
+                err.print(
+                    f"Throwing {_number(number)} of {settings.queue} away.", highlight=False, markup=False
+                )
+            with progress_bar() as progress:
+                bar = progress.add_task("throwing away", total=number)
+                return await letters.purge(
+                    picked, lambda count: progress.advance(bar, count), undeliverable=undeliverable
+                )
 
-        letters_of = "dead letter" if (number := run_async(matching())) == 1 else "dead letters"
-        if not number:
-            out.print("No dead letter matches.")
-            return
-        typer.confirm(f"Throw {number} {letters_of} of {settings.queue} away?", abort=True)
-
-    async def throw_away(letters: "DeadLetters", progress: Any) -> int:
-        return await letters.purge(match, progress, ids=ids or (), undeliverable=undeliverable)
-
-    count = _with_progress(settings, "throwing away", throw_away, tell=not undeliverable)
-    out.print(f"{count} thrown away.", highlight=False)
+    count = run_async(throw_away())
+    out.print("No dead letter matches." if count is None else f"{count} thrown away.", highlight=False)
 
 
 def _open(settings: "Settings") -> AbstractAsyncContextManager["DeadLetters"]:
@@ -231,80 +288,51 @@ def _open(settings: "Settings") -> AbstractAsyncContextManager["DeadLetters"]:
     return open_dead_letters(settings.amqp_url, settings.queue_names, settings.fleet_logins)
 
 
-def _match(
-    ids: list[str] | None, every: bool, status: int | None, error: str | None, *, undeliverable: bool = False
-) -> "Match":
-    if not (ids or every or status is not None or error is not None):
-        if undeliverable:
-            return lambda letter: False
-        raise typer.BadParameter("name ids, --status, --error, or --all")
-    return lambda letter: letter.matches(ids or (), status, error)
+def _selection(
+    settings: "Settings",
+    ids: list[str] | None,
+    causes: list[str] | None,
+    status: int | None,
+    error: str | None,
+    since: datetime | None,
+    key: str | None,
+    flow: str | None,
+    deployment: str | None,
+) -> "Selection":
+    from worker.operate.selection import Selection
+
+    return Selection(
+        ids=tuple(ids or ()),
+        causes=tuple(causes or ()),
+        status=status,
+        error=error,
+        since=since,
+        key=key,
+        flow=flow,
+        deployment=deployment,
+        plain=settings.plain_messages,
+    )
 
 
-def _with_progress(settings: "Settings", doing: str, work: Any, *, tell: bool = True) -> int:
-    async def run() -> int:
-        with progress_bar() as progress:
-            async with _open(settings) as letters:
-                bar = progress.add_task(doing, total=await letters.count())
-                done: int = await work(letters, lambda count: progress.advance(bar, count))
-                if tell:
-                    _tell_undeliverable(letters)
-                return done
-
-    return run_async(run())
+def _check_selects(selection: "Selection", every: bool) -> None:
+    if selection.selects_all and not every:
+        raise typer.BadParameter("name ids, a filter such as --cause or --status, or --all")
 
 
-def _tell_undeliverable(letters: "DeadLetters") -> None:
-    for each in letters.undeliverable:
-        err.print(
-            f"[yellow]passed over[/]: letter {each.place} from the oldest on, which this broker can't "
-            "deliver: it fails with INTERNAL_ERROR, as RabbitMQ 3 does over a message of AMQP 1.0 whose "
-            "correlation id is a number. 'purge --undeliverable' throws such ones away.",
-            highlight=False,
-            soft_wrap=True,
-        )
+async def _pick(letters: "DeadLetters", selection: "Selection | None", *, keep: bool) -> "list[Picked]":
+    with progress_bar() as progress:
+        bar = progress.add_task("looking", total=await letters.count())
+        return await letters.pick(selection, lambda count: progress.advance(bar, count), keep=keep)
 
 
-def _show_in_two_lines(letter: "Letter") -> None:
-    # To the second. 'show' and the JSON have the whole time.
-    failed_at = (letter.failed_at or "")[:19].replace("T", " ")
-    head = (failed_at, letter.status or "-", f"{letter.delivery.size} bytes", letter.key or "")
-    about = "  ".join(escape(str(value)) for value in head)
-    out.print(f"[bold]{letter.id}[/]  {about}", highlight=False)
-    out.print(Padding(escape(letter.error), (0, 0, 0, 4)), highlight=False)
+async def _agree(question: str) -> None:
+    """Ask, and end the command unless the answer is yes."""
+    answer = await confirm(question)
+    if answer is None:
+        raise typer.BadParameter("nobody answers on standard input: add --yes")
+    if not answer:
+        raise typer.Abort
 
 
-def _summary(letter: "Letter") -> dict[str, Any]:
-    return {
-        "id": letter.id,
-        "failed_at": letter.failed_at,
-        "status": letter.status,
-        "error": letter.error,
-        "idempotency_key": letter.key,
-        "message_id": letter.delivery.message.message_id,
-        "bytes": letter.delivery.size,
-    }
-
-
-def _body(body: bytes) -> Any:
-    from pydantic_core import from_json
-
-    try:
-        return from_json(body, allow_inf_nan=False)
-    except ValueError:
-        return _plain(body)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, default=_plain, indent=2, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (bytes, bytearray)):
-        try:
-            return bytes(value).decode()
-        except UnicodeDecodeError:
-            return {"base64": base64.b64encode(value).decode()}
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value)
+def _number(count: int) -> str:
+    return f"{count:,} dead letter" + ("" if count == 1 else "s")

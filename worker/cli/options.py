@@ -1,7 +1,10 @@
 """Parts shared by the commands: options, the two consoles, output, and the event loop."""
 
 import asyncio
+import re
+import sys
 from collections.abc import Coroutine
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -38,6 +41,43 @@ Bindings = Annotated[
         "[WORKER_BINDINGS]",
     ),
 ]
+
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def age(text: str) -> timedelta | None:
+    """Read an age such as 90d, 12h or 2w. None: it is none."""
+    match = re.fullmatch(r"(\d{1,6})\s*([mhdw])", text.strip().lower())
+    return None if match is None else timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+async def confirm(question: str) -> bool | None:
+    """Ask on the terminal. Connections stay alive meanwhile. None: standard input is at its end."""
+    while True:
+        out.print(f"{question} [y/N]:", end=" ", highlight=False, markup=False, soft_wrap=True)
+        answer = await _line()
+        if not answer:
+            out.print()
+            return None
+        if (word := answer.strip().lower()) in ("y", "yes", "n", "no", ""):
+            return word.startswith("y")
+
+
+async def _line() -> str:
+    """A line from standard input; empty at its end."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        number = sys.stdin.fileno()
+        loop.add_reader(number, ready.set)
+    except (NotImplementedError, OSError):
+        pass  # a file, or Windows' event loop: read at once
+    else:
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(number)
+    return sys.stdin.readline()
 
 
 def escape(text: str, keep: str = "") -> str:

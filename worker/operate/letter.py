@@ -1,13 +1,17 @@
 """A dead letter: its id, and why it is there. Knows no queue."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
+from uuid import UUID
 
 from pydantic_core import from_json
 
 from worker.contract.delivery import Delivery
-from worker.contract.message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER, fingerprint
+from worker.contract.message import ERROR_HEADER, ERROR_STATUS_HEADER, FAILED_AT_HEADER
+from worker.operate.causes import Cause, cause_of
 from worker.operate.letter_reader import Taken
 
 # Why the broker moved a message here, by the reason in its header (RabbitMQ's page on dead letter
@@ -21,11 +25,32 @@ _REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Summary:
+    """A dead letter without its content, for a list. It is small, so that there may be many.
+
+    Attributes:
+        cause: the id of its cause.
+        key: the request's idempotency key.
+        size: of its body, in bytes.
+    """
+
+    id: str
+    failed_at: str | None
+    status: int | None
+    cause: str
+    error: str
+    key: str | None
+    message_id: str | None
+    size: int
+
+
+@dataclass(frozen=True)
 class Letter:
-    """A dead letter.
+    """A dead letter with its content.
 
     Attributes:
         taken: the taken message, which acknowledges it.
+        delivery: its content.
         id: twelve hexadecimal digits, from the message's fingerprint. Identical letters share it.
         status: the answered HTTP status. None if no worker wrote the letter.
         error: the reason in one line.
@@ -33,15 +58,16 @@ class Letter:
     """
 
     taken: Taken
+    delivery: Delivery
     id: str
     status: int | None
     error: str
     failed_at: str | None
 
     @classmethod
-    def of(cls, taken: Taken) -> "Letter":
+    def of(cls, taken: Taken, delivery: Delivery) -> "Letter":
         """Read a taken message as a letter."""
-        headers = taken.delivery.message.headers
+        headers = delivery.message.headers
         status = headers.get(ERROR_STATUS_HEADER)
         error, failed_at = headers.get(ERROR_HEADER), headers.get(FAILED_AT_HEADER)
         if error is None:
@@ -49,37 +75,62 @@ class Letter:
             failed_at = failed_at or died_at
         return cls(
             taken=taken,
-            id=fingerprint(taken.delivery.message).hex[:12],
+            delivery=delivery,
+            id=id_of(taken.identity),
             status=status if isinstance(status, int) else None,
             error=str(error),
             failed_at=None if failed_at is None else str(failed_at),
         )
 
     @property
-    def delivery(self) -> Delivery:
-        """The letter's delivery."""
-        return self.taken.delivery
+    def cause(self) -> Cause:
+        """The cause, which other letters may share."""
+        return cause_of(self.status, self.error)
+
+    @cached_property
+    def failed(self) -> datetime | None:
+        """The time of the refusal in UTC, if it can be read."""
+        try:
+            at = datetime.fromisoformat(self.failed_at or "")
+            return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
+            return None
+
+    @cached_property
+    def body(self) -> Any:
+        """The parsed body. None if it is no JSON."""
+        try:
+            return from_json(self.delivery.message.body)
+        except ValueError:
+            return None
+
+    def text(self, name: str) -> str:
+        """A field of the body. Empty if it is missing, or no text."""
+        value = self.body.get(name) if isinstance(self.body, dict) else None
+        return value if isinstance(value, str) else ""
 
     @property
     def key(self) -> str | None:
         """The request's idempotency key, if its body can be read."""
-        try:
-            body = from_json(self.delivery.message.body)
-        except ValueError:
-            return None
-        key = body.get("idempotency_key") if isinstance(body, dict) else None
-        return key if isinstance(key, str) else None
+        return self.text("idempotency_key") or None
 
-    def matches(self, ids: Iterable[str], status: int | None, error: str | None) -> bool:
-        """Whether the id begins with one of these, and status and error text match. An argument
-        that is empty or None matches all.
-        """
-        wanted = tuple(ids)
-        return (
-            (not wanted or self.id.startswith(wanted))
-            and (status is None or self.status == status)
-            and (error is None or error.lower() in self.error.lower())
+    def summary(self) -> Summary:
+        """The letter without its content."""
+        return Summary(
+            self.id,
+            self.failed_at,
+            self.status,
+            self.cause.id,
+            self.error,
+            self.key,
+            self.delivery.message.message_id,
+            self.delivery.size,
         )
+
+
+def id_of(identity: UUID) -> str:
+    """The id of a letter, by its message's fingerprint."""
+    return identity.hex[:12]
 
 
 def _why_moved(headers: Mapping[str, Any]) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""Takes the messages of a queue one by one without acknowledging them, and skips those that the
+"""Takes the messages of a queue in their order without acknowledging them, and skips those that the
 broker can't deliver. Knows no dead letters.
 
 RabbitMQ 3 accepts an AMQP 1.0 message whose correlation id or message id is no text. Delivering it
@@ -8,25 +8,29 @@ returned publications fill its socket, so the broker never writes the delivery. 
 are taken as usual. The held message can be acknowledged: its delivery tag is known, as each channel
 counts its own.
 
-The holding connection has to know that the next message is the one to hold. RabbitMQ hands out
-returned messages first, in the order of their return, then new ones. So:
+The holding connection has to know that the next message is the one to hold. So the reader follows
+the order of the queue. A consumer's messages return together, in their order, behind all that
+returned before and in front of the new ones. (Those of ``basic.get`` return in any order: each has
+a consumer of its own.) That gives these steps:
 
-- After a failure the messages of the failed connection return together, followed by the failing
-  message. They are taken again, and their connection then takes no more. Later failures do not
-  affect such a segment.
-- A connection that fails at its first message failed because of the queue's next message. That
-  message is next again if nothing else has returned. A message that was never delivered before
-  proves that. Until one comes, as many failures in a row are needed as there can be messages.
+- First all messages are streamed, and so all return if their connection fails. Those that arrived
+  are good. They are streamed once more, exactly as many, on a connection that takes no more: later
+  failures do not affect it.
+- The next message alone is streamed. If that fails, it is undeliverable, and now the last in the
+  queue. If not, the next two are, then four, and so on: the connection may have ended before all
+  messages in front of the undeliverable one had arrived.
+- The messages behind it are streamed again. When an undeliverable one is the first, it is held.
 """
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
 import aiormq
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractQueue
 from aiormq.abc import ChannelFrame
 from aiormq.exceptions import ChannelAccessRefused
 from pamqp.commands import Basic
@@ -37,6 +41,7 @@ from worker.broker.connection import ChannelLost, close_quietly, connect, lost_w
 from worker.broker.incoming import delivery_of
 from worker.contract.delivery import Delivery
 from worker.contract.message import fingerprint
+from worker.operate.letter_stream import MOST, Stream
 
 NAME = "flow-run-worker dead-letters"
 # The broker's error for its own failure (code 541).
@@ -45,47 +50,41 @@ _FAILED = "INTERNAL_ERROR"
 _FILLING, _FILLING_PART = 16 * 1024 * 1024, 512 * 1024
 # Wait this many seconds for the broker to return messages or run commands. It takes milliseconds.
 _PATIENCE = 10.0
-# After this many failures in a row the next message counts as undeliverable. A guess: a killed
-# command leaves fewer of them in front of a good message.
-_FAILURES = 20
 # Wait this many seconds if the user may declare no queue for answers.
 _UNTOLD = 1.0
 
-
 OTHERS = "Somebody else takes dead letters at the same time: try again."
+_TOO_MANY = (
+    f"The broker can't deliver one of the dead letters, which can't be skipped among more than {MOST:,}."
+)
 
 
 class ReadingFailed(Exception):
     """The queue can't be read any further. The message has the reason."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Taken:
-    """A taken message.
+    """A taken message, without its content: all messages of a queue may be taken at once.
 
     Attributes:
-        settled: whether it was acknowledged.
+        identity: deliveries of one message have the same identity.
+        tag: its delivery tag.
+        channel: the channel of the tag.
     """
 
-    delivery: Delivery
-    incoming: AbstractIncomingMessage | None
-    settled: bool = False
-
-    @property
-    def identity(self) -> UUID:
-        """Deliveries of one message have the same identity."""
-        return fingerprint(self.delivery.message)
+    identity: UUID
+    tag: int
+    channel: AbstractChannel
 
     async def acknowledge(self) -> None:
         """Remove it from its queue.
 
         Raises:
-            ReadingFailed: another consumer has it.
+            ChannelLost: the connection ended.
         """
-        if self.incoming is None:
-            raise ReadingFailed(OTHERS)
-        await self.incoming.ack()
-        self.settled = True
+        with lost_with(self.channel):
+            await (await self.channel.get_underlay_channel()).basic_ack(self.tag)
 
 
 @dataclass(frozen=True)
@@ -106,23 +105,44 @@ class _Segment:
     """The messages taken on one connection.
 
     Attributes:
-        ready: the number of ready messages at its start.
+        run: of the messages that are streamed.
+        stream: takes them. None: it takes what arrives later, one by one.
     """
 
     connection: Connection
     channel: AbstractChannel
     queue: AbstractQueue
-    ready: int
+    run: "_Unknown"
+    stream: Stream | None
     taken: list[Taken] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class _Returned:
-    """A message that returned to the queue when its segment failed."""
+class _Good:
+    """Messages that returned and can be delivered."""
 
-    identity: UUID
-    taken: Taken
-    segment: _Segment
+    taken: Sequence[Taken]
+
+
+@dataclass(frozen=True)
+class _Unknown:
+    """Messages that returned and never arrived, or are new.
+
+    Attributes:
+        at_once: how many of them to stream next.
+        doubt: one of the first may be undeliverable.
+    """
+
+    places: range
+    at_once: int = MOST
+    doubt: bool = False
+
+
+@dataclass(frozen=True)
+class _Bad:
+    """An undeliverable message."""
+
+    place: int
 
 
 class LetterReader:
@@ -141,11 +161,10 @@ class LetterReader:
         self._watch: AbstractChannel | None = None
         self._segment: _Segment | None = None
         self._before: list[_Segment] = []
-        self._returned: list[_Returned] = []
-        self._ahead: deque[Taken] = deque()
-        self._failures = 0  # in a row, each at the first message of its connection
-        self._met_new = False  # a message came that was never delivered before
-        self._place = 0
+        # The messages that returned after a failure, in the queue's order.
+        self._returned: deque[_Good | _Unknown | _Bad] = deque()
+        self._new: _Unknown | None = None
+        self._order_known = True  # all messages would return
         self._holder: _Holder | None = None
 
     async def count(self) -> int:
@@ -158,41 +177,52 @@ class LetterReader:
             self._watch = await self._watching.channel()
         return (await self._watch.get_queue(name)).declaration_result
 
-    async def take(self) -> Taken | Undeliverable | None:
-        """The next message. None at the end of the queue.
+    async def begin(self) -> int:
+        """The number of messages to take first, all that are there now. Acknowledge none of them
+        before :meth:`end`. Call it once.
+        """
+        count = await self.count()
+        self._new = _Unknown(range(1, count + 1)) if count else None
+        self._order_known = count <= MOST
+        return count
+
+    async def take(self) -> tuple[Taken, Delivery] | Undeliverable | None:
+        """The next message, with its content. None at the end of the queue.
 
         Raises:
             ChannelLost: the connection ended, and no message is the cause.
             ReadingFailed: an undeliverable message can't be skipped.
         """
         while True:
-            # Not while messages are returned: they can't be acknowledged.
-            if self._ahead and not self._returned:
-                self._place += 1
-                return self._ahead.popleft()
             if self._segment is None:
-                self._segment = await self._open()
+                if isinstance(run := await self._next_run(), _Bad):
+                    return Undeliverable(run.place, await self._hold())
+                self._segment = await self._open(run)
             segment = self._segment
             try:
-                taken = await self._get(segment)
+                delivery = await self._get(segment)
             except ChannelLost:
-                if not (segment.connection.frames.closed or "").startswith(_FAILED):
+                failed = (segment.connection.frames.closed or "").startswith(_FAILED)
+                if not failed or segment.stream is None:
                     raise
                 await self._note_failure(segment)
-                if segment.taken or self._returned or not await self._fails_again():
-                    continue
-                self._place += 1
-                return Undeliverable(self._place, await self._hold())
-            if taken is None:
-                self._forget_returned()
-                if not self._ahead:
-                    return None
                 continue
-            self._failures = 0
-            self._met_new = self._met_new or not taken.delivery.message.redelivered
-            if not self._is_back(taken, segment):
+            if delivery is not None:
+                taken = Taken(fingerprint(delivery.message), delivery.tag, segment.channel)
                 segment.taken.append(taken)
-                self._ahead.append(taken)
+                return taken, delivery
+            if segment.stream is None:
+                return None
+            self._leave(segment)
+
+    async def end(self) -> None:
+        """End the first messages: from now on each that was taken can be acknowledged."""
+        if (segment := self._segment) is not None and segment.stream is not None:
+            await segment.stream.cancel()
+            self._leave(segment)
+        while self._returned and isinstance(run := self._returned[0], _Good):
+            self._returned.popleft()
+            await self._take_again(run)
 
     async def acknowledge(self, message: Undeliverable) -> None:
         """Remove an undeliverable message from the queue."""
@@ -209,65 +239,85 @@ class LetterReader:
         if self._holder is not None:
             await self._holder.close()
 
-    async def _open(self) -> _Segment:
+    async def _next_run(self) -> _Unknown | _Bad | None:
+        """The next messages. None: those that are new in the queue."""
+        while self._returned:
+            run = self._returned.popleft()
+            if isinstance(run, _Good):
+                await self._take_again(run)
+            elif isinstance(run, _Bad) or run.places:
+                return run
+        new, self._new = self._new, None
+        return new
+
+    async def _open(self, run: _Unknown | None) -> _Segment:
         connection = await connect(self._urls, name=NAME, connection_class=Connection)
         channel = await connection.channel(publisher_confirms=False)
         queue = await channel.get_queue(self._name)
-        return _Segment(connection, channel, queue, queue.declaration_result.message_count or 0)
+        count = 0 if run is None else min(len(run.places), run.at_once)
+        stream = Stream(connection, channel, queue, count) if count else None
+        return _Segment(connection, channel, queue, run or _Unknown(range(0)), stream)
 
-    async def _get(self, segment: _Segment) -> Taken | None:
+    async def _get(self, segment: _Segment) -> Delivery | None:
+        if segment.stream is not None:
+            return await segment.stream.take()
         with lost_with(segment.channel):
             incoming = await segment.queue.get(fail=False)
-        if incoming is None:
-            return None
-        delivery = delivery_of(segment.connection, segment.channel, incoming)
-        return Taken(delivery, incoming)
+        return None if incoming is None else delivery_of(segment.connection, segment.channel, incoming)
+
+    def _leave(self, segment: _Segment) -> None:
+        """Take no more on a segment's connection."""
+        self._before.append(segment)
+        self._segment = None
+        run = segment.run
+        if rest := run.places[run.at_once :]:
+            more = 2 * run.at_once if run.doubt else run.at_once
+            self._returned.appendleft(_Unknown(rest, min(more, MOST), run.doubt))
 
     async def _note_failure(self, failed: _Segment) -> None:
-        """Note that a segment's connection has failed, and wait until its messages are back."""
+        """Note in which order the messages of a connection return, and wait until they are back."""
         await close_quietly(failed.connection)
+        if not self._order_known:
+            raise ReadingFailed(_TOO_MANY)
         self._segment = None
-        self._failures = 0 if failed.taken else self._failures + 1
-        self._returned += [
-            _Returned(each.identity, each, failed) for each in failed.taken if not each.settled
-        ]
-        expected = failed.ready - sum(taken.settled for taken in failed.taken)
+        run, count = failed.run, len(failed.taken)
+        streamed, rest = run.places[: run.at_once], run.places[run.at_once :]
+        if len(streamed) == 1 and not count:
+            self._returned.appendleft(_Unknown(rest))
+            self._returned.append(_Bad(streamed[0]))
+        else:
+            self._returned.appendleft(_Unknown(rest, run.at_once, run.doubt))
+            self._returned += (_Good(failed.taken), _Unknown(streamed[count:], 1, doubt=True))
+        expected = sum(map(_size, self._returned))
         with suppress(TimeoutError):  # other consumers may have taken some
             async with asyncio.timeout(_PATIENCE):
                 while await self.count() < expected:
                     await asyncio.sleep(0.01)
 
-    async def _fails_again(self) -> bool:
-        """Whether the next message is known to be undeliverable."""
-        return self._met_new or self._failures >= min(await self.count(), _FAILURES)
-
-    def _is_back(self, taken: Taken, segment: _Segment) -> bool:
-        """Whether the message was taken before a failure. If so, it continues as the same
-        ``Taken``.
-        """
-        if not self._returned:
-            return False
-        identity = taken.identity
-        returned = next((each for each in self._returned if each.identity == identity), None)
-        if returned is None:
-            return False
-        self._returned.remove(returned)
-        returned.taken.incoming = taken.incoming
-        segment.taken.append(returned.taken)
-        if not any(each.segment is returned.segment for each in self._returned):
-            self._before.append(segment)
-            self._segment = None
-        return True
-
-    def _forget_returned(self) -> None:
-        for each in self._returned:
-            each.taken.incoming = None  # another consumer has it
-        self._returned = []
+    async def _take_again(self, run: _Good) -> None:
+        """Take messages that returned, on a connection that takes no more."""
+        if not run.taken:
+            return
+        segment = await self._open(_Unknown(range(len(run.taken))))
+        assert segment.stream is not None
+        for each in run.taken:
+            delivery = await segment.stream.take()
+            if delivery is None or fingerprint(delivery.message) != each.identity:
+                raise ReadingFailed(OTHERS)
+            each.tag, each.channel = delivery.tag, segment.channel
+        await segment.stream.cancel()
+        self._before.append(segment)
 
     async def _hold(self) -> int:
         if self._holder is None:
             self._holder = await _Holder.open(self._urls, self._name, self._watching)
         return await self._holder.take()
+
+
+def _size(run: _Good | _Unknown | _Bad) -> int:
+    if isinstance(run, _Bad):
+        return 1
+    return len(run.taken if isinstance(run, _Good) else run.places)
 
 
 class _Holder:
