@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # Columns of a terminal that fits a worker in one line.
 WIDE = 140
 
-# A waiting event of this age, in seconds, is coloured. The alert waits longer.
-EVENTS_LATE = 60.0
+# A waiting event or state of this age, in seconds, is coloured. The alerts wait longer.
+EVENTS_LATE = STATES_LATE = 60.0
 
 
 def top(
@@ -77,7 +77,7 @@ def _draw(view: "View", name: str) -> RenderableType:
         dead = f"[yellow]{queue.dead_letters}[/]" if queue.dead_letters else "0"
         about = (
             f"[bold]{escape(name)}[/]  ready [bold]{queue.ready}[/]  consumers {queue.consumers}  "
-            f"dead letters {dead}{_events(view)}   "
+            f"dead letters {dead}{_events(view)}{_states(view)}   "
             f"in [bold]{view.incoming:,.0f}/s[/]  out [bold]{view.outgoing:,.0f}/s[/]"
         )
     if out.width >= WIDE:
@@ -133,6 +133,15 @@ def _events(view: "View") -> str:
     age = max((worker.events_age for worker in view.workers), default=0.0)
     waiting = f"events {age:,.0f} s late, {view.queue.events} messages"
     return f"  [yellow]{waiting}[/]" if age > EVENTS_LATE else f"  {waiting}"
+
+
+def _states(view: "View") -> str:
+    """How late states are told, where workers are set to tell them."""
+    telling = [worker.states_lag for worker in view.workers if worker.states]
+    if not telling and not any(worker.states is False for worker in view.workers):
+        return ""
+    waiting = f"states {max(telling):,.0f} s late" if telling else "nobody here tells states"
+    return f"  [yellow]{waiting}[/]" if max(telling, default=0.0) > STATES_LATE else f"  {waiting}"
 
 
 def _row(worker: "WorkerView") -> list[str]:

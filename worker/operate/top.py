@@ -22,6 +22,7 @@ from worker.contract.topology import QueueNames
 
 # Longest wait for a page, in seconds.
 PAGE_TIMEOUT = 2.0
+_TELLER = "flow_run_worker_states_teller"
 
 Labels = frozenset[tuple[str, str]]
 
@@ -67,6 +68,8 @@ class WorkerView:
         dead_letters_held: dead letters that their queue refuses.
         events_age: age of the oldest event that waits for Prefect's API. 0 in a worker that sends
             none.
+        states: whether it tells states. None if it is not set to.
+        states_lag: seconds since which visible states may wait to be told.
         create, reply: the 50th and the 99th percentile of a batch's time in that stage,
             interpolated within the histogram's buckets. None without a batch.
     """
@@ -87,6 +90,8 @@ class WorkerView:
     blocked: bool = False
     dead_letters_held: int = 0
     events_age: float = 0.0
+    states: bool | None = None
+    states_lag: float = 0.0
     batch: float | None = None
     create: tuple[float, float] | None = None
     reply: tuple[float, float] | None = None
@@ -126,6 +131,8 @@ class WorkerView:
             blocked=now.total("flow_run_worker_broker_blocked") == 1,
             dead_letters_held=int(now.total("flow_run_worker_dead_letters_held")),
             events_age=now.total("flow_run_worker_events_outbox_age_seconds"),
+            states=now.total(_TELLER) == 1 if any(name == _TELLER for name, _ in now.samples) else None,
+            states_lag=now.total("flow_run_worker_states_lag_seconds"),
             batch=grown("flow_run_worker_batch_size_sum") / batches if batches else None,
             create=_percentiles(before, now, "create"),
             reply=_percentiles(before, now, "reply"),

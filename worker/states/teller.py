@@ -125,7 +125,8 @@ class Teller(Beside):
         )
         log.info("telling_states", since=cursor.told, exchange=self._topology.states_exchange)
         metrics.tells_states(self._settings.states, lambda: tail.behind)
-        put_at, told, recalled = monotonic(), 0, False
+        # The first cursor follows at once: a worker that is killed soon must not be in vain.
+        put_at, told, recalled = -self._patience.renewal, 0, False
         while not (self._stopping.is_set() or stay.messages_are_lost):
             await keeper.sort()
             try:

@@ -1,0 +1,163 @@
+"""The cost of telling states: how late one is told at rest, how fast many are told at once, the
+memory for it, and the CPU at rest.
+
+    python -m tests.benchmarks.states [--database sqlite] [--states 100000]
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+
+from tests.support.postgresql import PostgreSQL
+from tests.support.processes import free_ports
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.states import Writer
+from tests.support.supervisor import resident
+from tests.support.worker_process import WorkerProcess
+from worker.store import Store
+
+QUEUE = "flow-runs.create"
+
+
+class Told:
+    """Takes all states, with the times at which they came."""
+
+    def __init__(self) -> None:
+        self.at: dict[UUID, float] = {}
+        self.count = 0
+
+    async def follow(self, connection: aio_pika.abc.AbstractConnection) -> None:
+        channel = await connection.channel()
+        await channel.set_qos(1000)
+        exchange = await channel.get_exchange(f"{QUEUE}.states")
+        queue = await channel.declare_queue(exclusive=True)
+        await queue.bind(exchange, "#")
+        await queue.consume(self._came, no_ack=True)
+
+    async def _came(self, message: AbstractIncomingMessage) -> None:
+        self.count += 1
+        self.at[UUID(message.message_id)] = time.monotonic()
+
+    async def has(self, ids: list[UUID]) -> None:
+        while not self.at.keys() >= set(ids):
+            await asyncio.sleep(0.005)
+
+
+async def lateness(writer: Writer, told: Told, count: int, pause: float) -> list[float]:
+    """Seconds from a commit to its message."""
+    seconds: list[float] = []
+    for _ in range(count):
+        ids = await writer.states(1)
+        committed = time.monotonic()
+        await told.has(ids)
+        seconds.append(told.at[ids[0]] - committed)
+        await asyncio.sleep(pause)
+    return sorted(seconds)
+
+
+def cpu(pid: int) -> float:
+    """CPU seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+async def many(writer: Writer, count: int) -> None:
+    """Write states in one statement, as of now, each with a run of its own."""
+    zero = "'1970-01-01 00:00:00.000000'" if writer.sqlite else "'0'::interval"
+    false = "0" if writer.sqlite else "false"
+    if writer.sqlite:
+        hexed = "lower(hex(randomblob(4))||'-'||hex(randomblob(2))||'-'||hex(randomblob(2))||'-'||hex(randomblob(2))||'-'||hex(randomblob(6)))"
+        numbers = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
+        await writer.execute("BEGIN IMMEDIATE")
+        await writer.execute(
+            "INSERT INTO flow_run (id, name, flow_id, run_count, total_run_time, auto_scheduled, parameters) "
+            f"{numbers} SELECT {hexed}, 'many', '{uuid4()}', 0, {zero}, {false}, '{{}}' FROM n"
+        )
+        now = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+        await writer.execute(
+            "INSERT INTO flow_run_state (id, created, updated, flow_run_id, type, timestamp, name, state_details) "
+            f"SELECT {hexed}, {now}, {now}, id, 'COMPLETED', {now}, 'Completed', '{{}}' FROM flow_run WHERE name = 'many'"
+        )
+        await writer.execute("COMMIT")
+        return
+    await writer.execute(
+        "WITH run AS (INSERT INTO flow_run (id, name, flow_id, run_count, total_run_time, auto_scheduled, parameters) "
+        f"SELECT gen_random_uuid(), 'many', '{uuid4()}', 0, {zero}, {false}, '{{}}' FROM generate_series(1, {count}) RETURNING id) "
+        "INSERT INTO flow_run_state (id, created, updated, flow_run_id, type, timestamp, name, state_details) "
+        "SELECT gen_random_uuid(), now(), clock_timestamp(), id, 'COMPLETED', now(), 'Completed', '{}' FROM run"
+    )
+
+
+async def measure(url: str, amqp_url: str, folder: Path, states: int) -> None:
+    await (await Store.open(url, migrate=True)).close()
+    (port,) = free_ports(1)
+    worker = WorkerProcess(
+        folder / "worker.log",
+        {
+            "WORKER_AMQP_URL": amqp_url,
+            "WORKER_DATABASE_URL": url,
+            "WORKER_STATES": "all",
+            "WORKER_HTTP_PORT": str(port),
+        },
+    )
+    figures: dict[str, float | str] = {"database": url.partition("+")[0]}
+    try:
+        worker.wait_until_logged("telling_states")
+        pid, told = worker.process.pid, Told()
+        async with await aio_pika.connect(amqp_url) as connection, Writer(url) as writer:
+            await told.follow(connection)
+            await lateness(writer, told, 5, 0.1)
+            seconds = await lateness(writer, told, 50, 0.13)
+            figures["at rest: median, s"] = round(statistics.median(seconds), 3)
+            figures["at rest: highest, s"] = round(seconds[-1], 3)
+            began, used = time.monotonic(), cpu(pid)
+            await asyncio.sleep(20)
+            figures["CPU at rest, % of a core"] = round(
+                100 * (cpu(pid) - used) / (time.monotonic() - began), 2
+            )
+            before, used = resident(pid), cpu(pid)
+            await many(writer, states)
+            committed, count = time.monotonic(), told.count
+            largest = before
+            while told.count - count < states:
+                largest = max(largest, resident(pid))
+                await asyncio.sleep(0.02)
+            took = time.monotonic() - committed
+            figures["at once"] = states
+            figures["told a second"] = round(states / took)
+            figures["CPU a state, µs"] = round(1e6 * (cpu(pid) - used) / states, 1)
+            figures["memory before, MiB"] = round(before / 2**20)
+            figures["memory at most, MiB"] = round(largest / 2**20)
+            await asyncio.sleep(150)
+            figures["doubles"] = told.count - len(told.at)
+            figures["memory after, MiB"] = round(resident(pid) / 2**20)
+        assert worker.terminate() == 0
+    finally:
+        worker.kill()
+    print(json.dumps(figures, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--database", choices=["postgresql", "sqlite"], default="postgresql")
+    parser.add_argument("--states", type=int, default=100_000)
+    given = parser.parse_args()
+    with RabbitMQ() as broker, tempfile.TemporaryDirectory() as folder:
+        if given.database == "sqlite":
+            url = f"sqlite+aiosqlite:///{folder}/flow_runs.db"
+            asyncio.run(measure(url, broker.url, Path(folder), given.states))
+            return
+        with PostgreSQL() as cluster:
+            asyncio.run(measure(cluster.create_database(), broker.url, Path(folder), given.states))
+
+
+if __name__ == "__main__":
+    main()
