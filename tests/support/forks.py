@@ -6,6 +6,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import runpy
 import select
 import signal
@@ -112,12 +113,18 @@ class Forks:
         """
         ended, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            request = json.dumps([arguments, str(folder), dict(environment)]).encode()
+            request = json.dumps([arguments, str(folder), dict(environment), _umask()]).encode()
             passed = [*(file.fileno() for file in files), theirs.fileno()]
             socket.send_fds(self._control, [request], passed)
         if not (pid := ended.recv(64)):
             raise RuntimeError("the process that is copied has ended")
         return Fork(int(pid), ended)
+
+
+def _umask() -> int:
+    """This process's mask, read without changing it for a moment."""
+    (mask,) = re.findall(r"^Umask:\s+(\d+)", Path("/proc/self/status").read_text(), re.M)
+    return int(mask, 8)
 
 
 def main() -> None:
@@ -131,15 +138,16 @@ def main() -> None:
     if (copy := _serve(control)) is None:
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    arguments, folder, environment = copy
+    arguments, folder, environment, umask = copy
     os.chdir(folder)
+    os.umask(umask)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[1:] = arguments
     runpy.run_module("worker", run_name="__main__", alter_sys=True)
 
 
-def _serve(control: socket.socket) -> tuple[list[str], str, dict[str, str]] | None:
+def _serve(control: socket.socket) -> tuple[list[str], str, dict[str, str], int] | None:
     """The request of a copy, in the copy. None at the end, in the process that is copied."""
     running: dict[int, tuple[int, socket.socket]] = {}
     waiting = select.poll()
@@ -166,8 +174,8 @@ def _serve(control: socket.socket) -> tuple[list[str], str, dict[str, str]] | No
                     os.dup2(each_file, number)
                 for each_file in (*files, *running):
                     os.close(each_file)
-                arguments, folder, environment = json.loads(request)
-                return arguments, folder, environment
+                arguments, folder, environment, umask = json.loads(request)
+                return arguments, folder, environment, umask
             for each_file in files:
                 os.close(each_file)
             ended.send(b"%d" % pid)
