@@ -2,13 +2,15 @@
 queue.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import aio_pika
 import pytest
 
+from tests.support.command import Done, command
 from tests.support.producer import Producer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.worker_process import WorkerProcess
@@ -61,3 +63,13 @@ async def shared_worker(running_worker: tuple[str, Path], amqp_url: str) -> Asyn
     queue, _ = running_worker
     async with Producer(amqp_url, queue) as producer:
         yield producer
+
+
+@pytest.fixture
+def dead_letters(amqp_url: str, queue: str) -> Callable[..., Any]:
+    """Runs ``dead-letters`` with these arguments."""
+
+    async def run(*arguments: str, **more: Any) -> Done:
+        return await command("dead-letters", *arguments, amqp_url=amqp_url, queue=queue, **more)
+
+    return run

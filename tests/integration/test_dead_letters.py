@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
+import signal
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +16,7 @@ from yarl import URL
 from tests.conftest import StartWorker
 from tests.faults.hostile import Sent, frames, publish
 from tests.faults.test_poison import publish_raw
-from tests.support.command import Done, command
+from tests.support.command import command
 from tests.support.database import fetch_runs
 from tests.support.letters import fill
 from tests.support.producer import Producer
@@ -21,17 +24,10 @@ from tests.support.rabbitmq import RabbitMQ
 from worker.amqp.properties import in_order, join, join_table, short_string
 from worker.broker.topology import Topology
 from worker.operate.dead_letters import open_dead_letters
+from worker.operate.picked import CHUNK
 from worker.operate.selection import Selection
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
-
-
-@pytest.fixture
-def dead_letters(amqp_url: str, queue: str) -> Callable[..., Any]:
-    async def run(*arguments: str, **more: Any) -> Done:
-        return await command("dead-letters", *arguments, amqp_url=amqp_url, queue=queue, **more)
-
-    return run
 
 
 async def listed(dead_letters: Callable[..., Any], *arguments: str) -> list[dict[str, Any]]:
@@ -83,7 +79,7 @@ async def test_they_are_listed_and_shown(
     assert "2 of 2" in table.out
     assert await listed(dead_letters, "--status", "413") == [second]
     assert await listed(dead_letters, "--error", "FLOW_ID") == [first]
-    shown = json.loads((await dead_letters("show", first["id"])).out)
+    shown = json.loads((await dead_letters("show", first["id"], "--json")).out)
     assert shown["body"] == {"flow_id": 1, "idempotency_key": "order-1"}
     assert shown["headers"]["colour"] == "red"
     assert shown["properties"]["reply_to"] == producer.reply_to
@@ -368,8 +364,12 @@ async def test_hostile_letters_do_not_steer_the_terminal(
         assert "\x1b[31m" not in done.out
     assert "[red]" in done.out
     (letter,) = await listed(dead_letters)
-    shown = await dead_letters("show", letter["id"])
+    shown = await dead_letters("show", letter["id"], "--json")
     assert json.loads(shown.out)["body"] == {"base64": "//4gbm90IEpTT04="}
+    page = await dead_letters("show", letter["id"])
+    assert page.code == 0, page.err
+    assert "message_id: \\x1b[31mred\\n[bold]" in page.out
+    assert not {"\x1b", "\x07"} & set(page.out)
 
 
 async def test_a_queue_that_does_not_stand_is_told(dead_letters: Callable[..., Any]) -> None:
@@ -472,3 +472,69 @@ async def test_they_are_counted_by_cause(
     assert max(map(len, shown.out.splitlines())) <= 80
     assert "409-95a849  20 letters  2026-11-30 12:00:00 to 2026-11-30 12:02:51" in shown.out
     assert "180 of 180 dead letters, 9 causes" in " ".join(shown.out.split())
+
+
+async def message_ids(producer: Producer, queue: str) -> list[str | None]:
+    """Of the messages in a queue, in its order. They are removed."""
+    found: list[str | None] = []
+    depth = await producer.depth(queue)
+    async with asyncio.timeout(180), (await producer.channel.get_queue(queue)).iterator(no_ack=True) as all_:
+        while len(found) < depth:
+            found.append((await anext(all_)).message_id)
+    return found
+
+
+async def test_they_return_in_their_order_and_are_sent_again_in_it(
+    producer: Producer, dead_letters: Callable[..., Any], amqp_url: str, queue: str
+) -> None:
+    await fill(amqp_url, queue, range(50), large=3000)
+    for _ in range(2):
+        assert len(await listed(dead_letters)) == 50
+        await all_back(producer, 50)
+    assert (await dead_letters("replay", "--cause", "409-95a849")).out.strip() == "6 sent again."
+    ninths = [f"m-{number}" for number in range(0, 50, 9)]
+    assert await message_ids(producer, queue) == ninths
+    await all_back(producer, 44)
+    others = [f"m-{number}" for number in range(50) if number % 9]
+    assert await message_ids(producer, f"{queue}.dead") == others
+
+
+async def test_a_replay_that_is_killed_loses_none_and_keeps_their_order(
+    producer: Producer, dead_letters: Callable[..., Any], amqp_url: str, queue: str
+) -> None:
+    """At most the letters of one step are in both queues."""
+    await fill(amqp_url, queue, range(1000), large=0)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "worker", "dead-letters", "replay", "--all"),
+        env={**os.environ, "WORKER_AMQP_URL": amqp_url, "WORKER_QUEUE": queue},
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    async with asyncio.timeout(180):
+        while not await producer.depth(queue):
+            await asyncio.sleep(0.002)
+    process.kill()
+    assert await process.wait() == -signal.SIGKILL
+    async with asyncio.timeout(180):  # its connections are gone, and what they held is back
+        while await producer.depth(queue) + await producer.depth(f"{queue}.dead") < 1000:
+            await asyncio.sleep(0.05)
+    sent, left = await message_ids(producer, queue), await message_ids(producer, f"{queue}.dead")
+    assert 0 < len(sent) < 1000
+    assert sent == [f"m-{number}" for number in range(len(sent))]
+    assert left == [f"m-{number}" for number in range(1000 - len(left), 1000)]
+    assert 1000 <= len(sent) + len(left) <= 1000 + 2 * CHUNK
+
+
+async def test_a_command_looks_once(
+    producer: Producer, dead_letters: Callable[..., Any], amqp_url: str, queue: str
+) -> None:
+    """RabbitMQ counts each look."""
+    await fill(amqp_url, queue, range(5), large=0)
+    (first, *_) = await listed(dead_letters)
+    looks = (("list",), ("show", first["id"]), ("purge", first["id"]), ("replay", "--status", "499"))
+    for look in looks:
+        await all_back(producer, 5)
+        assert (await dead_letters(*look, stdin=b"n\n")).code in (0, 1)
+    await all_back(producer, 5)
+    for letter in await producer.dead_letters(5):
+        assert letter.headers["x-delivery-count"] == 1 + len(looks)

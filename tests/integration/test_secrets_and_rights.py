@@ -91,10 +91,12 @@ async def test_a_hostile_letter_steers_no_terminal(amqp_url: str, queue: str) ->
     as_json = await command(*listing, "--json", amqp_url=amqp_url, queue=queue)
     summary = json.loads(as_json.out)
     assert summary["error"] == summary["message_id"] == summary["idempotency_key"] == STEERING
-    shown = await command("dead-letters", "show", summary["id"], amqp_url=amqp_url, queue=queue)
+    showing = ("dead-letters", "show", summary["id"])
+    page = await command(*showing, amqp_url=amqp_url, queue=queue)
+    shown = await command(*showing, "--json", amqp_url=amqp_url, queue=queue)
     whole = json.loads(shown.out)
     assert whole["headers"][STEERING] == whole["body"]["flow_id"] == STEERING
-    for done in (causes, listed, as_json, shown):
+    for done in (causes, listed, as_json, page, shown):
         assert done.code == 0, done.err
         assert not set(STEERING) - {"2", "J"} & set(done.out + done.err)
 

@@ -122,7 +122,7 @@ async def test_all_others_are_listed_and_the_place_of_each_is_told_however_often
 async def test_one_behind_them_is_shown_sent_again_and_thrown_away(letters: Letters) -> None:
     await letters.fill(ODD, ODD, "a", ODD, "b")
     ids = {each["idempotency_key"]: each["id"] for each in (await letters.listed())[0]}
-    shown = await letters.run("show", ids["b"])
+    shown = await letters.run("show", ids["b"], "--json")
     assert json.loads(shown.out)["body"]["idempotency_key"] == "b"
     done = await letters.run("replay", ids["b"])
     assert (done.code, done.out.strip()) == (0, "1 sent again.")

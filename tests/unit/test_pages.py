@@ -19,6 +19,7 @@ from tests.support.worker_process import ROOT
 from worker import __version__
 from worker.cli import app
 from worker.cli.run import settings_app
+from worker.contract import statuses
 from worker.settings import PREFIX, Settings
 
 README = ROOT / "README.md"
@@ -192,6 +193,11 @@ def test_plot_of_latencies_has_the_figures_of_its_table() -> None:
 def test_page_of_settings_is_current() -> None:
     """If it fails: ``python -m tests.support.settings_page > deploy/docs/settings.md``."""
     assert (ROOT / "deploy/docs/settings.md").read_text() == settings_page.page()
+
+
+def test_table_of_statuses_is_current() -> None:
+    """If it fails: put ``worker.contract.statuses.table()`` there."""
+    assert f"\n\n{statuses.table()}\n\n" in (ROOT / "deploy/docs/contract.md").read_text()
 
 
 def test_walk_through_the_code_names_files_that_are_there_and_all_of_the_line() -> None:

@@ -82,6 +82,7 @@ WRONG_USAGE = frozenset(
     {
         "pydantic_core._pydantic_core.ValidationError",
         "worker.operate.dead_letters.UnknownIds",
+        "worker.operate.editing.ChangeRefused",
         "worker.settings.SettingsError",
     }
 )

@@ -2,16 +2,32 @@
 
 import sys
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from worker.cli import letters_shown as shown
-from worker.cli.options import AmqpUrl, Queue, age, confirm, err, out, progress_bar, run_async
+from worker.cli.letter_options import (
+    All,
+    Cause,
+    Deployment,
+    Error,
+    Flow,
+    Ids,
+    Json,
+    Key,
+    Since,
+    Status,
+    Yes,
+    are_ids,
+    check_selects,
+    selection_of,
+)
+from worker.cli.options import AmqpUrl, Queue, confirm, err, out, progress_bar, run_async
 
 if TYPE_CHECKING:
     from worker.operate.dead_letters import DeadLetters
+    from worker.operate.editing import Change, Checking
     from worker.operate.letter import Letter, Summary
     from worker.operate.picked import Picked
     from worker.operate.selection import Selection
@@ -20,51 +36,6 @@ if TYPE_CHECKING:
 dead_letters_app = typer.Typer(
     help="Refused requests: look at them, send them again, throw them away.", no_args_is_help=True
 )
-
-
-def _are_ids(ids: list[str] | None) -> list[str] | None:
-    if ids and not all(ids):  # each id begins with an empty text
-        raise typer.BadParameter("an id must not be empty")
-    return ids
-
-
-def _since(text: str) -> datetime:
-    if (ago := age(text)) is not None:
-        return datetime.now(UTC) - ago
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"'{text}' is neither an age such as 90m, 2h or 3d nor a time") from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
-
-
-Ids = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="Ids as 'list' shows them. Their first digits are enough. If an id is unknown, nothing is done.",
-        callback=_are_ids,
-    ),
-]
-Cause = Annotated[
-    list[str] | None,
-    typer.Option(metavar="CAUSE", help="Only this cause, such as 409-3fa2c1. May be given several times."),
-]
-Status = Annotated[int | None, typer.Option(help="Only letters with this status, such as 422.")]
-Error = Annotated[str | None, typer.Option(help="Only letters with this text in their error.")]
-Since = Annotated[
-    datetime | None,
-    typer.Option(
-        parser=_since, metavar="WHEN", help="Only letters since then: 90m, 2h, 3d, or a time in UTC."
-    ),
-]
-Key = Annotated[str | None, typer.Option(help="Only letters with this idempotency key.")]
-Flow = Annotated[
-    str | None, typer.Option(help="Only letters of this flow: its id, or its name beside a deployment's.")
-]
-Deployment = Annotated[str | None, typer.Option(help="Only letters of this deployment: its id, or its name.")]
-All = Annotated[bool, typer.Option("--all", metavar="", help="All letters.")]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, one line for each.")]
-Yes = Annotated[bool, typer.Option("--yes", metavar="", help="Don't ask.")]
 
 
 @dead_letters_app.command("list")
@@ -94,7 +65,7 @@ def list_letters(
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
-    selection = _selection(settings, None, cause, status, error, since, key, flow, deployment)
+    selection = selection_of(settings, None, cause, status, error, since, key, flow, deployment)
     causes, newest = Causes(), deque["Summary"](maxlen=limit)
     total = matching = 0
 
@@ -126,13 +97,17 @@ def show(
     letter_id: Annotated[
         str, typer.Argument(metavar="ID", help="An id as 'list' shows it. Its first digits are enough.")
     ],
+    json_output: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print JSON: properties, headers and body.")
+    ] = False,
     amqp_url: AmqpUrl = None,
     queue: Queue = None,
 ) -> None:
-    """Show a whole dead letter: properties, headers and body."""
+    """Show a whole dead letter, with its reason and its remedy."""
+    from worker.operate.explaining import explain
     from worker.settings import load_settings
 
-    _are_ids([letter_id])
+    are_ids([letter_id])
     settings = load_settings(amqp_url=amqp_url, queue=queue)
 
     async def find() -> "Letter | None":
@@ -147,7 +122,10 @@ def show(
     letter = run_async(find())
     if letter is None:
         raise typer.BadParameter(f"no dead letter has the id {letter_id}", param_hint="ID")
-    shown.as_json(letter)
+    if json_output:
+        shown.as_json(letter)
+    else:
+        shown.page(letter, explain(letter, _checking(settings)))
 
 
 @dead_letters_app.command()
@@ -164,6 +142,21 @@ def replay(
     to: Annotated[
         str | None, typer.Option(metavar="QUEUE", help="Send them to this queue, not to the request queue.")
     ] = None,
+    edit: Annotated[
+        bool, typer.Option("--edit", metavar="", help="Edit the body of one letter first, in $EDITOR.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Set a field of each body: parameters.order=4711, say. The value is JSON, or text. May be "
+            "given several times.",
+        ),
+    ] = None,
+    unset: Annotated[
+        list[str] | None, typer.Option("--unset", metavar="PATH", help="Remove a field of each body.")
+    ] = None,
     wait: Annotated[
         bool,
         typer.Option(
@@ -177,24 +170,36 @@ def replay(
     """Send dead letters to the request queue again. Tells their number. Asks on a terminal.
 
     It is safe to interrupt and to repeat this: each request makes one run. Only a request with
-    neither an idempotency key nor a message id makes a new run each time.
+    neither an idempotency key nor a message id makes a new run each time. Changed requests are
+    checked as a worker does. If it would refuse one, nothing is sent.
     """
     from worker.operate.dead_letters import REFUSED_WITHIN
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
-    selection = _selection(settings, ids, cause, status, error, since, key, flow, deployment)
-    _check_selects(selection, every)
+    selection = selection_of(settings, ids, cause, status, error, since, key, flow, deployment)
+    check_selects(selection, every)
     if to is not None and wait:
         raise typer.BadParameter("--wait needs the request queue: leave out --to")
     if to == settings.queue_names.dead_letter_queue:
         raise typer.BadParameter(f"'{to}' is the queue of the dead letters", param_hint="--to")
+    change = _changes(set_, unset)
+    if edit and change is not None:
+        raise typer.BadParameter("--edit opens the whole body: leave out --set and --unset")
     refused: list[Summary] = []
 
     async def send() -> int:
+        nonlocal change
         async with _open(settings) as letters:
             picked = await _pick(letters, selection, keep=True)
             shown.undeliverable(letters)
+            if edit and picked:
+                change = await _edited(letters, picked, _checking(settings))
+                if change is None:
+                    out.print("It was not changed.")
+                    picked = []
+            if change is not None:
+                await letters.check(picked, change, _checking(settings))
             where = f"of {settings.queue} " + ("again" if to is None else f"to {to}")
             if picked and not yes and sys.stdin.isatty():
                 await _agree(f"Send {_number(len(picked))} {where}?")
@@ -202,7 +207,9 @@ def replay(
                 err.print(f"Sending {_number(len(picked))} {where}.", highlight=False, markup=False)
             with progress_bar() as progress:
                 bar = progress.add_task("sending again", total=len(picked))
-                count = await letters.replay(picked, lambda count: progress.advance(bar, count), to=to)
+                count = await letters.replay(
+                    picked, lambda count: progress.advance(bar, count), to=to, change=change
+                )
             out.print(f"{count} sent again.", highlight=False)
             if wait:
                 refused.extend(await letters.refused_again())
@@ -251,10 +258,10 @@ def purge(
     from worker.settings import load_settings
 
     settings = load_settings(amqp_url=amqp_url, queue=queue)
-    selection = _selection(settings, ids, cause, status, error, since, key, flow, deployment)
+    selection = selection_of(settings, ids, cause, status, error, since, key, flow, deployment)
     alone = undeliverable and selection.selects_all and not every
     if not alone:
-        _check_selects(selection, every)
+        check_selects(selection, every)
     # Their content is unknown: only --all or --undeliverable deletes them.
     undeliverable = undeliverable or (every and selection.selects_all)
 
@@ -288,35 +295,42 @@ def _open(settings: "Settings") -> AbstractAsyncContextManager["DeadLetters"]:
     return open_dead_letters(settings.amqp_url, settings.queue_names, settings.fleet_logins)
 
 
-def _selection(
-    settings: "Settings",
-    ids: list[str] | None,
-    causes: list[str] | None,
-    status: int | None,
-    error: str | None,
-    since: datetime | None,
-    key: str | None,
-    flow: str | None,
-    deployment: str | None,
-) -> "Selection":
-    from worker.operate.selection import Selection
+def _checking(settings: "Settings") -> "Checking":
+    from worker.operate.editing import Checking
 
-    return Selection(
-        ids=tuple(ids or ()),
-        causes=tuple(causes or ()),
-        status=status,
-        error=error,
-        since=since,
-        key=key,
-        flow=flow,
-        deployment=deployment,
-        plain=settings.plain_messages,
-    )
+    return Checking(settings.max_body_bytes, settings.max_parameter_size, settings.plain_messages)
 
 
-def _check_selects(selection: "Selection", every: bool) -> None:
-    if selection.selects_all and not every:
-        raise typer.BadParameter("name ids, a filter such as --cause or --status, or --all")
+def _changes(set_: list[str] | None, unset: list[str] | None) -> "Change | None":
+    """The change of ``--set`` and ``--unset``."""
+    from worker.operate.editing import Setting, changing
+
+    try:
+        settings = [*map(Setting.of, set_ or ()), *map(Setting.removing, unset or ())]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return changing(settings) if settings else None
+
+
+async def _edited(letters: "DeadLetters", picked: "list[Picked]", checking: "Checking") -> "Change | None":
+    """The change that a person makes in an editor. None: nothing was changed."""
+    from worker.cli.letter_editor import edited
+    from worker.operate.editing import ChangeRefused, pretty
+
+    if len({each.id for each in picked}) > 1:
+        raise typer.BadParameter(
+            f"--edit takes one letter, and {len(picked):,} match: name its id, or use --set"
+        )
+
+    async def check(new: bytes) -> str | None:
+        try:
+            await letters.check(picked[:1], lambda _: new, checking)
+        except ChangeRefused as refused:
+            return refused.reason
+        return None
+
+    new = await edited(pretty(letters.read(picked[0]).body), check)
+    return None if new is None else lambda _: new
 
 
 async def _pick(letters: "DeadLetters", selection: "Selection | None", *, keep: bool) -> "list[Picked]":

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from worker.contract.printable import printable_json
 if TYPE_CHECKING:
     from worker.operate.cause_groups import CauseGroup
     from worker.operate.dead_letters import DeadLetters
+    from worker.operate.explaining import Explanation
     from worker.operate.letter import Letter, Summary
 
 _PROPERTIES = (
@@ -78,11 +79,38 @@ def as_json(letter: "Letter") -> None:
         "headers": message.headers,
         "body": _body(message.body),
     }
-    try:
-        text = _json(whole)
-    except RecursionError:
-        text = _json({**whole, "headers": str(message.headers), "body": _plain(message.body)})
-    print_json(text)
+    poorer = {"headers": str(message.headers), "body": _plain(message.body)}
+    _print_json(lambda: _json(whole), lambda: _json({**whole, **poorer}))
+
+
+def page(letter: "Letter", explanation: "Explanation") -> None:
+    """Print a letter for people: why it is there, what to do, and its content."""
+    message = letter.delivery.message
+    head = "  ".join((letter.cause.id, _second(letter.failed_at), f"{letter.delivery.size:,} bytes"))
+    out.print(f"[bold]{letter.id}[/]  {escape(head)}", highlight=False)
+    _paragraph(None, letter.error)
+    _paragraph("What it means", explanation.means)
+    _paragraph("What to do", explanation.remedy)
+    if explanation.problems:
+        lines = (_problem(each.place, each.reason) for each in explanation.problems)
+        _paragraph("What a worker would refuse now", *lines)
+    elif explanation.problems is not None:
+        _paragraph("Now", "A worker finds nothing wrong in it before it looks into its database.")
+    _paragraph("Properties", *(f"{name}: {value}" for name, value in properties(letter).items()))
+    _paragraph("Headers", *(f"{name}: {_short(value)}" for name, value in message.headers.items()))
+    out.print("\n[bold]Body[/]", highlight=False)
+    body = _body(message.body)
+    if isinstance(body, str):
+        out.print(escape(body, keep="\n"), highlight=False, soft_wrap=True)
+    else:
+        _print_json(lambda: _json(body), lambda: _json(_plain(message.body)))
+    _paragraph(
+        "Commands",
+        f"dead-letters replay {letter.id} --wait     send it again",
+        f"dead-letters replay {letter.id} --edit     change it, then send it",
+        f"dead-letters replay --cause {letter.cause.id}   send all of this cause again",
+        f"dead-letters purge {letter.id}             throw it away",
+    )
 
 
 def properties(letter: "Letter") -> dict[str, Any]:
@@ -101,6 +129,33 @@ def undeliverable(opened: "DeadLetters") -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _paragraph(title: str | None, *lines: str) -> None:
+    if title is not None and lines:
+        out.print(f"\n[bold]{title}[/]", highlight=False)
+    for line in lines:
+        out.print(Padding(escape(line), (0, 0, 0, 2)), highlight=False)
+
+
+def _problem(place: Sequence[str | int], reason: str) -> str:
+    return f"{'.'.join(map(str, place))}: {reason}" if place else reason
+
+
+def _short(value: Any) -> str:
+    try:
+        return value if isinstance(value, str) else json.dumps(value, default=_plain, ensure_ascii=False)
+    except RecursionError:
+        return str(value)
+
+
+def _print_json(text: Callable[[], str], poorer: Callable[[], str]) -> None:
+    """Print JSON. A value that is nested too deep for it is printed as text."""
+    try:
+        shown = text()
+    except RecursionError:
+        shown = poorer()
+    print_json(shown)
 
 
 def _any(matching: int, total: int) -> bool:

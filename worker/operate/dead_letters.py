@@ -327,7 +327,7 @@ class DeadLetters:
         try:
             if is_event(message):
                 if to is not None or change is not None:
-                    raise ValueError("it is an event, which goes to the outbox as it is")
+                    raise DeadLettersFailed(f"{picked.id}: an event goes to the outbox, as it is")
                 return await self._event(message)
             publication = sent_again(message, to or self._names.queue)
         except ValueError as error:

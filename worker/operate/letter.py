@@ -15,12 +15,27 @@ from worker.operate.causes import Cause, cause_of
 from worker.operate.letter_reader import Taken
 
 # Why the broker moved a message here, by the reason in its header (RabbitMQ's page on dead letter
-# exchanges).
-_REASONS = {
-    "delivery_limit": "it was delivered as often as the delivery limit allows, and never finished",
-    "expired": "it expired before a worker took it (a message TTL, or its expiration)",
-    "maxlen": "the request queue was full (max-length), and it was the oldest",
-    "rejected": "a consumer rejected it",
+# exchanges), and what to do.
+MOVED = {
+    "delivery_limit": (
+        "it was delivered as often as the delivery limit allows, and never finished",
+        "look at the workers' logs before you replay it: it kills their process, or it was in flight each "
+        "time a worker was killed",
+    ),
+    "expired": (
+        "it expired before a worker took it (a message TTL, or its expiration)",
+        "replay it, if it is still of use; a TTL of the request queue usually comes from a policy: see "
+        "'flow-run-worker doctor'",
+    ),
+    "maxlen": (
+        "the request queue was full (max-length), and it was the oldest",
+        "replay it; the length limit usually comes from a policy: see 'flow-run-worker doctor'",
+    ),
+    "rejected": (
+        "a consumer rejected it",
+        "replay it, and find the consumer: a worker leaves a message to the broker only if the broker closes "
+        "the connection over the worker's copy; its log says so",
+    ),
 }
 
 
@@ -140,4 +155,5 @@ def _why_moved(headers: Mapping[str, Any]) -> tuple[str, Any]:
     reason = last.get("reason") or headers.get("x-first-death-reason")
     if reason is None:
         return "unknown: neither a worker nor the broker wrote a reason into it", None
-    return f"moved by the broker: {reason}: {_REASONS.get(str(reason), 'unknown')}", last.get("time")
+    means, _ = MOVED.get(str(reason), ("unknown", ""))
+    return f"moved by the broker: {reason}: {means}", last.get("time")
