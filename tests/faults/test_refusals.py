@@ -146,7 +146,13 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("refusal", REFUSALS)
+# Each of these is refused at the same step as another one.
+LONG = ("user's connections full", "no permission on the virtual host", "may do nothing")
+
+
+@pytest.mark.parametrize(
+    "refusal", [pytest.param(each, marks=[pytest.mark.long] * (each in LONG)) for each in REFUSALS]
+)
 async def test_a_refusal_while_reconnecting_is_waited_out(served: Served, refusal: str) -> None:
     happens, undone, said = (
         [part.replace("USER", served.user) for part in each] if isinstance(each, list) else each
@@ -200,12 +206,13 @@ async def test_what_is_held_when_it_begins_is_delivered_once_more(served: Served
     await served.check(delivered_again=held)
 
 
-async def test_a_broker_application_that_comes_and_goes_ten_times(served: Served) -> None:
+@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.long)])
+async def test_a_broker_application_that_comes_and_goes(served: Served, times: int) -> None:
     """Each restart closes all connections, and may refuse new ones while it comes up."""
-    for _ in range(10):
+    for _ in range(times):
         await served.ctl("stop_app")
         await served.ctl("start_app")
     took = await served.until_ready()
     answered = await served.until_answered()
     print(f"\nready {took:.1f} s after the last start, all answered {answered:.1f} s later")
-    await served.check(delivered_again=10 * 100)  # each time the deliveries held then
+    await served.check(delivered_again=times * 100)  # each time the deliveries held then
