@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 import time
+from multiprocessing import Process
 
-from tests.support.letters import fill
+from tests.support.letters import LARGE, fill
 from tests.support.rabbitmq import RabbitMQ
 
 QUEUE = "letters.create"
@@ -46,13 +47,21 @@ def run(url: str, *arguments: str) -> str:
     return out
 
 
+def fill_queue(url: str, letters: int, large: int) -> None:
+    asyncio.run(fill(url, QUEUE, range(letters), large=large))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--letters", type=int, default=10_000)
-    letters = parser.parse_args().letters
+    parser.add_argument("--large", type=int, default=LARGE, help="bytes of the largest twentieth")
+    given = parser.parse_args()
     with RabbitMQ() as node:
         run(node.url, "--version")
-        asyncio.run(fill(node.url, QUEUE, range(letters)))
+        # In a process of its own: a command begins with the largest size of its parent.
+        filling = Process(target=fill_queue, args=(node.url, given.letters, given.large))
+        filling.start()
+        filling.join()
         for command in COMMANDS:
             out = run(node.url, "dead-letters", *command)
             if command == ("list",):

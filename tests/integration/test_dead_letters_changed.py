@@ -53,14 +53,14 @@ async def test_a_letter_is_explained(
     page = (await dead_letters("show", letter["id"][:6])).out
     for told in (
         letter["cause"],
-        "a field is wrong",
+        "A field is wrong",
         "exception_detail has the places",
         "body.flow_id: ",
         "body.tags: Input should be a valid list",
         "body.customer: Extra inputs are not permitted",
         "message_id: m-1",
         '"idempotency_key": "order-1"',
-        f"replay --cause {letter['cause']}",
+        f"flow-run-worker dead-letters replay --cause {letter['cause']}",
     ):
         assert told in page, page
 

@@ -33,7 +33,7 @@ def causes(groups: "Sequence[CauseGroup]", matching: int, total: int, *, as_json
         when = first if first == last else f"{first} to {last}"
         number = "1 letter" if group.count == 1 else f"{group.count:,} letters"
         out.print(f"[bold]{escape(group.cause.id)}[/]  {number}  {when}", highlight=False, soft_wrap=True)
-        out.print(Padding(escape(group.cause.reason), (0, 0, 0, 4)), highlight=False)
+        out.print(Padding(escape(group.cause.reason), (0, 0, 0, 4), expand=False), highlight=False)
         out.print(f"    such as {'  '.join(group.examples)}", highlight=False, soft_wrap=True)
     if not as_json and _any(matching, total):
         number = "1 cause" if len(groups) == 1 else f"{len(groups):,} causes"
@@ -67,7 +67,7 @@ def in_two_lines(letter: "Summary") -> None:
     about = (_second(letter.failed_at), letter.cause, f"{letter.size} bytes", letter.key or "")
     head = "  ".join(escape(str(value)) for value in about)
     out.print(f"[bold]{letter.id}[/]  {head}", highlight=False)
-    out.print(Padding(escape(letter.error), (0, 0, 0, 4)), highlight=False)
+    out.print(Padding(escape(letter.error), (0, 0, 0, 4), expand=False), highlight=False)
 
 
 def as_json(letter: "Letter") -> None:
@@ -89,8 +89,8 @@ def page(letter: "Letter", explanation: "Explanation") -> None:
     head = "  ".join((letter.cause.id, _second(letter.failed_at), f"{letter.delivery.size:,} bytes"))
     out.print(f"[bold]{letter.id}[/]  {escape(head)}", highlight=False)
     _paragraph(None, letter.error)
-    _paragraph("What it means", explanation.means)
-    _paragraph("What to do", explanation.remedy)
+    _paragraph("What it means", _sentence(explanation.means))
+    _paragraph("What to do", _sentence(explanation.remedy))
     if explanation.problems:
         lines = (_problem(each.place, each.reason) for each in explanation.problems)
         _paragraph("What a worker would refuse now", *lines)
@@ -104,12 +104,14 @@ def page(letter: "Letter", explanation: "Explanation") -> None:
         out.print(escape(body, keep="\n"), highlight=False, soft_wrap=True)
     else:
         _print_json(lambda: _json(body), lambda: _json(_plain(message.body)))
+    commands = {
+        f"replay {letter.id} --wait": "send it again",
+        f"replay {letter.id} --edit": "change it, then send it",
+        f"replay --cause {letter.cause.id}": "send all of its cause again",
+        f"purge {letter.id}": "throw it away",
+    }
     _paragraph(
-        "Commands",
-        f"dead-letters replay {letter.id} --wait     send it again",
-        f"dead-letters replay {letter.id} --edit     change it, then send it",
-        f"dead-letters replay --cause {letter.cause.id}   send all of this cause again",
-        f"dead-letters purge {letter.id}             throw it away",
+        "Commands", *(f"flow-run-worker dead-letters {each:27} {does}" for each, does in commands.items())
     )
 
 
@@ -135,7 +137,11 @@ def _paragraph(title: str | None, *lines: str) -> None:
     if title is not None and lines:
         out.print(f"\n[bold]{title}[/]", highlight=False)
     for line in lines:
-        out.print(Padding(escape(line), (0, 0, 0, 2)), highlight=False)
+        out.print(Padding(escape(line), (0, 0, 0, 2), expand=False), highlight=False)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _problem(place: Sequence[str | int], reason: str) -> str:
