@@ -15,14 +15,18 @@ import asyncpg
 import pytest
 from yarl import URL
 
+from tests.support.pgbouncer import PgBouncer
 from tests.support.postgresql import PostgreSQL
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.states import Follower, Writer, telling
+from worker.contract.states import told_types
 from worker.observability import metrics
 from worker.settings import Settings
 from worker.states.cursor import Cursor
 from worker.states.patience import PATIENCE, Patience
 from worker.store import Store
+from worker.store.engine import driver, open_database, parse_url
+from worker.store.states import StatesReader
 
 FollowerOf = Callable[[Settings], Follower]
 
@@ -395,3 +399,56 @@ async def cursors(settings: Settings) -> int:
             if not found.consumer_count and found.message_count:
                 return found.message_count
             await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("states", ["final", "all"])
+async def test_a_page_is_read_in_the_order_of_the_index(
+    settings: Settings, writer: Writer, states: Any
+) -> None:
+    """Not by its whole range, even if nothing is known of the table."""
+    await writer.states(2000)
+    database = await open_database(parse_url(settings.database_url))
+    reader = StatesReader(database, prefect=False, lacks=(), types=told_types(states))
+    try:
+        now = (await reader.look()).now
+        after, before = reader.key(now - timedelta(hours=1)), reader.key(now + timedelta(hours=1))
+        page = await reader.page(after, before, 10)
+        assert (len(page.states), page.full) == (10, True)
+        async with database.connect() as connection:
+            server = driver(connection)
+            given = (*after, before[0], 10)
+            if writer.sqlite:
+                plan = await server.execute_fetchall(f"EXPLAIN QUERY PLAN {reader.statement}", given)
+                steps = [row[3] for row in plan]
+                assert "USING INDEX ix_flow_run_state__updated (updated>? AND updated<?)" in steps[0]
+                assert steps[1:] == ["USE TEMP B-TREE FOR RIGHT PART OF ORDER BY"]
+                return
+            await server.execute("SET plan_cache_mode = force_generic_plan")
+            await server.execute(
+                f"PREPARE page(timestamptz, uuid, timestamptz, bigint) AS {reader.statement}"
+            )
+            values = ", ".join(f"'{each}'" for each in given)
+            plan = "\n".join(row[0] for row in await server.fetch(f"EXPLAIN EXECUTE page({values})"))
+    finally:
+        await database.close()
+    inner = plan.partition("Limit")[2]
+    assert "Incremental Sort" in inner
+    assert "Index Scan using ix_flow_run_state__updated" in inner
+
+
+async def test_states_are_told_behind_a_pooler(
+    postgresql: PostgreSQL, amqp_url: str, queue: str, postgresql_url: str, follower_of: FollowerOf
+) -> None:
+    with PgBouncer(postgresql.port, pool_size=4) as pooler:
+        url = postgresql_url.replace(f":{postgresql.port}/", f":{pooler.port}/")
+        settings = Settings(amqp_url=amqp_url, queue=queue, database_url=url, states="all")
+        await (await Store.open(postgresql_url, migrate=True)).close()
+        async with (
+            Writer(postgresql_url) as writer,
+            follower_of(settings) as follower,
+            telling(settings, HASTY),
+        ):
+            await begun(writer, follower)
+            await late_on_a_server(writer)
+            await follower.has(writer.written)
+    assert follower.doubles == 0

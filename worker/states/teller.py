@@ -89,6 +89,7 @@ class Teller(Beside):
         """Wait for the cursor, then tell states until the stay ends or the worker stops."""
         keeper = Keeper(stay, self._topology.cursor_queue, self._settings.fleet_logins, self._patience)
         away = _Away(self._patience, self._stopping)
+        metrics.states_held(None)
 
         async def now() -> datetime | None:
             while not self._stopping.is_set():

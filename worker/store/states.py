@@ -7,6 +7,7 @@ writes a state sets it by its own clock, before the commit.
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -25,7 +26,7 @@ _POSTGRESQL = """
         SELECT id, updated, extract(epoch FROM timestamp)::float8 AS instant FROM flow_run_state
         WHERE updated >= $1 AND (updated > $1 OR id > $2) AND updated < $3{types}
         ORDER BY updated, id LIMIT $4
-    ) AS page ON true ORDER BY page.updated, page.id
+    ) AS page ON true
 """
 _SQLITE = """
     SELECT id, updated, timestamp FROM flow_run_state
@@ -104,6 +105,9 @@ class StatesReader(Reader):
 
     Args:
         types: of the states that are read (None: all).
+
+    Attributes:
+        statement: reads a page: after a time and an id, before a time, so many states.
     """
 
     def __init__(
@@ -114,8 +118,8 @@ class StatesReader(Reader):
         # As text, so that no index on the type is used instead of the order.
         column = "+type" if sqlite else "type::text"
         condition = f" AND {column} IN ({', '.join(map(repr, sorted(types)))})" if types is not None else ""
-        self._statement = (_SQLITE if sqlite else _POSTGRESQL).format(types=condition)
-        # Of the connection by which the file was read last, and how many there were.
+        self.statement = (_SQLITE if sqlite else _POSTGRESQL).format(types=condition)
+        # The connection that was used last, and how many there were.
         self._connection: Any = None
         self._connections = 0
 
@@ -151,7 +155,8 @@ class StatesReader(Reader):
                 if self.database.sqlite:
                     look, rows = await self._from_file(server, (*after, before[0], limit))
                 else:
-                    look, rows = await _from_server(server, self._statement, (*after, before[0], limit))
+                    await self._keep_order(server)
+                    look, rows = await _from_server(server, self.statement, (*after, before[0], limit))
         except Exception as error:
             raise fault(error) from error  # no row makes it fail, as nothing of it is taken apart there
         states: list[Written] = []
@@ -163,12 +168,21 @@ class StatesReader(Reader):
         full = len(rows) == limit
         return Page(look, states, states[-1].key if full and states else before, full)
 
+    async def _keep_order(self, server: Any) -> None:
+        """Have PostgreSQL read the index in its order. Otherwise it may read and sort everything
+        between the two places for each page.
+        """
+        if self.database.pooler or server is not self._connection:
+            set_ = "SET LOCAL" if self.database.pooler else "SET"
+            await server.execute(f"{set_} enable_bitmapscan = off; {set_} enable_sort = off")
+            self._connection = server
+
     async def _from_file(self, server: Any, given: tuple[Any, ...]) -> tuple[Look, Sequence[Any]]:
         if server is not self._connection:
             self._connection, self._connections = server, self._connections + 1
         now = datetime.now(UTC)
         ((version,),) = await server.execute_fetchall("PRAGMA data_version")
-        rows = await server.execute_fetchall(self._statement, given)
+        rows = await server.execute_fetchall(self.statement, given)
         # Versions of two connections can't be compared.
         return Look(now, version=version + (self._connections << 40)), rows
 
@@ -196,7 +210,8 @@ async def _from_server(
     now, snapshot = rows[0][:2]
     _, next_, running = snapshot.split(":")
     look = Look(now, frozenset(map(int, running.split(","))) if running else frozenset(), int(next_))
-    return look, [tuple(row)[2:] for row in rows if row[2] is not None]
+    # A join does not promise to keep the order.
+    return look, sorted((tuple(row)[2:] for row in rows if row[2] is not None), key=itemgetter(1, 0))
 
 
 def _uuid(value: Any) -> UUID:
