@@ -73,7 +73,7 @@ FAILURES = frozenset(
         "worker.client.errors.ClientError",
         "worker.contract.errors.Fault",
         "worker.operate.dead_letters.DeadLettersFailed",
-        "worker.operate.letter_reader.ReadingFailed",
+        "worker.operate.letter_holder.ReadingFailed",
         "worker.store.errors.StoreError",
         "builtins.OSError",  # such as a lost connection
     }

@@ -25,7 +25,8 @@ from worker.contract.topology import QueueNames
 from worker.operate.editing import Change, ChangeRefused, Checking
 from worker.operate.letter import Letter, Summary, id_of
 from worker.operate.letter_copies import counted_anew, is_event, sent_again
-from worker.operate.letter_reader import NAME, LetterReader, Taken, Undeliverable
+from worker.operate.letter_holder import NAME
+from worker.operate.letter_reader import LetterReader, Taken, Undeliverable
 from worker.operate.letter_spool import Spool
 from worker.operate.picked import Picked, in_chunks
 from worker.operate.selection import Selection
@@ -186,8 +187,8 @@ class DeadLetters:
                     moves.append((each.taken, await self._publication(each, to, change)))
                 except DeadLettersFailed as error:
                     failure = failure or error
-            await self._move(moves)
-            await self._until_acknowledged()
+            await self._publish_and_acknowledge(moves)
+            await self._until_acknowledged(taken for taken, _ in moves)
             self._sent.update(_id_of(publication) for _, publication in moves)
             sent += len(moves)
             progress(len(moves))
@@ -211,7 +212,7 @@ class DeadLetters:
         for chunk in in_chunks(picked):
             for each in chunk:
                 await each.taken.acknowledge()
-            await self._until_acknowledged()
+            await self._until_acknowledged(each.taken for each in chunk)
             removed += len(chunk)
             progress(len(chunk))
         for one in self.undeliverable if undeliverable else ():
@@ -229,8 +230,9 @@ class DeadLetters:
         waiting, refused = Counter(self._sent), []
         until: float | None = None
         while waiting.total():
-            if not self._arrived:
-                await self._until_acknowledged()
+            taken = None if self._arrived else await self._take()
+            if isinstance(taken, Letter):
+                self._note_arrival(taken)
             if self._arrived:
                 letter = self._arrived.popleft()
                 if waiting[letter.id]:
@@ -282,10 +284,12 @@ class DeadLetters:
             copies = [
                 (each.taken, counted_anew(self.read(each), self._names.dead_letter_queue)) for each in chunk
             ]
-            await self._move(copies)
+            await self._publish_and_acknowledge(copies)
+        # A get would take a copy: so one for all of them.
+        await self._until_acknowledged(each.taken for each in self._old)
         self._old = []
 
-    async def _move(self, moves: Sequence[tuple[Taken, Publication]]) -> None:
+    async def _publish_and_acknowledge(self, moves: Sequence[tuple[Taken, Publication]]) -> None:
         """Publish in this order, and acknowledge each letter whose copy is confirmed."""
         if not moves:
             return
@@ -308,13 +312,13 @@ class DeadLetters:
         await confirmation.wait(CONFIRM_TIMEOUT)
         return confirmation
 
-    async def _until_acknowledged(self) -> None:
-        """Wait until the queue has run the acknowledgements: it answers a get after them. The get
-        may take a letter that has arrived meanwhile.
-        """
-        if isinstance(taken := await self._take(), Letter):
-            self._arrived.append(taken.summary())
-            self._put_back(taken)
+    async def _until_acknowledged(self, acknowledged: Iterable[Taken]) -> None:
+        for arrived in await self._reader.until_acknowledged(acknowledged):
+            self._note_arrival(Letter.of(*arrived))
+
+    def _note_arrival(self, letter: Letter) -> None:
+        self._arrived.append(letter.summary())
+        self._put_back(letter)
 
     async def _publication(self, picked: Picked, to: str | None, change: Change | None) -> Publication:
         """Requests go to the request queue, events that Prefect refused to the outbox.

@@ -24,16 +24,12 @@ a consumer of its own.) That gives these steps:
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
-import aiormq
 from aio_pika.abc import AbstractChannel, AbstractQueue
-from aiormq.abc import ChannelFrame
-from aiormq.exceptions import ChannelAccessRefused
-from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueCommands
 
 from worker.amqp.transport import Connection
@@ -41,26 +37,18 @@ from worker.broker.connection import ChannelLost, close_quietly, connect, lost_w
 from worker.broker.incoming import delivery_of
 from worker.contract.delivery import Delivery
 from worker.contract.message import fingerprint
+from worker.operate.letter_holder import NAME, Holder, ReadingFailed
 from worker.operate.letter_stream import MOST, Stream
 
-NAME = "flow-run-worker dead-letters"
 # The broker's error for its own failure (code 541).
 _FAILED = "INTERNAL_ERROR"
-# Bytes that fill the socket of the holding connection. By default Linux buffers at most 4 MiB.
-_FILLING, _FILLING_PART = 16 * 1024 * 1024, 512 * 1024
-# Wait this many seconds for the broker to return messages or run commands. It takes milliseconds.
+# Wait this many seconds for the broker to return messages. It takes milliseconds.
 _PATIENCE = 10.0
-# Wait this many seconds if the user may declare no queue for answers.
-_UNTOLD = 1.0
 
 OTHERS = "Somebody else takes dead letters at the same time: try again."
 _TOO_MANY = (
     f"The broker can't deliver one of the dead letters, which can't be skipped among more than {MOST:,}."
 )
-
-
-class ReadingFailed(Exception):
-    """The queue can't be read any further. The message has the reason."""
 
 
 @dataclass(eq=False, slots=True)
@@ -70,12 +58,12 @@ class Taken:
     Attributes:
         identity: deliveries of one message have the same identity.
         tag: its delivery tag.
-        channel: the channel of the tag.
+        segment: where it was taken.
     """
 
     identity: UUID
     tag: int
-    channel: AbstractChannel
+    segment: "_Segment"
 
     async def acknowledge(self) -> None:
         """Remove it from its queue.
@@ -83,8 +71,9 @@ class Taken:
         Raises:
             ChannelLost: the connection ended.
         """
-        with lost_with(self.channel):
-            await (await self.channel.get_underlay_channel()).basic_ack(self.tag)
+        channel = self.segment.channel
+        with lost_with(channel):
+            await (await channel.get_underlay_channel()).basic_ack(self.tag)
 
 
 @dataclass(frozen=True)
@@ -165,7 +154,7 @@ class LetterReader:
         self._returned: deque[_Good | _Unknown | _Bad] = deque()
         self._new: _Unknown | None = None
         self._order_known = True  # all messages would return
-        self._holder: _Holder | None = None
+        self._holder: Holder | None = None
 
     async def count(self) -> int:
         """The number of ready messages."""
@@ -208,7 +197,7 @@ class LetterReader:
                 await self._note_failure(segment)
                 continue
             if delivery is not None:
-                taken = Taken(fingerprint(delivery.message), delivery.tag, segment.channel)
+                taken = Taken(fingerprint(delivery.message), delivery.tag, segment)
                 segment.taken.append(taken)
                 return taken, delivery
             if segment.stream is None:
@@ -223,6 +212,19 @@ class LetterReader:
         while self._returned and isinstance(run := self._returned[0], _Good):
             self._returned.popleft()
             await self._take_again(run)
+
+    async def until_acknowledged(self, acknowledged: Iterable[Taken]) -> list[tuple[Taken, Delivery]]:
+        """Wait until the queue has run these acknowledgements: it answers a get on their channel
+        after them. Returns what the gets took, which arrived meanwhile.
+
+        Raises:
+            ChannelLost: the connection ended.
+        """
+        found: list[tuple[Taken, Delivery]] = []
+        for segment in {each.segment for each in acknowledged}:
+            if (delivery := await self._get_one(segment)) is not None:
+                found.append((Taken(fingerprint(delivery.message), delivery.tag, segment), delivery))
+        return found
 
     async def acknowledge(self, message: Undeliverable) -> None:
         """Remove an undeliverable message from the queue."""
@@ -261,6 +263,10 @@ class LetterReader:
     async def _get(self, segment: _Segment) -> Delivery | None:
         if segment.stream is not None:
             return await segment.stream.take()
+        return await self._get_one(segment)
+
+    @staticmethod
+    async def _get_one(segment: _Segment) -> Delivery | None:
         with lost_with(segment.channel):
             incoming = await segment.queue.get(fail=False)
         return None if incoming is None else delivery_of(segment.connection, segment.channel, incoming)
@@ -304,13 +310,13 @@ class LetterReader:
             delivery = await segment.stream.take()
             if delivery is None or fingerprint(delivery.message) != each.identity:
                 raise ReadingFailed(OTHERS)
-            each.tag, each.channel = delivery.tag, segment.channel
+            each.tag, each.segment = delivery.tag, segment
         await segment.stream.cancel()
         self._before.append(segment)
 
     async def _hold(self) -> int:
         if self._holder is None:
-            self._holder = await _Holder.open(self._urls, self._name, self._watching)
+            self._holder = await Holder.open(self._urls, self._name, self._watching)
         return await self._holder.take()
 
 
@@ -318,69 +324,3 @@ def _size(run: _Good | _Unknown | _Bad) -> int:
     if isinstance(run, _Bad):
         return 1
     return len(run.taken if isinstance(run, _Good) else run.places)
-
-
-class _Holder:
-    """A connection that takes undeliverable messages and never reads them."""
-
-    def __init__(self, connection: Connection, channel: aiormq.Channel, name: str) -> None:
-        self._connection = connection
-        self._channel = channel
-        self._name = name
-        self._tag = 0
-        # A message to this queue arrives after all commands written before it. None: the user may
-        # not declare a queue.
-        self._answers: AbstractQueue | None = None
-
-    @classmethod
-    async def open(cls, urls: str, name: str, watching: Connection) -> "_Holder":
-        connection = await connect(urls, name=f"{NAME} holding", connection_class=Connection)
-        channel = await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
-        assert isinstance(channel, aiormq.Channel)  # always; the abstract class lacks "wait"
-        holder = cls(connection, channel, name)
-        with suppress(ChannelAccessRefused):
-            answering = await watching.channel()
-            answers = await answering.declare_queue(exclusive=True)
-            await answers.get(fail=False, no_ack=True)  # the user may have no right to read it
-            holder._answers = answers
-        connection.frames.pause_reading()
-        part = bytes(_FILLING_PART)
-        for _ in range(_FILLING // _FILLING_PART):
-            # It is returned, as no queue has this name.
-            await channel.basic_publish(part, routing_key=f"{name} nowhere", mandatory=True, wait=False)
-        return holder
-
-    async def take(self) -> int:
-        """Take the next message. Returns its delivery tag, which the broker counts by channel."""
-        get = Basic.Get(queue=self._name, no_ack=False)
-        frame = ChannelFrame.marshall(channel_number=self._channel.number, frames=[get])
-        await self._channel.write_queue.put(frame)  # as the fast path does
-        await self._until_done()
-        self._tag += 1
-        return self._tag
-
-    async def acknowledge(self, tag: int) -> None:
-        """Remove a held message from the queue."""
-        await self._channel.basic_ack(tag)
-        await self._until_done()
-
-    async def close(self) -> None:
-        """Close without a handshake: the broker's answer would not be read."""
-        self._connection.frames.abort()
-        await close_quietly(self._connection)
-
-    async def _until_done(self) -> None:
-        """Wait until the broker has run all commands written so far."""
-        if self._answers is None:
-            await asyncio.sleep(_UNTOLD)
-            return
-        await self._channel.basic_publish(b"", routing_key=self._answers.name, wait=False)
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                while await self._answers.get(fail=False, no_ack=True) is None:
-                    await asyncio.sleep(0.005)
-        except TimeoutError as error:
-            raise ReadingFailed(
-                "A dead letter that the broker can't deliver can't be held back: the broker takes nothing "
-                "from this connection (is there an alarm?)"
-            ) from error
