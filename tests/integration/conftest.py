@@ -2,6 +2,7 @@
 queue.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from uuid import uuid4
 
 import aio_pika
 import pytest
+from yarl import URL
 
 from tests.support.command import Done, command
 from tests.support.producer import Producer
@@ -73,3 +75,13 @@ def dead_letters(amqp_url: str, queue: str) -> Callable[..., Any]:
         return await command("dead-letters", *arguments, amqp_url=amqp_url, queue=queue, **more)
 
     return run
+
+
+@pytest.fixture
+async def other_user(rabbitmq: RabbitMQ, amqp_url: str) -> AsyncIterator[str]:
+    """The URL of a broker user that may publish, and is no worker."""
+    user = f"other-{uuid4().hex[:8]}"
+    await asyncio.to_thread(rabbitmq.ctl, "add_user", user, "password")
+    await asyncio.to_thread(rabbitmq.ctl, "set_permissions", user, "^$", r"^amq\.default$", "^$")
+    yield str(URL(amqp_url).with_user(user).with_password("password"))
+    await asyncio.to_thread(rabbitmq.ctl, "delete_user", user)

@@ -20,7 +20,6 @@ from tests.support.certificates import Authority
 from tests.support.command import command
 from tests.support.processes import free_ports
 from tests.support.producer import Producer
-from tests.support.rabbitmq import RabbitMQ
 from worker.amqp.transport import Connection
 from worker.broker.connection import close_quietly, connect
 from worker.broker.login import login_of
@@ -370,16 +369,6 @@ async def test_the_outbox_shows_its_age_and_number(
             while metrics.outbox_messages.collect()[0].samples[0].value != 2:
                 await asyncio.sleep(0.1)
     assert metrics.outbox_age.collect()[0].samples[0].value == 0
-
-
-@pytest.fixture
-async def other_user(rabbitmq: RabbitMQ, amqp_url: str) -> AsyncIterator[str]:
-    """The URL of a broker user that may publish, and is no worker."""
-    user = f"other-{uuid4().hex[:8]}"
-    await asyncio.to_thread(rabbitmq.ctl, "add_user", user, "password")
-    await asyncio.to_thread(rabbitmq.ctl, "set_permissions", user, "^$", r"^amq\.default$", "^$")
-    yield str(URL(amqp_url).with_user(user).with_password("password"))
-    await asyncio.to_thread(rabbitmq.ctl, "delete_user", user)
 
 
 async def forge(url: str, queue: str, **properties: Any) -> str:

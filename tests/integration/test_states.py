@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import aio_pika
 import asyncpg
@@ -17,7 +17,6 @@ from yarl import URL
 
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgresql import PostgreSQL
-from tests.support.rabbitmq import RabbitMQ
 from tests.support.states import Follower, Writer, telling
 from worker.contract.states import told_types
 from worker.observability import metrics
@@ -57,16 +56,6 @@ async def follower(settings: Settings) -> AsyncIterator[Follower]:
 @pytest.fixture
 def follower_of() -> FollowerOf:
     return lambda settings: Follower(settings.amqp_url, settings.queue)
-
-
-@pytest.fixture
-async def other_user(rabbitmq: RabbitMQ, amqp_url: str) -> AsyncIterator[str]:
-    """The URL of a broker user that may publish, and is no worker."""
-    user = f"other-{uuid4().hex[:8]}"
-    await asyncio.to_thread(rabbitmq.ctl, "add_user", user, "password")
-    await asyncio.to_thread(rabbitmq.ctl, "set_permissions", user, "^$", r"^amq\.default$", "^$")
-    yield str(URL(amqp_url).with_user(user).with_password("password"))
-    await asyncio.to_thread(rabbitmq.ctl, "delete_user", user)
 
 
 async def begun(writer: Writer, follower: Follower, type: str = "RUNNING") -> None:

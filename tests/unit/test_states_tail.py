@@ -365,7 +365,7 @@ async def test_the_next_teller_tells_no_state_again_but_of_the_last_second(datab
     assert following.told.total() <= 3
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 async def test_whatever_happens_nothing_is_missing(seed: int, database: Database) -> None:
     """Transactions of all lengths, clocks that differ, failures, and tellers that are killed."""
     chance = random.Random(seed)
@@ -376,7 +376,7 @@ async def test_whatever_happens_nothing_is_missing(seed: int, database: Database
     ends: dict[int, datetime] = {}
     told: Counter[UUID] = Counter()
     cursor = listener.tail.cursor()
-    for _ in range(1500):
+    for _ in range(1000):
         for _ in range(chance.choice((0, 0, 1, 3))):
             if database.sqlite and database.open:
                 continue  # one at a time
