@@ -254,8 +254,12 @@ class LetterReader:
 
     async def _open(self, run: _Unknown | None) -> _Segment:
         connection = await connect(self._urls, name=NAME, connection_class=Connection)
-        channel = await connection.channel(publisher_confirms=False)
-        queue = await channel.get_queue(self._name)
+        try:
+            channel = await connection.channel(publisher_confirms=False)
+            queue = await channel.get_queue(self._name)
+        except BaseException:
+            await close_quietly(connection)
+            raise
         count = 0 if run is None else min(len(run.places), run.at_once)
         stream = Stream(connection, channel, queue, count) if count else None
         return _Segment(connection, channel, queue, run or _Unknown(range(0)), stream)
@@ -306,13 +310,13 @@ class LetterReader:
             return
         segment = await self._open(_Unknown(range(len(run.taken))))
         assert segment.stream is not None
+        self._before.append(segment)
         for each in run.taken:
             delivery = await segment.stream.take()
             if delivery is None or fingerprint(delivery.message) != each.identity:
                 raise ReadingFailed(OTHERS)
             each.tag, each.segment = delivery.tag, segment
         await segment.stream.cancel()
-        self._before.append(segment)
 
     async def _hold(self) -> int:
         if self._holder is None:
