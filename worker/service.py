@@ -102,6 +102,7 @@ class Service:
     async def run(self) -> None:
         """Run until :meth:`stop`. Raises the errors of :func:`serve`."""
         settings = self._settings
+        metrics.settings(settings.shared)
         demanded = "http_port" in settings.model_fields_set
         port = side_port(
             settings.http_host,

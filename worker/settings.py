@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
+from hashlib import sha256
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -32,6 +33,12 @@ DatabaseKind = Literal["any", "prefect", "standalone"]
 # Variables with our prefix that are no settings: those of the tests, and the addresses that
 # Kubernetes sets in each container of a namespace with a service named "worker".
 _OTHERS = re.compile(r"TEST_.*|SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP).*)?")
+# Settings in which workers of a queue may differ, or that only Prefect's API knows.
+_OF_ONE_WORKER = frozenset(
+    ("http_host", "http_port", "log_format", "log_level", "migrate", "prefect_api_url", "shutdown_timeout")
+)
+# Texts that the side port shows anyway, or that are one of a few words.
+_SHOWN = frozenset(("queue", "deployment", "deployment_parameter", "database_kind", "states"))
 
 
 class SettingsError(Exception):
@@ -223,6 +230,18 @@ class Settings(BaseSettings):
     )
 
     @property
+    def shared(self) -> dict[str, str]:
+        """The settings that all workers of a queue share, by name: numbers, switches and the names
+        that the AsyncAPI document shows. Of other texts there are eight digits of their SHA-256.
+        URLs, passwords and files are left out.
+        """
+        return {
+            name: _told_apart(name, getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            if field.repr and not name.endswith("file") and name not in _OF_ONE_WORKER
+        }
+
+    @property
     def fleet_logins(self) -> frozenset[str]:
         """The logins of WORKER_FLEET_USERS."""
         return frozenset(each.strip() for each in self.fleet_users.split(",") if each.strip())
@@ -309,6 +328,12 @@ class Settings(BaseSettings):
     def _stripped(cls, value: Any) -> Any:
         """Strip the line break that often ends a secret's file."""
         return value.strip() if isinstance(value, str) else value
+
+
+def _told_apart(name: str, value: Any) -> str:
+    if not isinstance(value, str) or name in _SHOWN:
+        return str(value)
+    return sha256(value.encode()).hexdigest()[:8] if value else ""
 
 
 def load_settings(**options: Any) -> Settings:

@@ -3,7 +3,7 @@ a request next to nothing.
 """
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Literal, Protocol
@@ -118,6 +118,7 @@ _costly = Counter("flow_run_worker_checks_ended", "Checks ended because they too
 
 build = Info("flow_run_worker_build", "The running version.")
 build.info({"version": __version__})
+_settings = Info("flow_run_worker_settings", "The settings that all workers of a queue share.")
 dependency_up = Gauge("flow_run_worker_dependency_up", "1 if it answers, 0 if it is down.", ["dependency"])
 
 _OUTCOMES = {201: "created", 200: "existing"}
@@ -146,6 +147,11 @@ class Readiness:
 
 
 readiness = Readiness()
+
+
+def settings(shared: Mapping[str, str]) -> None:
+    """Note the settings, for a comparison between workers."""
+    _settings.info(dict(shared))
 
 
 def delivered(deliveries: Sequence[Delivery], seconds: float) -> None:

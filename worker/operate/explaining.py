@@ -46,11 +46,15 @@ class Explanation:
 
 def explain(letter: Letter, checking: Checking) -> Explanation:
     """Explain a letter."""
-    message = letter.delivery.message
+    return explained(letter.delivery.message, letter.status, letter.error, checking)
+
+
+def explained(message: Message, status: int | None, error: str, checking: Checking) -> Explanation:
+    """Explain a letter by its content, its status and its reason."""
     if is_event(message):
         means = "Prefect's API refused this event of a run"
         return Explanation(means, "mend what the reason names, then replay it: it goes to the outbox", None)
-    means, remedy = _meaning(letter)
+    means, remedy = _meaning(status, error)
     return Explanation(means, remedy, _problems(message, checking))
 
 
@@ -62,11 +66,11 @@ def problems(refusal: Refusal) -> list[Problem]:
     return [Problem(tuple(each["loc"]), str(each["msg"])) for each in detail]
 
 
-def _meaning(letter: Letter) -> tuple[str, str]:
-    if (meaning := meaning_of(letter.status, letter.error)) is not None:
+def _meaning(status: int | None, error: str) -> tuple[str, str]:
+    if (meaning := meaning_of(status, error)) is not None:
         return plain(meaning.means), plain(meaning.remedy)
     for reason, (means, remedy) in MOVED.items():
-        if letter.status is None and letter.error.startswith(f"moved by the broker: {reason}:"):
+        if status is None and error.startswith(f"moved by the broker: {reason}:"):
             return means, remedy
     return "no worker of this version wrote it", "look at its headers for the program that did"
 

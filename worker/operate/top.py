@@ -23,6 +23,7 @@ from worker.contract.topology import QueueNames
 # Longest wait for a page, in seconds.
 PAGE_TIMEOUT = 2.0
 _TELLER = "flow_run_worker_states_teller"
+_OURS = ("flow_run_worker_", "process_resident_memory_bytes")
 
 Labels = frozenset[tuple[str, str]]
 
@@ -43,7 +44,7 @@ class Page:
             for family in text_string_to_metric_families(text)
             for sample in family.samples
             # NaN and infinities would spoil each sum.
-            if sample.name.startswith("flow_run_worker_") and math.isfinite(sample.value)
+            if sample.name.startswith(_OURS) and math.isfinite(sample.value)
         }
         return cls(at, samples)
 
@@ -52,9 +53,9 @@ class Page:
         wanted = labels.items()
         return sum(value for (each, has), value in self.samples.items() if each == name and wanted <= has)
 
-    def label(self, name: str, label: str) -> str:
-        """A label of a metric's only sample."""
-        return next((dict(labels).get(label, "") for (each, labels) in self.samples if each == name), "")
+    def labels(self, name: str) -> dict[str, str]:
+        """The labels of a metric's only sample."""
+        return next((dict(labels) for (each, labels) in self.samples if each == name), {})
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class WorkerView:
             none.
         states: whether it tells states. None if it is not set to.
         states_lag: seconds since which visible states may wait to be told.
+        memory: resident memory of the process, in bytes.
+        settings: those that the workers of a queue share (:attr:`worker.settings.Settings.shared`).
+            Empty in workers before 0.3.0.
         create, reply: the 50th and the 99th percentile of a batch's time in that stage,
             interpolated within the histogram's buckets. None without a batch.
     """
@@ -92,6 +96,8 @@ class WorkerView:
     events_age: float = 0.0
     states: bool | None = None
     states_lag: float = 0.0
+    memory: int = 0
+    settings: Mapping[str, str] = field(default_factory=dict)
     batch: float | None = None
     create: tuple[float, float] | None = None
     reply: tuple[float, float] | None = None
@@ -117,7 +123,7 @@ class WorkerView:
         batches = grown("flow_run_worker_batch_size_count")
         return cls(
             url,
-            version=now.label("flow_run_worker_build_info", "version"),
+            version=now.labels("flow_run_worker_build_info").get("version", ""),
             broker=now.total("flow_run_worker_dependency_up", dependency="broker") == 1,
             database=now.total("flow_run_worker_dependency_up", dependency="database") == 1,
             created=grown("flow_run_worker_requests_total", outcome="created") / seconds,
@@ -133,14 +139,16 @@ class WorkerView:
             events_age=now.total("flow_run_worker_events_outbox_age_seconds"),
             states=now.total(_TELLER) == 1 if any(name == _TELLER for name, _ in now.samples) else None,
             states_lag=now.total("flow_run_worker_states_lag_seconds"),
+            memory=int(now.total("process_resident_memory_bytes")),
+            settings=now.labels("flow_run_worker_settings_info"),
             batch=grown("flow_run_worker_batch_size_sum") / batches if batches else None,
             create=_percentiles(before, now, "create"),
             reply=_percentiles(before, now, "reply"),
         )
 
 
-def _in_flight(pages: Sequence[Page]) -> float:
-    return sum(page.total("flow_run_worker_in_flight") for page in pages)
+def _in_flight(pages: Mapping[str, Page]) -> float:
+    return sum(page.total("flow_run_worker_in_flight") for page in pages.values())
 
 
 def _growth(before: float, now: float) -> float:
@@ -218,13 +226,20 @@ class Top:
     """Reads the workers' pages and their queues. Use as an async context manager.
 
     Args:
-        urls: the workers' side ports.
+        urls: the workers' side ports. They may change between two reads.
         amqp_url: the broker's URL.
         names: the workers' queues.
+        program: the name of the connection at the broker.
+
+    Attributes:
+        urls: as given.
     """
 
-    def __init__(self, urls: Sequence[str], amqp_url: str, names: QueueNames) -> None:
-        self._urls = [url.rstrip("/") for url in urls]
+    def __init__(
+        self, urls: Sequence[str], amqp_url: str, names: QueueNames, program: str = "flow-run-worker top"
+    ) -> None:
+        self.urls = urls
+        self._program = program
         self._amqp_url = amqp_url
         self._names = names
         self._connection: aio_pika.Connection | None = None
@@ -246,8 +261,8 @@ class Top:
         """Read again. Rates are since the last read."""
         queue, pages = await self._look()
         workers = [
-            WorkerView.between(url, before, now)
-            for url, before, now in zip(self._urls, self._pages, pages, strict=True)
+            WorkerView.between(url, self._pages.get(url, Page(0.0, error="new")), now)
+            for url, now in pages.items()
         ]
         seconds = max(queue.at - self._queue.at, 1e-9)
         grown = queue.ready - self._queue.ready + _in_flight(pages) - _in_flight(self._pages)
@@ -255,9 +270,23 @@ class Top:
         self._queue, self._pages = queue, pages
         return View(queue, workers, incoming)
 
-    async def _look(self) -> tuple[QueueView, list[Page]]:
-        pages = asyncio.gather(*(self._look_at_worker(url) for url in self._urls))
-        return await self._look_at_queue(), await pages
+    async def readiness(self, url: str) -> Mapping[str, str]:
+        """What a worker's ``/readyz`` says of each part: ``ok``, or what is wrong. Empty without an
+        answer.
+        """
+        try:
+            async with self._http.get(f"{url.rstrip('/')}/readyz") as response:
+                state = await response.json()
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return {}
+        if not isinstance(state, dict):
+            return {}
+        return {str(name): value for name, value in state.items() if isinstance(value, str)}
+
+    async def _look(self) -> tuple[QueueView, dict[str, Page]]:
+        urls = [url.rstrip("/") for url in self.urls]
+        pages = asyncio.gather(*(self._look_at_worker(url) for url in urls))
+        return await self._look_at_queue(), dict(zip(urls, await pages, strict=True))
 
     async def _look_at_worker(self, url: str) -> Page:
         try:
@@ -272,7 +301,7 @@ class Top:
             if self._channel is None or self._channel.is_closed:
                 if self._connection is None or self._connection.is_closed:
                     self._connection = await connect(
-                        self._amqp_url, name="flow-run-worker top", connection_class=WatchedConnection
+                        self._amqp_url, name=self._program, connection_class=WatchedConnection
                     )
                 self._channel = await self._connection.channel()
             counts = {
