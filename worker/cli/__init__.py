@@ -24,6 +24,7 @@ from worker.cli.run import run
 from worker.cli.states import states
 from worker.cli.top import top
 from worker.cli.topology import topology_app
+from worker.cli.ui import ui
 
 app = typer.Typer(
     name="flow-run-worker",
@@ -37,7 +38,7 @@ app = typer.Typer(
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
 )(run)
-for command in (create, states, top, doctor, bench, asyncapi):
+for command in (create, states, top, ui, doctor, bench, asyncapi):
     app.command()(command)
 app.add_typer(topology_app, name="topology")
 app.add_typer(db_app, name="db")

@@ -82,10 +82,6 @@ class Tail:
         self._window: deque[Key] = deque(maxlen=patience.window)
         self._sweeps = [_Sweep(start, age) for age in (*patience.again, patience.late)]
         self._last = _Sweep(start, patience.late)
-        # One that goes through all states at once, up to a place.
-        self._extra: _Sweep | None = None
-        self._extra_until = start
-        self._held = False
         self._late = timedelta(seconds=patience.late)
         # No state before this place is told, whatever transaction wrote it.
         self._begin = min((start, *(states.key(since - self._late) for since in cursor.open.values())))
@@ -156,16 +152,8 @@ class Tail:
             more |= await self._sweep(sweep, now)
         if self.settled.until is not None:
             # While no transaction ends, this time stays, and what remains is read at once.
-            held = now - self.settled.until > self._last.pause
-            more |= await self._sweep(self._last, self.settled.until, at_once=held)
-            if self._held and not held:
-                # A transaction may have ended that was open for long: look for its states now.
-                self._extra, self._extra_until = _Sweep(self._last.after, 0.0), self._states.key(now)
-            self._held = held
-        if self._extra is not None:
-            more |= await self._sweep(self._extra, now, at_once=True)
-            if self._extra.after >= self._extra_until:
-                self._extra = None
+            quiet = now - self.settled.until > self._last.pause
+            more |= await self._sweep(self._last, self.settled.until, at_once=quiet)
         if monotonic() - self._tidied > _TIDY_SECONDS or self._told.count > 1.05 * self._patience.told:
             since = min(self.settled.forgotten.values(), default=now) - self._late
             self._told.tidy(min(since, self._states.time(self._last.after)))
@@ -233,7 +221,7 @@ class Tail:
 
     def _cover(self, after: Key, reaches: Key, look: Look) -> None:
         """Let the sweeps leave out what was read at their age, whoever read it."""
-        for sweep in (*self._sweeps, *filter(None, (self._extra,))):
+        for sweep in self._sweeps:
             _move(sweep, after, min(reaches, self._states.key(look.now - sweep.age)))
         if self.settled.until is not None:
             _move(self._last, after, min(reaches, self._states.key(self.settled.until - self._late)))
