@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs missing programs: RabbitMQ, PostgreSQL, PgBouncer and others. It starts none.
-# Usage: servers.sh [rabbitmq] [postgresql] [pgbouncer] [docker] [slirp4netns] [mmdebstrap]
+# Usage: servers.sh [rabbitmq] [postgresql] [pgbouncer] [docker] [slirp4netns] [mmdebstrap] [chromium]
 set -eu
 
 have_rabbitmq() {
@@ -14,6 +14,7 @@ have_pgbouncer() {
 }
 have_docker() { command -v dockerd >/dev/null 2>&1 || [ -x /usr/sbin/dockerd ]; }
 have_slirp4netns() { command -v slirp4netns >/dev/null 2>&1; }
+have_chromium() { command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1; }
 have_mmdebstrap() { command -v mmdebstrap >/dev/null 2>&1; }
 
 missing=

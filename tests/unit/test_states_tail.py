@@ -211,24 +211,6 @@ async def test_a_late_commit_is_told(seconds: float, patience: Patience) -> None
     assert all(listener.told[state.id] == 1 for state in late + others)
 
 
-@pytest.mark.parametrize("seconds", [25, 40, 80, 95, 150, 500])
-async def test_a_late_commit_is_told_soon_after_it(seconds: float) -> None:
-    database = Database()
-    listener = Listener(database)
-    await listener.go_on(150, each=1)
-    transaction = database.begin()
-    late = [database.write(transaction)]
-    for _ in range(round(seconds)):
-        database.put()
-        await listener.go_on(1)
-    late.append(database.write(transaction))
-    database.commit(transaction)
-    await listener.go_on(3)
-    assert [listener.told[state.id] for state in late] == [1, 1]
-    await listener.go_on(300, each=1)
-    assert set(listener.told.values()) == {1}
-
-
 @pytest.mark.parametrize("seconds", [85, 100, 500, 1000])
 async def test_a_late_commit_is_told_although_nothing_else_happens(seconds: float) -> None:
     database = Database()
