@@ -119,7 +119,9 @@ async def test_a_worker_that_is_killed_again_and_again_loses_no_state(
     assert doubles < written / 2
 
 
-@pytest.mark.parametrize("crash", [False, True], ids=["stopped", "killed"])
+@pytest.mark.parametrize(
+    "crash", [pytest.param(False, id="stopped", marks=pytest.mark.long), pytest.param(True, id="killed")]
+)
 async def test_servers_that_restart_lose_no_state(crash: bool) -> None:
     with RabbitMQ() as broker, PostgreSQL() as cluster:
         queue = "flow-runs.create"

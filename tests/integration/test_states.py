@@ -162,7 +162,7 @@ async def late_in_a_file(writer: Writer) -> None:
     await writer.states()
 
 
-@pytest.mark.parametrize("ahead", [-5.0, 5.0])
+@pytest.mark.parametrize("ahead", [-5.0, pytest.param(5.0, marks=pytest.mark.long)])
 async def test_clocks_may_differ(
     settings: Settings, writer: Writer, follower: Follower, ahead: float
 ) -> None:
