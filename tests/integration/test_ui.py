@@ -16,6 +16,7 @@ from tests.support.database import fetch_runs
 from tests.support.producer import Producer, Reply
 from tests.support.proxy import Proxy
 from tests.support.ui_process import UiClient, UiProcess, without_markup
+from worker import __version__
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 SCRIPT = "<script>alert('x')</script>"
@@ -284,8 +285,31 @@ async def test_a_broker_that_is_away_is_told_and_the_pages_go_on(
             assert "problem" in examined.text
             proxy._targets.extend(targets)
             await until(both_serve)
+            # One that falls silent is told as well, and the workers are still read.
+            proxy.silence()
+            await until(lambda: "No answer within 5 seconds" in faults())
+            proxy.speak()
+            await until(both_serve)
             await asyncio.to_thread(http.submit, "/letters", "/letters/look")
             assert "There are none." in await asyncio.to_thread(http.text, "/letters")
+
+
+async def test_a_database_that_is_away_is_told_until_it_is_back(
+    start_worker: StartWorker, start_ui: StartUi, producer: Producer, sqlite_url: str, tmp_path: Path
+) -> None:
+    worker = start_worker(sqlite_url)
+    ui = start_ui("--worker", worker.http, "--interval", "0.5")
+    file = tmp_path / "flow_runs.db"
+    with ui.client() as http:
+        await until(lambda: live(http)["last"] > 0 and not live(http)["shown"]["faults"])
+        away = file.rename(tmp_path / "moved.db")
+        await producer.publish({"flow_id": FLOW_ID})
+        await until(lambda: f"{worker.http}: database" in without_markup(live(http)["shown"]["faults"]))
+        shown = without_markup(live(http)["shown"]["workers"])
+        assert f"{worker.http} {__version__} up away" in shown
+        away.rename(file)
+        await until(lambda: not live(http)["shown"]["faults"])
+        await until(lambda: bool(live(http)["points"]))
 
 
 async def test_it_shows_workers_their_rates_and_settings_that_differ(

@@ -3,7 +3,9 @@ differ.
 """
 
 import json
+import time
 from collections.abc import Sequence
+from socket import AF_INET, AF_INET6, SOCK_STREAM
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from worker.operate.top import QueueView, View, WorkerView
 from worker.settings import Settings
 from worker.ui.history import SERIES, History
 from worker.ui.marked import MAX_LINES, marked
-from worker.ui.watching import Seen
+from worker.ui.watching import Seen, Watching
 
 FLOW_ID = "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"
 
@@ -106,6 +108,42 @@ def test_numbers_of_a_broker_that_is_away_are_gaps() -> None:
     assert values["ready"] is None
     assert values["create_p99"] is None
     assert values["answering"] == 0
+
+
+def addresses_of(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Let every name have these addresses, as that of a headless service in Kubernetes has."""
+    found = [(AF_INET6 if ":" in each else AF_INET, SOCK_STREAM, 6, "", (each, 8080)) for each in addresses]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
+
+
+@pytest.mark.parametrize(
+    ("url", "addresses", "expected"),
+    [
+        ("http://workers:8080", ["10.0.0.2", "10.0.0.1"], ["http://10.0.0.1:8080", "http://10.0.0.2:8080"]),
+        ("http://workers:8080", ["10.0.0.1", "fe80::1", "fe80::2"], ["http://workers:8080"]),
+        ("http://workers:8080", ["fd00::1", "fd00::2"], ["http://[fd00::1]:8080", "http://[fd00::2]:8080"]),
+        ("http://workers/a/", ["10.0.0.1", "10.0.0.2"], ["http://10.0.0.1/a", "http://10.0.0.2/a"]),
+        ("https://workers", ["10.0.0.1", "10.0.0.2"], ["https://workers"]),
+    ],
+)
+async def test_a_name_with_several_addresses_stands_for_a_worker_each(
+    monkeypatch: pytest.MonkeyPatch, url: str, addresses: Sequence[str], expected: Sequence[str]
+) -> None:
+    addresses_of(monkeypatch, *addresses)
+    assert await Watching(Settings(), [url], 1.0).resolved() == expected
+
+
+async def test_a_name_that_is_unknown_is_kept() -> None:
+    assert await Watching(Settings(), ["http://nowhere.invalid:1"], 1.0).resolved() == [
+        "http://nowhere.invalid:1"
+    ]
+
+
+def test_figures_that_are_old_are_called_so() -> None:
+    view = View(QueueView(0.0), (), 0.0)
+    assert not Seen(view).faults
+    (fault,) = Seen(view, at=time.monotonic() - 100).faults
+    assert fault.what == "These figures are old"
 
 
 def test_only_settings_that_differ_are_shown() -> None:

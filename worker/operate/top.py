@@ -22,6 +22,8 @@ from worker.contract.topology import QueueNames
 
 # Longest wait for a page, in seconds.
 PAGE_TIMEOUT = 2.0
+# Longest wait for the broker's answer on an open connection, in seconds.
+BROKER_TIMEOUT = 5.0
 _TELLER = "flow_run_worker_states_teller"
 _OURS = ("flow_run_worker_", "process_resident_memory_bytes")
 
@@ -304,9 +306,16 @@ class Top:
                         self._amqp_url, name=self._program, connection_class=WatchedConnection
                     )
                 self._channel = await self._connection.channel()
-            counts = {
-                name: (await self._channel.get_queue(name)).declaration_result for name in self._names.queues
-            }
+            async with asyncio.timeout(BROKER_TIMEOUT):
+                counts = {
+                    name: (await self._channel.get_queue(name)).declaration_result
+                    for name in self._names.queues
+                }
+        except TimeoutError:
+            connection, self._connection, self._channel = self._connection, None, None
+            if connection is not None:
+                await close_quietly(connection)
+            return QueueView(time.monotonic(), error=f"No answer within {BROKER_TIMEOUT:g} seconds")
         except (BrokerUnavailable, BrokerRefused, AMQPError, OSError) as error:
             return QueueView(time.monotonic(), error=str(error))
         requests, dead = counts[self._names.queue], counts[self._names.dead_letter_queue]

@@ -5,9 +5,10 @@ show what the last look has found, and only a button looks again.
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from worker.contract.errors import MAX_LINE
 from worker.contract.message import Message, is_own_header
 from worker.operate.cause_groups import CauseGroup, Causes
 from worker.operate.causes import Cause
@@ -25,6 +26,8 @@ MAX_LETTERS = 10_000
 # Bytes of content to keep, beyond 32 MiB in a temporary file. Without its content a letter is
 # listed and can be replayed; to show it takes a look of its own.
 MAX_BYTES = 256 * 1024 * 1024
+# Longest key to list, in characters.
+MAX_KEY = 200
 # Seconds to wait for the letters that are refused again.
 WAIT_SECONDS = 60.0
 _PROPERTIES = (
@@ -128,7 +131,7 @@ class Letters:
                 if kept_bytes < MAX_BYTES:
                     kept = spool.put(letter.delivery.message)
                     kept_bytes += kept.size
-                look.letters[letter.id] = Found(letter.summary(), kept)
+                look.letters[letter.id] = Found(_shortened(letter.summary()), kept)
                 if len(look.letters) > MAX_LETTERS:
                     del look.letters[next(iter(look.letters))]
             look.groups, look.undeliverable = causes.groups(), len(letters.undeliverable)
@@ -205,6 +208,16 @@ def properties(message: Message) -> Mapping[str, str]:
 def headers(message: Message) -> Mapping[str, str]:
     """The headers that its producer wrote."""
     return {name: str(value) for name, value in message.headers.items() if is_own_header(name)}
+
+
+def _shortened(summary: Summary) -> Summary:
+    """Texts that anybody may have written, of a length that 10,000 letters may have."""
+    return replace(
+        summary,
+        failed_at=summary.failed_at and summary.failed_at[:40],
+        error=summary.error[:MAX_LINE],
+        key=summary.key and summary.key[:MAX_KEY],
+    )
 
 
 def _texts(summary: Summary) -> Sequence[object]:

@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from worker.contract.printable import printable, printable_json
 from worker.operate.explaining import Problem
 
-# Lines to show. A browser shows these at once; the form to edit a body has all of it.
+# Lines to show, besides those that are wrong. A browser shows these at once. The form has all.
 MAX_LINES = 3000
 # A line of a body that is no JSON, in characters.
 MAX_LINE = 10_000
@@ -59,11 +59,22 @@ def marked(body: bytes, reason: str, problems: Sequence[Problem] = ()) -> Marked
     """
     try:
         content = json.loads(body)
-        lines = list(_lines(content, marks_of(content, reason, problems)))
+        lines, left_out = _shown(_lines(content, marks_of(content, reason, problems)))
         whole = printable_json(json.dumps(content, indent=2, ensure_ascii=False))
-        return Marked(lines[:MAX_LINES], True, max(len(lines) - MAX_LINES, 0), whole)
+        return Marked(lines, True, left_out, whole)
     except (ValueError, RecursionError):
         return _of_text(body, problems)
+
+
+def _shown(lines: Iterable[Line]) -> tuple[list[Line], int]:
+    """The first lines and all that are wrong, and the number of the others."""
+    shown, left_out = [], 0
+    for number, line in enumerate(lines):
+        if number < MAX_LINES or line.error is not None:
+            shown.append(line)
+        else:
+            left_out += 1
+    return shown, left_out
 
 
 def marks_of(content: Any, reason: str, problems: Sequence[Problem]) -> Marks:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from aiohttp import web
 
 from worker.observability.redaction import without_secrets
-from worker.operate.doctor import examine
 from worker.settings import Settings
 from worker.ui.history import SERIES
 from worker.ui.jobs import Job, Jobs
@@ -59,7 +58,7 @@ class Pages:
         answer = {
             "last": history.last,
             "series": list(SERIES),
-            "points": history.since(int(since) if since.isdecimal() else -1),
+            "points": history.since(int(since) if since.isdecimal() and len(since) < 12 else -1),
             "shown": shown,
         }
         return web.json_response(answer)
@@ -89,6 +88,9 @@ class Pages:
         return self._frame.page("doctor.html", here="/doctor", job=self._doctor)
 
     async def examine(self, _: web.Request) -> web.StreamResponse:
+        # The database's libraries take 35 MB, and nothing else here needs them.
+        from worker.operate.doctor import examine
+
         async def work(job: Job) -> None:
             self._doctor = job
             async for finding in examine(self._settings):

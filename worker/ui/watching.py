@@ -17,38 +17,55 @@ log = structlog.get_logger(__name__)
 
 # Seconds between two looks for the addresses of names.
 RESOLVE_SECONDS = 15.0
+# Seconds between two reads of a worker's readiness, if its metrics show no fault.
+READINESS_SECONDS = 10.0
+# Figures of this age, in seconds, are called old. A read takes some seconds at most, unless a
+# broker falls silent.
+OLD_SECONDS = 30.0
+# The parts of a worker without which it serves no requests.
+_SERVING = frozenset(("broker", "database", "deployment"))
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong now, in a line."""
+    """Something that is wrong now.
+
+    Attributes:
+        slight: requests are served in spite of it.
+    """
 
     what: str
     why: str
+    slight: bool = False
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen last.
+    """The last view.
 
     Attributes:
+        at: the time of the view (``time.monotonic``).
         reasons: by a worker's URL, what its ``/readyz`` says of a part that is not well.
     """
 
     view: View
+    at: float = field(default_factory=time.monotonic)
     reasons: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def faults(self) -> list[Fault]:
-        """What is wrong with the broker or a worker."""
+        """The faults of the broker and of workers."""
         faults = []
+        if (age := time.monotonic() - self.at) > OLD_SECONDS:
+            faults.append(Fault("These figures are old", f"Nothing was read for {age:.0f} seconds."))
         if self.view.queue.error is not None:
             faults.append(Fault("No answer from the broker", self.view.queue.error))
         for worker in self.view.workers:
             if worker.error is not None:
                 faults.append(Fault(f"No answer from {worker.url}", worker.error))
             for part, why in self.reasons.get(worker.url, {}).items():
-                faults.append(Fault(f"{worker.url}: {part.replace('_', ' ')}", why))
+                what = f"{worker.url}: {part.replace('_', ' ')}"
+                faults.append(Fault(what, why, slight=part not in _SERVING))
         return faults
 
     @property
@@ -82,12 +99,13 @@ class Watching:
         self._interval = interval
         self._top = Top(urls, settings.amqp_url, settings.queue_names, "flow-run-worker ui")
         self._resolved_until = 0.0
+        self._ready_until = 0.0
         self.seen = NOTHING
         self.history = History(interval)
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        self._top.urls = await self._resolved()
+        self._top.urls = await self.resolved()
         async with self._top as top:
             while True:
                 began = time.monotonic()
@@ -99,18 +117,34 @@ class Watching:
 
     async def _look(self, top: Top) -> None:
         if time.monotonic() > self._resolved_until:
-            top.urls = await self._resolved()
+            top.urls = await self.resolved()
         view = await top.view()
-        unwell = [each.url for each in view.workers if each.error is None and not _is_well(each)]
-        states = await asyncio.gather(*(top.readiness(url) for url in unwell))
-        reasons = {
-            url: {part: why for part, why in state.items() if why != "ok"}
-            for url, state in zip(unwell, states, strict=True)
-        }
-        self.seen = Seen(view, reasons)
+        reasons = await self._reasons(top, view)
+        self.seen = Seen(view, reasons=reasons)
         self.history.add(view)
 
-    async def _resolved(self) -> Sequence[str]:
+    async def _reasons(self, top: Top, view: View) -> Mapping[str, Mapping[str, str]]:
+        """What is not well, by the worker's URL. It is read from those with a fault, and from all
+        once in a while.
+        """
+        everyone = time.monotonic() > self._ready_until
+        if everyone:
+            self._ready_until = time.monotonic() + READINESS_SECONDS
+        answering = [each for each in view.workers if each.error is None]
+        asked = [each.url for each in answering if everyone or not _is_well(each)]
+        states = await asyncio.gather(*(top.readiness(url) for url in asked))
+        found = {
+            url: {part: why for part, why in state.items() if why != "ok"}
+            for url, state in zip(asked, states, strict=True)
+        }
+        # Slight faults of the others are as they were.
+        for worker in answering:
+            before = self.seen.reasons.get(worker.url, {})
+            if worker.url not in found:
+                found[worker.url] = {part: why for part, why in before.items() if part not in _SERVING}
+        return found
+
+    async def resolved(self) -> Sequence[str]:
         """The URLs, with one for each address of a name."""
         self._resolved_until = time.monotonic() + RESOLVE_SECONDS
         found: dict[str, None] = {}
