@@ -271,9 +271,7 @@ async def test_a_broker_that_is_away_is_told_and_the_pages_go_on(
                 return "No answer from http://127.0.0.1:9" in found and "broker" not in found
 
             await until(both_serve)
-            targets = list(proxy._targets)
-            proxy.close_door()
-            proxy.cut()
+            proxy.go_away()
             await until(
                 lambda: "No answer from the broker" in faults() and f"{worker.http}: broker" in faults()
             )
@@ -283,7 +281,7 @@ async def test_a_broker_that_is_away_is_told_and_the_pages_go_on(
             assert "It failed." in failed.text
             examined = await asyncio.to_thread(http.submit, "/doctor", "/doctor")
             assert "problem" in examined.text
-            proxy._targets.extend(targets)
+            proxy.come_back()
             await until(both_serve)
             # One that falls silent is told as well, and the workers are still read.
             proxy.silence()

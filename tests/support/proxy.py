@@ -19,6 +19,7 @@ class Proxy:
 
     def __init__(self, ports: Sequence[int]) -> None:
         self._targets = list(ports)
+        self._away = False
         self._open = asyncio.Event()
         self._open.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -50,6 +51,15 @@ class Proxy:
             writer.transport.abort()
         self._writers.clear()
 
+    def go_away(self) -> None:
+        """Break all connections, and each new one until :meth:`come_back`."""
+        self._away = True
+        self.cut()
+
+    def come_back(self) -> None:
+        """Accept connections again."""
+        self._away = False
+
     def close_door(self) -> None:
         """Break each new connection from now on."""
         self._targets.clear()
@@ -62,7 +72,7 @@ class Proxy:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         await self._open.wait()
-        for port in self._targets:
+        for port in () if self._away else self._targets:
             with suppress(OSError):
                 there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
                 break

@@ -1,6 +1,7 @@
 """Sends a request from the page's form, and follows the run to its end. Knows no page."""
 
 import json
+from secrets import token_hex
 from typing import Any
 
 from worker.client import FlowRunClient
@@ -22,7 +23,8 @@ def example(settings: Settings) -> str:
         fields: dict[str, Any] = {"deployment_name": settings.deployment or "FLOW/DEPLOYMENT"}
     else:
         fields = {"flow_id": "5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11"}
-    return json.dumps({**fields, "parameters": {}, "idempotency_key": "order-4711"}, indent=2)
+    # A new key each time: another one may be somebody's.
+    return json.dumps({**fields, "parameters": {}, "idempotency_key": f"try-{token_hex(4)}"}, indent=2)
 
 
 async def send(job: Job, settings: Settings, body: str, *, check: bool, wait: bool) -> None:
