@@ -251,7 +251,11 @@ class Top:
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(PAGE_TIMEOUT)
         self._http = await self._stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
-        self._queue, self._pages = await self._look()
+        try:
+            self._queue, self._pages = await self._look()
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Who may use the pages: a token, a cookie, and the checks of each request. Knows no page.
+"""Admits requests to the pages: a token, a cookie, and checks of each request. Knows no page.
 
 The token is in the URL that the command prints. It becomes a cookie. Names other than those of this
 machine (DNS rebinding), other origins and other users of the machine get nothing.

@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 # Jobs to remember.
 MAX_JOBS = 50
-# A page waits for a job so long, in seconds: most are done at once.
+# Seconds for which a page waits for a job. Most end sooner.
 PATIENCE = 1.0
 
 

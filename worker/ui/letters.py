@@ -47,7 +47,7 @@ class Found:
 
 @dataclass
 class Look:
-    """What a look has found. Actions take from it what they remove.
+    """The result of a look. Actions take away the letters that they remove.
 
     Attributes:
         letters: the newest ones by id, the oldest first.

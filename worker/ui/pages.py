@@ -48,7 +48,7 @@ class Pages:
         )
 
     async def live(self, request: web.Request) -> web.Response:
-        """What is new since a point, for the script."""
+        """The points after a number, and the figures of now, for the script."""
         since = request.query.get("since", "")
         history, seen = self._watching.history, self._watching.seen
         shown = {
