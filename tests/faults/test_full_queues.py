@@ -219,3 +219,21 @@ async def test_a_full_reply_queue_holds_up_nobody_else(
     assert await asyncio.to_thread(worker.terminate) == 0
     assert await timed.depth() == 0
     assert await timed.depth(f"{timed.queue}.dead") == 0
+
+
+async def test_a_letter_is_kept_while_no_channel_can_be_opened_for_it(
+    start_worker: StartWorker, timed: Timed, rabbitmq: RabbitMQ, sqlite_url: str
+) -> None:
+    worker = await asyncio.to_thread(start_worker, sqlite_url)
+    with rabbitmq.full(f"{timed.queue}.dead", 1):
+        ids: list[str] = []
+        while not worker.metric("flow_run_worker_dead_letters_held"):
+            ids.append((await timed.request({"flow_id": len(ids)})).correlation_id or "")
+        rabbitmq.ctl("set_user_limits", "guest", '{"max-channels": 1}')
+        try:
+            await asyncio.to_thread(worker.wait_until_logged, "not_declared_again")
+        finally:
+            rabbitmq.ctl("clear_user_limits", "guest", "max-channels")
+    await depth(worker, timed, len(ids))
+    assert "session_lost" not in worker.output
+    assert await asyncio.to_thread(worker.terminate) == 0

@@ -55,6 +55,11 @@ class Writer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    def end(self) -> None:
+        """Wait no longer for confirms: aiormq may wait for ever once the connection has ended."""
+        for task in self._tasks:
+            task.cancel()
+
     async def _publish(self, number: int, outgoing: Outgoing) -> None:
         publication = outgoing.publication
         try:

@@ -62,6 +62,9 @@ class Writer:
             for each in outgoing:
                 each.on_confirm(Confirm.ACK)
 
+    def end(self) -> None:
+        """Wait no longer for confirms. Nothing waits for them here."""
+
     async def _put(self, channel: Channel, frames: list[bytes]) -> None:
         """Write whole frames. Frames of other channels may come between two calls."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()

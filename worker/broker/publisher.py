@@ -81,7 +81,11 @@ class Publisher:
         self.frame_max = connection.frame_max
         self._writer = (Writer if bulk else plain.Writer)(connection, channel)
         self._channel = channel
-        channel.close_callbacks.add(self._closed)
+        # aiormq leaves a channel open that was being opened as its connection ended.
+        for each in (channel, connection):
+            each.close_callbacks.add(self._closed)
+        if connection.is_closed:
+            self.ended.set_result(ChannelLost(None))
 
     async def send(self, outgoing: Sequence[Outgoing]) -> None:
         """Write publications to the wire. Each has a callback for its own confirm.
@@ -145,6 +149,11 @@ class Publisher:
         confirmation = await self.publish([Publication(f"no-queue-{uuid4()}", join({}), bytes(size))])
         await confirmation.wait()
 
+    def end(self, connection: Connection) -> None:
+        """Wait no longer for confirms. The connection outlives the channel."""
+        connection.close_callbacks.discard(self._closed)
+        self._writer.end()
+
     async def _closed(self, _: object, error: BaseException | None) -> None:
         if not self.ended.done():
             self.ended.set_result(ChannelLost(error))
@@ -156,9 +165,11 @@ async def publisher_on(connection: Connection) -> AsyncIterator[Publisher]:
     channel: AbstractChannel = connection.channel(publisher_confirms=True)
     with lost_with(channel):
         await channel.initialize()
+    publisher = Publisher(connection, channel)
     try:
-        yield Publisher(connection, channel)
+        yield publisher
     finally:
+        publisher.end(connection)
         await close_quietly(channel)
 
 

@@ -265,8 +265,12 @@ class Publishing:
                 return
         except ChannelLost as lost:
             self._session.raise_if_lost(lost)
+        if publisher is None:  # no channel could be opened
+            for sent in all_sent:
+                self._publish_later(sent)
+            return
         self._take_answers()  # those from before the end
-        left = [sent for sent in all_sent if publisher and self._unconfirmed.get(sent) is publisher]
+        left = [sent for sent in all_sent if self._unconfirmed.get(sent) is publisher]
         self._suspect(left)
         for sent in left:
             del self._unconfirmed[sent]
