@@ -2,6 +2,9 @@
 memory for it, and the CPU at rest.
 
     python -m tests.benchmarks.states [--database sqlite] [--states 100000]
+
+With --before, so many older states are in the table. With --rate, the worker also serves so many
+requests a second for a minute, and the lateness meanwhile is measured too.
 """
 
 import argparse
@@ -22,11 +25,15 @@ from tests.support.rabbitmq import RabbitMQ
 from tests.support.states import Writer
 from tests.support.supervisor import resident
 from tests.support.worker_process import WorkerProcess
+from worker.bench.load import Requests, open_load
+from worker.broker.topology import Topology
 from worker.store import Store
 
 QUEUE = "flow-runs.create"
 # Seconds in which each state is read once more at each age.
 PAUSE = 130.0
+# States that one statement writes.
+FILL = 500_000
 
 
 class Told:
@@ -98,8 +105,23 @@ async def many(writer: Writer, count: int) -> None:
     )
 
 
-async def measure(url: str, amqp_url: str, folder: Path, states: int) -> None:
+async def under_load(amqp_url: str, writer: Writer, told: Told, rate: float) -> list[float]:
+    """Seconds from a commit to its message, while the worker serves requests at this rate."""
+    async with open_load(amqp_url, Topology(QUEUE), Requests("small", uuid4(), "load-")) as load:
+        loading = asyncio.create_task(load.at_rate(int(rate * 60), rate))
+        await asyncio.sleep(5)
+        seconds = await lateness(writer, told, 100, 0.13)
+        await loading
+    return seconds
+
+
+async def measure(
+    url: str, amqp_url: str, folder: Path, *, states: int, before: int = 0, rate: float = 0.0
+) -> None:
     await (await Store.open(url, migrate=True)).close()
+    async with Writer(url) as writer:
+        for start in range(0, before, FILL):
+            await many(writer, min(FILL, before - start))
     (port,) = free_ports(1)
     worker = WorkerProcess(
         folder / "worker.log",
@@ -125,9 +147,9 @@ async def measure(url: str, amqp_url: str, folder: Path, states: int) -> None:
             figures["CPU at rest, % of a core"] = round(
                 100 * (cpu(pid) - used) / (time.monotonic() - began), 2
             )
-            before, used = resident(pid), cpu(pid)
+            smallest, used = resident(pid), cpu(pid)
             await many(writer, states)
-            committed, largest = time.monotonic(), before
+            committed, largest = time.monotonic(), smallest
             counted = worker.metric("flow_run_worker_states_told_total", type="COMPLETED") or 0.0
             while (
                 worker.metric("flow_run_worker_states_told_total", type="COMPLETED") or 0.0
@@ -138,13 +160,17 @@ async def measure(url: str, amqp_url: str, folder: Path, states: int) -> None:
             figures["at once"] = states
             figures["told a second"] = round(states / took)
             figures["CPU a state, µs"] = round(1e6 * (cpu(pid) - used) / states, 1)
-            figures["memory before, MiB"] = round(before / 2**20)
+            figures["memory before, MiB"] = round(smallest / 2**20)
             figures["memory at most, MiB"] = round(largest / 2**20)
             await asyncio.sleep(PAUSE)
             while len(told.at) < states:
                 await asyncio.sleep(0.1)
             figures["doubles"] = told.count - len(told.at)
             figures["memory after, MiB"] = round(resident(pid) / 2**20)
+            if rate:
+                seconds = await under_load(amqp_url, writer, told, rate)
+                figures[f"at {rate:g} requests a second: median, s"] = round(statistics.median(seconds), 3)
+                figures["highest, s"] = round(seconds[-1], 3)
         assert worker.terminate() == 0
     finally:
         worker.kill()
@@ -155,14 +181,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--database", choices=["postgresql", "sqlite"], default="postgresql")
     parser.add_argument("--states", type=int, default=100_000)
+    parser.add_argument("--before", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=0.0)
     given = parser.parse_args()
+    more = {"states": given.states, "before": given.before, "rate": given.rate}
     with RabbitMQ() as broker, tempfile.TemporaryDirectory() as folder:
         if given.database == "sqlite":
             url = f"sqlite+aiosqlite:///{folder}/flow_runs.db"
-            asyncio.run(measure(url, broker.url, Path(folder), given.states))
+            asyncio.run(measure(url, broker.url, Path(folder), **more))
             return
         with PostgreSQL() as cluster:
-            asyncio.run(measure(cluster.create_database(), broker.url, Path(folder), given.states))
+            asyncio.run(measure(cluster.create_database(), broker.url, Path(folder), **more))
 
 
 if __name__ == "__main__":
