@@ -85,6 +85,11 @@ async def test_wrong_usage(
     assert teller.runs == {}
 
 
+def takes_ctrl_c() -> None:
+    """A shell's background processes ignore it, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 async def followed(amqp_url: str, queue: str, *arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker", "states", *arguments),
@@ -97,6 +102,7 @@ async def followed(amqp_url: str, queue: str, *arguments: str) -> asyncio.subpro
         },
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        preexec_fn=takes_ctrl_c,
     )
 
 
@@ -141,6 +147,7 @@ async def test_ctrl_c_ends_a_wait(teller: Teller, amqp_url: str, queue: str) -> 
         env={**os.environ, "PYTHONPATH": str(ROOT), "WORKER_AMQP_URL": amqp_url, "WORKER_QUEUE": queue},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        preexec_fn=takes_ctrl_c,
     )
     while not teller.reads:
         await asyncio.sleep(0.05)

@@ -22,7 +22,7 @@ from worker.broker.messages import APP_ID, dead_letter_copy, events_message, is_
 from worker.contract.decode import decode
 from worker.contract.errors import MAX_LINE, Refusal
 from worker.contract.message import Message, fingerprint
-from worker.operate.dead_letters import _counted_anew, sent_again
+from worker.operate.letter_copies import counted_anew, sent_again
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 FRAME_MAX = 131_072
@@ -168,7 +168,7 @@ def test_a_letter_that_the_broker_made_can_be_put_back_by_another_user() -> None
     """The broker leaves ``user_id`` in it, and would then close the channel."""
     own = {"user_id": short_string("producer"), "message_id": short_string("mine")}
     letter = died(read_message(join(in_order({**own, "headers": bytes(4)})), b"body"))
-    put_back = _counted_anew(letter, "q.dead")
+    put_back = counted_anew(letter, "q.dead")
     read = read_message(put_back.properties, put_back.body)
     assert (read.user_id, read.message_id) == (None, "mine")
     assert read.headers == {"x-death": [], "x-original-user-id": "producer"}

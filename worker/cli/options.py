@@ -95,7 +95,8 @@ def progress_bar() -> "Progress":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, console=err, transient=True)
+    # Without a terminal it would leave an empty line.
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 def print_json(text: str) -> None:
