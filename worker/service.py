@@ -128,7 +128,7 @@ class Service:
                 log.info("stopped")
 
     def _beside(self, store: Store) -> Iterator[Beside]:
-        """The tasks that send events and tell states, if the settings ask for them."""
+        """The tasks that send events and publish states, if the settings ask for them."""
         if self._settings.prefect_api_url is not None:
             yield Emitter(self._settings, self._topology)
         if self._settings.states != "off":

@@ -232,8 +232,8 @@ class Settings(BaseSettings):
     @property
     def shared(self) -> dict[str, str]:
         """The settings that all workers of a queue share, by name: numbers, switches and the names
-        that the AsyncAPI document shows. Of other texts there are eight digits of their SHA-256.
-        URLs, passwords and files are left out.
+        that the AsyncAPI document shows. Other texts become eight digits of their SHA-256. URLs,
+        passwords and files are left out.
         """
         return {
             name: _told_apart(name, getattr(self, name))

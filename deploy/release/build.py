@@ -22,7 +22,7 @@ import tomlkit
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Of Markdown: an image or a link to a file of the repository, with or without a heading.
+# In Markdown, an image or a link to a file of the repository, with or without a heading.
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?!https?:|mailto:)(?P<target>[^)]+)\)")
 
 

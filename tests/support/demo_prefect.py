@@ -26,7 +26,7 @@ from worker.client.sync import FlowRunClient
 from worker.contract.record import FlowRunRecord
 
 NAME = "invoice/nightly"
-# What a user of Prefect has: a flow, and the program that deploys it.
+# A Prefect user's files: a flow, and the program that deploys it.
 FLOW = """\
 from prefect import flow
 

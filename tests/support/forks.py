@@ -132,7 +132,8 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     for name in IMPORTED:
         importlib.import_module(name)
-    # Ctrl-C in a terminal goes to all processes. It ends the copies; this one ends with its parent.
+    # Ctrl-C in a terminal goes to all processes. It ends the copies. This process ends with its
+    # parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
     if (copy := _serve(control)) is None:

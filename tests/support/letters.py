@@ -18,7 +18,7 @@ from worker.contract.message import Message
 
 BEGIN = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
 _NAMES = UUID("5d9c3a9e-7e0c-4a4b-8f0a-0c7f3d1f5a11")
-# One letter in so many has a body of this many bytes more.
+# One letter in ``LARGE_EVERY`` has a body that is larger by ``LARGE`` bytes.
 LARGE_EVERY, LARGE = 20, 100_000
 
 

@@ -23,7 +23,7 @@ def new_run(state: str = "PENDING", **fields: Any) -> Any:
 
 
 class Teller:
-    """Tells states at a broker, and answers reads from what it told, like a worker.
+    """Publishes states at a broker, and answers reads from them, like a worker.
 
     Attributes:
         runs: the runs that are there, by id.

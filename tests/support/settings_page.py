@@ -31,8 +31,8 @@ TAIL = """
 URL's user name, password or virtual host, write / ? # @ : as `%2F %3F %23 %40 %3A`. [Rights and
 security](rights-and-security.md) has the rest.
 
-**Queue names.** From `WORKER_QUEUE` follow the dead-letter queue (NAME`.dead`) and, if the name has
-a dot, the exchange (what stands before the last dot) and the routing key (what stands after it).
+**Queue names.** `WORKER_QUEUE` gives the other names. The dead-letter queue is NAME`.dead`. If the
+name has a dot, the exchange is the part before the last dot, and the routing key the part after it.
 
 **Memory.** [Sizing](sizing.md) has the size of a worker, and the settings that change it.
 """

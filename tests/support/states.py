@@ -1,4 +1,4 @@
-"""Writes states into a database as a Prefect server does, and collects what is told of them."""
+"""Writes states into a database as a Prefect server does, and collects the published ones."""
 
 import asyncio
 import sqlite3
@@ -122,7 +122,7 @@ class Writer:
     def row(
         self, run_id: UUID, type: str = "COMPLETED", ahead: float = 0.0, id_: UUID | None = None
     ) -> tuple[Any, ...]:
-        """A state's values, as of now."""
+        """A state's values, with the present time."""
         now = datetime.now(UTC) + timedelta(seconds=ahead)
         # No two states of a run have the same timestamp.
         timestamp = now + timedelta(microseconds=next(self._numbers))
@@ -158,10 +158,10 @@ def _text(value: Any) -> Any:
 
 
 class Follower:
-    """Collects the states that are told.
+    """Collects the states that are published.
 
     Attributes:
-        told: how often each state was told, by its id.
+        told: how often each state was published, by its id.
         messages: all of them, in their order.
     """
 
@@ -189,20 +189,20 @@ class Follower:
         self.told[UUID(message.message_id)] += 1
 
     async def has(self, ids: Sequence[UUID]) -> None:
-        """Wait until these states were told."""
+        """Wait until these states were published."""
         async with asyncio.timeout(120):
             while set(ids) - self.told.keys():
                 await asyncio.sleep(0.02)
 
     @property
     def doubles(self) -> int:
-        """How many messages told a state that was told before."""
+        """The number of messages that repeat a state."""
         return self.told.total() - len(self.told)
 
 
 @asynccontextmanager
 async def telling(settings: Settings, patience: Patience) -> AsyncIterator[Teller]:
-    """Tell states meanwhile, in this process."""
+    """Publish states meanwhile, in this process."""
     store = await Store.open(settings.database_url, migrate=True)
     teller = Teller(settings, Topology.of(settings.queue_names), store, patience)
     teller.start()

@@ -21,9 +21,9 @@ from tests.support.worker_process import WorkerProcess
 from worker.client import FlowRunClient
 
 QUEUE = "flow-runs.create"
-# Requests a second at the least and at the most, and the seconds from one to the other.
+# The lowest and the highest rate in requests a second, and the seconds from one to the other.
 LEAST, MOST, WAVE = 40, 240, 25
-# The charts show the load of so many seconds.
+# The charts show the load of this many seconds.
 SECONDS = 60
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # Few enough for a small file, without a visible change.

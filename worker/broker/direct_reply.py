@@ -38,7 +38,7 @@ _PROCESS = struct.Struct(">III")
 # Every version of Erlang accepts numbers and serials of this many bits. Some versions accept more.
 # A process of the broker's own node is refused if it has more than the broker's version accepts.
 _NUMBER_BITS, _SERIAL_BITS = 15, 13
-# A key of no channel: such a publication has no receiver.
+# No channel has this key, so a publication with it reaches no receiver.
 _NOBODY = base64.b64encode(bytes(16)).decode()
 # A cluster has few nodes. If there are more names than this, they are made up.
 _MAX_REFUSED = _MAX_KNOWN = 1000

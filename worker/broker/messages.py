@@ -200,7 +200,7 @@ def events_message(queue: str, events: Sequence[bytes], login: str | None) -> Pu
 
 
 def state_message(exchange: str, run: FlowRun, state: FlowRunState, body: bytes) -> Publication:
-    """The message that tells a state of a run.
+    """The message with a state of a run.
 
     Args:
         body: the record, as :func:`worker.contract.record.encode_state` writes it.
@@ -218,7 +218,7 @@ def state_message(exchange: str, run: FlowRun, state: FlowRunState, body: bytes)
 
 
 def cursor_message(queue: str, cursor: bytes, login: str | None) -> Publication:
-    """The message that says how far states were told.
+    """The cursor's message: how far states were published.
 
     Args:
         login: as for :func:`events_message`.

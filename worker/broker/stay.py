@@ -1,5 +1,5 @@
 """Stays at a queue that the broker hands to one consumer at a time, such as the outbox of events.
-Knows neither the messages nor what is done with them.
+Knows neither the messages nor their use.
 """
 
 import asyncio

@@ -136,7 +136,7 @@ def _events(view: "View") -> str:
 
 
 def _states(view: "View") -> str:
-    """How late states are told, where workers are set to tell them."""
+    """How late states are published, if workers are set to publish them."""
     telling = [worker.states_lag for worker in view.workers if worker.states]
     if not telling and not any(worker.states is False for worker in view.workers):
         return ""

@@ -37,7 +37,7 @@ def ui(
     """Serve pages for a browser: workers, dead letters, a request, doctor. Prints their URL, which
     has a token. Ctrl-C ends it.
 
-    Whoever has the token acts with the rights of this command at the broker.
+    The token gives its owner the rights of this command at the broker.
     """
     from worker.observability.logs import configure_logging
     from worker.settings import load_settings

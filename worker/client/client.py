@@ -190,7 +190,7 @@ class FlowRunClient:
             timeout: most seconds to wait (default: without limit).
 
         Raises:
-            WaitTimedOut: it has not ended in time. ``record`` has the run as it was last.
+            WaitTimedOut: it has not ended in time. ``record`` is the run's last known record.
             StatesNotTold: no worker publishes states.
             NotFound: there is no such run.
             AccessRefused: the user lacks a permission: to read NAME.states, and to configure, write

@@ -5,8 +5,8 @@ from typing import Any, Literal, TypedDict
 
 Headers = Mapping[str, Any] | None
 Expires = float | Literal["timeout"] | None
-# False: don't wait for the end of the run. True: wait without limit. A number: at most so long, in
-# seconds.
+# False: don't wait for the end of the run. True: wait without limit. A number: the most seconds to
+# wait.
 Wait = bool | float
 
 

@@ -1,8 +1,8 @@
 """Waits for the ends of runs, in one event loop. All waits share one queue of states, on the
 connection for requests.
 
-Each wait binds the queue first, then has the run read, then listens: so an end before, during or
-after that is seen. After a lost connection it does the same again, and once in a while.
+Each wait binds the queue first, then has the run read, then listens. So it sees the end of the run,
+whenever that comes. It does the same again after a lost connection, and once in a while.
 """
 
 import asyncio

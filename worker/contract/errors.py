@@ -12,7 +12,7 @@ MAX_ERRORS = 100
 MAX_LINE = 500
 
 
-# The reason for refusing to read a run, where no states are told.
+# The reason for refusing to read a run, where no states are published.
 STATES_NOT_TOLD = "states are not told here"
 
 
@@ -120,7 +120,7 @@ class FlowRunNotFound(Refusal):
 
 
 class StatesNotTold(Refusal):
-    """The worker tells no states, and reads no runs for those who wait for them."""
+    """The worker publishes no states, and reads no runs for clients that wait for them."""
 
     status = 400
 

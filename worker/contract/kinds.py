@@ -1,5 +1,5 @@
 """The kinds of requests, by the type of their message. A new kind needs an entry with its model
-here, and one in :data:`worker.runs.creation.RUNS` that says what it asks for.
+here, and one in :data:`worker.runs.creation.RUNS` with the function for its requests.
 """
 
 from collections.abc import Mapping

@@ -30,7 +30,8 @@ DELIVERY_COUNT_HEADER = "x-delivery-count"
 ERROR_STATUS_HEADER = "x-error-status"
 ERROR_HEADER = "x-error"
 FAILED_AT_HEADER = "x-failed-at"
-# Of the span in which a worker refused the request. The letter keeps the request's own traceparent.
+# The trace context of the span in which a worker refused the request. The letter keeps the
+# request's own traceparent.
 ERROR_TRACE_HEADER = "x-error-traceparent"
 HEADERS_DROPPED_HEADER = "x-headers-dropped"
 # Prefix of a dead letter's headers for properties of the request that it can't have itself.

@@ -1,5 +1,5 @@
-"""What tells a state of a run to others: the message's type and routing key, and which states are
-told. The body is a record, see :func:`worker.contract.record.encode_state`.
+"""The message of a run's state: its type and routing key, and which states are published. The body
+is a record, see :func:`worker.contract.record.encode_state`.
 """
 
 from typing import Literal
@@ -23,5 +23,5 @@ def routing_key(state_type: str, flow_id: UUID, deployment_id: UUID | None, run_
 
 
 def told_types(states: States) -> frozenset[str] | None:
-    """The types of the states that are told. None: all, also those that a newer Prefect has."""
+    """The types of published states. None: all, also those that a newer Prefect has."""
     return TERMINAL_TYPES if states == "final" else None

@@ -131,7 +131,7 @@ MEANINGS = (
 
 
 def meaning_of(status: int | None, reason: str) -> Meaning | None:
-    """What a status means with this reason. None: no worker answers it."""
+    """The meaning of a status with this reason. None: no worker answers it."""
     return next((each for each in MEANINGS if each.status == status and re.search(each.reason, reason)), None)
 
 

@@ -68,7 +68,7 @@ class QueueNames:
     Attributes:
         queue: the request queue. All other names follow from it.
         events: whether there is an outbox for events as well.
-        states: whether the states of runs are told as well.
+        states: whether the states of runs are published as well.
         bindings: of the request queue to exchanges of others.
     """
 
@@ -94,7 +94,7 @@ class QueueNames:
 
     @cached_property
     def cursor_queue(self) -> str:
-        """The name of the queue that holds how far states were told, even if there is none."""
+        """The name of the queue of the states' cursor, even if there is none."""
         return self.states_exchange + ".cursor"
 
     @property

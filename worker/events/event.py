@@ -115,8 +115,8 @@ def event(run: Beginning, rows: RelatedRows) -> dict[str, Any]:
     """The event that Prefect emits for a run's first state (``flow_run_state_change_event``), in
     the form of ``POST /api/events``.
 
-    Two parts are cut to the API's limits: the event's name, for which Prefect itself would make no
-    run, and the related resources, as rows may have got more tags since then.
+    Two parts are cut to the API's limits. One is the event's name: Prefect itself would make no run
+    for a longer one. The other is the related resources: rows may have got more tags since then.
     """
     return {
         "occurred": run.timestamp,

@@ -1,5 +1,5 @@
-"""The side port: liveness, readiness, metrics and the contract's document over HTTP. Requests do
-not pass here.
+"""The side port: liveness, readiness, metrics and the contract's document over HTTP. It takes no
+requests for runs.
 
 It runs on the worker's own event loop, so an answer from ``/livez`` shows that the loop runs.
 Clients of the port cost the worker little: a connection serves one request, connections are few and

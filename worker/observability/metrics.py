@@ -280,13 +280,13 @@ def events_held(reason: str | None) -> None:
 
 
 def states_told(types: Iterable[str]) -> None:
-    """Count states that were told, by their types."""
+    """Count published states by their types."""
     for type_, count in Tally(types).items():
         _states_told.labels(type_).inc(count)
 
 
 def states_passed_over(reason: str, count: int = 1) -> None:
-    """Count states that were not told."""
+    """Count states that were not published."""
     passed_over.labels(reason).inc(count)
 
 
@@ -296,7 +296,7 @@ def states_held(reason: str | None) -> None:
 
 
 def tells_states(states: str, behind: Callable[[], float] | None) -> None:
-    """Note that this worker tells states. None: it waits until another one leaves.
+    """Note that this worker publishes states. None: it waits until another one leaves.
 
     Args:
         states: which ones, as in the setting.

@@ -71,8 +71,8 @@ class WorkerView:
         dead_letters_held: dead letters that their queue refuses.
         events_age: age of the oldest event that waits for Prefect's API. 0 in a worker that sends
             none.
-        states: whether it tells states. None if it is not set to.
-        states_lag: seconds since which visible states may wait to be told.
+        states: whether it publishes states. None if it is not set to.
+        states_lag: seconds that visible states may have waited to be published.
         memory: resident memory of the process, in bytes.
         settings: those that the workers of a queue share (:attr:`worker.settings.Settings.shared`).
             Empty in workers before 0.3.0.
@@ -277,7 +277,7 @@ class Top:
         return View(queue, workers, incoming)
 
     async def readiness(self, url: str) -> Mapping[str, str]:
-        """What a worker's ``/readyz`` says of each part: ``ok``, or what is wrong. Empty without an
+        """The state of each part in a worker's ``/readyz``: ``ok``, or the fault. Empty without an
         answer.
         """
         try:

@@ -141,7 +141,8 @@ def _read_run(request: FlowRunRequest[ReadFlowRun], now: datetime, traceparent: 
     return ReadRun(request.body.id)
 
 
-# What each kind of request asks for, given the time and the producer's trace context.
+# The function for each kind of request. Its arguments include the time and the producer's trace
+# context.
 RUNS: Mapping[Kind, Callable[[FlowRunRequest[Any], datetime, str | None], Requested]] = {
     CREATE: new_run,
     FROM_DEPLOYMENT: _run_of_deployment,

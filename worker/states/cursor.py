@@ -1,4 +1,6 @@
-"""The cursor: how far states were told. It is a message of the worker's own, and may be forged."""
+"""The cursor: how far states were published. It is a message of the worker's own, and may be
+forged.
+"""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -17,17 +19,18 @@ class Unreadable(Exception):
 
 
 class Cursor(BaseModel):
-    """How far states were told.
+    """How far states were published.
 
     Attributes:
         version: of this form.
         id: of this cursor.
-        began: nothing was told yet: a worker offers to begin here. Any other cursor goes before it.
-        told: all states before this time were told, once and for all.
-        reached: states up to this time were told, as far as they were visible.
-        seconds: what was told since ``told``: seconds since 1970, each with the number of states
+        began: no state was published yet: a worker offers to begin here. Any other cursor goes
+            before it.
+        told: all states before this time were published, once and for all.
+        reached: states up to this time were published, as far as they were visible.
+        seconds: the states published since ``told``: by seconds since 1970, the number of states
             and the last bits of their ids, as in :class:`worker.states.told.Digest`.
-        ids: of the states that were told last.
+        ids: of the states that were published last.
         open: transactions that were open for long, by their ids, with the time since which they may
             have written.
     """
@@ -71,7 +74,9 @@ def read_cursor(body: bytes, latest: datetime) -> Cursor:
 
 
 def furthest(cursors: list[Cursor]) -> Cursor:
-    """The cursor that counts. Among offers to begin it is the earliest: nothing was told."""
+    """The cursor that counts. If all are offers to begin, it is the earliest: no state was
+    published.
+    """
     begun = [each for each in cursors if not each.began]
     if begun:
         return max(begun, key=lambda each: (each.reached, each.told))

@@ -21,7 +21,7 @@ from worker.states.patience import Patience
 
 log = structlog.get_logger(__name__)
 
-# Most cursors to hold at once: the last one, the next one, and what others have put there.
+# Most cursors to hold at once: the last one, the next one, and those that others have put there.
 PREFETCH = 20
 _ALWAYS = datetime.max.replace(tzinfo=UTC)
 
@@ -113,7 +113,7 @@ class Keeper:
         await self._stay.acknowledge([each for each in taken if each not in self._held], multiple=False)
 
     def _read(self, taken: Sequence[Taken], latest: datetime) -> list[tuple[Cursor, Taken]]:
-        """The cursors among these messages. Others are told and left out."""
+        """The cursors among these messages. Other messages are logged and left out."""
         cursors: list[tuple[Cursor, Taken]] = []
         for each in taken:
             message = each.message

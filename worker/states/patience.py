@@ -8,29 +8,28 @@ class Patience:
     """Times in seconds, and numbers. Each default has its reason here.
 
     Attributes:
-        ahead: states of clocks that are this much ahead are told at once, later ones when their
-            time has come.
+        ahead: states of clocks that are this much ahead are published at once, later ones when
+            their time has come.
         again: at these ages, states are read again: those of clocks that are behind, and of short
             transactions. The second age is the longest that is read each time in quiet times: a
             clock may be 5 seconds behind.
         late: a state is visible at this age, unless its transaction was writing before. The
-            statement that writes it waits 60 seconds for a lock at the most, in Prefect with SQLite
-            and in this worker. The rest is for clocks.
-        forgotten: a transaction that is open for this long no longer holds back the others'
-            states. What it wrote is looked for once it has ended. Prefect's take seconds.
+            statement that writes it waits at most 60 seconds for a lock, in Prefect with SQLite and
+            in this worker. The rest is for clocks.
+        forgotten: a transaction that is open for this long no longer holds back the others' states.
+            Its states are looked for once it has ended. Prefect's take seconds.
         mark: the time between two marks among PostgreSQL's transactions, while any end. Each takes
             one of its two billion ids.
-        window: states that are read each time although they were told. A thousand take a
-            millisecond.
+        window: published states that are read again each time. A thousand take a millisecond.
         page: states that are read at once, without their runs.
-        told: the ids of told states in memory, of 16 bytes.
-        seconds: the seconds of told states that a cursor describes, of 30 bytes.
-        last: the ids of told states that a cursor has, of 40 bytes: states of its last second would
-            be told twice.
+        told: ids of published states in memory, 16 bytes each.
+        seconds: seconds of published states that a cursor describes, 30 bytes each.
+        last: ids of published states that a cursor has, 40 bytes each. Without them, states of its
+            last second would be published twice.
         first: a worker offers to begin without a cursor if it gets none for this long.
         settle: other cursors may arrive for this long after the first.
-        cursor: the time between two cursors while states are told. After a crash, those since the
-            last cursor are told twice.
+        cursor: the time between two cursors while states are published. After a crash, states since
+            the last cursor are published twice.
         renewal: a cursor is published again at this age: the broker's consumer timeout, 30 minutes
             by default and a minute at the least, would end the channel that holds it.
         hold: the cursor returns to the broker if the database is away for this long: another worker

@@ -42,7 +42,7 @@ class Publishing:
         refused_seconds: for how long a refused state is published again.
 
     Attributes:
-        told: how many states were told.
+        told: the number of published states.
     """
 
     def __init__(

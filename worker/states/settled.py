@@ -105,8 +105,8 @@ class Commits:
     """SQLite: one transaction writes at a time, and each look has a version that changes with each
     commit.
 
-    Who writes now, or later, got the file's lock after the last commit. That was after the last
-    look with the version before.
+    A transaction that writes now, or later, got the file's lock after the last commit. That commit
+    came after the last look with the version before.
     """
 
     def __init__(self) -> None:

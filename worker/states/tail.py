@@ -3,7 +3,7 @@ Knows no broker.
 
 States have an order, see :mod:`worker.store.states`. Its end is read again and again. Behind the
 end, sweeps go through the states at a growing age and find those that became visible late. The last
-sweep waits until all transactions of its time have ended. What was told is left out.
+sweep waits until all transactions of its time have ended. States that were published are left out.
 """
 
 from collections import deque
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 _TIDY_SECONDS = 5.0
 # A database's clock that differs by less was only adjusted, or read out of order.
 _SET_BACK = timedelta(seconds=1)
-# Tells states. Once it returns, they were told.
+# Publishes states. All are confirmed, or left out, once it returns.
 Tell = Callable[[Sequence[Written]], Awaitable[None]]
 
 
@@ -63,7 +63,7 @@ class Tail:
         cursor: where to begin.
 
     Attributes:
-        settled: what is known of the database's transactions.
+        settled: which of the database's transactions have ended.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Tail:
         self._sweeps = [_Sweep(start, age) for age in (*patience.again, patience.late)]
         self._last = _Sweep(start, patience.late)
         self._late = timedelta(seconds=patience.late)
-        # No state before this place is told, whatever transaction wrote it.
+        # No state before this place is published, whatever transaction wrote it.
         self._begin = min((start, *(states.key(since - self._late) for since in cursor.open.values())))
         self._reached = cursor.reached
         self._looked: tuple[float, datetime] | None = None
@@ -93,7 +93,7 @@ class Tail:
         self._ids = frozenset(cursor.ids)
 
     def cursor(self) -> Cursor:
-        """How far the states were told."""
+        """How far states were published."""
         digests = self._told.digests(self._patience.seconds)
         told = self._states.time(self._last.after)
         return Cursor(
@@ -113,7 +113,7 @@ class Tail:
         return max(0.0, monotonic() - at + (now - self._reached).total_seconds())
 
     async def recall(self) -> None:
-        """Find out which states an earlier teller has told, from what the cursor says.
+        """Find the states that an earlier teller published, by the cursor.
 
         Raises:
             Fault: the database is away or busy.
@@ -133,7 +133,7 @@ class Tail:
         self._digests = {}
 
     async def step(self) -> bool:
-        """Read once what is due: of the end and of each sweep one page.
+        """Read one page of the end, and one of each sweep that is due.
 
         Returns:
             Whether more is due.
@@ -220,7 +220,7 @@ class Tail:
         self._after = self._front = min(self._after, self._sweeps[1].after)
 
     def _cover(self, after: Key, reaches: Key, look: Look) -> None:
-        """Let the sweeps leave out what was read at their age, whoever read it."""
+        """Move each sweep past states that were read at its age, by any reading."""
         for sweep in self._sweeps:
             _move(sweep, after, min(reaches, self._states.key(look.now - sweep.age)))
         if self.settled.until is not None:

@@ -1,5 +1,5 @@
-"""The teller: tells the states of runs while it has the cursor, and waits whenever the database or
-the broker is down. It neither serves nor disturbs requests.
+"""The teller: publishes the states of runs while it has the cursor, and waits whenever the database
+or the broker is down. It neither serves nor disturbs requests.
 
 Each worker of a queue has one. The broker hands the cursor to one of them at a time.
 """
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 class Teller(Beside):
-    """Tells states until it is stopped. Then it puts the cursor back.
+    """Publishes states until it is stopped. Then it puts the cursor back.
 
     Args:
         settings: the broker, and which states.
@@ -86,7 +86,7 @@ class Teller(Beside):
         return None
 
     async def _serve(self, stay: Stay, reader: StatesReader) -> None:
-        """Wait for the cursor, then tell states until the stay ends or the worker stops."""
+        """Wait for the cursor, then publish states until the stay ends or the worker stops."""
         keeper = Keeper(stay, self._topology.cursor_queue, self._settings.fleet_logins, self._patience)
         away = _Away(self._patience, self._stopping)
         metrics.states_held(None)

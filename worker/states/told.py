@@ -1,6 +1,6 @@
-"""Remembers which states were told, so that one that is read again is not told again. Pure.
+"""Remembers the published states: a state that is read again is not published again. Pure.
 
-Memory is bounded: the oldest are dropped first, and told again if they are read again.
+Memory is bounded: the oldest are dropped first, and published again if they are read again.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ _JOIN_SECONDS = 15
 
 @immutable
 class Digest:
-    """Describes the states that were told of one second.
+    """Describes the published states of one second.
 
     Attributes:
         count: their number.
@@ -37,14 +37,14 @@ class Digest:
 
 
 class Told:
-    """The states that were told, by the second of their time.
+    """The published states, by the second of their time.
 
     Args:
-        most: ids that are kept at the most.
+        most: the most ids to keep.
 
     Attributes:
         count: ids that are kept now.
-        last: the ids that were told last.
+        last: the ids of the states published last.
     """
 
     def __init__(self, most: int, last: int) -> None:
@@ -106,8 +106,8 @@ def second_of(time: datetime) -> int:
 def told_before(
     states: Iterable[Written], digests: Mapping[int, Digest], ids: Collection[UUID]
 ) -> Iterable[Written]:
-    """Those of these states that an earlier teller has told: those with these ids, and all of each
-    second whose digest is that of the states that there are now.
+    """The states that an earlier teller published. They have one of these ids, or are of a second
+    whose states still have its digest.
 
     Args:
         states: all of each second, in their order.

@@ -64,7 +64,7 @@ _ARGUMENTS: dict[str, type[int] | type[float] | type[str]] = {
     "service": str,
     "servicefile": str,
 }
-# Files that asyncpg reads at each connect. Its errors don't name the unreadable one.
+# Files that asyncpg reads at each connect. Its errors don't name an unreadable file.
 _FILES = ("sslcert", "sslkey", "sslrootcert", "sslcrl")
 
 

@@ -27,7 +27,7 @@ _NEWEST = "SELECT id FROM flow_run ORDER BY rowid DESC LIMIT 1"
 
 
 class ConnectionLost(Fault):
-    """The connection serves no more; another one may."""
+    """This connection can't be used any longer. Another one may work."""
 
 
 class DatabaseFile:
@@ -48,7 +48,7 @@ class DatabaseFile:
         # The write-ahead log and its index, once they exist. SQLite follows symbolic links.
         self._companions: dict[str, _Identity] = {}
         self._places: tuple[str, ...] = ()
-        # The newest run of the open file, noted once another file, or none, is at the path.
+        # The newest run of the open file. It is noted once the path has another file, or none.
         self._newest: str | None = None
         self._filled = self._emptied = False
         self._told = ""

@@ -133,7 +133,8 @@ class Insertion:
     ) -> set[UUID]:
         statements, server = self._reader.statements, driver(connection)
         create = create or statements.create
-        # They may have waited for the database. States are told by the time of this column.
+        # The runs may have waited for the database. States are published in the order of this
+        # column.
         now = datetime.now(UTC)
         for new in runs:
             if new.run.state is not None:

@@ -7,8 +7,7 @@ from worker.contract.allowed import Allowed
 from worker.runs.deployments.near import NAME_MAX, meant, spellings
 from worker.store.reading import Reader, Unreadable
 
-# At most so many wrong names of a batch are looked at, beside so many deployments
-# (``Statements.deployment_names``).
+# Most wrong names of a batch to look at. ``Statements.deployment_names`` limits the deployments.
 WRONG_MAX = 3
 
 

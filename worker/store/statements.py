@@ -31,7 +31,7 @@ from worker.store.tables import (
 
 # Fields of a run that are read from the rows of its work pool and work queue.
 _OF_POOL = ("work_pool_id", "work_pool_name", "pool_queue_name")
-# The keys by which rows are read: an id, or two values.
+# Rows are read by these keys: an id, or two values.
 _RUN_KEYS = (flow_run.c.id,), (flow_run.c.flow_id, flow_run.c.idempotency_key)
 _DEPLOYMENT_KEYS = (deployment.c.id,), (flow.c.name, deployment.c.name)
 # No conflict target, since the primary key counts too: a run's id may be its message's fingerprint.

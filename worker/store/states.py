@@ -1,5 +1,4 @@
-"""Reads the states of runs in the order in which they were written, for those who are told of them.
-Knows nothing of who that is.
+"""Reads the states of runs in the order in which they were written. Knows nothing of their readers.
 
 The order is that of ``flow_run_state.updated``, on which Prefect has an index. The process that
 writes a state sets it by its own clock, before the commit.
@@ -37,7 +36,7 @@ _SQLITE = """
 
 @immutable
 class Look:
-    """What the database said of itself as a page was read.
+    """The database's clock and transactions as a page was read.
 
     Attributes:
         now: the time by its clock.
@@ -107,7 +106,8 @@ class StatesReader(Reader):
         types: of the states that are read (None: all).
 
     Attributes:
-        statement: reads a page: after a time and an id, before a time, so many states.
+        statement: reads a page. Its parameters: the time and the id before the page, the time after
+            it, and the most states to read.
     """
 
     def __init__(

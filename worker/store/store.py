@@ -134,7 +134,7 @@ class Store(Reader):
         Raises:
             Fault: the database is away or busy. Give the same runs again: those that were stored
                 are found then.
-            DeploymentMissing: that of plain messages.
+            DeploymentMissing: the deployment of plain messages is missing.
         """
         reads = [each for each in requested if isinstance(each, ReadRun)]
         try:

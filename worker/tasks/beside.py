@@ -1,4 +1,4 @@
-"""A task beside the line, from its start to its end. Knows nothing of its work."""
+"""A task beside the line, from its start to its end. Knows nothing of the task's work."""
 
 import asyncio
 

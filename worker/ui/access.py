@@ -39,7 +39,7 @@ class Access:
     """The secrets of one run of the command, and the checks.
 
     Args:
-        names: host names to be reached by, besides those of this machine.
+        names: host names of the pages, besides those of this machine.
 
     Attributes:
         token: goes into the URL.

@@ -23,11 +23,11 @@ class Job:
     """One piece of work.
 
     Attributes:
-        title: what it does, in a few words.
+        title: its task, in a few words.
         back: the page to go on with.
         done, total: how far it is, where that is known.
-        lines: what it has to say.
-        shown: what it found, as its page wants it.
+        lines: its messages.
+        shown: its findings, in the form that its page needs.
         error: why it failed, in a line.
         goes_on: where to go as soon as it has succeeded. Empty: its page has something to show.
     """

@@ -1,4 +1,4 @@
-"""The pages of the dead letters: causes, lists, one letter, and what is done about them."""
+"""The pages of the dead letters: causes, lists, one letter, and the actions on letters."""
 
 from collections.abc import Collection
 from typing import Any

@@ -21,7 +21,7 @@ from worker.operate.selection import Selection
 from worker.settings import Settings
 from worker.ui.jobs import Job
 
-# Letters to list: the newest ones. A list of more helps nobody, and causes count all.
+# Letters to list: the newest ones. A longer list is no help, and causes count all letters.
 MAX_LETTERS = 10_000
 # Bytes of content to keep, beyond 32 MiB in a temporary file. Without its content a letter is
 # listed and can be replayed; to show it takes a look of its own.
@@ -79,7 +79,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class _Among(Selection):
-    """Letters that the last look has found: nobody decides about those that came later."""
+    """Selects letters of the last look. The user has not seen later ones."""
 
     among: Collection[str] = ()
 
@@ -105,7 +105,7 @@ class Letters:
         self.last: Look | None = None
 
     def explained(self, message: Message, summary: Summary) -> Explanation:
-        """What a letter means, and what to do."""
+        """A letter's meaning, and what to do."""
         return explained(message, summary.status, summary.error, self._checking)
 
     def close(self) -> None:

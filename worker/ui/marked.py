@@ -25,7 +25,7 @@ class Line:
     """A line of a body.
 
     Attributes:
-        error: what is wrong with it. None: it is no cause.
+        error: the fault in it. None: it has none.
         missing: it is not in the body, and should be.
     """
 
@@ -78,7 +78,7 @@ def _shown(lines: Iterable[Line]) -> tuple[list[Line], int]:
 
 
 def marks_of(content: Any, reason: str, problems: Sequence[Problem]) -> Marks:
-    """What is wrong, by the path to the value."""
+    """The faults, by the path to the value."""
     found: dict[Path, str] = {}
     for each in problems:
         where, *path = [str(part) for part in each.place] or [""]
@@ -95,7 +95,7 @@ def marks_of(content: Any, reason: str, problems: Sequence[Problem]) -> Marks:
 
 
 def _quoted(content: Any, reason: str, path: Path = ()) -> Iterator[Path]:
-    """The paths of texts that the reason quotes, such as the name of what is not there."""
+    """The paths of texts that the reason quotes, such as the name of a missing row."""
     if isinstance(content, str):
         if len(content) >= _QUOTED and re.search(rf"(?<!\w){re.escape(content[:500])}(?!\w)", reason):
             yield path

@@ -17,9 +17,9 @@ class Pages:
     """The pages of one run of the command.
 
     Args:
-        frame: what all pages share.
-        watching: what is seen of workers and queues.
-        jobs: what pages start.
+        frame: the parts that all pages share.
+        watching: watches workers and queues.
+        jobs: the work that pages start.
     """
 
     def __init__(self, settings: Settings, frame: Frame, watching: Watching, jobs: Jobs) -> None:
@@ -48,7 +48,7 @@ class Pages:
         )
 
     async def live(self, request: web.Request) -> web.Response:
-        """The points after a number, and the figures of now, for the script."""
+        """For the script: the points after a number, and the current figures."""
         since = request.query.get("since", "")
         history, seen = self._watching.history, self._watching.seen
         shown = {

@@ -28,7 +28,7 @@ def example(settings: Settings) -> str:
 
 
 async def send(job: Job, settings: Settings, body: str, *, check: bool, wait: bool) -> None:
-    """Send a request. The job shows the record or the error's body, and each state that is told.
+    """Send a request. The job shows the record or the error's body, and each published state.
 
     Raises:
         ClientError: there is no answer.

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 # aiohttp logs a traceback for bytes that are not HTTP, and anyone may send those.
 _silent = logging.Logger("aiohttp.server", logging.CRITICAL + 1)
-# A form writes a byte as three at the most. In bytes.
+# In bytes. A form encodes a byte as up to three.
 _FORM = 64 * 1024
 
 

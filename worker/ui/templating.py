@@ -1,5 +1,5 @@
-"""Renders the pages. All that is shown is escaped: markup, and characters that would hide or turn
-around what is next to them.
+"""Renders the pages. All shown text is escaped: markup, and characters that would hide or reverse
+their neighbours.
 """
 
 from collections.abc import Mapping

@@ -87,7 +87,7 @@ NOTHING = Seen(View(QueueView(0.0, error="not read yet"), (), 0.0))
 
 
 class Watching:
-    """The watch, in the background. :attr:`seen` and :attr:`history` are what it has seen.
+    """The watch, in the background. :attr:`seen` and :attr:`history` have the results.
 
     Args:
         urls: the workers' side ports. A name that has several addresses stands for a worker each.
@@ -124,8 +124,8 @@ class Watching:
         self.history.add(view)
 
     async def _reasons(self, top: Top, view: View) -> Mapping[str, Mapping[str, str]]:
-        """What is not well, by the worker's URL. It is read from those with a fault, and from all
-        once in a while.
+        """The parts with faults, by the worker's URL. Workers with a fault are asked each time, all
+        workers once in a while.
         """
         everyone = time.monotonic() > self._ready_until
         if everyone:

@@ -169,8 +169,8 @@ class Controls:
 
     @property
     def worker_states(self) -> States:
-        """Which states are told, as of the setting WORKER_STATES: ``all`` (the default), ``final``
-        or ``off``.
+        """Which states are published, as by the setting WORKER_STATES: ``all`` (the default),
+        ``final`` or ``off``.
         """
         return self._rows.states
 

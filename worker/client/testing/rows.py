@@ -42,7 +42,7 @@ class Rows:
         strict: refuse ids of rows that were not added: of flows, parent task runs, and documents.
             Otherwise every id stands for a row. Names always have to be added.
         variables: the workspace variables by name.
-        states: which states are told, as of the setting WORKER_STATES.
+        states: which states are published, as by the setting WORKER_STATES.
         ends: the states that runs end in by themselves, by the ids of flows and deployments.
     """
 

@@ -30,7 +30,7 @@ class Told:
 
     @contextmanager
     def followed(self, pattern: str) -> "Iterator[asyncio.Queue[FlowRunRecord]]":
-        """A queue of the states that are told meanwhile.
+        """A queue of the states that are published meanwhile.
 
         Args:
             pattern: of routing keys, as of a topic exchange.

@@ -121,7 +121,7 @@ class World:
         return record_of(encode_record(run, datetime.now(UTC)))
 
     def check_states_told(self) -> None:
-        """Raise StatesNotTold if no states are told, or if the test wants it."""
+        """Raise StatesNotTold if no states are published, or if the test wants it."""
         if self.rows.states == "off":
             raise StatesNotTold("No states are told here: WORKER_STATES is off.")
         self.fail_wait(StatesNotTold)

@@ -163,7 +163,7 @@ async def _others_events(connection: aio_pika.Connection, topology: Topology) ->
 
 
 async def _others_states(connection: aio_pika.Connection, topology: Topology) -> AsyncIterator[Finding]:
-    """Warn of states that other workers tell, if ``WORKER_STATES`` is off here."""
+    """Warn of states that other workers publish, if ``WORKER_STATES`` is off here."""
     channel = await connection.channel()
     try:
         cursor = (await channel.get_queue(topology.cursor_queue)).declaration_result

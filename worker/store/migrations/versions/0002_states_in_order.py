@@ -1,4 +1,4 @@
-"""The index by which states are told, as Prefect has it."""
+"""The index for reading states in their order, as Prefect has it."""
 
 from alembic import op
 
