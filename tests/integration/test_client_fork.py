@@ -10,7 +10,7 @@ from tests.support.producer import Producer
 
 # Each process prints the names of its runs; the first one also prints its children's exit codes.
 FORKED = """
-import os, sys, threading
+import os, sys, threading, time
 from worker.client import BrokerGone
 from worker.client.sync import FlowRunClient
 
@@ -46,6 +46,10 @@ create("parent again")
 codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
 create("parent at the end")
 client.close()
+for _ in range(1000):  # the client's thread is at its last instructions
+    if threading.active_count() == 1:
+        break
+    time.sleep(0.01)
 print(codes, threading.active_count())
 """
 
