@@ -158,50 +158,58 @@ class Scene:
         ]
 
 
+@pytest.fixture
+async def scene(shared: Shared, amqp_url: str) -> AsyncIterator[Scene]:
+    async with Both.at(shared, amqp_url) as both:
+        yield await Scene.at(both)
+
+
+@pytest.fixture
+async def at_open(shared: Shared, attacker: str) -> AsyncIterator[Producer]:
+    """The attacker at the worker with all switches off."""
+    async with Producer(attacker, shared.queue) as producer:
+        yield producer
+
+
+@pytest.fixture
+async def at_careful(careful: str, attacker: str) -> AsyncIterator[Producer]:
+    """The attacker at the worker with all switches on."""
+    async with Producer(attacker, careful) as producer:
+        yield producer
+
+
 async def send(producer: Producer, of_deployment: bool, body: dict[str, Any]) -> Reply:
     kind = {"type": "create_flow_run_from_deployment"} if of_deployment else {}
     return await producer.request(body, **kind)
 
 
 async def test_each_attack_works_without_its_switch_and_fails_with_it(
-    shared: Shared, amqp_url: str, careful: str, attacker: str
+    scene: Scene, at_open: Producer, at_careful: Producer
 ) -> None:
-    async with (
-        Both.at(shared, amqp_url) as both,
-        Producer(attacker, shared.queue) as at_open,
-        Producer(attacker, careful) as at_careful,
-    ):
-        scene = await Scene.at(both)
-        for name, (of_deployment, body, switch) in scene.attacks().items():
-            assert (await send(at_open, of_deployment, body)).status in (200, 201), name
-            refused = await send(at_careful, of_deployment, body)
-            assert refused.status == 400, name
-            assert f"WORKER_{switch}_PATTERN" in refused.headers["x-error"], name
-            assert "hidden" not in json.dumps(refused.body), name
-            assert "theirs" not in json.dumps(refused.body), name
-        for of_deployment, body in scene.fine():
-            reply = await send(at_careful, of_deployment, body)
-            assert reply.status == 201, reply.body
-        assert reply.body["parameters"] == {}
+    for name, (of_deployment, body, switch) in scene.attacks().items():
+        assert (await send(at_open, of_deployment, body)).status in (200, 201), name
+        refused = await send(at_careful, of_deployment, body)
+        assert refused.status == 400, name
+        assert f"WORKER_{switch}_PATTERN" in refused.headers["x-error"], name
+        assert "hidden" not in json.dumps(refused.body), name
+        assert "theirs" not in json.dumps(refused.body), name
+    for of_deployment, body in scene.fine():
+        reply = await send(at_careful, of_deployment, body)
+        assert reply.status == 201, reply.body
+    assert reply.body["parameters"] == {}
 
 
 async def test_a_wrong_name_shows_only_names_that_the_switch_allows(
-    shared: Shared, amqp_url: str, careful: str, attacker: str
+    scene: Scene, at_open: Producer, at_careful: Producer
 ) -> None:
-    async with (
-        Both.at(shared, amqp_url) as both,
-        Producer(attacker, shared.queue) as at_open,
-        Producer(attacker, careful) as at_careful,
-    ):
-        scene = await Scene.at(both)
-        near = scene.names["allowed"].replace("/allowed", "/hushe")
-        reasons = []
-        for producer in (at_open, at_careful):
-            reply = await send(producer, True, {"deployment_name": near})
-            assert (reply.status, reply.body) == (404, {"detail": "Deployment not found"})
-            reasons.append(reply.headers["x-error"])
-        assert f"'{near}d'" in reasons[0]
-        assert f"'{near}d'" not in reasons[1]
+    near = scene.names["allowed"].replace("/allowed", "/hushe")
+    reasons = []
+    for producer in (at_open, at_careful):
+        reply = await send(producer, True, {"deployment_name": near})
+        assert (reply.status, reply.body) == (404, {"detail": "Deployment not found"})
+        reasons.append(reply.headers["x-error"])
+    assert f"'{near}d'" in reasons[0]
+    assert f"'{near}d'" not in reasons[1]
 
 
 async def test_no_queue_of_workers_gets_a_reply(

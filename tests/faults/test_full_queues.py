@@ -69,6 +69,16 @@ def calm(worker: WorkerProcess) -> bool:
     )
 
 
+async def until_a_letter_waits(worker: WorkerProcess, timed: Timed) -> list[str]:
+    """Send bad requests until the full queue refuses a dead letter; returns their ids. The queue
+    takes a few more than its length until it counts them.
+    """
+    ids: list[str] = []
+    while not worker.metric("flow_run_worker_dead_letters_held"):
+        ids.append((await timed.request({"flow_id": len(ids)})).correlation_id or "")
+    return ids
+
+
 async def test_a_full_dead_letter_queue_holds_up_no_good_request_and_is_seen(
     start_worker: StartWorker, timed: Timed, rabbitmq: RabbitMQ, sqlite_url: str
 ) -> None:
@@ -113,10 +123,7 @@ async def test_one_dead_letter_that_waited_is_forgotten_once_it_is_taken(
 ) -> None:
     worker = await asyncio.to_thread(start_worker, sqlite_url)
     with rabbitmq.full(f"{timed.queue}.dead", 1):
-        # The queue takes a few more than its length until it counts them.
-        ids: list[str] = []
-        while not worker.metric("flow_run_worker_dead_letters_held"):
-            ids.append((await timed.request({"flow_id": len(ids)})).correlation_id or "")
+        ids = await until_a_letter_waits(worker, timed)
         await asyncio.to_thread(worker.wait_until_logged, "dead_letters_not_taken")
     await depth(worker, timed, len(ids))
 
@@ -226,9 +233,7 @@ async def test_a_letter_is_kept_while_no_channel_can_be_opened_for_it(
 ) -> None:
     worker = await asyncio.to_thread(start_worker, sqlite_url)
     with rabbitmq.full(f"{timed.queue}.dead", 1):
-        ids: list[str] = []
-        while not worker.metric("flow_run_worker_dead_letters_held"):
-            ids.append((await timed.request({"flow_id": len(ids)})).correlation_id or "")
+        ids = await until_a_letter_waits(worker, timed)
         rabbitmq.ctl("set_user_limits", "guest", '{"max-channels": 1}')
         try:
             await asyncio.to_thread(worker.wait_until_logged, "not_declared_again")
