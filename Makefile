@@ -11,8 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # By uv, in a tenth of pip's time; by pip if uv fails, such as with an index that only pip knows.
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
-install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(PIP) $(1)
+# The second argument is an environment's bin; $(BIN) by default.
+PIP = $(or $(1),$(BIN))/pip install --quiet --disable-pip-version-check
+install = $(BIN)/uv pip install --quiet --python $(or $(2),$(BIN))/python $(1) || $(call PIP,$(2)) $(1)
 
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
 
@@ -28,7 +29,7 @@ help:                 ## Show this list
 $(VENV)/installed: deploy/requirements/uv.txt deploy/requirements/worker.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: set PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --require-hashes -r deploy/requirements/uv.txt
+	$(call PIP) --require-hashes -r deploy/requirements/uv.txt
 	$(call install,--require-hashes -r deploy/requirements/worker.txt)
 	$(call install,--no-deps --editable .)
 	@touch $@
@@ -43,7 +44,7 @@ servers:              ## Install the servers that the tests start for themselves
 check: $(VENV)/installed-test lint dist   ## Check style and types, and run the quick tests, which need no servers (below two minutes)
 	$(BIN)/python -m pytest --quiet tests/unit
 
-test: $(VENV)/installed-test servers lint   ## Run the tests against a real RabbitMQ, PostgreSQL and SQLite (about ten minutes)
+test: $(VENV)/installed-test servers lint   ## Run the tests against a real RabbitMQ, PostgreSQL and SQLite (some 17 minutes on two cores)
 	$(PYTEST) -m "not long" --ignore=tests/deploy/engine
 
 test-long: $(VENV)/installed-test servers   ## Run the tests that `make test` leaves out: longer ones, and more combinations
@@ -78,7 +79,7 @@ lint: $(VENV)/installed-test   ## Check style, types, and who imports whom
 
 .cache/release/installed: deploy/requirements/release.txt $(VENV)/installed
 	$(PYTHON) -m venv .cache/release
-	$(BIN)/uv pip install --quiet --python .cache/release/bin/python --require-hashes -r $< || .cache/release/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	$(call install,--require-hashes -r $<,.cache/release/bin)
 	@touch $@
 
 dist: .cache/release/installed   ## Build both distributions into .cache/dist, with the links of PROJECT_URL, and check them
