@@ -5,7 +5,6 @@ executed it. Needs Node.js and Chromium.
 
 import asyncio
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
+from tests.support.browser import chromium
 from tests.support.demo_prefect import NAME, Scene, scene
 from tests.support.node import NodeProducer
 from tests.support.rabbitmq import RabbitMQ
@@ -42,9 +42,8 @@ def run_and_show(at: Scene, folder: Path, picture: Path) -> None:
     print(f"{done.stdout}{done.stderr}")
     run_id = json.loads(done.stdout.partition("\n")[2])["id"]
     asyncio.run(executed(at, run_id))
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or "chromium"
     command = [
-        *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+        *(chromium() or "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
         *(f"--user-data-dir={folder}/browser", f"--window-size={SIZE}"),
         *(f"--virtual-time-budget={PAGE_MILLISECONDS}", f"--screenshot={picture.absolute()}"),
         f"{at.server.url}/runs/flow-run/{run_id}",

@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support.node import installed
 from tests.support.worker_process import ROOT
 
 
@@ -20,11 +20,8 @@ class AMQP10Producer:
     """
 
     def __init__(self, folder: Path, port: int) -> None:
-        self._folder = folder / "rhea"
+        self._folder = installed(ROOT / "tests/support/rhea", folder)
         self._port = port
-        shutil.copytree(ROOT / "tests/support/rhea", self._folder)
-        install = ["npm", "install", "--no-audit", "--no-fund", "--silent"]
-        subprocess.run(install, cwd=self._folder, check=True, timeout=120)
 
     async def send(
         self, to: str, messages: Sequence[dict[str, Any]], *, source: str | None = None, replies: int = 0

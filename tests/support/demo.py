@@ -21,6 +21,7 @@ from rich.table import Table
 from tests.support.broker import broker
 from tests.support.processes import wait_until
 from worker.client import CreateOutcome, FlowRunClient, FlowRunRefused
+from worker.contract.topology import QueueNames
 
 REQUESTS = 5_000
 # One in twenty repeats another one's key, one in a hundred is malformed.
@@ -191,9 +192,10 @@ async def forget(url: str, queue: str) -> None:
     """Delete the demo's queues and exchanges."""
     connection = await aiormq.connect(url)
     channel = await connection.channel()
-    for name in ("", ".dead", ".events", ".states.cursor"):
-        await channel.queue_delete(f"{queue}{name}")
-    for exchange in (queue.rpartition(".")[0], f"{queue}.states"):
+    names = QueueNames(queue, events=True, states=True)
+    for name in names.queues:
+        await channel.queue_delete(name)
+    for exchange in names.exchanges:
         await channel.exchange_delete(exchange)
     await connection.close()
 

@@ -1,4 +1,4 @@
-"""The example producer for Node.js, with its dependencies installed beside it."""
+"""Programs for Node.js, each with its dependencies installed beside it."""
 
 import os
 import shutil
@@ -8,16 +8,21 @@ from pathlib import Path
 from tests.support.worker_process import ROOT
 
 
+def installed(program: Path, folder: Path) -> Path:
+    """A copy of a program's folder in ``folder``, with its dependencies."""
+    copy = folder / program.name
+    shutil.copytree(program, copy, ignore=shutil.ignore_patterns("node_modules"))
+    install = ["npm", "install", "--no-audit", "--no-fund", "--silent"]
+    subprocess.run(install, cwd=copy, check=True, timeout=120)
+    return copy
+
+
 class NodeProducer:
     """Sends requests by ``deploy/examples/node``."""
 
     def __init__(self, folder: Path, amqp_url: str, queue: str) -> None:
-        self._folder = folder / "node"
+        self._folder = installed(ROOT / "deploy/examples/node", folder)
         self._environment = {**os.environ, "WORKER_AMQP_URL": amqp_url, "WORKER_QUEUE": queue}
-        leave_out = shutil.ignore_patterns("node_modules")
-        shutil.copytree(ROOT / "deploy/examples/node", self._folder, ignore=leave_out)
-        install = ["npm", "install", "--no-audit", "--no-fund", "--silent"]
-        subprocess.run(install, cwd=self._folder, check=True, timeout=120)
 
     def create(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Send one request; returns the example's output."""
