@@ -62,6 +62,13 @@ async def test_without_a_database_a_temporary_one_is_measured(rabbitmq: RabbitMQ
     assert "all at once" in done.out
 
 
+async def test_workers_that_publish_states_leave_nothing_behind(rabbitmq: RabbitMQ) -> None:
+    done = await command("bench", "--requests", "600", amqp_url=rabbitmq.url, states="final")
+    assert done.code == 0, done.err
+    assert queues(rabbitmq) == {}
+    assert "flow-runs-bench-" not in rabbitmq.ctl("list_exchanges", "name")
+
+
 async def test_refused_requests_are_no_throughput(rabbitmq: RabbitMQ) -> None:
     done = await command("bench", "--requests", "50", amqp_url=rabbitmq.url, max_body_bytes=20)
     assert done.code == 1

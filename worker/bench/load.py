@@ -30,6 +30,7 @@ from worker.broker.topology import Topology
 from worker.contract.delivery import Delivery
 from worker.contract.encoding import dumps
 from worker.contract.kinds import CREATE
+from worker.contract.topology import QueueNames
 from worker.tasks.mailbox import Mailbox
 
 Body = Literal["small", "typical", "large"]
@@ -268,8 +269,8 @@ def _number(reply: Delivery) -> int:
 async def open_load(
     amqp_url: str, topology: Topology, body: Callable[[int], bytes], type_: str = CREATE.type
 ) -> AsyncIterator[Load]:
-    """A load on a request queue of its own, which is removed afterwards with its exchange and dead
-    letters.
+    """A load on a request queue of its own, which is removed afterwards with all that belongs to
+    it.
 
     Args:
         body: returns the body of a request by its number.
@@ -295,12 +296,14 @@ async def open_load(
             reply_to = await _consume_replies(connection, channel, replies)
             yield Load(publishers, replies, reply_to, requests, body, type_)
         finally:
+            # The workers' settings may have asked for more than was declared above.
+            everything = QueueNames(topology.queue, events=True, states=True)
             # A new channel: those above may be closed.
             tidying = await connection.channel()
-            for queue in (topology.queue, topology.dead_letter_queue):
+            for queue in everything.queues:
                 await tidying.queue_delete(queue)
-            if topology.exchange is not None:
-                await tidying.exchange_delete(topology.exchange)
+            for exchange in everything.exchanges:
+                await tidying.exchange_delete(exchange)
 
 
 async def _consume_replies(
